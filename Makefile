@@ -1,0 +1,32 @@
+# make demo: the light inference package, three bundled pairs fused into demo/.   make test: everything CI checks.
+PYTHON ?= python3
+# The CPU build of torch where the index has one; extra arguments for pip come in PIP_ARGS.
+PIP_ARGS ?=
+
+.PHONY: demo test lint bench clean
+
+.venv-demo/done: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet $(PIP_ARGS) .
+	touch $@
+
+demo: .venv-demo/done
+	.venv-demo/bin/mmif-trt demo demo
+
+# torch first and pinned: a plain "torch" elsewhere in the requirements then finds it there.
+.venv/done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	touch $@
+
+lint: .venv/done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy mmif_trt engines benchmarks
+
+test: lint
+	.venv/bin/pytest
+
+clean:
+	rm -rf .venv .venv-demo demo build *.egg-info
