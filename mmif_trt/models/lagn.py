@@ -1,0 +1,187 @@
+"""LAGN, the local-and-global network that fuses two registered images. The layers and sizes are our design.
+
+The paper (Qu et al., Med Biol Eng Comput 63:2105, 2025) names a local-and-global network; its layers are not public to
+us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), both [B, 1, H, W] in [0, 1]:
+
+    space-to-depth, 3x3 conv            half resolution, shared by both branches
+    local branch                        convolutions at half resolution: edges, texture
+    global branch                       shifted-window attention at quarter resolution: structure
+    gate                                per pixel and channel, how much of either branch goes on
+    decoder, depth-to-space             full resolution: blend weight w and residual r
+
+    f = w a + (1 - w) b + r max(a, b)
+
+so detail is kept by construction: the network decides between the sources' own pixels and may correct them by a bounded
+share. Where both sources are 0 the result is exactly 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDE = 4  # the global branch runs at a quarter of the resolution
+BLEND_SLOPE = 8.0  # at the start of training w is close to a soft maximum of the sources
+RESIDUAL_SHARE = 0.25  # |r| stays below this share of the brighter source
+
+
+@dataclass(frozen=True)
+class LAGNConfig:
+    """Dimensions of the network; stored beside the weights."""
+
+    local_dim: int = 32
+    local_depth: int = 3
+    global_dim: int = 64
+    global_depth: int = 4
+    head_dim: int = 32
+    window: int = 8
+    decoder_depth: int = 2
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be a multiple of this: one whole window at quarter resolution."""
+        return STRIDE * self.window
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """[N, N] index into the bias table for N = window^2 tokens: one entry an offset (dy, dx), Swin's numbering."""
+    axis = torch.arange(window)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    yx = torch.stack([y.flatten(), x.flatten()])  # [2, N]
+    offset = yx[:, :, None] - yx[:, None, :] + window - 1  # [2, N, N], each 0 .. 2 window - 2
+    return offset[0] * (2 * window - 1) + offset[1]
+
+
+def shift_mask(height: int | Tensor, width: int | Tensor, window: int, shift: int) -> Tensor:
+    """[nW, 1, N, N] additive mask: after the cyclic shift, tokens from opposite borders must not see each other."""
+
+    def regions(length: int | Tensor) -> Tensor:
+        i = torch.arange(length)
+        return (i >= length - window).long() + (i >= length - shift).long()
+
+    region = regions(height)[:, None] * 3 + regions(width)[None, :]  # [H, W], 9 regions
+    region = region.reshape(height // window, window, width // window, window)
+    region = region.permute(0, 2, 1, 3).reshape(-1, window * window)  # [nW, N]
+    same = region[:, :, None] == region[:, None, :]
+    return torch.where(same, 0.0, -100.0)[:, None]
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within windows of a [B, H, W, C] map, cyclically shifted, with relative position bias."""
+
+    def __init__(self, dim: int, head_dim: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.window, self.shift = dim // head_dim, head_dim, window, shift
+        self.exportable = False
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, self.heads))
+        self.register_buffer("index", relative_position_index(window).flatten(), persistent=False)
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+
+    def bias(self) -> Tensor:
+        """[1, heads, N, N] float32."""
+        n = self.window**2
+        return self.bias_table[self.index].reshape(n, n, self.heads).permute(2, 0, 1)[None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        window, shift, N = self.window, self.shift, self.window**2
+        qkv = self.qkv(x)
+        bias = self.bias()
+        if shift:
+            qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
+            bias = bias + shift_mask(H, W, window, shift).to(bias)  # [nW, heads, N, N]
+        qkv = qkv.reshape(B, H // window, window, W // window, window, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.heads, N, self.head_dim).unbind(0)
+        if shift:
+            bias = bias.repeat(B, 1, 1, 1)
+        if self.exportable:
+            score = q @ k.transpose(-2, -1) * self.head_dim**-0.5 + bias
+            out = score.softmax(-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        out = out.reshape(B, H // window, W // window, self.heads, window, window, self.head_dim)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, H, W, C)
+        if shift:
+            out = torch.roll(out, (shift, shift), (1, 2))
+        return self.proj(out)
+
+
+class GlobalBlock(nn.Module):
+    """Pre-norm transformer block on a [B, H, W, C] map."""
+
+    def __init__(self, dim: int, head_dim: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = WindowAttention(dim, head_dim, window, shift)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class LocalBlock(nn.Module):
+    """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.expand = nn.Conv2d(dim, 2 * dim, 1)
+        self.reduce = nn.Conv2d(2 * dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
+
+
+class LAGN(nn.Module):
+    """forward(a, b): two [B, 1, H, W] tensors in [0, 1] -> fused [B, 1, H, W] in [0, 1].
+
+    H and W must be multiples of `config.multiple` (32); `normalise.pad` does that.
+    """
+
+    def __init__(self, config: LAGNConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or LAGNConfig()
+        self.stem = nn.Conv2d(8, c.local_dim, 3, padding=1)
+        self.local = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.local_depth)])
+        self.embed = nn.Conv2d(c.local_dim, c.global_dim, 2, stride=2)
+        self.blocks = nn.Sequential(
+            *[
+                GlobalBlock(c.global_dim, c.head_dim, c.window, shift=c.window // 2 * (i % 2))
+                for i in range(c.global_depth)
+            ]
+        )
+        self.unembed = nn.Conv2d(c.global_dim, 4 * c.local_dim, 1)
+        self.gate = nn.Conv2d(2 * c.local_dim, c.local_dim, 1)
+        self.decoder = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.decoder_depth)])
+        self.head = nn.Conv2d(c.local_dim, 8, 3, padding=1)
+
+    def exportable(self, on: bool = True) -> LAGN:
+        """Choose plain matmul-softmax-matmul attention, which ONNX consumers recognise and fuse."""
+        for module in self.modules():
+            if isinstance(module, WindowAttention):
+                module.exportable = on
+        return self
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)  # [B, 8, H/2, W/2]
+        x = self.stem(x)
+        local = self.local(x)
+        y = self.embed(x).permute(0, 2, 3, 1)  # [B, H/4, W/4, C]
+        y = self.blocks(y).permute(0, 3, 1, 2)
+        glob = F.pixel_shuffle(self.unembed(y), 2)
+        gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
+        x = self.decoder(gate * local + (1 - gate) * glob)
+        w_logit, r = F.pixel_shuffle(self.head(x), 2).float().split(1, 1)  # [B, 1, H, W] each; the rest in FP32
+        w = torch.sigmoid(w_logit + BLEND_SLOPE * (a - b))
+        r = RESIDUAL_SHARE * torch.tanh(r)
+        return (w * a + (1 - w) * b + r * torch.maximum(a, b)).clamp(0, 1)

@@ -1,0 +1,88 @@
+"""Registered pairs for training, read once into memory; every batch is a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmif_trt.image import InputError
+
+SETS = ("ct", "pet", "spect")
+MIN_FOREGROUND = 0.1  # a crop of almost nothing but background teaches nothing
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of one set: modality "ct", "pet" or "spect"; a, b [n, H, W] uint8 luma; names without suffix."""
+
+    modality: str
+    a: np.ndarray
+    b: np.ndarray
+    names: tuple[str, ...]
+
+
+def read_luma(path: Path) -> np.ndarray:
+    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if picture is None:
+        raise InputError(f"{path}: not a readable picture; accepted are PNG, TIFF and JPEG")
+    return picture
+
+
+def read_pairs(root: Path, modality: str, split: str) -> Pairs:
+    """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing or unequal."""
+    folders = [root / f"mri-{modality}" / split / kind for kind in ("mri", modality)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; accepted is mri-{modality}/{split}/ with mri/ and {modality}/")
+    names_a, names_b = ({p.stem: p for p in folder.glob("*.png")} for folder in folders)
+    if not names_a or names_a.keys() != names_b.keys():
+        odd = sorted(names_a.keys() ^ names_b.keys())[:3]
+        raise InputError(f"{folders[0].parent}: names on one side only, or none: {odd}; accepted are equal names")
+    names = sorted(names_a)
+    a, b = ([read_luma(table[name]) for name in names] for table in (names_a, names_b))
+    sizes = {picture.shape for picture in a + b}
+    if len(sizes) != 1:
+        raise InputError(f"{folders[0].parent}: sizes {sorted(sizes)}; accepted is one size for all pairs")
+    return Pairs(modality, np.stack(a), np.stack(b), tuple(names))
+
+
+def read_sets(root: str | Path, split: str) -> list[Pairs]:
+    """The sets under root that are there, in the order of SETS; at least one must be."""
+    root = Path(root)
+    present = [modality for modality in SETS if (root / f"mri-{modality}").is_dir()]
+    if not present:
+        raise InputError(f"{root}: none of the folders mri-ct, mri-pet, mri-spect; accepted is at least one of them")
+    return [read_pairs(root, modality, split) for modality in present]
+
+
+def crop(pairs: Pairs, rng: np.random.Generator, side: int) -> np.ndarray:
+    """[2, side, side] uint8 with some foreground in it, flipped and turned at random."""
+    height, width = pairs.a.shape[1:]
+    for _ in range(8):
+        i = rng.integers(len(pairs.names))
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        window = (slice(top, top + side), slice(left, left + side))
+        pair = np.stack([pairs.a[i][window], pairs.b[i][window]])
+        if (pair.max(0) > 2).mean() > MIN_FOREGROUND:
+            break
+    if rng.random() < 0.5:
+        pair = pair[:, :, ::-1]
+    return np.rot90(pair, rng.integers(4), (1, 2)).copy()
+
+
+def batch(sets: list[Pairs], seed: int, step: int, size: int, side: int) -> tuple[Tensor, Tensor, list[str]]:
+    """a, b [size, 1, side, side] float32 in [0, 1], and the modality of each; the sets take turns.
+
+    A quarter of the pairs is dimmed, each source by its own factor, so that the network does not count on full range.
+    """
+    rng = np.random.default_rng((seed, step))
+    chosen = [sets[(step * size + k) % len(sets)] for k in range(size)]
+    pairs = np.stack([crop(pairs, rng, side) for pairs in chosen]).astype(np.float32) / 255
+    gain = np.where(rng.random((size, 1)) < 0.25, rng.uniform(0.3, 1.0, (size, 2)), 1.0).astype(np.float32)
+    a, b = torch.from_numpy(pairs * gain[:, :, None, None]).split(1, 1)
+    return a.contiguous(), b.contiguous(), [pairs.modality for pairs in chosen]

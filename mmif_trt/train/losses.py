@@ -1,0 +1,146 @@
+"""The terms of the fusion loss, in plain torch. Every image is [B, 1, H, W] float32 in [0, 1]; every loss is [B].
+
+a is the MRI, b the luma of the other modality, f the fused image. The choice of terms and weights is our design.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SSIM_WINDOW, SSIM_SIGMA_PX = 11, 1.5  # Wang et al., IEEE TIP 13:600, 2004
+FOREGROUND = 2 / 255  # as the function-kept metric takes it
+FUNCTION_SIGMA_PX = 3.0
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """One weight a term. `function` is one weight a modality: it has no meaning for CT."""
+
+    intensity: float = 1.0
+    gradient: float = 1.0
+    structure: float = 1.0
+    complement: float = 0.4
+    function_ct: float = 0.0
+    function_pet: float = 0.1
+    function_spect: float = 0.25
+    rounding: float = 0.0  # the second stage of training sets it
+
+    def function(self, modality: str) -> float:
+        return {"ct": self.function_ct, "pet": self.function_pet, "spect": self.function_spect}[modality]
+
+
+def mean_per_image(x: Tensor) -> Tensor:
+    return x.mean((1, 2, 3))
+
+
+def intensity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """L1 to the brighter source."""
+    return mean_per_image((f - torch.maximum(a, b)).abs())
+
+
+def sobel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Horizontal and vertical Sobel derivative, replicated border."""
+    horizontal = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    kernels = torch.stack([horizontal, horizontal.T])[:, None]
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels).split(1, 1)
+
+
+def gradient_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """L1 of the signed gradient to that of the source with the larger |gx| + |gy| (a where equal)."""
+    (ax, ay), (bx, by), (fx, fy) = sobel(a), sobel(b), sobel(f)
+    take_a = ax.abs() + ay.abs() >= bx.abs() + by.abs()
+    target_x, target_y = torch.where(take_a, ax, bx), torch.where(take_a, ay, by)
+    return mean_per_image((fx - target_x).abs() + (fy - target_y).abs())
+
+
+def gaussian(sigma_px: float, radius_px: int) -> Tensor:
+    offset = torch.arange(-radius_px, radius_px + 1, dtype=torch.float32)
+    kernel = torch.exp(-(offset**2) / (2 * sigma_px**2))
+    return kernel / kernel.sum()
+
+
+def separable_filter(x: Tensor, kernel: Tensor) -> Tensor:
+    """The same 1-D kernel along both axes of every channel; valid part only."""
+    kernel = kernel.to(x).expand(x.shape[1], 1, 1, -1)
+    x = F.conv2d(x, kernel, groups=x.shape[1])
+    return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Mean SSIM of each image, Gaussian window, data range 1, valid part."""
+    moments = torch.cat([x, y, x * x, y * y, x * y], 1)
+    mx, my, xx, yy, xy = separable_filter(moments, gaussian(SSIM_SIGMA_PX, SSIM_WINDOW // 2)).split(1, 1)
+    c1, c2 = 0.01**2, 0.03**2
+    vx, vy, vxy = xx - mx * mx, yy - my * my, xy - mx * my
+    return mean_per_image((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2)))
+
+
+def structure_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """1 minus the mean SSIM to both sources."""
+    return 1 - (ssim(f, a) + ssim(f, b)) / 2
+
+
+def correlation(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Pearson correlation of each image, over the mask where given; 0 where either is constant."""
+    mask = torch.ones_like(x) if mask is None else mask
+    count = mask.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    x = (x - (x * mask).sum((1, 2, 3), keepdim=True) / count) * mask
+    y = (y - (y * mask).sum((1, 2, 3), keepdim=True) / count) * mask
+    power = (x * x).sum((1, 2, 3)) * (y * y).sum((1, 2, 3))
+    return (x * y).sum((1, 2, 3)) / (power + 1e-6).sqrt()
+
+
+def complement_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """1 minus the mean correlation of each source with what the fused image adds to the other one.
+
+    What f has beyond b should be a, and the reverse: the sum of correlations of differences (Aslantas and Bendes, AEU
+    69:1890, 2015) as a loss.
+    """
+    return 1 - (correlation(a, f - b) + correlation(b, f - a)) / 2
+
+
+def function_loss(f: Tensor, b: Tensor) -> Tensor:
+    """1 minus the correlation of f and b over b's foreground, both blurred: uptake must stay readable in the luma."""
+    radius_px = int(3 * FUNCTION_SIGMA_PX)
+    pair = F.pad(torch.cat([f, b], 1), (radius_px,) * 4, mode="replicate")
+    f_low, b_low = separable_filter(pair, gaussian(FUNCTION_SIGMA_PX, radius_px)).split(1, 1)
+    return 1 - correlation(f_low, b_low, (b > FOREGROUND).to(b))
+
+
+def rounding_loss(f: Tensor, f_bf16: Tensor) -> Tensor:
+    """Mean of the largest thousandth of |f - f_bf16|: what bfloat16 may change where it changes most.
+
+    The mean difference is a hundred times under one 8-bit level; a few pixels at sharp edges are not, and those decide
+    whether a console may run the network in bfloat16.
+    """
+    difference = (f - f_bf16).abs().flatten(1)
+    return difference.topk(max(1, difference.shape[1] // 1000)).values.mean(1)
+
+
+def fusion_loss(
+    f: Tensor, a: Tensor, b: Tensor, modalities: list[str], weights: LossWeights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum over the terms, mean over the batch, and each unweighted term for the log.
+
+    modalities: one of "ct", "pet", "spect" for each image of the batch.
+    """
+    terms = {
+        "intensity": intensity_loss(f, a, b),
+        "gradient": gradient_loss(f, a, b),
+        "structure": structure_loss(f, a, b),
+        "complement": complement_loss(f, a, b),
+        "function": function_loss(f, b),
+    }
+    function_weight = torch.tensor([weights.function(m) for m in modalities], device=f.device)
+    total = (
+        weights.intensity * terms["intensity"]
+        + weights.gradient * terms["gradient"]
+        + weights.structure * terms["structure"]
+        + weights.complement * terms["complement"]
+        + function_weight * terms["function"]
+    )
+    return total.mean(), {name: term.mean().detach() for name, term in terms.items()}

@@ -1,0 +1,107 @@
+"""The network: its budget, its windows, and what holds by construction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmif_trt.models.lagn import LAGN, LAGNConfig, WindowAttention, relative_position_index, shift_mask
+
+
+def reference_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
+    """Slow truth: for each token a loop over its window in the shifted image, one mask by region, no cyclic roll."""
+    B, H, W, C = x.shape
+    window, shift, heads, d = layer.window, layer.shift, layer.heads, layer.head_dim
+    qkv = layer.qkv(x).reshape(B, H, W, 3, heads, d)
+    out = torch.zeros(B, H, W, heads, d, dtype=x.dtype)
+    index = relative_position_index(window)
+
+    def home(y: int, x: int) -> tuple[int, int, int, int, int]:
+        """window row and column, region row and column, and place in the window of one token after the shift"""
+        sy, sx = (y - shift) % H, (x - shift) % W
+        wrapped_y, wrapped_x = y < shift, x < shift
+        return sy // window, sx // window, wrapped_y, wrapped_x, sy % window * window + sx % window
+
+    for y in range(H):
+        for x_ in range(W):
+            wy, wx, ry, rx, n = home(y, x_)
+            mates = [(v, u) for v in range(H) for u in range(W) if home(v, u)[:4] == (wy, wx, ry, rx)]
+            places = torch.tensor([home(v, u)[4] for v, u in mates])
+            k = torch.stack([qkv[:, v, u, 1] for v, u in mates], 1)  # [B, n, heads, d]
+            value = torch.stack([qkv[:, v, u, 2] for v, u in mates], 1)
+            score = torch.einsum("bhd,bnhd->bhn", qkv[:, y, x_, 0], k) * d**-0.5
+            score = score + layer.bias_table[index[n, places]].T
+            out[:, y, x_] = torch.einsum("bhn,bnhd->bhd", score.softmax(-1), value)
+    return layer.proj(out.reshape(B, H, W, C))
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize("exportable", [False, True])
+def test_window_attention_equals_the_loop(shift: int, exportable: bool) -> None:
+    torch.manual_seed(0)
+    layer = WindowAttention(8, 4, window=4, shift=shift).double()
+    torch.nn.init.normal_(layer.bias_table)
+    layer.exportable = exportable
+    x = torch.randn(2, 8, 12, 8, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), reference_attention(layer, x), rtol=1e-5, atol=1e-6)
+
+
+def test_relative_position_index_is_one_entry_an_offset() -> None:
+    index = relative_position_index(8)
+    y, x = torch.arange(64) // 8, torch.arange(64) % 8
+    pairs = {}
+    for i in range(64):
+        for j in range(64):
+            pairs.setdefault((int(y[i] - y[j]), int(x[i] - x[j])), set()).add(int(index[i, j]))
+    assert len(pairs) == 225
+    assert all(len(entries) == 1 for entries in pairs.values())
+    assert len(set.union(*pairs.values())) == 225
+
+
+def test_shift_mask_only_touches_border_windows() -> None:
+    mask = shift_mask(32, 32, 8, 4)[:, 0].reshape(4, 4, 64, 64)
+    assert (mask[:3, :3] == 0).all()
+    assert (mask[3] < 0).any(dim=(1, 2)).all() and (mask[:, 3] < 0).any(dim=(1, 2)).all()
+
+
+def test_budget() -> None:
+    model = LAGN()
+    assert sum(p.numel() for p in model.parameters()) <= 600_000
+    macs = 0
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        nonlocal macs
+        if isinstance(module, torch.nn.Conv2d):
+            macs += out.numel() * module.weight[0].numel()
+        elif isinstance(module, torch.nn.Linear):
+            macs += out.numel() * module.in_features
+        elif isinstance(module, WindowAttention):
+            macs += 2 * out.numel() * module.window**2  # scores, and their product with the values
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    model(torch.rand(1, 1, 256, 256), torch.rand(1, 1, 256, 256))
+    assert 0.5e9 < macs <= 2e9
+
+
+def test_by_construction() -> None:
+    torch.manual_seed(1)
+    model = LAGN(LAGNConfig(local_dim=8, global_dim=32, global_depth=2)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    a, b = torch.rand(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
+    a[..., :20] = 0
+    b[..., :20] = 0
+    f = model(a, b)
+    assert f.shape == a.shape
+    assert (f[..., :20] == 0).all()
+    assert f.min() >= 0 and f.max() <= 1
+    brighter, darker = torch.maximum(a, b), torch.minimum(a, b)
+    assert (f <= 1.25 * brighter + 1e-6).all() and (f >= darker - 0.25 * brighter - 1e-6).all()
+
+
+def test_exportable_switch_changes_no_number() -> None:
+    torch.manual_seed(2)
+    model = LAGN(LAGNConfig(local_dim=8, global_dim=32, global_depth=2)).eval()
+    a, b = torch.rand(1, 1, 64, 64), torch.rand(1, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.exportable()(a, b), model.exportable(False)(a, b), rtol=0, atol=1e-6)
