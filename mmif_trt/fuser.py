@@ -1,0 +1,150 @@
+"""fuse(a, b) and Fuser: the only place that knows the order of the stages."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from mmif_trt import colour, normalise, runtimes, tiling
+from mmif_trt.image import DTYPE_RANGE, Image, InputError
+
+ValueRange = tuple[float, float]
+_WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type of the two
+_loading = threading.Lock()
+
+
+class Fuser:
+    """The network, loaded once. May be called from several threads at once; same input, same output.
+
+    runtime: "auto", "openvino" (CPU) or "torch" (CPU or CUDA). precision: "auto", "fp32" or "bf16".
+    threads: CPU threads of the network; None: all. `fuser.runtime` says what was chosen.
+    Raises InputError for a runtime or precision that is unknown or not to be had here, saying why.
+    """
+
+    def __init__(self, runtime: str = "auto", precision: str = "auto", threads: int | None = None) -> None:
+        self.runtime = runtimes.load(runtime, precision, threads)
+
+    def fuse_images(self, a: Image, b: Image) -> Image:
+        """a: the MRI, grey. b: CT, PET or SPECT of the same size, grey or RGB -> fused, RGB where b is RGB.
+
+        The result has the wider dtype of the two (uint8, uint16, float32) and that source's value range (a's where
+        both have it). Luma (BT.601) is fused, chroma is b's, inside the RGB gamut. Where both sources are black the
+        result is exactly black. Raises InputError for unequal sizes and for an `a` in colour.
+        """
+        if a.size != b.size:
+            raise InputError(
+                f"{a.source} is {a.size[0]} x {a.size[1]} px and {b.source} is {b.size[0]} x {b.size[1]} px; "
+                "accepted are registered images of equal size"
+            )
+        unit_a, unit_b = _grey_unit(a), normalise.to_unit(b)
+        y = tiling.run(self.runtime.infer, unit_a, colour.luma(unit_b) if b.is_colour else unit_b)
+        fused = colour.recombine(y, unit_b) if b.is_colour else y
+        like = max((b, a), key=lambda image: _WIDTH.index(image.data.dtype.name))
+        like = a if a.data.dtype == like.data.dtype else like
+        assert like.value_range is not None
+        pixels = normalise.from_unit(fused, like.data.dtype, like.value_range)
+        return a.with_data(pixels, value_range=like.value_range, modality=None, source=f"{a.source} + {b.source}")
+
+    def __call__(
+        self,
+        a: Any,
+        b: Any,
+        *,
+        value_range: ValueRange | None = None,
+        value_range_a: ValueRange | None = None,
+        value_range_b: ValueRange | None = None,
+    ) -> Any:
+        """Fuse; see `fuse`."""
+        range_a, range_b = value_range_a or value_range, value_range_b or value_range
+        if isinstance(a, (str, os.PathLike, Image)) or isinstance(b, (str, os.PathLike, Image)):
+            return self.fuse_images(_as_image(a, "a", range_a), _as_image(b, "b", range_b))
+        array_a, array_b = _as_array(a, "a"), _as_array(b, "b")
+        fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
+        if isinstance(a, np.ndarray):
+            return fused
+        import torch  # a is a tensor: torch is here
+
+        return torch.from_numpy(fused).to(a.device)
+
+    def _fuse_arrays(
+        self, a: np.ndarray, b: np.ndarray, range_a: ValueRange | None, range_b: ValueRange | None
+    ) -> np.ndarray:
+        batch_a, batch_b = _is_batch(a), _is_batch(b)
+        if batch_a != batch_b or (batch_a and len(a) != len(b)):
+            raise InputError(f"a has shape {a.shape} and b {b.shape}; accepted are two images, or two batches of one length")
+        if not batch_a:
+            return self.fuse_images(Image(a, range_a, source="a"), Image(b, range_b, source="b")).data
+        if not len(a):
+            raise InputError(f"a has shape {a.shape}; accepted are batches of one image or more")
+        images = [
+            self.fuse_images(Image(x, range_a, source=f"a[{i}]"), Image(y, range_b, source=f"b[{i}]"))
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+        ]
+        return np.stack([image.data for image in images])
+
+
+def fuse(
+    a: Any,
+    b: Any,
+    *,
+    value_range: ValueRange | None = None,
+    value_range_a: ValueRange | None = None,
+    value_range_b: ValueRange | None = None,
+    runtime: str = "auto",
+    precision: str = "auto",
+) -> Any:
+    """Fuse an MRI with a registered CT, PET or SPECT image of the same size.
+
+    a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W], [H, W, 3], or a
+        batch [N, H, W], [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px a side), a path, or an `Image`.
+    value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the whole range
+        of the dtype (float32: 0 to 1). Values outside saturate.
+    Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its device),
+        in the wider dtype of the two, RGB where b is RGB.
+    Raises InputError, naming the argument or file, what came and what is accepted.
+    """
+    with _loading:
+        fuser = _default_fuser(runtime, precision)
+    return fuser(a, b, value_range=value_range, value_range_a=value_range_a, value_range_b=value_range_b)
+
+
+@lru_cache(maxsize=4)
+def _default_fuser(runtime: str, precision: str) -> Fuser:
+    return Fuser(runtime, precision)
+
+
+def _grey_unit(a: Image) -> np.ndarray:
+    """[H, W] in [0, 1]. Grey that was stored as RGB is taken as grey; real colour is refused."""
+    if a.is_colour:
+        if not ((a.data[..., 0] == a.data[..., 1]) & (a.data[..., 1] == a.data[..., 2])).all():
+            raise InputError(f"{a.source}: a colour image; accepted as the first source is a grey MRI (did a and b swap?)")
+        a = a.with_data(a.data[..., 0])
+    return normalise.to_unit(a)
+
+
+def _as_image(x: Any, name: str, value_range: ValueRange | None) -> Image:
+    if isinstance(x, (str, os.PathLike)):
+        from mmif_trt.io import read
+
+        x = read(x)
+    if isinstance(x, Image):
+        return x if value_range is None else x.with_data(x.data, value_range=value_range)
+    return Image(_as_array(x, name), value_range, source=name)
+
+
+def _as_array(x: Any, name: str) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return x
+    if type(x).__module__.split(".")[0] == "torch":
+        array: np.ndarray = x.detach().cpu().numpy()
+        return array
+    raise InputError(f"{name}: {type(x).__name__}; accepted are NumPy arrays, torch tensors, paths and mmif_trt.Image")
+
+
+def _is_batch(x: np.ndarray) -> bool:
+    """[N, H, W] and [N, H, W, 3] are batches; a last axis of 3 is colour, since no side may be under 16."""
+    return x.ndim == 4 or (x.ndim == 3 and x.shape[2] != 3)

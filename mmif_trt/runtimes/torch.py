@@ -1,0 +1,37 @@
+"""LAGN by torch, float32, on the CPU or a CUDA device: the reference that other runtimes are compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmif_trt.image import InputError
+
+
+def load(precision: str, threads: int | None) -> TorchRuntime:
+    return TorchRuntime(precision, threads)
+
+
+class TorchRuntime:
+    name = "torch"
+    precision = "fp32"
+    note = "the reference"
+
+    def __init__(self, precision: str, threads: int | None) -> None:
+        import torch
+
+        from mmif_trt.models import load_model
+
+        if precision == "bf16":
+            raise InputError("precision 'bf16': runtime 'torch' is the FP32 reference; accepted are auto, fp32")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = load_model("lagn", self.device)
+
+    def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            pair = [torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device) for x in (a, b)]
+            fused: np.ndarray = self._model(*(x[None, None] for x in pair))[0, 0].cpu().numpy()
+        return fused

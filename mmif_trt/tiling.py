@@ -1,0 +1,49 @@
+"""Any size through a network that wants multiples of 32: padding, and for large images overlapping tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+MULTIPLE_PX = 32  # one attention window at quarter resolution, LAGNConfig().multiple
+TILE_PX = 1024  # largest side that runs whole
+HALO_PX = 96  # three windows; what a tile's border changes fades out within it
+
+Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def padded(x: np.ndarray) -> np.ndarray:
+    """[H, W] -> sides rounded up to MULTIPLE_PX by reflection at the bottom and right."""
+    missing = [(0, -side % MULTIPLE_PX) for side in x.shape]
+    return np.pad(x, missing, mode="reflect") if any(after for _, after in missing) else x
+
+
+def spans(length: int) -> Iterator[tuple[int, int, int]]:
+    """(start, keep_from, keep_to) of the tiles along a side; the kept parts cover it once, without a gap.
+
+    Starts are multiples of MULTIPLE_PX, so that a tile's windows are the windows of the whole image.
+    """
+    tile = min(length, TILE_PX)
+    kept = 0
+    while kept < length:
+        start = min(max(0, kept - HALO_PX), length - tile)
+        end = length if start + tile == length else start + tile - HALO_PX
+        yield start, kept, end
+        kept = end
+
+
+def run(network: Network, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """network over a, b [H, W] float32 of any size -> [H, W] float32; memory is that of one tile and the images."""
+    height, width = a.shape
+    a, b = padded(a), padded(b)
+    if max(a.shape) <= TILE_PX:
+        return network(a, b)[:height, :width]
+    fused = np.empty_like(a)
+    tile_height, tile_width = (min(side, TILE_PX) for side in a.shape)
+    for top, y0, y1 in spans(a.shape[0]):
+        for left, x0, x1 in spans(a.shape[1]):
+            window = (slice(top, top + tile_height), slice(left, left + tile_width))
+            tile = network(a[window], b[window])
+            fused[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+    return fused[:height, :width]

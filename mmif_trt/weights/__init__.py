@@ -1,0 +1,55 @@
+"""The shipped weight files, and the manifest that says what they are. Nothing is loaded whose SHA-256 is not in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmif_trt.image import InputError
+
+FOLDER = Path(__file__).parent
+SUFFIXES = ("safetensors", "onnx", "npz")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def manifest() -> dict[str, Any]:
+    """weights/manifest.json: for each model its files with SHA-256, dimensions, preprocessing and provenance."""
+    path = FOLDER / "manifest.json"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)")
+    table: dict[str, Any] = json.loads(path.read_text())
+    return table
+
+
+@lru_cache(maxsize=8)
+def verified_path(name: str, suffix: str) -> Path:
+    """The file of model `name` with `suffix`, after its hash was compared with the manifest's.
+
+    Raises InputError for an unknown model, a missing file or another hash.
+    """
+    models = manifest()["models"]
+    if name not in models:
+        raise InputError(f"model {name!r}; accepted are {', '.join(models)}")
+    path = FOLDER / f"{name}.{suffix}"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)")
+    accepted, came = models[name]["files"][path.name]["sha256"], sha256(path)
+    if came != accepted:
+        raise InputError(f"{path}: SHA-256 is {came}; accepted is {accepted} (reinstall mmif-trt)")
+    return path
+
+
+def golden(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """a, b [n, H, W] in [0, 1] and the fused [n, H, W] that FP32 torch gave when the weights were released."""
+    with np.load(verified_path(name, "npz")) as file:
+        a, b = (file[key].astype(np.float32) / 255 for key in ("a", "b"))
+        return a, b, file["f"]
