@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ def picture(dtype: str = "uint8", colour: bool = False, height: int = 40, width:
 GREY, RGB, GREY16, RGB16 = picture(), picture(colour=True), picture("uint16"), picture("uint16", True)
 
 
-def by_pillow(pixels: np.ndarray, kind: str, mode: str | None = None, **options: object) -> bytes:
+def by_pillow(pixels: np.ndarray, kind: str, mode: str | None = None, **options: Any) -> bytes:
     stream, source = io.BytesIO(), PIL.Image.fromarray(pixels)
     (source.convert(mode) if mode else source).save(stream, kind, **options)
     return stream.getvalue()
@@ -42,7 +43,7 @@ def by_opencv(pixels: np.ndarray, suffix: str, *parameters: int) -> bytes:
     return cv2.imencode(suffix, swapped, parameters)[1].tobytes()
 
 
-def by_tifffile(pixels: np.ndarray, **options: object) -> bytes:
+def by_tifffile(pixels: np.ndarray, **options: Any) -> bytes:
     stream = io.BytesIO()
     photometric = "minisblack" if pixels.ndim == 2 else "rgb"
     tifffile.imwrite(stream, pixels, **({"photometric": photometric} | options))

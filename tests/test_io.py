@@ -63,6 +63,7 @@ def test_opencv_reads_what_we_write(tmp_path: Path) -> None:
     for suffix in [".png", ".tif", ".jp2", ".j2k"]:
         mio.write(tmp_path / f"x{suffix}", Image(RGB16))
         other = cv2.imread(str(tmp_path / f"x{suffix}"), cv2.IMREAD_UNCHANGED)
+        assert other is not None
         np.testing.assert_array_equal(other[..., ::-1], RGB16)
 
 
@@ -71,7 +72,7 @@ def test_jpeg_is_close_and_keeps_chroma(tmp_path: Path) -> None:
     mio.write(tmp_path / "x.jpg", Image(smooth))
     assert np.abs(mio.read(tmp_path / "x.jpg").data.astype(int) - smooth).max() <= 6
     with PIL.Image.open(tmp_path / "x.jpg") as file:
-        assert [layer[1:3] for layer in file.layer] == [(1, 1)] * 3
+        assert [layer[1:3] for layer in vars(file)["layer"]] == [(1, 1)] * 3
     with pytest.raises(InputError, match=r"y\.jpeg: uint16 pixels, JPEG holds uint8; accepted are \.png"):
         mio.write(tmp_path / "y.jpeg", Image(GREY16))
 
@@ -79,6 +80,7 @@ def test_jpeg_is_close_and_keeps_chroma(tmp_path: Path) -> None:
 def test_the_real_pictures_equal_opencv(harvard: Path) -> None:
     for path in sorted(harvard.glob("*/val/*/*.png"))[::10]:
         expected = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert expected is not None
         expected = expected[..., ::-1] if expected.ndim == 3 else expected
         np.testing.assert_array_equal(mio.read(path).data, expected)
 
@@ -191,6 +193,15 @@ def test_failures_leave_what_was_there(
     monkeypatch.setattr(os, call, fails)
     not_written(tmp_path / "x.png", os.strerror(number))
     np.testing.assert_array_equal(mio.read(tmp_path / "x.png").data, RGB)
+
+
+def test_durable_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    mio.write(tmp_path / "x.png", Image(GREY), durable=False)
+    assert synced == [] and files_in(tmp_path) == ["x.png"]
+    mio.write(tmp_path / "x.png", Image(GREY))
+    assert len(synced) == 1
 
 
 def test_interrupted_by_the_keyboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,9 +86,7 @@ def _check_parts(data: bytes, tags: Tags, height: int, width: int, pixel_bytes: 
     for offset, count, need in zip(offsets, counts, needed, strict=False):
         whole = whole and 0 < count <= len(data) - offset
         if whole and compression != 5:  # LZW tells its length only by decoding: libtiff checks it
-            most = (
-                need if compression == 32773 else needed[0]
-            )  # a last strip may be padded to the full height
+            most = need if compression == 32773 else needed[0]  # a last strip may be padded to full height
             whole = need <= _unpacked_size(data[offset : offset + count], compression, most) <= most
     if not whole:
         raise InputError("truncated or damaged TIFF (pixel data missing); accepted is a whole file")

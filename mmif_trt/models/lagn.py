@@ -93,25 +93,24 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
         window, shift, N = self.window, self.shift, self.window**2
-        qkv = self.qkv(x)
         bias = self.bias()
         if shift:
-            qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
+            x = torch.roll(x, (-shift, -shift), (1, 2))
             bias = bias + shift_mask(H, W, window, shift).to(bias)  # [nW, heads, N, N]
-        qkv = qkv.reshape(B, H // window, window, W // window, window, 3, self.heads, self.head_dim)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.heads, N, self.head_dim).unbind(0)
-        if shift:
             bias = bias.repeat(B, 1, 1, 1)
+        # Windows are cut before the projection: a third of the bytes of cutting q, k and v.
+        x = x.reshape(B, H // window, window, W // window, window, C).permute(0, 1, 3, 2, 4, 5)
+        qkv = self.qkv(x.reshape(-1, N, C)).reshape(-1, N, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B*nW, heads, N, D] each
         if self.exportable:
             score = q @ k.transpose(-2, -1) * self.head_dim**-0.5 + bias
             out = score.softmax(-1) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        out = out.reshape(B, H // window, W // window, self.heads, window, window, self.head_dim)
-        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, H, W, C)
-        if shift:
-            out = torch.roll(out, (shift, shift), (1, 2))
-        return self.proj(out)
+        out = self.proj(out.transpose(1, 2).reshape(-1, N, C))
+        out = out.reshape(B, H // window, W // window, window, window, C).permute(0, 1, 3, 2, 4, 5)
+        out = out.reshape(B, H, W, C)
+        return torch.roll(out, (shift, shift), (1, 2)) if shift else out
 
 
 class GlobalBlock(nn.Module):
