@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from mmif_trt.models.lagn import LAGN, LAGNConfig, WindowAttention, relative_position_index, shift_mask
 
 
 def reference_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
-    """Slow truth: for each token a loop over its window in the shifted image, one mask by region, no cyclic roll."""
+    """Slow truth: for each token a loop over its window in the shifted image, one mask by region, no cyclic
+    roll."""
     B, H, W, C = x.shape
     window, shift, heads, d = layer.window, layer.shift, layer.heads, layer.head_dim
     qkv = layer.qkv(x).reshape(B, H, W, 3, heads, d)
@@ -16,7 +18,8 @@ def reference_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor
     index = relative_position_index(window)
 
     def home(y: int, x: int) -> tuple[int, int, int, int, int]:
-        """window row and column, region row and column, and place in the window of one token after the shift"""
+        """window row and column, region row and column, and place in the window of one token after the
+        shift"""
         sy, sx = (y - shift) % H, (x - shift) % W
         wrapped_y, wrapped_x = y < shift, x < shift
         return sy // window, sx // window, wrapped_y, wrapped_x, sy % window * window + sx % window

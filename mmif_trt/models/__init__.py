@@ -1,4 +1,5 @@
-"""The networks, in torch. `load_model` gives the shipped one; inference without torch takes the ONNX file instead."""
+"""The networks, in torch. `load_model` gives the shipped one; inference without torch takes the ONNX file
+instead."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """LAGN, the local-and-global network that fuses two registered images. The layers and sizes are our design.
 
-The paper (Qu et al., Med Biol Eng Comput 63:2105, 2025) names a local-and-global network; its layers are not public to
-us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), both [B, 1, H, W] in [0, 1]:
+The paper (Qu et al., Med Biol Eng Comput 63:2105, 2025) names a local-and-global network; its layers are not
+public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), both [B, 1, H, W] in [0, 1]:
 
     space-to-depth, 3x3 conv            half resolution, shared by both branches
     local branch                        convolutions at half resolution: edges, texture
@@ -11,8 +11,8 @@ us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), both [B, 1, H
 
     f = w a + (1 - w) b + r max(a, b)
 
-so detail is kept by construction: the network decides between the sources' own pixels and may correct them by a bounded
-share. Where both sources are 0 the result is exactly 0.
+so detail is kept by construction: the network decides between the sources' own pixels and may correct them by
+a bounded share. Where both sources are 0 the result is exactly 0.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class LAGNConfig:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """[N, N] index into the bias table for N = window^2 tokens: one entry an offset (dy, dx), Swin's numbering."""
+    """[N, N] index into the bias table for N = window^2 tokens: one entry an offset (dy, dx), Swin's
+    numbering."""
     axis = torch.arange(window)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     yx = torch.stack([y.flatten(), x.flatten()])  # [2, N]
@@ -58,10 +59,14 @@ def relative_position_index(window: int) -> Tensor:
     return offset[0] * (2 * window - 1) + offset[1]
 
 
-def shift_mask(height: int | Tensor, width: int | Tensor, window: int, shift: int) -> Tensor:
-    """[nW, 1, N, N] additive mask: after the cyclic shift, tokens from opposite borders must not see each other."""
+def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+    """[nW, 1, N, N] additive mask: after the cyclic shift, tokens from opposite borders must not see each
+    other.
 
-    def regions(length: int | Tensor) -> Tensor:
+    While the ONNX tracer runs, height and width are tensors of one element: plain arithmetic only.
+    """
+
+    def regions(length: int) -> Tensor:
         i = torch.arange(length)
         return (i >= length - window).long() + (i >= length - shift).long()
 
@@ -73,7 +78,10 @@ def shift_mask(height: int | Tensor, width: int | Tensor, window: int, shift: in
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention within windows of a [B, H, W, C] map, cyclically shifted, with relative position bias."""
+    """Multi-head attention within windows of a [B, H, W, C] map, cyclically shifted, with relative position
+    bias."""
+
+    index: Tensor  # [N * N] into bias_table
 
     def __init__(self, dim: int, head_dim: int, window: int, shift: int) -> None:
         super().__init__()
@@ -180,7 +188,9 @@ class LAGN(nn.Module):
         glob = F.pixel_shuffle(self.unembed(y), 2)
         gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
         x = self.decoder(gate * local + (1 - gate) * glob)
-        w_logit, r = F.pixel_shuffle(self.head(x), 2).float().split(1, 1)  # [B, 1, H, W] each; the rest in FP32
+        w_logit, r = (
+            F.pixel_shuffle(self.head(x), 2).float().split(1, 1)
+        )  # [B, 1, H, W] each; the rest in FP32
         w = torch.sigmoid(w_logit + BLEND_SLOPE * (a - b))
         r = RESIDUAL_SHARE * torch.tanh(r)
         return (w * a + (1 - w) * b + r * torch.maximum(a, b)).clamp(0, 1)

@@ -18,7 +18,8 @@ MIN_FOREGROUND = 0.1  # a crop of almost nothing but background teaches nothing
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of one set: modality "ct", "pet" or "spect"; a, b [n, H, W] uint8 luma; names without suffix."""
+    """All pairs of one set: modality "ct", "pet" or "spect"; a, b [n, H, W] uint8 luma; names without
+    suffix."""
 
     modality: str
     a: np.ndarray
@@ -34,15 +35,20 @@ def read_luma(path: Path) -> np.ndarray:
 
 
 def read_pairs(root: Path, modality: str, split: str) -> Pairs:
-    """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing or unequal."""
+    """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing or
+    unequal."""
     folders = [root / f"mri-{modality}" / split / kind for kind in ("mri", modality)]
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; accepted is mri-{modality}/{split}/ with mri/ and {modality}/")
+            raise InputError(
+                f"{folder}: no such folder; accepted is mri-{modality}/{split}/ with mri/ and {modality}/"
+            )
     names_a, names_b = ({p.stem: p for p in folder.glob("*.png")} for folder in folders)
     if not names_a or names_a.keys() != names_b.keys():
         odd = sorted(names_a.keys() ^ names_b.keys())[:3]
-        raise InputError(f"{folders[0].parent}: names on one side only, or none: {odd}; accepted are equal names")
+        raise InputError(
+            f"{folders[0].parent}: names on one side only, or none: {odd}; accepted are equal names"
+        )
     names = sorted(names_a)
     a, b = ([read_luma(table[name]) for name in names] for table in (names_a, names_b))
     sizes = {picture.shape for picture in a + b}
@@ -56,7 +62,9 @@ def read_sets(root: str | Path, split: str) -> list[Pairs]:
     root = Path(root)
     present = [modality for modality in SETS if (root / f"mri-{modality}").is_dir()]
     if not present:
-        raise InputError(f"{root}: none of the folders mri-ct, mri-pet, mri-spect; accepted is at least one of them")
+        raise InputError(
+            f"{root}: none of the folders mri-ct, mri-pet, mri-spect; accepted is at least one of them"
+        )
     return [read_pairs(root, modality, split) for modality in present]
 
 
@@ -72,13 +80,14 @@ def crop(pairs: Pairs, rng: np.random.Generator, side: int) -> np.ndarray:
             break
     if rng.random() < 0.5:
         pair = pair[:, :, ::-1]
-    return np.rot90(pair, rng.integers(4), (1, 2)).copy()
+    return np.rot90(pair, int(rng.integers(4)), (1, 2)).copy()
 
 
 def batch(sets: list[Pairs], seed: int, step: int, size: int, side: int) -> tuple[Tensor, Tensor, list[str]]:
     """a, b [size, 1, side, side] float32 in [0, 1], and the modality of each; the sets take turns.
 
-    A quarter of the pairs is dimmed, each source by its own factor, so that the network does not count on full range.
+    A quarter of the pairs is dimmed, each source by its own factor, so that the network does not count on
+    full range.
     """
     rng = np.random.default_rng((seed, step))
     chosen = [sets[(step * size + k) % len(sets)] for k in range(size)]

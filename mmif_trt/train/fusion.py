@@ -1,8 +1,9 @@
 """Train LAGN on registered pairs: python -m mmif_trt.train.fusion --data HARVARD --out runs/v0
 
 A second stage (--init, --rounding) makes the result robust to bfloat16.
-Losses are those of `losses.py`, all sets together. Every batch is a function of (seed, step), so a run that was stopped at
-any moment goes on from its last checkpoint to the same result. Checkpoints are safetensors, written whole or not at all.
+Losses are those of `losses.py`, all sets together. Every batch is a function of (seed, step), so a run that
+was stopped at any moment goes on from its last checkpoint to the same result. Checkpoints are safetensors,
+written whole or not at all.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def load_checkpoint(path: Path, state: State, config: FusionConfig) -> None:
     with safe_open(path, "pt") as checkpoint:
         came = checkpoint.metadata()["config"]
         if came != as_json(config):
-            raise InputError(f"{path}: made with another configuration: {came}; accepted is the same one, or --out NEW")
+            raise InputError(
+                f"{path}: made with another configuration: {came}; accepted is the same one, or --out NEW"
+            )
         state.load({key: checkpoint.get_tensor(key) for key in checkpoint.keys()})  # noqa: SIM118
         state.step = int(checkpoint.metadata()["step"])
 
@@ -143,6 +146,14 @@ def log_pictures(writer: SummaryWriter, state: State, sets: list[data.Pairs]) ->
         writer.add_image(f"val/{pairs.modality}", torch.cat([a, b, state.average(a, b)], 3)[0], state.step)
 
 
+def check_crop(config: FusionConfig, sets: list[data.Pairs]) -> None:
+    largest, multiple = min(min(pairs.a.shape[1:]) for pairs in sets), config.model.multiple
+    if config.crop_px % multiple or not 0 < config.crop_px <= largest:
+        raise InputError(
+            f"crop_px {config.crop_px}; accepted are multiples of {multiple}, at most {largest} for this data"
+        )
+
+
 def start_from(path: Path, state: State) -> None:
     """Both networks from the running average of another run's checkpoint; the optimiser starts anew."""
     if not path.is_file():
@@ -164,18 +175,19 @@ def train(
 ) -> Path:
     """Train to the end, or go on from out/checkpoint.safetensors; returns the checkpoint's path.
 
-    init: a checkpoint of an earlier stage to start from. stop_after: end at this step, with the learning rate of the
-    whole schedule. Raises InputError for data or checkpoints that do not fit,
+    init: a checkpoint of an earlier stage to start from. stop_after: end at this step, with the learning rate
+    of the whole schedule. Raises InputError for data or checkpoints that do not fit,
     FloatingPointError on a loss that is not finite (the last checkpoint stays).
     """
     sets, validation = data.read_sets(root, "train"), data.read_sets(root, "val")
+    check_crop(config, sets)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(as_json(config) + "\n")
     state, path = new_state(config), out / "checkpoint.safetensors"
     if path.exists():
         load_checkpoint(path, state, config)
     elif init is not None:
         start_from(init, state)
+    (out / "config.json").write_text(as_json(config) + "\n")  # not before: a refused run changes nothing
     writer = SummaryWriter(str(out))
     last = min(config.steps, stop_after or config.steps)
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=5)
@@ -212,10 +224,18 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, FusionConfig
     parser.add_argument("--stop-after", type=int, help="end at this step of the schedule")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    for name, kind in (("steps", int), ("batch-size", int), ("crop-px", int), ("learning-rate", float), ("seed", int)):
+    for name, kind in (
+        ("steps", int),
+        ("batch-size", int),
+        ("crop-px", int),
+        ("learning-rate", float),
+        ("seed", int),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=getattr(FusionConfig, name.replace("-", "_")))
     for name, value in asdict(LossWeights()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"
+        )
     given = parser.parse_args(arguments)
     loss = LossWeights(**{name: getattr(given, name) for name in asdict(LossWeights())})
     config = FusionConfig(

@@ -1,6 +1,8 @@
-"""The terms of the fusion loss, in plain torch. Every image is [B, 1, H, W] float32 in [0, 1]; every loss is [B].
+"""The terms of the fusion loss, in plain torch. Every image is [B, 1, H, W] float32 in [0, 1]; every loss is
+[B].
 
-a is the MRI, b the luma of the other modality, f the fused image. The choice of terms and weights is our design.
+a is the MRI, b the luma of the other modality, f the fused image. The choice of terms and weights is our
+design.
 """
 
 from __future__ import annotations
@@ -18,19 +20,29 @@ FUNCTION_SIGMA_PX = 3.0
 
 @dataclass(frozen=True)
 class LossWeights:
-    """One weight a term. `function` is one weight a modality: it has no meaning for CT."""
+    """One weight a term, for each modality where it must differ.
+
+    CT asks for more intensity and complement, or bone is dimmed towards the MRI's dark; function has no meaning there.
+    """
 
     intensity: float = 1.0
+    intensity_ct: float = 1.0
     gradient: float = 1.0
     structure: float = 1.0
     complement: float = 0.4
-    function_ct: float = 0.0
+    complement_ct: float = 0.4
     function_pet: float = 0.1
     function_spect: float = 0.25
     rounding: float = 0.0  # the second stage of training sets it
 
-    def function(self, modality: str) -> float:
-        return {"ct": self.function_ct, "pet": self.function_pet, "spect": self.function_spect}[modality]
+    def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
+        """Each modality-dependent term's weight [B]."""
+        table = {
+            "intensity": {"ct": self.intensity_ct, "pet": self.intensity, "spect": self.intensity},
+            "complement": {"ct": self.complement_ct, "pet": self.complement, "spect": self.complement},
+            "function": {"ct": 0.0, "pet": self.function_pet, "spect": self.function_spect},
+        }
+        return {term: like.new_tensor([weight[m] for m in modalities]) for term, weight in table.items()}
 
 
 def mean_per_image(x: Tensor) -> Tensor:
@@ -97,14 +109,15 @@ def correlation(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
 def complement_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """1 minus the mean correlation of each source with what the fused image adds to the other one.
 
-    What f has beyond b should be a, and the reverse: the sum of correlations of differences (Aslantas and Bendes, AEU
-    69:1890, 2015) as a loss.
+    What f has beyond b should be a, and the reverse: the sum of correlations of differences (Aslantas and
+    Bendes, AEU 69:1890, 2015) as a loss.
     """
     return 1 - (correlation(a, f - b) + correlation(b, f - a)) / 2
 
 
 def function_loss(f: Tensor, b: Tensor) -> Tensor:
-    """1 minus the correlation of f and b over b's foreground, both blurred: uptake must stay readable in the luma."""
+    """1 minus the correlation of f and b over b's foreground, both blurred: uptake must stay readable in the
+    luma."""
     radius_px = int(3 * FUNCTION_SIGMA_PX)
     pair = F.pad(torch.cat([f, b], 1), (radius_px,) * 4, mode="replicate")
     f_low, b_low = separable_filter(pair, gaussian(FUNCTION_SIGMA_PX, radius_px)).split(1, 1)
@@ -114,8 +127,8 @@ def function_loss(f: Tensor, b: Tensor) -> Tensor:
 def rounding_loss(f: Tensor, f_bf16: Tensor) -> Tensor:
     """Mean of the largest thousandth of |f - f_bf16|: what bfloat16 may change where it changes most.
 
-    The mean difference is a hundred times under one 8-bit level; a few pixels at sharp edges are not, and those decide
-    whether a console may run the network in bfloat16.
+    The mean difference is a hundred times under one 8-bit level; a few pixels at sharp edges are not, and
+    those decide whether a console may run the network in bfloat16.
     """
     difference = (f - f_bf16).abs().flatten(1)
     return difference.topk(max(1, difference.shape[1] // 1000)).values.mean(1)
@@ -135,12 +148,12 @@ def fusion_loss(
         "complement": complement_loss(f, a, b),
         "function": function_loss(f, b),
     }
-    function_weight = torch.tensor([weights.function(m) for m in modalities], device=f.device)
+    weight = weights.per_image(modalities, f)
     total = (
-        weights.intensity * terms["intensity"]
+        weight["intensity"] * terms["intensity"]
         + weights.gradient * terms["gradient"]
         + weights.structure * terms["structure"]
-        + weights.complement * terms["complement"]
-        + function_weight * terms["function"]
+        + weight["complement"] * terms["complement"]
+        + weight["function"] * terms["function"]
     )
     return total.mean(), {name: term.mean().detach() for name, term in terms.items()}
