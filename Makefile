@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The CPU build of torch where the index has one; extra arguments for pip come in PIP_ARGS.
 PIP_ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 
 .venv-demo/done: pyproject.toml
 	$(PYTHON) -m venv .venv-demo

@@ -1,7 +1,9 @@
-"""Release a trained LAGN: python engines/export_onnx.py --checkpoint runs/v0/checkpoint.safetensors --command "..."
+"""Release a trained LAGN: python engines/export_onnx.py --checkpoint runs/v0/checkpoint.safetensors --command
+"..."
 
-Writes into mmif_trt/weights: lagn.safetensors (dimensions and preprocessing inside), lagn.onnx (FP32, any batch and size),
-lagn.npz (golden pairs that every runtime must reproduce) and manifest.json with their SHA-256 and provenance.
+Writes into mmif_trt/weights: lagn.safetensors (dimensions and preprocessing inside), lagn.onnx (FP32, any
+batch and size), lagn.npz (golden pairs that every runtime must reproduce) and manifest.json with their
+SHA-256 and provenance.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from mmif_trt.models.lagn import LAGN, LAGNConfig
 from mmif_trt.samples import PAIRS, sample
 
 OPSET = 17  # the first with LayerNormalization as one operator
-PREPROCESSING = "a: grey, b: BT.601 luma; both [B, 1, H, W] float32, black 0 and white 1 by the stated value range"
+PREPROCESSING = (
+    "a: grey, b: BT.601 luma; both [B, 1, H, W] float32, black 0 and white 1 by the stated value range"
+)
 
 
 def load_average(checkpoint: Path) -> tuple[LAGN, dict[str, str]]:
@@ -58,7 +62,13 @@ def export(model: LAGN, path: Path) -> None:
 def golden_pairs(model: LAGN) -> dict[str, np.ndarray]:
     """a, b: the bundled samples in 8 bits; f: what FP32 torch makes of them."""
     pairs = [sample(name) for name in PAIRS]
-    luma = [[np.rint(255 * colour.luma(normalise.to_unit(x)) if x.is_colour else 255 * normalise.to_unit(x)) for x in pair] for pair in pairs]
+    luma = [
+        [
+            np.rint(255 * colour.luma(normalise.to_unit(x)) if x.is_colour else 255 * normalise.to_unit(x))
+            for x in pair
+        ]
+        for pair in pairs
+    ]
     a, b = (np.stack([pair[k] for pair in luma]).astype(np.uint8) for k in (0, 1))
     f = model(*(torch.from_numpy(x).float()[:, None] / 255 for x in (a, b)))[:, 0].numpy()
     return {"a": a, "b": b, "f": f}
@@ -69,14 +79,17 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--command", required=True, help="the command that trained it, for the manifest")
     parser.add_argument("--commit", required=True, help="the commit it was trained at")
-    parser.add_argument("--data", default="Harvard Whole Brain Atlas pairs, training cases (see MODEL_CARD.md)")
+    parser.add_argument(
+        "--data", default="Harvard Whole Brain Atlas pairs, training cases (see MODEL_CARD.md)"
+    )
     given = parser.parse_args()
     model, metadata = load_average(given.checkpoint)
     folder, config = weights.FOLDER, model.config.as_dict()
     inside = {"config": json.dumps(config), "preprocessing": PREPROCESSING}
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "lagn.safetensors", inside)
     export(model, folder / "lagn.onnx")
-    np.savez_compressed(folder / "lagn.npz", **golden_pairs(model))
+    golden = golden_pairs(model)
+    np.savez_compressed(folder / "lagn.npz", a=golden["a"], b=golden["b"], f=golden["f"])
     files = [folder / f"lagn.{suffix}" for suffix in weights.SUFFIXES]
     record = {
         "files": {f.name: {"sha256": weights.sha256(f), "bytes": f.stat().st_size} for f in files},

@@ -1,7 +1,8 @@
 """Multi-modality medical image fusion. Research use only: not a medical device.
 
-fuse(a, b) fuses an MRI with a registered CT, PET or SPECT image; Fuser keeps the network loaded between calls.
-Names are imported when first used, so that `import mmif_trt` stays quick and needs neither torch nor OpenVINO.
+fuse(a, b) fuses an MRI with a registered CT, PET or SPECT image; Fuser keeps the network loaded between
+calls. Names are imported when first used, so that `import mmif_trt` stays quick and needs neither torch nor
+OpenVINO.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ class Fuser:
     def fuse_images(self, a: Image, b: Image) -> Image:
         """a: the MRI, grey. b: CT, PET or SPECT of the same size, grey or RGB -> fused, RGB where b is RGB.
 
-        The result has the wider dtype of the two (uint8, uint16, float32) and that source's value range (a's where
-        both have it). Luma (BT.601) is fused, chroma is b's, inside the RGB gamut. Where both sources are black the
-        result is exactly black. Raises InputError for unequal sizes and for an `a` in colour.
+        The result has the wider dtype of the two (uint8, uint16, float32) and that source's value range (a's
+        where both have it). Luma (BT.601) is fused, chroma is b's, inside the RGB gamut. Where both sources
+        are black the result is exactly black. Raises InputError for unequal sizes and for an `a` in colour.
         """
         if a.size != b.size:
             raise InputError(
@@ -43,11 +43,14 @@ class Fuser:
         unit_a, unit_b = _grey_unit(a), normalise.to_unit(b)
         y = tiling.run(self.runtime.infer, unit_a, colour.luma(unit_b) if b.is_colour else unit_b)
         fused = colour.recombine(y, unit_b) if b.is_colour else y
-        like = max((b, a), key=lambda image: _WIDTH.index(image.data.dtype.name))
-        like = a if a.data.dtype == like.data.dtype else like
+        like = max((a, b), key=lambda image: _WIDTH.index(image.data.dtype.name))  # the first of equals
         assert like.value_range is not None
-        pixels = normalise.from_unit(fused, like.data.dtype, like.value_range)
-        return a.with_data(pixels, value_range=like.value_range, modality=None, source=f"{a.source} + {b.source}")
+        pixels = normalise.from_unit(
+            fused, np.dtype(like.data.dtype.name), like.value_range
+        )  # native byte order
+        return a.with_data(
+            pixels, value_range=like.value_range, modality=None, source=f"{a.source} + {b.source}"
+        )
 
     def __call__(
         self,
@@ -75,7 +78,9 @@ class Fuser:
     ) -> np.ndarray:
         batch_a, batch_b = _is_batch(a), _is_batch(b)
         if batch_a != batch_b or (batch_a and len(a) != len(b)):
-            raise InputError(f"a has shape {a.shape} and b {b.shape}; accepted are two images, or two batches of one length")
+            raise InputError(
+                f"a has shape {a.shape} and b {b.shape}; accepted are two images, or two batches of one length"
+            )
         if not batch_a:
             return self.fuse_images(Image(a, range_a, source="a"), Image(b, range_b, source="b")).data
         if not len(a):
@@ -99,11 +104,14 @@ def fuse(
 ) -> Any:
     """Fuse an MRI with a registered CT, PET or SPECT image of the same size.
 
-    a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W], [H, W, 3], or a
+    a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W], [H, W,
+    3], or a
         batch [N, H, W], [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px a side), a path, or an `Image`.
-    value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the whole range
+    value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the whole
+    range
         of the dtype (float32: 0 to 1). Values outside saturate.
-    Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its device),
+    Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its
+    device),
         in the wider dtype of the two, RGB where b is RGB.
     Raises InputError, naming the argument or file, what came and what is accepted.
     """
@@ -121,7 +129,9 @@ def _grey_unit(a: Image) -> np.ndarray:
     """[H, W] in [0, 1]. Grey that was stored as RGB is taken as grey; real colour is refused."""
     if a.is_colour:
         if not ((a.data[..., 0] == a.data[..., 1]) & (a.data[..., 1] == a.data[..., 2])).all():
-            raise InputError(f"{a.source}: a colour image; accepted as the first source is a grey MRI (did a and b swap?)")
+            raise InputError(
+                f"{a.source}: a colour image; accepted as the first source is a grey MRI (did a and b swap?)"
+            )
         a = a.with_data(a.data[..., 0])
     return normalise.to_unit(a)
 
@@ -139,10 +149,15 @@ def _as_image(x: Any, name: str, value_range: ValueRange | None) -> Image:
 def _as_array(x: Any, name: str) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
-    if type(x).__module__.split(".")[0] == "torch":
-        array: np.ndarray = x.detach().cpu().numpy()
+    if type(x).__module__.split(".")[0] == "torch" and hasattr(x, "detach"):
+        try:
+            array: np.ndarray = x.detach().cpu().numpy()
+        except TypeError:  # bfloat16 and other types that NumPy does not have
+            raise InputError(f"{name}: dtype {x.dtype}; accepted are uint8, uint16 and float32") from None
         return array
-    raise InputError(f"{name}: {type(x).__name__}; accepted are NumPy arrays, torch tensors, paths and mmif_trt.Image")
+    raise InputError(
+        f"{name}: {type(x).__name__}; accepted are NumPy arrays, torch tensors, paths and mmif_trt.Image"
+    )
 
 
 def _is_batch(x: np.ndarray) -> bool:

@@ -1,4 +1,5 @@
-"""The one currency between stages: pixels that carry what they mean. Imports no other module of the package."""
+"""The one currency between stages: pixels that carry what they mean. Imports no other module of the
+package."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import numpy as np
 
 MODALITIES = ("mri", "ct", "pet", "spect")
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 4096
-# What black and white are where the caller states nothing: the whole range of the type, never the image's own extremes.
+# What black and white are where the caller states nothing: the whole range of the type, never the image's own
+# extremes.
 DTYPE_RANGE: dict[str, tuple[float, float]] = {"uint8": (0, 255), "uint16": (0, 65535), "float32": (0, 1)}
 
 
@@ -46,17 +48,21 @@ class Image:
         if not (data.ndim == 2 or (data.ndim == 3 and data.shape[2] == 3)):
             raise InputError(f"{self.source}: shape {data.shape}; accepted are [H, W] grey and [H, W, 3] RGB")
         height, width = data.shape[:2]
-        if not (MIN_SIDE_PX <= min(height, width) and max(height, width) <= MAX_SIDE_PX):
+        if not (min(height, width) >= MIN_SIDE_PX and max(height, width) <= MAX_SIDE_PX):
             raise InputError(
                 f"{self.source}: {height} x {width} px; accepted are {MIN_SIDE_PX} to {MAX_SIDE_PX} px a side"
             )
         if data.dtype == np.float32 and not np.isfinite(data).all():
             raise InputError(f"{self.source}: NaN or infinite pixels; accepted are finite values")
         if self.modality is not None and self.modality not in MODALITIES:
-            raise InputError(f"{self.source}: modality {self.modality!r}; accepted are {', '.join(MODALITIES)}")
+            raise InputError(
+                f"{self.source}: modality {self.modality!r}; accepted are {', '.join(MODALITIES)}"
+            )
         low, high = self.value_range if self.value_range is not None else DTYPE_RANGE[data.dtype.name]
         if not (np.isfinite([low, high]).all() and low < high):
-            raise InputError(f"{self.source}: value range ({low}, {high}); accepted is a finite (black, white), black < white")
+            raise InputError(
+                f"{self.source}: value range ({low}, {high}); accepted is a finite (black, white), black < white"
+            )
         object.__setattr__(self, "value_range", (float(low), float(high)))
 
     @property
@@ -82,6 +88,8 @@ class Image:
             self.data.dtype.name,
             f"range {low:g} to {high:g}",
             self.modality or "modality unknown",
-            "spacing unknown" if self.spacing_mm is None else "spacing " + " x ".join(f"{s:g}" for s in self.spacing_mm) + " mm",
+            "spacing unknown"
+            if self.spacing_mm is None
+            else "spacing " + " x ".join(f"{s:g}" for s in self.spacing_mm) + " mm",
         ]
         return f"Image({', '.join(parts)}; {self.source})"

@@ -1,4 +1,5 @@
-"""Pixels of any type to [0, 1] by their stated value range, and back. No stretch to an image's own extremes, ever."""
+"""Pixels of any type to [0, 1] by their stated value range, and back. No stretch to an image's own extremes,
+ever."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from mmif_trt.image import Image
 
 
 def to_unit(image: Image) -> np.ndarray:
-    """The pixels as float32, black 0 and white 1; what lies outside the value range saturates, as a display would.
+    """The pixels as float32, black 0 and white 1; what lies outside the value range saturates, as a display
+    would.
 
     Every level of 8 and 16 bits maps to a value of its own.
     """

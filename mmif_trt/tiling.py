@@ -34,7 +34,8 @@ def spans(length: int) -> Iterator[tuple[int, int, int]]:
 
 
 def run(network: Network, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """network over a, b [H, W] float32 of any size -> [H, W] float32; memory is that of one tile and the images."""
+    """network over a, b [H, W] float32 of any size -> [H, W] float32; memory is that of one tile and the
+    images."""
     height, width = a.shape
     a, b = padded(a), padded(b)
     if max(a.shape) <= TILE_PX:

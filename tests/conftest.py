@@ -19,5 +19,7 @@ def data_root() -> Path:
 def harvard() -> Path:
     folder = data_root() / "harvard"
     if not folder.is_dir():
-        pytest.skip(f"real image pairs not found at {folder}; set MMIF_DATA to the folder that holds harvard/")
+        pytest.skip(
+            f"real image pairs not found at {folder}; set MMIF_DATA to the folder that holds harvard/"
+        )
     return folder

@@ -70,7 +70,11 @@ def test_inference_files_do_not_import_torch_at_the_top() -> None:
     for path in MODULES:
         if name(path).startswith(("train/", "models/lagn")):
             continue
-        assert not {x.split(".")[0] for x in imports(path, top_level_only=True)} & {"torch", "scipy", "skimage"}, path
+        assert not {x.split(".")[0] for x in imports(path, top_level_only=True)} & {
+            "torch",
+            "scipy",
+            "skimage",
+        }, path
 
 
 def test_eager_imports_are_light() -> None:

@@ -41,7 +41,8 @@ def available() -> dict[str, str]:
 def load(name: str, precision: str, threads: int | None) -> Runtime:
     """The runtime `name`, or the first usable one for "auto".
 
-    Raises InputError for an unknown name or precision, for one that is not installed, and for less than one thread.
+    Raises InputError for an unknown name or precision, for one that is not installed, and for less than one
+    thread.
     """
     usable = available()
     if name != "auto" and name not in usable:

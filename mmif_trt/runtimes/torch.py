@@ -1,4 +1,5 @@
-"""LAGN by torch, float32, on the CPU or a CUDA device: the reference that other runtimes are compared with."""
+"""LAGN by torch, float32, on the CPU or a CUDA device: the reference that other runtimes are compared
+with."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ class TorchRuntime:
         from mmif_trt.models import load_model
 
         if precision == "bf16":
-            raise InputError("precision 'bf16': runtime 'torch' is the FP32 reference; accepted are auto, fp32")
+            raise InputError(
+                "precision 'bf16': runtime 'torch' is the FP32 reference; accepted are auto, fp32"
+            )
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

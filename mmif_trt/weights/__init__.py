@@ -1,4 +1,5 @@
-"""The shipped weight files, and the manifest that says what they are. Nothing is loaded whose SHA-256 is not in it."""
+"""The shipped weight files, and the manifest that says what they are. Nothing is loaded whose SHA-256 is not
+in it."""
 
 from __future__ import annotations
 
@@ -22,10 +23,13 @@ def sha256(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def manifest() -> dict[str, Any]:
-    """weights/manifest.json: for each model its files with SHA-256, dimensions, preprocessing and provenance."""
+    """weights/manifest.json: for each model its files with SHA-256, dimensions, preprocessing and
+    provenance."""
     path = FOLDER / "manifest.json"
     if not path.is_file():
-        raise InputError(f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)")
+        raise InputError(
+            f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)"
+        )
     table: dict[str, Any] = json.loads(path.read_text())
     return table
 
@@ -41,7 +45,9 @@ def verified_path(name: str, suffix: str) -> Path:
         raise InputError(f"model {name!r}; accepted are {', '.join(models)}")
     path = FOLDER / f"{name}.{suffix}"
     if not path.is_file():
-        raise InputError(f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)")
+        raise InputError(
+            f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)"
+        )
     accepted, came = models[name]["files"][path.name]["sha256"], sha256(path)
     if came != accepted:
         raise InputError(f"{path}: SHA-256 is {came}; accepted is {accepted} (reinstall mmif-trt)")
@@ -49,7 +55,8 @@ def verified_path(name: str, suffix: str) -> Path:
 
 
 def golden(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """a, b [n, H, W] in [0, 1] and the fused [n, H, W] that FP32 torch gave when the weights were released."""
+    """a, b [n, H, W] in [0, 1] and the fused [n, H, W] that FP32 torch gave when the weights were
+    released."""
     with np.load(verified_path(name, "npz")) as file:
         a, b = (file[key].astype(np.float32) / 255 for key in ("a", "b"))
         return a, b, file["f"]

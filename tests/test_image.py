@@ -1,0 +1,84 @@
+"""image: what an Image accepts, what it fills in, and that its errors say what came and what is accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmif_trt.image import DTYPE_RANGE, MODALITIES, Image, InputError
+
+GREY = np.zeros((16, 20), np.uint8)
+NAN = np.full((16, 16), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ([[0]], {}, r"scan: list; accepted are arrays of uint8, uint16 and float32"),
+        (
+            GREY.astype(np.float64),
+            {},
+            r"scan: dtype float64; accepted are arrays of uint8, uint16 and float32",
+        ),
+        (GREY.astype(np.int32), {}, r"scan: dtype int32; accepted are"),
+        (GREY.astype(bool), {}, r"scan: dtype bool; accepted are"),
+        (GREY[0], {}, r"scan: shape \(20,\); accepted are \[H, W\] grey and \[H, W, 3\] RGB"),
+        (np.zeros((16, 16, 4), np.uint8), {}, r"scan: shape \(16, 16, 4\); accepted are"),
+        (np.zeros((2, 16, 16, 3), np.uint8), {}, r"scan: shape \(2, 16, 16, 3\); accepted are"),
+        (GREY[:15], {}, r"scan: 15 x 20 px; accepted are 16 to 4096 px a side"),
+        (np.broadcast_to(np.uint8(0), (16, 4097)), {}, r"scan: 16 x 4097 px; accepted are 16 to 4096 px"),
+        (NAN, {}, r"scan: NaN or infinite pixels; accepted are finite values"),
+        (np.full((16, 16, 3), np.inf, np.float32), {}, r"scan: NaN or infinite pixels"),
+        (GREY, {"modality": "MR"}, r"scan: modality 'MR'; accepted are mri, ct, pet, spect"),
+        (GREY, {"value_range": (5, 5)}, r"scan: value range \(5, 5\); accepted is .*black < white"),
+        (GREY, {"value_range": (9, 5)}, r"scan: value range \(9, 5\)"),
+        (GREY, {"value_range": (0, np.inf)}, r"scan: value range \(0, inf\)"),
+        (GREY, {"value_range": (np.nan, 1)}, r"scan: value range \(nan, 1\)"),
+    ],
+)
+def test_a_wrong_image_is_refused_in_one_line(data: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match="^" + message) as caught:
+        Image(data, source="scan", **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [16, 4096])
+def test_the_limits_of_size_are_accepted(side: int) -> None:
+    assert Image(np.broadcast_to(np.uint8(0), (side, 16))).size == (side, 16)
+
+
+def test_value_range_follows_the_type_unless_stated() -> None:
+    for dtype, white in (("uint8", 255), ("uint16", 65535), ("float32", 1)):
+        assert Image(np.zeros((16, 16), dtype)).value_range == (0.0, float(white))
+    assert Image(GREY + 7).value_range == (0, 255), "never the image's own extremes"
+    assert Image(GREY, (-1024, 3071)).value_range == (-1024.0, 3071.0)
+    assert set(DTYPE_RANGE) == {"uint8", "uint16", "float32"}
+
+
+def test_frozen() -> None:
+    image = Image(GREY)
+    for name in ("data", "value_range", "modality"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(image, name, None)
+
+
+def test_with_data_keeps_the_meaning_and_checks_again() -> None:
+    image = Image(GREY, (0, 100), "ct", (0.5, 0.7), np.eye(4), "scan")
+    other = image.with_data(GREY + 1, modality="pet")
+    assert other.data[0, 0] == 1 and other.value_range == (0, 100) and other.modality == "pet"
+    assert other.spacing_mm == (0.5, 0.7) and other.affine is image.affine and other.source == "scan"
+    assert image.modality == "ct" and not image.data.any()
+    with pytest.raises(InputError, match="scan: shape"):
+        image.with_data(GREY[0])
+
+
+def test_repr_says_what_it_is() -> None:
+    assert repr(Image(GREY)) == (
+        "Image(16 x 20, grey, uint8, range 0 to 255, modality unknown, spacing unknown; image)"
+    )
+    rgb = Image(np.zeros((16, 20, 3), np.uint16), (0, 4095), MODALITIES[2], (0.9, 1.25), source="p.png")
+    assert rgb.is_colour and rgb.size == (16, 20)
+    assert repr(rgb) == "Image(16 x 20, RGB, uint16, range 0 to 4095, pet, spacing 0.9 x 1.25 mm; p.png)"

@@ -1,0 +1,248 @@
+"""runtimes, weights: all reproduce the golden pairs and say their precision; no changed file is trusted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPO
+
+from mmif_trt import Fuser, InputError, load_model, runtimes, weights
+from mmif_trt.runtimes import openvino as openvino_runtime
+
+LEVEL = 1 / 255
+
+
+def has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def error_on_golden(runtime: runtimes.Runtime) -> float:
+    a, b, expected = weights.golden("lagn")
+    return max(float(np.abs(runtime.infer(x, y) - f).max()) for x, y, f in zip(a, b, expected, strict=True))
+
+
+def rand(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+# The same numbers everywhere
+
+
+def test_golden_pairs_are_worth_comparing() -> None:
+    a, b, f = weights.golden("lagn")
+    assert a.shape == b.shape == f.shape == (3, 256, 256) and f.dtype == a.dtype == np.float32
+    assert a.max() > 0.9 and b.max() > 0.9 and f.std() > 0.1
+    assert (
+        np.abs(f - a).max() > 0.1 and np.abs(f - b).max() > 0.1 and np.abs(f - np.maximum(a, b)).max() > 0.01
+    )
+
+
+def test_torch_reproduces_the_golden_pairs() -> None:
+    pytest.importorskip("torch")
+    runtime = runtimes.load("torch", "auto", 1)
+    assert (runtime.name, runtime.precision) == ("torch", "fp32") and runtime.note
+    if runtime.device == "cpu":
+        assert error_on_golden(runtime) <= 1e-5
+    else:
+        assert error_on_golden(runtime) <= 1e-3  # TF32 or another order of sums
+
+
+def test_openvino_fp32_reproduces_the_golden_pairs() -> None:
+    runtime = runtimes.load("openvino", "fp32", 1)
+    assert (runtime.name, runtime.precision, runtime.device) == ("openvino", "fp32", "CPU")
+    assert runtime.note == "asked for" and error_on_golden(runtime) <= 1e-4
+
+
+def test_openvino_auto_stays_within_one_level_and_says_its_precision() -> None:
+    runtime = runtimes.load("auto", "auto", 1)
+    assert runtime.name == "openvino" and runtime.precision in ("fp32", "bf16") and runtime.note
+    assert error_on_golden(runtime) <= (LEVEL if runtime.precision == "bf16" else 1e-4)
+    if not has_bf16():
+        assert (runtime.precision, runtime.note) == ("fp32", "no bfloat16 here")
+
+
+def test_openvino_bf16_is_used_or_refused() -> None:
+    if not has_bf16():
+        with pytest.raises(InputError, match="precision 'bf16': this CPU has no bfloat16"):
+            runtimes.load("openvino", "bf16", 1)
+        return
+    runtime = runtimes.load("openvino", "bf16", 1)
+    assert (runtime.precision, runtime.note) == ("bf16", "asked for")
+    assert 1e-4 < error_on_golden(runtime) < 8 * LEVEL, "bfloat16 must really run"
+
+
+@pytest.mark.parametrize(
+    ("off_by", "precision", "note"), [(0.0, "bf16", "within 0.00/255"), (0.02, "fp32", "off by 5.10/255")]
+)
+def test_auto_falls_back_where_bfloat16_is_off(
+    off_by: float, precision: str, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_bf16():
+        pytest.skip("this CPU has no bfloat16, so nothing to fall back from")
+    a, b, expected = weights.golden("lagn")
+    rounded = runtimes.load("openvino", "bf16", 1)
+    own = np.stack([rounded.infer(x, y) for x, y in zip(a, b, strict=True)])
+    monkeypatch.setattr(weights, "golden", lambda name: (a, b, own + np.float32(off_by)))
+    runtime = runtimes.load("openvino", "auto", 1)
+    assert runtime.precision == precision and note in runtime.note
+    came = runtime.infer(a[0], b[0])
+    if precision == "fp32":
+        assert np.abs(came - expected[0]).max() <= 1e-4, "the graphs in bfloat16 must be gone"
+    else:
+        np.testing.assert_array_equal(came, own[0])
+
+
+def test_onnx_file_takes_any_batch_and_size() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch = pytest.importorskip("torch")
+    session = onnxruntime.InferenceSession(
+        str(weights.verified_path("lagn", "onnx")), providers=["CPUExecutionProvider"]
+    )
+    model = load_model("lagn")
+    for shape in ((2, 1, 64, 96), (1, 1, 160, 32), (3, 1, 32, 32)):
+        a, b = rand(*shape, seed=1), rand(*shape, seed=2)
+        (came,) = session.run(None, {"a": a, "b": b})
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+        assert came.shape == shape
+        np.testing.assert_allclose(came, expected, rtol=0, atol=1e-4)
+    a, b, f = weights.golden("lagn")
+    (came,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
+    np.testing.assert_allclose(came[:, 0], f, rtol=0, atol=1e-4)
+
+
+def test_sizes_beyond_the_fixed_graphs_share_one() -> None:
+    pytest.importorskip("torch")
+    reference = runtimes.load("torch", "fp32", 1)
+    runtime = openvino_runtime.load("fp32", 1)
+    sizes = [(32, 32), (64, 32), (256, 256), (32, 64), (64, 64), (96, 32), (32, 96)]
+    for size in sizes * 2:
+        a, b = rand(*size, seed=3), rand(*size, seed=4)
+        came = runtime.infer(a, b)
+        assert came.flags.owndata, "not a view of a buffer that the next call overwrites"
+        np.testing.assert_allclose(came, reference.infer(a, b), rtol=0, atol=1e-4)
+    assert set(runtime._graphs) == {None, (256, 256)}, "memory does not grow with the number of sizes"
+
+
+# Weights and manifest
+
+
+def test_manifest_says_what_the_weights_are() -> None:
+    model = weights.manifest()["models"]["lagn"]
+    assert set(model["files"]) == {f"lagn.{suffix}" for suffix in weights.SUFFIXES}
+    total = 0
+    for name, record in model["files"].items():
+        path = weights.FOLDER / name
+        assert record == {"sha256": weights.sha256(path), "bytes": path.stat().st_size}
+        total += 0 if name.endswith("npz") else record["bytes"]
+    assert total <= 5_000_000
+    assert {"commit", "command", "data", "steps", "config"} <= set(model["training"])
+    assert model["preprocessing"] and model["parameters"] <= 600_000
+
+
+def test_load_model() -> None:
+    torch = pytest.importorskip("torch")
+    model, record = load_model("lagn"), weights.manifest()["models"]["lagn"]
+    assert model.config.as_dict() == record["config"] and not model.training
+    assert sum(p.numel() for p in model.parameters()) == record["parameters"]
+    assert not any(p.requires_grad for p in model.parameters())
+    assert torch.isfinite(next(model.parameters())).all()
+    with pytest.raises(InputError, match="^model 'unet'; accepted are lagn$"):
+        load_model("unet")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the weights that a test may damage."""
+    copy = Path(shutil.copytree(weights.FOLDER, tmp_path / "weights"))
+    monkeypatch.setattr(weights, "FOLDER", copy)
+    weights.manifest.cache_clear()
+    weights.verified_path.cache_clear()
+    yield copy
+    weights.manifest.cache_clear()
+    weights.verified_path.cache_clear()
+
+
+@pytest.mark.parametrize("suffix", weights.SUFFIXES)
+def test_a_changed_byte_is_refused(folder: Path, suffix: str) -> None:
+    assert weights.verified_path("lagn", suffix).parent == folder
+    weights.verified_path.cache_clear()
+    path = folder / f"lagn.{suffix}"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        InputError, match=rf"lagn\.{suffix}: SHA-256 is [0-9a-f]{{64}}; accepted is [0-9a-f]{{64}}"
+    ):
+        weights.verified_path("lagn", suffix)
+    uses: dict[str, Callable[[], object]] = {
+        "onnx": lambda: Fuser("openvino", "fp32", 1),
+        "safetensors": load_model,
+        "npz": lambda: weights.golden("lagn"),
+    }
+    if suffix == "safetensors":
+        pytest.importorskip("torch")
+    with pytest.raises(InputError, match=rf"lagn\.{suffix}: SHA-256"):
+        uses[suffix]()
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "lagn.onnx").unlink()
+    with pytest.raises(
+        InputError, match=r"lagn\.onnx: missing; accepted is an installation that has the weights"
+    ):
+        Fuser("openvino", threads=1)
+    (folder / "manifest.json").unlink()
+    weights.manifest.cache_clear()
+    with pytest.raises(InputError, match=r"manifest\.json: missing; accepted is an installation"):
+        weights.verified_path("lagn", "npz")
+
+
+# What is here
+
+
+def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runtimes.available()["openvino"] == "" and set(runtimes.available()) == set(runtimes.NAMES)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert runtimes.available()["torch"].startswith("not installed: pip install")
+    with pytest.raises(InputError, match="^runtime 'torch' is not installed: pip install"):
+        runtimes.load("torch", "auto", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match="^runtime 'openvino' is not installed: pip install openvino"):
+        runtimes.load("auto", "auto", None)
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_is_light() -> None:
+    loaded = json.loads(python("import json, sys, mmif_trt; print(json.dumps(sorted(sys.modules)))"))
+    assert "mmif_trt" in loaded
+    assert not {"torch", "openvino", "cv2", "PIL", "tqdm", "safetensors"} & set(loaded)
+
+
+def test_works_without_torch() -> None:
+    code = """
+import sys
+for name in ("torch", "safetensors", "scipy", "skimage", "onnx", "onnxruntime"):
+    sys.modules[name] = None
+import mmif_trt
+fuser = mmif_trt.Fuser(threads=1)
+fused = fuser(*mmif_trt.sample("mri-pet"))
+assert fuser.runtime.name == "openvino" and fused.data.shape == (256, 256, 3) and fused.data.max() > 50
+print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" and sys.modules[name]))
+"""
+    assert python(code).strip() == "[]"
