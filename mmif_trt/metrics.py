@@ -248,7 +248,7 @@ def detail_kept(a: ndarray, b: ndarray, f: ndarray) -> float:
     """MRI detail under strong uptake, -1..1: sum(gf . ga) / sqrt(sum(|gf|^2) sum(|ga|^2)), g gradients.
 
     There: the brightest fifth of b's foreground, b > 2, b >= the 80th percentile of those; central
-    differences. The maximum keeps about none. 0 where f or a is flat there, nan where b has no foreground. In CT
+    differences. The maximum keeps about none. 0 where f or a is flat there, nan without foreground. In CT
     it is bone, and says little. Our own measure; read it together with function_kept.
     """
     a, b, f = _grey(a, b, f)

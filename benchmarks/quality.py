@@ -1,0 +1,212 @@
+"""Fusion quality on the validation pairs: score a method, take in the peers, make the README's tables.
+
+    python benchmarks/quality.py score --data HARVARD [--fused DIR --name LAGN] [--made-by TEXT]
+    python benchmarks/quality.py import-peers PEERS.json
+    python benchmarks/quality.py table [--write README.md]
+
+HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png, DIR holds SET/NAME.png; SET is mri-ct, mri-pet, mri-spect.
+Each command works on --out (benchmarks/results/quality.json), where rows of other methods stay as they are.
+`score` measures both baselines as well, and judges the 8-bit luma of what the files hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.evaluate import BASELINES, Table, evaluate, mean_rank
+from mmif_trt.image import InputError
+from mmif_trt.io import write_atomic
+from mmif_trt.metrics import ALL, RANKED
+
+REPO = Path(__file__).resolve().parent.parent
+SETS = ("mri-ct", "mri-pet", "mri-spect")
+SPLIT = "val"
+COLUMNS = RANKED + tuple(key for key in ALL if key not in RANKED)
+BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
+DECIMALS = 3  # as the peers' figures have: more would break their ties
+NOT_COMPARED = {
+    "mri-ct": ("detail", "function")
+}  # in CT the brightest fifth is bone: shown, no best one marked
+
+
+def load(path: Path) -> dict[str, Any]:
+    """{"conditions": {method: {...}}, "sets": {set: {"n": pairs, "rows": {method: {metric: value}}}}}."""
+    if not path.exists():
+        return {"conditions": {}, "sets": {}}
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+
+
+def merge(report: dict[str, Any], name: str, pairs: int, rows: Table) -> None:
+    """Put a set's rows in beside the others. Raises InputError where those are of another number of pairs."""
+    entry = report["sets"].setdefault(name, {"n": pairs, "rows": {}})
+    if entry["n"] != pairs:
+        raise InputError(f"{name}: {pairs} pairs; accepted are the {entry['n']} of the rows already there")
+    for method, values in rows.items():
+        entry["rows"][method] = {
+            key: None if math.isnan(values[key]) else round(values[key], DECIMALS) for key in COLUMNS
+        }
+
+
+def score(args: argparse.Namespace) -> None:
+    if (args.fused is None) != (args.name is None):
+        raise InputError(
+            "score: --fused or --name alone; accepted are both, or neither for the baselines only"
+        )
+    report = load(args.out)
+    for name in SETS:
+        fused = None if args.fused is None else args.fused / name
+        scores = evaluate(args.data / name / SPLIT, fused, method=args.name or "fused", baselines=True)
+        merge(report, name, scores.pairs, scores.means)
+    made = {"commit": commit(), "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"}
+    made |= {"command": command(args), "split": SPLIT}
+    for method in BASELINES:
+        report["conditions"][method] = {"kind": "baseline", **made}
+    if args.name is not None:
+        report["conditions"][args.name] = {"kind": "ours", "made_by": args.made_by, **made}
+    save(args.out, report)
+
+
+def commit() -> str:
+    """The commit the figures were made at, with -dirty where the tree differs from it."""
+    told = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(told, cwd=REPO, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command, paths relative to the repository: a committed file names no folder of a machine."""
+    words = ["python", "benchmarks/quality.py", "score", "--data", os.path.relpath(args.data, REPO)]
+    if args.fused is not None:
+        words += ["--fused", os.path.relpath(args.fused, REPO), "--name", args.name]
+    return shlex.join(words)
+
+
+def import_peers(args: argparse.Namespace) -> None:
+    """Rows measured elsewhere, {set: {method: {metric: value, "n": pairs}}, "note": how}, no baselines."""
+    try:
+        peers: dict[str, Any] = json.loads(args.peers.read_text())
+        note = peers["note"]
+        found = {name: {m: v for m, v in peers[name].items() if m not in BASELINES} for name in SETS}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        came = f"{type(error).__name__} {error}"
+        raise InputError(f"{args.peers}: {came}; accepted is JSON with a note and the sets {SETS}") from error
+    report = load(args.out)
+    for name, rows in found.items():
+        for method, values in rows.items():
+            if lacking := [key for key in (*COLUMNS, "n") if key not in values]:
+                raise InputError(f"{args.peers}: {name} {method} lacks {lacking}; accepted are whole rows")
+            merge(report, name, values["n"], {method: values})
+            report["conditions"][method] = {"kind": "peer", "split": SPLIT}
+    report["peers_note"] = note
+    save(args.out, report)
+
+
+def tables(report: dict[str, Any]) -> str:
+    """One Markdown table a set, best mean rank first, and a line on what the rows are."""
+    parts = []
+    for name in (name for name in SETS if name in report["sets"]):
+        entry = report["sets"][name]
+        parts += [f"### {name.upper().replace('-', ' and ')}, {entry['n']} pairs", ""]
+        parts += [*table(name, entry["rows"], report["conditions"]), ""]
+    parts.append("Best of a column in bold; the columns from AG on do not count for the mean rank.")
+    if any(entry["kind"] == "peer" for entry in report["conditions"].values()):
+        parts.append("Peers ran from their released weights; they may have seen these pairs in training.")
+    for method, made in report["conditions"].items():
+        if made["kind"] == "ours":
+            how = f", {made['made_by']}" if made["made_by"] else ""
+            parts.append(f"{method}: scored at commit {made['commit']} on {made['date']}{how}.")
+    return "\n".join(parts)
+
+
+def table(name: str, rows: dict[str, dict[str, float | None]], conditions: dict[str, Any]) -> list[str]:
+    values = {m: {k: math.nan if v is None else v for k, v in row.items()} for m, row in rows.items()}
+    ranks = mean_rank(values)
+    best = {
+        key: max((v[key] for v in values.values() if not math.isnan(v[key])), default=None) for key in COLUMNS
+    }
+    best |= dict.fromkeys(NOT_COMPARED.get(name, ()))
+    lines = ["| method | mean rank | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) + 1)]
+    for method in sorted(ranks, key=lambda m: (ranks[m], m)):
+        kind = conditions[method]["kind"]
+        cells = [method if kind == "peer" else f"{method} ({kind})"]
+        cells.append(emphasise(f"{ranks[method]:.2f}", ranks[method] == min(ranks.values())))
+        for key in COLUMNS:
+            value = values[method][key]
+            text = "-" if math.isnan(value) else f"{value:.{DECIMALS}f}"
+            cells.append(emphasise(text, value == best[key]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def emphasise(text: str, is_best: bool) -> str:
+    return f"**{text}**" if is_best else text
+
+
+def replaced(page: str, text: str, path: Path) -> str:
+    """page with text between the markers. Raises InputError unless each marker is there once."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise InputError(
+            f"{path}: no pair of markers; accepted is a file with {BEGIN} and then {END}, once each"
+        )
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+
+
+def show(args: argparse.Namespace) -> None:
+    report = load(args.out)
+    if not report["sets"]:
+        raise InputError(f"{args.out}: no rows; accepted is a file that score or import-peers wrote")
+    text = tables(report)
+    if args.write is None:
+        print(text)
+    else:
+        page = replaced(args.write.read_text(), text, args.write)
+        write_atomic(args.write, page.encode())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--out", type=Path, default=REPO / "benchmarks/results/quality.json", metavar="JSON")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("score", parents=[shared], help="measure a method and the baselines")
+    one.add_argument("--data", type=Path, required=True, metavar="HARVARD")
+    one.add_argument("--fused", type=Path, metavar="DIR")
+    one.add_argument("--name", help="the method's name in the tables")
+    one.add_argument("--made-by", default="", metavar="TEXT", help="how the fused pictures were made")
+    one.set_defaults(run=score)
+    peers = commands.add_parser("import-peers", parents=[shared], help="take in figures measured elsewhere")
+    peers.add_argument("peers", type=Path, metavar="PEERS.json")
+    peers.set_defaults(run=import_peers)
+    page = commands.add_parser("table", parents=[shared], help="print the tables, or write them into a page")
+    page.add_argument("--write", type=Path, metavar="README.md")
+    page.set_defaults(run=show)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (InputError, OSError) as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
