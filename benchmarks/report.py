@@ -1,0 +1,240 @@
+"""What the benchmarks share: conditions, percentiles, and the tables of README.md from results/*.json.
+
+    python benchmarks/report.py [--check]
+
+Writes into the README what stands between the markers "<!-- NAME:begin -->" and "<!-- NAME:end -->", NAME
+a key of TABLES and of the file results/NAME.json. --check changes nothing and exits 1 where the README is not
+up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mmif_trt
+from mmif_trt import __version__, info, weights
+
+FOLDER = Path(__file__).resolve().parent
+README = FOLDER / "README.md"
+RESULTS = FOLDER / "results"
+DISTRIBUTIONS = ("numpy", "opencv-python-headless", "openvino", "torch")
+
+
+def conditions() -> dict[str, Any]:
+    """What every timing depends on: machine, load (of 1, 5, 15 minutes), versions, commit, weights."""
+    return {
+        **info.conditions(),
+        "load_average": load_average(),
+        "versions": {"mmif_trt": __version__, **{name: _version(name) for name in DISTRIBUTIONS}},
+        "commit": _git("rev-parse", "--verify", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "weights_sha256": {
+            file: entry["sha256"]
+            for model in weights.manifest()["models"].values()
+            for file, entry in model["files"].items()
+        },
+    }
+
+
+def load_average() -> list[float] | None:
+    return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """stdout of git in this checkout; None where there is no git, no checkout or no commit."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def environment() -> dict[str, str]:
+    """For a process of its own: the same mmif_trt as here, installed or not."""
+    package = str(Path(mmif_trt.__file__).parents[1])
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+    }
+
+
+def percentiles(values: Iterable[float], digits: int = 3) -> dict[str, float]:
+    """p50, p95, p99 (linear between samples), min, mean and the count n of one or more samples."""
+    array = np.asarray(list(values), np.float64)
+    p50, p95, p99 = np.percentile(array, (50, 95, 99))
+    named = {"p50": p50, "p95": p95, "p99": p99, "min": array.min(), "mean": array.mean()}
+    return {**{name: round(float(value), digits) for name, value in named.items()}, "n": len(array)}
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The conditions under which a table holds, as one paragraph."""
+    at, set_ = result["conditions"], result["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in at["versions"].items() if version)
+    load = " to ".join(
+        f"{x[0]:g}" if x else "unknown" for x in (at["load_average"], result["load_average_end"])
+    )
+    commit = (at["commit"] or "none") + (" with uncommitted changes" if at["uncommitted_changes"] else "")
+    hashes = ", ".join(f"{file} {sha[:12]}" for file, sha in at["weights_sha256"].items())
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in set_.items())
+    return (
+        f"Measured {at['date']} on {at['cpu']['model']} ({at['cpu']['cores']} cores usable), {at['os']}, "
+        f"Python {at['python']}, load average {load}; {settings}; {versions}; commit {commit}; "
+        f"weights {hashes}."
+    )
+
+
+def _plain(value: Any) -> str:
+    return (
+        " ".join(map(str, value)) if isinstance(value, list) else "all cores" if value is None else str(value)
+    )
+
+
+def latency_tables(result: dict[str, Any]) -> str:
+    """Markdown of bench_latency.py's result: network and end to end, then every stage, then cold start."""
+    head = [
+        "runtime",
+        "precision",
+        "asked",
+        "size px",
+        "network p50 ms",
+        "p95",
+        "p99",
+        "min",
+        "end to end p50 ms",
+        "p95",
+    ]
+    head += ["p99", "min", "pairs/s", "GMAC", "GFLOP/s", "matmul GFLOP/s", "share"]
+    marks = ("p50", "p95", "p99", "min")
+    main, stages = [], []
+    for row in result["rows"]:
+        if row["status"] == "refused":
+            main.append(
+                [row["runtime"], "none", row["asked"], f"refused: {row['reason']}", *[""] * (len(head) - 4)]
+            )
+            continue
+        ms, known = (
+            row["ms"],
+            [row["runtime"] + (f" on {row['device']}"), row["precision"], row["asked"], row["size_px"]],
+        )
+        times = [f"{ms[stage][mark]:.2f}" for stage in ("network", "end_to_end") for mark in marks]
+        rates = [f"{row['pairs_per_s']:.1f}", f"{row['gmac']:.3f}", f"{row['gflop_per_s']:.0f}"]
+        main.append(
+            [*known, *times, *rates, f"{row['matmul_gflop_per_s']:.0f}", f"{100 * row['matmul_share']:.0f} %"]
+        )
+        stages.append(
+            [*known[:2], known[3], *(" / ".join(f"{s[mark]:.2f}" for mark in marks) for s in ms.values())]
+        )
+    parts = [sentence(result), markdown(head, main)]
+    if stages:
+        names = next(row["ms"] for row in result["rows"] if row["status"] == "measured")
+        parts += [
+            "Every stage, p50 / p95 / p99 / min in ms:",
+            markdown(["runtime", "precision", "size px", *names], stages),
+        ]
+    parts += _cold_start(result["cold_start"])
+    return "\n\n".join(parts)
+
+
+def _cold_start(cold: dict[str, Any]) -> list[str]:
+    if cold["status"] != "measured":
+        return [f"Cold start not measured: {cold['reason']}"]
+    rows = [
+        [name.replace("_", " "), f"{s['p50']:.3f}", f"{s['min']:.3f}", s["n"]]
+        for name, s in cold["s"].items()
+    ]
+    table = markdown(["seconds", "p50", "min", "n"], rows)
+    return ["Cold start, new processes, files in the page cache:", table]
+
+
+def batch_table(result: dict[str, Any]) -> str:
+    """Markdown of bench_batch.py's result."""
+    head = [
+        "pairs",
+        "runtime",
+        "workers",
+        "folder pairs/s",
+        "with start-up",
+        "network pairs/s, 1 caller",
+        "all callers",
+    ]
+    head += ["ratio to 1 caller", "ratio to all callers", "peak MiB"]
+    rows = []
+    for row in result["rows"]:
+        network = row["network_only_pairs_per_s"]
+        peak = row["peak_rss_mib"]
+        rows.append(
+            [row["pairs"], f"{row['runtime']['name']} {row['runtime']['precision']}", row["workers"]]
+            + [f"{row[key]:.1f}" for key in ("pairs_per_s", "pairs_per_s_with_start")]
+            + [f"{network[key]:.1f}" for key in ("one_caller", "all_callers")]
+            + [f"{100 * row[key]:.0f} %" for key in ("ratio", "ratio_all_callers")]
+            + ["not measured" if peak is None else f"{peak:.0f}"]
+        )
+    growth = result["peak_growth"]
+    last = [f"Peak memory of the last row against the first: {100 * growth - 100:+.1f} %."] if growth else []
+    return "\n\n".join([sentence(result), markdown(head, rows), *last])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"latency_cpu": latency_tables, "batch_cpu": batch_table}
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """`text` with the tables of `results` between its markers, "Not measured." for a missing file."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise SystemExit(f"README: the markers {begin} and {end} must stand there once, in this order")
+        path = results / f"{name}.json"
+        body = table(json.loads(path.read_text())) if path.is_file() else "Not measured."
+        text = f"{text[: text.index(begin)]}{begin}\n{body}\n{text[text.index(end) :]}"
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Fill the tables of benchmarks/README.md from benchmarks/results."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 where it is not up to date"
+    )
+    check = parser.parse_args().check
+    before = README.read_text()
+    after = filled(before)
+    if not check:
+        README.write_text(after)
+    elif before != after:
+        print("benchmarks/README.md is not up to date: run python benchmarks/report.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

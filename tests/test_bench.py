@@ -1,0 +1,162 @@
+"""The benchmark scripts run and write what they promise. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import REPO
+
+from mmif_trt import runtimes, weights
+
+BENCHMARKS = REPO / "benchmarks"
+MARKS = {"p50", "p95", "p99", "min", "mean", "n"}
+STAGES = ["decode", "normalise_luma", "network", "recombine", "encode", "end_to_end"]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark script by name, as Python finds it when it is run."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        return __import__(name)
+
+    return load
+
+
+def check_conditions(result: dict[str, Any]) -> None:
+    at = result["conditions"]
+    assert at["cpu"]["model"] and at["cpu"]["cores"] >= 1 and at["python"] and at["os"]
+    assert at["versions"]["mmif_trt"] and at["versions"]["numpy"] and at["date"].endswith("+00:00")
+    assert {"commit", "uncommitted_changes", "load_average"} <= at.keys() and "load_average_end" in result
+    files = weights.manifest()["models"]["lagn"]["files"]
+    assert at["weights_sha256"] == {file: entry["sha256"] for file, entry in files.items()}
+
+
+def test_latency(tmp_path: Path, module: Any) -> None:
+    out = tmp_path / "new" / "latency.json"
+    few = [
+        "--repeats",
+        "3",
+        "--warmup",
+        "1",
+        "--matmul",
+        "64",
+        "--cold",
+        "1",
+        "--size",
+        "40",
+        "64",
+        "--threads",
+        "1",
+    ]
+    done = run("bench_latency.py", "--precision", "auto,fp32,bf16,fp7", *few, "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    check_conditions(result)
+    assert result["settings"]["threads"] == 1 and result["settings"]["repeats"] == 3
+    assert result["cold_start"]["status"] == "measured", result["cold_start"]
+    assert set(result["cold_start"]["s"]) == {"import", "first_fuse", "second_fuse", "whole_process"}
+    measured = [row for row in result["rows"] if row["status"] == "measured"]
+    refused = [row for row in result["rows"] if row["status"] == "refused"]
+    usable = {name for name, why_not in runtimes.available().items() if not why_not}
+    assert {row["runtime"] for row in measured} == usable
+    keys = [(row["runtime"], row["precision"], row["size_px"]) for row in measured]
+    assert len(keys) == len(set(keys)), "one row a runtime, precision and size"
+    assert {size for _, _, size in keys} == {40, 64}
+    for row in measured:
+        assert list(row["ms"]) == STAGES
+        for samples in row["ms"].values():
+            assert set(samples) == MARKS and samples["n"] == 3
+            assert 0 < samples["min"] <= samples["p50"] <= samples["p95"] <= samples["p99"]
+        assert min(row["pairs_per_s"], row["gflop_per_s"], row["matmul_gflop_per_s"], row["matmul_share"]) > 0
+        assert row["gmac"] == pytest.approx(result["rows"][0]["gmac"]), "40 px is padded to 64"
+    assert {row["runtime"] for row in refused if row["asked"] == "fp7"} == set(runtimes.NAMES)
+    assert all(row["reason"] and "\n" not in row["reason"] for row in refused)
+    asked = {(row["runtime"], p) for row in result["rows"] for p in row["asked"].split(", ")}
+    assert asked == {(name, p) for name in runtimes.NAMES for p in ("auto", "fp32", "bf16", "fp7")}
+    assert done.stdout.strip() == module("report").latency_tables(result).strip()
+
+
+def test_latency_refuses_what_it_cannot_count() -> None:
+    done = run("bench_latency.py", "--size", "2048")
+    assert done.returncode == 2 and "accepted are 16 to 1024" in done.stderr
+
+
+def test_batch(tmp_path: Path, module: Any) -> None:
+    out = tmp_path / "batch.json"
+    done = run("bench_batch.py", "--pairs", "6", "4", "--threads", "1", "--workers", "2", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    check_conditions(result)
+    assert [row["pairs"] for row in result["rows"]] == [6, 4]
+    for row in result["rows"]:
+        assert row["workers"] == 2 and row["runtime"]["name"] in runtimes.NAMES
+        network = row["network_only_pairs_per_s"]
+        assert row["ratio"] == pytest.approx(row["pairs_per_s"] / network["one_caller"], rel=1e-2)
+        assert row["ratio_all_callers"] == pytest.approx(
+            row["pairs_per_s"] / network["all_callers"], rel=1e-2
+        )
+        assert 0 < row["pairs_per_s_with_start"] < row["pairs_per_s"]
+        assert all(row["worker_ms"][stage]["n"] == row["pairs"] for stage in ("decode", "fuse", "encode"))
+        if Path("/proc/self/status").is_file():
+            assert 20 < row["peak_rss_mib"] < 20_000
+    assert done.stdout.strip() == module("report").batch_table(result).strip()
+
+
+def test_batch_ends_with_the_reason_of_the_command_line() -> None:
+    done = run("bench_batch.py", "--pairs", "1", "--precision", "fp7")
+    assert done.returncode != 0 and "fp7" in done.stderr
+
+
+@pytest.mark.parametrize("size", [(64, 64), (256, 256), (96, 160), (33, 40)])
+def test_macs_are_those_of_the_network(size: tuple[int, int], module: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mmif_trt.models import load_model
+
+    model = load_model("lagn").exportable()  # plain matmul, which the counter knows on every device
+    height, width = (-(-side // model.config.multiple) * model.config.multiple for side in size)
+    a = torch.rand(1, 1, height, width)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(a, a)
+    assert (
+        2 * module("bench_latency").network_macs(model.config.as_dict(), *size) == counter.get_total_flops()
+    )
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    done = run("report.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_report_fills_between_the_markers_only(tmp_path: Path, module: Any) -> None:
+    report = module("report")
+    text = "".join(
+        f"before {n}\n<!-- {n}:begin -->\nold\n<!-- {n}:end -->\nafter {n}\n" for n in report.TABLES
+    )
+    new = report.filled(text, tmp_path)
+    assert new == text.replace("old", "Not measured.") and report.filled(new, tmp_path) == new
+    with pytest.raises(SystemExit, match="markers"):
+        report.filled("no marker", tmp_path)
+
+
+def test_percentiles(module: Any) -> None:
+    found = module("report").percentiles(range(101))
+    assert found == {"p50": 50, "p95": 95, "p99": 99, "min": 0, "mean": 50, "n": 101}
