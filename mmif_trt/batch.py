@@ -1,8 +1,8 @@
 """Fuse many pairs: decode, network and encode of different pairs overlap; one report entry a pair.
 
-A few worker threads each carry one pair at a time from file to file: while one waits for the network, the others
-decode and encode (OpenCV and OpenVINO release the interpreter lock). So memory holds as many pairs as there are
-workers, whatever the length of the folder.
+A few worker threads each carry one pair at a time from file to file: while one waits for the network or the
+disk, the others decode and encode (OpenCV and OpenVINO release the interpreter lock). So memory holds as many
+pairs as there are workers, whatever the length of the folder.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +39,7 @@ class PairFuser(Protocol):
 
 @dataclass(slots=True)
 class Result:
-    """What became of one pair. ms: wall time in the worker; `fuse` includes waiting for the network's turn."""
+    """What became of one pair. ms: wall time in the worker; `fuse` includes the wait for the network."""
 
     pair: Pair
     status: str = "failed"  # done | skipped | failed
@@ -66,6 +68,29 @@ class Stop:
     reason: str = ""
 
 
+@contextmanager
+def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
+    """Ctrl-C and a polite kill end the run after the pairs in hand; a second one ends it at once.
+
+    Yields the Stop for `run_pairs`, and the list of signals that came.
+    """
+    stop, received = Stop(), []
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.reason = stop.reason or f"interrupted ({signal.Signals(number).name})"
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    # A signal that the parent told us to ignore (nohup, a background job) stays ignored.
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop, received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def fuse_folder(
     a: str | Path,
     b: str | Path,
@@ -80,9 +105,9 @@ def fuse_folder(
 ) -> list[Result]:
     """Fuse the MRI `a` with `b` into `out`: two files, or two folders matched by name.
 
-    suffix: of the outputs, such as ".png"; None: that of b. range_a, range_b: the values of black and white, None:
-    what the file says. Returns one Result a pair, in order of name; a bad pair is a Result with status "failed".
-    Raises InputError where nothing can be done at all (see `plan_pairs`).
+    suffix: of the outputs, such as ".png"; None: that of b. range_a, range_b: the values of black and white;
+    None: the whole range of the file's type. Returns a Result a pair, in order of name; a bad pair's has
+    status "failed". Raises InputError where nothing can be done at all (see `plan_pairs`).
     """
     plan = plan_pairs(a, b, out, suffix=suffix, overwrite=overwrite)
     prepare_output(plan)
@@ -101,8 +126,8 @@ def run_pairs(
 ) -> list[Result]:
     """Carry every pair through; Results in the order of `pairs`, without those that a stop left untouched.
 
-    fuser: may be None where every pair is finished. workers: pairs in hand at once; None: `default_workers()`.
-    on_result: called in this thread, in order of completion. A full disk sets `stop`: later pairs would fail as well.
+    fuser: None will do where every pair is finished. workers: pairs in hand; None: `default_workers()`.
+    on_result: called in this thread, in order of completion. A full disk sets `stop`: the rest would fail.
     """
     stop = stop or Stop()
     todo = iter(range(len(pairs)))
@@ -127,7 +152,9 @@ def run_pairs(
     try:
         for result in _until_all_ended(ready, count):
             on_result(result)
-    except BaseException:  # a raising callback, or Ctrl-C where nobody sets `stop`: the pairs in hand still end whole
+    except (
+        BaseException
+    ):  # a raising callback, or Ctrl-C where nobody sets `stop`: the pairs in hand still end whole
         stop.reason = stop.reason or "interrupted"
         raise
     finally:
@@ -145,7 +172,9 @@ def _until_all_ended(ready: queue.SimpleQueue[Result | None], running: int) -> I
             yield result
 
 
-def _settle(pair: Pair, fuser: PairFuser | None, ranges: tuple[Range | None, Range | None], stop: Stop) -> Result:
+def _settle(
+    pair: Pair, fuser: PairFuser | None, ranges: tuple[Range | None, Range | None], stop: Stop
+) -> Result:
     """One pair from file to file; whatever goes wrong with it ends in its Result."""
     result = Result(pair)
     try:
@@ -221,12 +250,12 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def default_workers() -> int:
-    """One pair in the network, one waiting for it, one a core being read or written; more only costs memory."""
+    """One pair in the network, the others being read or written, which is largely waiting for the disk."""
     return min(4, usable_cores() + 1)
 
 
 def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:
-    """Counts and rate of a run over `pairs` pairs; pairs_per_s counts what was fused, not what was skipped."""
+    """Counts and rate of a run over `pairs` pairs; pairs_per_s counts what was fused, not the skipped."""
     count = Counter(result.status for result in results)
     return {
         "pairs": pairs,

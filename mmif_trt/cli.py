@@ -1,4 +1,4 @@
-"""The command line: fuse, eval, info, demo. Exit code 0: all well, 1: some failed, 2: usage, nothing was done.
+"""The command line: fuse, eval, info, demo. Exit code 0 all well, 1 some failed, 2 usage: nothing done.
 
 Heavy imports are inside the functions, so that --help and a mistyped option answer at once.
 """
@@ -6,9 +6,9 @@ Heavy imports are inside the functions, so that --help and a mistyped option ans
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmif_trt.image import InputError
-from mmif_trt.info import RESEARCH_USE, conditions, describe_runtime, facts
+from mmif_trt.info import RESEARCH_USE, conditions, describe, describe_runtime, facts, weights_in_use
 
 if TYPE_CHECKING:
     from mmif_trt.batch import Result, Stop
@@ -59,10 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_fuse(commands)
     score = commands.add_parser("eval", help="score fused pictures against their sources")
-    score.add_argument("sources", type=Path, metavar="SOURCES", help="folder with mri/ and ct/, pet/ or spect/")
+    score.add_argument(
+        "sources", type=Path, metavar="SOURCES", help="folder with mri/ and ct/, pet/ or spect/"
+    )
     score.add_argument("fused", type=Path, metavar="FUSED", help="folder of fused pictures of the same names")
     score.add_argument("--baselines", action="store_true", help="add the pixel-wise average and maximum")
-    score.add_argument("-o", "--output", type=Path, metavar="TABLE", help="also write it, as .csv or .json")
+    score.add_argument("-o", "--output", metavar="TABLE", help="also write every row, as .csv or .json")
     score.set_defaults(run=_eval)
     info = commands.add_parser("info", help="version, runtimes, weights, CPU")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -86,22 +88,29 @@ def _add_fuse(commands: Any) -> None:
     fuse = commands.add_parser(
         "fuse",
         help="fuse two files, or two folders matched by name",
-        description="Fuse the MRI A with B (CT, PET, SPECT): two files, or two folders matched by name, the suffix aside.",
-        epilog="A pair whose output exists is skipped. A name on one side only is a warning. Ctrl-C finishes the pairs in"
-        " hand, a second one ends at once. Exit code: 0 all well, 1 some pairs failed, 2 usage: nothing was done.",
+        description="Fuse the MRI A with B (CT, PET, SPECT). Folders match by name, the suffix aside.",
+        epilog="A pair whose output exists is skipped. A name on one side only is a warning. Ctrl-C "
+        "finishes the pairs in hand, a second one ends at once. Exit code 0: all well, 1: some failed, "
+        "2: usage, nothing was done.",
     )
     fuse.add_argument("a", metavar="A", help="the MRI: a file or a folder")
     fuse.add_argument("b", metavar="B", help="the CT, PET or SPECT: a file or a folder")
-    fuse.add_argument("-o", "--output", required=True, metavar="OUT", help="file (of two files) or folder to write")
+    fuse.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="file (of two files) or folder to write"
+    )
     fuse.add_argument("--format", choices=FORMATS, help="of the outputs; default: that of B")
     for option, what in (("--value-range", "A and B"), ("--value-range-a", "A"), ("--value-range-b", "B")):
         what = f"black and white of {what}; default: the whole range of the file's type"
         fuse.add_argument(option, type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
     _add_runtime(fuse)
-    fuse.add_argument("--workers", type=_count(MAX_WORKERS), help="pairs in hand at once; default: by the cores")
+    fuse.add_argument(
+        "--workers", type=_count(MAX_WORKERS), help="pairs in hand at once; default: by the cores"
+    )
     fuse.add_argument("--overwrite", action="store_true", help="fuse finished pairs again")
     fuse.add_argument("--report", metavar="REPORT.json", help="write what became of each pair, as JSON")
-    fuse.add_argument("--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay")
+    fuse.add_argument(
+        "--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay"
+    )
     fuse.set_defaults(run=_fuse)
 
 
@@ -126,29 +135,35 @@ def _value_range(args: argparse.Namespace, side: str) -> tuple[float, float] | N
         return None
     low, high = limits
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"--value-range of {side.upper()}: {low:g} {high:g}; accepted are two finite numbers, LOW < HIGH")
+        raise InputError(
+            f"--value-range of {side.upper()}: {low:g} {high:g}; accepted are two finite numbers, LOW < HIGH"
+        )
     return low, high
 
 
 def _fuse(args: argparse.Namespace) -> int:
     range_a, range_b = _value_range(args, "a"), _value_range(args, "b")
-    if args.report and not os.path.realpath(args.report).endswith(".json"):  # so it can never be one of the pictures
-        raise InputError(f"--report {args.report}: accepted is a file name that ends in .json")
-    from mmif_trt.batch import default_workers, run_pairs, totals, write_report
-    from mmif_trt.pairs import plan_pairs, prepare_output, prove_writable
+    from mmif_trt.batch import default_workers, run_pairs, stop_on_signal, totals, write_report
+    from mmif_trt.pairs import plan_pairs, prepare_output
 
     suffix = f".{args.format}" if args.format else None
     plan = plan_pairs(args.a, args.b, args.output, suffix=suffix, overwrite=args.overwrite)
-    prepare_output(plan)
     if args.report:
-        prove_writable(Path(args.report).parent)
+        _check_text_output("--report", args.report, ".json")
+    prepare_output(plan)
     workers = args.workers or default_workers()
-    with _stop_on_signal() as (stop, received):
+    with stop_on_signal() as (stop, received):
         fuser = _fuser(args) if plan.unfinished else None
         start = time.perf_counter()
         with _progress(plan, args.quiet) as on_result:
             results = run_pairs(
-                plan.pairs, fuser, workers=workers, range_a=range_a, range_b=range_b, stop=stop, on_result=on_result
+                plan.pairs,
+                fuser,
+                workers=workers,
+                range_a=range_a,
+                range_b=range_b,
+                stop=stop,
+                on_result=on_result,
             )
         total = totals(results, len(plan.pairs), time.perf_counter() - start)
         runtime = describe_runtime(fuser) if fuser else None
@@ -171,30 +186,8 @@ def _fuser(args: argparse.Namespace) -> Any:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
-    """Ctrl-C and a polite kill end the run after the pairs in hand; the second one ends the process at once."""
-    from mmif_trt.batch import Stop
-
-    stop, received = Stop(), []
-
-    def on_signal(number: int, frame: object) -> None:
-        stop.reason = stop.reason or f"interrupted ({signal.Signals(number).name})"
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    # A signal that the parent told us to ignore (nohup, a background job) stays ignored.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield stop, received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
-    """Yields what to call with each Result: failures become a line at once, the bar shows rate and time left."""
+    """Yields what to call with each Result: a failure is told at once, the bar shows rate and time left."""
     from tqdm import tqdm
 
     for warning in () if quiet else plan.warnings:
@@ -214,13 +207,15 @@ def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
         yield on_result
 
 
-def _summarise(plan: Plan, results: list[Result], total: dict[str, Any], runtime: dict[str, str] | None) -> None:
+def _summarise(
+    plan: Plan, results: list[Result], total: dict[str, Any], runtime: dict[str, str] | None
+) -> None:
     by = f" by {runtime['name']} {runtime['precision']} on {runtime['device']}" if runtime else ""
     rate = f", {total['pairs_per_s']:g} pairs/s{by}" if total["done"] else ""
     counts = f"{total['done']} fused, {total['skipped']} skipped (finished before), {total['failed']} failed"
     _say(f"{counts} in {total['seconds']:.1f} s{rate} -> {plan.out_folder}")
     if newer := [r.pair.name for r in results if r.status == "skipped" and r.message]:
-        _say(f"warning: {len(newer)} skipped have a newer input ({newer[0]}, ...); --overwrite fuses them again")
+        _say(f"warning: {len(newer)} skipped have a newer input, as {newer[0]}; --overwrite fuses them again")
 
 
 def _report_head(
@@ -232,13 +227,22 @@ def _report_head(
     total: dict[str, Any],
 ) -> dict[str, Any]:
     from mmif_trt import __version__
-    from mmif_trt.weights import manifest
 
-    chosen = ("a", "b", "output", "format", "value_range", "value_range_a", "value_range_b", "threads", "overwrite")
+    chosen = (
+        "a",
+        "b",
+        "output",
+        "format",
+        "value_range",
+        "value_range_a",
+        "value_range_b",
+        "threads",
+        "overwrite",
+    )
     return {
         "mmif_trt": __version__,
         "use": RESEARCH_USE,
-        "weights": manifest(),
+        "weights": weights_in_use(),
         "runtime": runtime,
         "conditions": conditions(),
         "settings": {**{name: getattr(args, name) for name in chosen}, "workers": workers},
@@ -250,33 +254,43 @@ def _report_head(
 
 def _info(args: argparse.Namespace) -> int:
     found = facts()
-    if args.json:
-        import json
-
-        print(json.dumps(found, indent=2))
-        return 0
-    cpu = found["cpu"]
-    default = found["default"]
-    print(f"mmif-trt {found['mmif_trt']}. {found['use']}")
-    print(f"python {found['python']} ({found['executable']}), {found['os']}")
-    print(f"cpu: {cpu['model']}, {cpu['cores']} cores usable; {' '.join(cpu['features']) or 'features not known'}")
-    for name, reason in found["runtimes"].items():
-        print(f"runtime {name}: {'not usable: ' + reason if reason else 'usable'}")
-    print("default:", default if isinstance(default, str) else "{name} {precision} on {device}".format(**default))
-    print(f"weights: {json_lines(found['weights'])}")
+    print(json.dumps(found, indent=2) if args.json else describe(found))
     return 0
 
 
-def json_lines(weights: dict[str, Any]) -> str:
-    return str(weights)
-
-
 def _eval(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    if args.output:  # before the minutes that scoring may take
+        _check_text_output("--output", args.output, ".csv", ".json")
+    from tqdm import tqdm
+
+    from mmif_trt.evaluate import evaluate, text_table, write_scores
+    from mmif_trt.metrics import all_metrics
+
+    with tqdm(unit="picture", disable=None) as bar:
+
+        def measure(*pictures: Any) -> dict[str, float]:
+            bar.update()
+            return all_metrics(*pictures)
+
+        scores = evaluate(args.sources, args.fused, baselines=args.baselines, measure=measure)
+    print(text_table(scores.means))
+    print(f"means over {scores.pairs} pairs of {args.sources}, 8-bit luma")
+    if args.output:
+        write_scores(args.output, scores)
+    return 0
+
+
+def _check_text_output(option: str, path: str, *suffixes: str) -> None:
+    """Refused early: a folder that takes no files, and a suffix (or link) under which a picture might lie."""
+    from mmif_trt.pairs import prove_writable
+
+    if os.path.splitext(os.path.realpath(path))[1].lower() not in suffixes:
+        raise InputError(f"{option} {path}: accepted is a file name that ends in {' or '.join(suffixes)}")
+    prove_writable(Path(path).parent)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from mmif_trt.demo import run
 
-    run(args.out, _fuser(args))
+    run(args.out, lambda: _fuser(args))
     return 0

@@ -11,19 +11,30 @@ from typing import Any
 RESEARCH_USE = "For research use only: not a medical device, not for diagnosis or treatment."
 # The instruction sets that decide speed and precision, as /proc/cpuinfo names them (x86; the last row ARM).
 CPU_FLAGS = (
-    *("sse4_2", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *(
+        "sse4_2",
+        "avx",
+        "avx2",
+        "fma",
+        "avx_vnni",
+        "avx512f",
+        "avx512bw",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+    ),
     *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
     *("asimd", "asimdhp", "bf16", "i8mm", "sve", "sve2"),
 )
 
 
 def usable_cores() -> int:
-    """Cores this process may use, which under taskset or in a container are often fewer than the machine has."""
+    """Cores this process may use: under taskset or in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu() -> dict[str, Any]:
-    """Model, usable cores and the instruction sets of CPU_FLAGS; model and flags are empty where /proc is missing."""
+    """Model, usable cores and those of CPU_FLAGS that it has; no flags where /proc is missing."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -44,8 +55,8 @@ def conditions() -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Everything `mmif-trt info` shows. `default` is the runtime that "auto" takes, or the one-line reason of none."""
-    from mmif_trt import __version__, runtimes, weights
+    """Everything `mmif-trt info` shows; `default` is what "auto" takes, or the one-line reason of none."""
+    from mmif_trt import __version__, runtimes
     from mmif_trt.fuser import Fuser
 
     try:
@@ -59,11 +70,44 @@ def facts() -> dict[str, Any]:
         "executable": sys.executable,
         "runtimes": runtimes.available(),
         "default": default,
-        "weights": weights.manifest(),
+        "weights": weights_in_use(),
+    }
+
+
+def weights_in_use() -> dict[str, dict[str, Any]]:
+    """Model name -> release date, and the SHA-256 of each of its files as the manifest has it."""
+    from mmif_trt.weights import manifest
+
+    return {
+        name: {
+            "released": model["released"],
+            "sha256": {file: facts["sha256"] for file, facts in model["files"].items()},
+        }
+        for name, model in manifest()["models"].items()
     }
 
 
 def describe_runtime(fuser: Any) -> dict[str, str]:
-    """What runs the network of a `Fuser`."""
+    """What runs the network of a `Fuser`; `note` says why in this precision."""
     runtime = fuser.runtime
-    return {"name": runtime.name, "precision": runtime.precision, "device": runtime.device}
+    return {name: str(getattr(runtime, name)) for name in ("name", "precision", "device", "note")}
+
+
+def describe(found: dict[str, Any]) -> str:
+    """`facts()` in lines for a terminal."""
+    cpu, default = found["cpu"], found["default"]
+    lines = [
+        f"mmif-trt {found['mmif_trt']}. {found['use']}",
+        f"python {found['python']} ({found['executable']}), {found['os']}",
+        f"cpu: {cpu['model']}, {cpu['cores']} cores usable",
+        f"cpu features: {' '.join(cpu['features']) or 'not known'}",
+    ]
+    for name, reason in found["runtimes"].items():
+        lines.append(f"runtime {name}: " + (f"not usable, {reason}" if reason else "usable"))
+    if not isinstance(default, str):
+        default = "{name} {precision} on {device} ({note})".format(**default)
+    lines.append(f"default: {default}")
+    for model, weights in found["weights"].items():
+        for name, digest in weights["sha256"].items():
+            lines.append(f"weights {model} of {weights['released']}: {name} sha256 {digest}")
+    return "\n".join(lines)

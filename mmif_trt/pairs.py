@@ -1,8 +1,8 @@
 """Which files make a pair, what its output is called, and what is refused before anything is written.
 
-A pair is finished when its output exists and is not empty: `io.write` renames a whole file into place or leaves
-nothing. A finished pair is never touched without `overwrite`, not even when an input is newer or a setting differs:
-the file may be somebody's work. (The message of a skipped pair says when an input is newer.)
+A pair is finished when its output exists and is not empty: `io.write` renames a whole file into place or
+leaves nothing. A finished pair is never touched without `overwrite`, not even when an input is newer or a
+setting differs: the file may be somebody's work. (The message of a skipped pair says when an input is newer.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STARTED = time.time()
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One job: paths as text (a Path costs several times the memory), and whether its output is already whole."""
+    """One job: paths as text (a Path costs several times the memory); is its output whole already?"""
 
     name: str
     a: str
@@ -50,10 +50,11 @@ def plan_pairs(
 ) -> Plan:
     """Match a with b and name the outputs; reads no picture and writes nothing.
 
-    Two files: `out` is a file, or a folder (one that exists, or a name ending in a slash) that receives b's name.
-    Two folders: files match by stem, the suffix may differ; hidden files, other kinds of file and subfolders are passed
-    over; a name on one side only is a warning. Raises InputError for missing or unlike inputs, an empty folder, two
-    files of one stem in a folder, no name in common, and an output that is an input.
+    Two files: `out` is a file, or a folder (it exists, or ends in a slash) for a file of b's name.
+    Two folders: files match by stem, the suffix may differ; hidden files, other kinds of file and subfolders
+    are passed over; a name on one side only is a warning.
+    Raises InputError for missing or unlike inputs, an empty folder, two files of a stem in a folder, no
+    name in common, and an output that is an input.
     """
     for path in (a, b):
         if not (os.path.isfile(path) or os.path.isdir(path)):
@@ -96,7 +97,9 @@ def _match_folders(
     both = sorted(of_a.keys() & of_b.keys())
     if not both:
         first = f"{of_a[min(of_a)].name} and {of_b[min(of_b)].name}"
-        came = f"{a} ({len(of_a)} images) and {b} ({len(of_b)} images): no name in common ({first}, for example)"
+        came = (
+            f"{a} ({len(of_a)} images) and {b} ({len(of_b)} images): no name in common ({first}, for example)"
+        )
         raise InputError(f"{came}; accepted are files of the same name, the suffix aside")
     for folder, alone in ((a, of_a.keys() - of_b.keys()), (b, of_b.keys() - of_a.keys())):
         if alone:
@@ -128,7 +131,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         found[stem] = folder / entry.name
     if not found:
         came = f"no image among {others} entries" if others else "an empty folder"
-        raise InputError(f"{folder}: {came}; accepted are files named {' '.join('*' + s for s in io.FORMATS)}")
+        raise InputError(
+            f"{folder}: {came}; accepted are files named {' '.join('*' + s for s in io.FORMATS)}"
+        )
     return found
 
 
@@ -140,7 +145,9 @@ def _refuse_inputs_as_outputs(triples: list[tuple[Path, Path, Path]]) -> None:
     for source in (path for triple in triples for path in triple[:2]):
         stat = source.stat()
         if out := existing.get((stat.st_dev, stat.st_ino)):
-            raise InputError(f"{out}: is the same file as the input {source}; accepted is an output of its own")
+            raise InputError(
+                f"{out}: is the same file as the input {source}; accepted is an output of its own"
+            )
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -156,7 +163,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def prepare_output(plan: Plan) -> None:
-    """Make the output folder, prove that it takes files, clear what a killed run left there. InputError if not."""
+    """Make the output folder, prove that it takes files (else InputError), clear what a killed run left."""
     if plan.unfinished:  # else it may well be read-only by now
         prove_writable(plan.out_folder)
     remove_leftovers(plan.out_folder)
@@ -166,7 +173,9 @@ def prove_writable(folder: Path) -> None:
     """Makes the folder where it is missing. Raises InputError where it takes no files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # permission bits say little: root, read-only mounts, network shares
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # permission bits say little: root, read-only mounts, network shares
             pass
     except OSError as error:
         accepted = "accepted is a folder that can be made and takes files"
@@ -176,7 +185,7 @@ def prove_writable(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files of `io.write` whose process is gone; those of other runs at work there stay.
 
-    A process of ours and of the same number (usual in containers) is a former one if the file is older than we are.
+    Containers hand out the same process number again: one of ours, older than we are, is left over.
     """
     for entry in os.scandir(folder):
         pid = entry.name[1:].split("-", 1)[0]
