@@ -5,8 +5,11 @@ PIP_ARGS ?=
 
 .PHONY: demo test lint clean
 
-.venv-demo/done: pyproject.toml
-	$(PYTHON) -m venv .venv-demo
+# Debian and Ubuntu keep a part of venv in a package of its own.
+VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
+
+.venv-demo/done: pyproject.toml $(wildcard mmif_trt/*.py mmif_trt/*/*.*)
+	$(call VENV,.venv-demo)
 	.venv-demo/bin/python -m pip install --quiet $(PIP_ARGS) .
 	touch $@
 
@@ -15,7 +18,7 @@ demo: .venv-demo/done
 
 # torch first and pinned: a plain "torch" elsewhere in the requirements then finds it there.
 .venv/done: pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(call VENV,.venv)
 	.venv/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
 	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
 	touch $@
