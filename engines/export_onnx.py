@@ -90,6 +90,7 @@ def main() -> None:
     export(model, folder / "lagn.onnx")
     golden = golden_pairs(model)
     np.savez_compressed(folder / "lagn.npz", a=golden["a"], b=golden["b"], f=golden["f"])
+    (folder / "lagn.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
     files = [folder / f"lagn.{suffix}" for suffix in weights.SUFFIXES]
     record = {
         "files": {f.name: {"sha256": weights.sha256(f), "bytes": f.stat().st_size} for f in files},

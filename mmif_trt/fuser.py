@@ -79,7 +79,8 @@ class Fuser:
         batch_a, batch_b = _is_batch(a), _is_batch(b)
         if batch_a != batch_b or (batch_a and len(a) != len(b)):
             raise InputError(
-                f"a has shape {a.shape} and b {b.shape}; accepted are two images, or two batches of one length"
+                f"a has shape {a.shape} and b {b.shape}; "
+                "accepted are two images, or two batches of one length"
             )
         if not batch_a:
             return self.fuse_images(Image(a, range_a, source="a"), Image(b, range_b, source="b")).data
@@ -104,15 +105,13 @@ def fuse(
 ) -> Any:
     """Fuse an MRI with a registered CT, PET or SPECT image of the same size.
 
-    a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W], [H, W,
-    3], or a
-        batch [N, H, W], [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px a side), a path, or an `Image`.
-    value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the whole
-    range
-        of the dtype (float32: 0 to 1). Values outside saturate.
+    a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W] or
+        [H, W, 3], or a batch [N, H, W] or [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px a side), a
+        path, or an `Image`.
+    value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the
+        whole range of the dtype (float32: 0 to 1). Values outside saturate.
     Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its
-    device),
-        in the wider dtype of the two, RGB where b is RGB.
+        device), in the wider dtype of the two, RGB where b is RGB.
     Raises InputError, naming the argument or file, what came and what is accepted.
     """
     with _loading:

@@ -1,5 +1,4 @@
-"""The one currency between stages: pixels that carry what they mean. Imports no other module of the
-package."""
+"""The one currency between stages: pixels that carry what they mean. Imports nothing of the package."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ import numpy as np
 
 MODALITIES = ("mri", "ct", "pet", "spect")
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 4096
-# What black and white are where the caller states nothing: the whole range of the type, never the image's own
-# extremes.
+# Black and white where the caller states nothing: the whole range of the type, never the image's extremes.
 DTYPE_RANGE: dict[str, tuple[float, float]] = {"uint8": (0, 255), "uint16": (0, 65535), "float32": (0, 1)}
 
 
@@ -52,18 +50,22 @@ class Image:
             raise InputError(
                 f"{self.source}: {height} x {width} px; accepted are {MIN_SIDE_PX} to {MAX_SIDE_PX} px a side"
             )
-        if data.dtype == np.float32 and not np.isfinite(data).all():
+        if data.dtype.kind == "f" and not np.isfinite(data).all():
             raise InputError(f"{self.source}: NaN or infinite pixels; accepted are finite values")
         if self.modality is not None and self.modality not in MODALITIES:
             raise InputError(
                 f"{self.source}: modality {self.modality!r}; accepted are {', '.join(MODALITIES)}"
             )
-        low, high = self.value_range if self.value_range is not None else DTYPE_RANGE[data.dtype.name]
+        given = DTYPE_RANGE[data.dtype.name] if self.value_range is None else self.value_range
+        try:
+            low, high = (float(value) for value in given)
+        except (TypeError, ValueError):
+            low = high = 0.0
         if not (np.isfinite([low, high]).all() and low < high):
             raise InputError(
-                f"{self.source}: value range ({low}, {high}); accepted is a finite (black, white), black < white"
+                f"{self.source}: value range {given}; accepted is a finite (black, white), black < white"
             )
-        object.__setattr__(self, "value_range", (float(low), float(high)))
+        object.__setattr__(self, "value_range", (low, high))
 
     @property
     def is_colour(self) -> bool:

@@ -165,12 +165,18 @@ def test_rounding_is_the_mean_of_the_largest_thousandth() -> None:
 def test_the_whole_loss_is_the_weighted_sum_by_modality() -> None:
     a, b, f = pictures(12, 3), pictures(13, 3), pictures(14, 3)
     given: dict[str, float] = {"intensity": 2, "intensity_ct": 17, "gradient": 3, "structure": 5}
-    given |= {"complement": 7, "complement_ct": 19, "function_pet": 11, "function_spect": 13}
+    given |= {
+        "structure_ct": 23,
+        "complement": 7,
+        "complement_ct": 19,
+        "function_pet": 11,
+        "function_spect": 13,
+    }
     total, terms = losses.fusion_loss(f, a, b, ["spect", "ct", "pet"], losses.LossWeights(**given))
     each = (
         torch.tensor([2, 17, 2]) * losses.intensity_loss(f, a, b)
         + 3 * losses.gradient_loss(f, a, b)
-        + 5 * losses.structure_loss(f, a, b)
+        + torch.tensor([5, 23, 5]) * losses.structure_loss(f, a, b)
         + torch.tensor([7, 19, 7]) * losses.complement_loss(f, a, b)
         + torch.tensor([13, 0, 11]) * losses.function_loss(f, b)
     )

@@ -152,7 +152,7 @@ class LocalBlock(nn.Module):
 class LAGN(nn.Module):
     """forward(a, b): two [B, 1, H, W] tensors in [0, 1] -> fused [B, 1, H, W] in [0, 1].
 
-    H and W must be multiples of `config.multiple` (32); `normalise.pad` does that.
+    H and W must be multiples of `config.multiple` (32); `tiling.padded` does that.
     """
 
     def __init__(self, config: LAGNConfig | None = None) -> None:

@@ -17,9 +17,10 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -98,8 +99,22 @@ def save_checkpoint(path: Path, state: State, config: FusionConfig) -> None:
     os.replace(temporary, path)
 
 
+def open_checkpoint(path: Path) -> Any:
+    """The opened safetensors file; InputError where it is missing, damaged or of another program."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; accepted is a checkpoint.safetensors of this program")
+    try:
+        file = safe_open(path, "pt")
+        if not {"config", "step"} <= (file.metadata() or {}).keys():
+            raise ValueError("no step and configuration inside")
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: {reason}; accepted is a checkpoint.safetensors of this program") from error
+    return file
+
+
 def load_checkpoint(path: Path, state: State, config: FusionConfig) -> None:
-    with safe_open(path, "pt") as checkpoint:
+    with open_checkpoint(path) as checkpoint:
         came = checkpoint.metadata()["config"]
         if came != as_json(config):
             raise InputError(
@@ -156,13 +171,14 @@ def check_crop(config: FusionConfig, sets: list[data.Pairs]) -> None:
 
 def start_from(path: Path, state: State) -> None:
     """Both networks from the running average of another run's checkpoint; the optimiser starts anew."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; accepted is a checkpoint.safetensors of this program")
-    with safe_open(path, "pt") as file:
+    with open_checkpoint(path) as file:
         names = [key for key in file.keys() if key.startswith("average.")]  # noqa: SIM118
         tensors = {key.removeprefix("average."): file.get_tensor(key) for key in names}
-    state.model.load_state_dict(tensors)
-    state.average.load_state_dict(tensors)
+    try:
+        state.model.load_state_dict(tensors)
+        state.average.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path}: another network; accepted is one of {state.model.config}") from error
 
 
 def train(

@@ -22,13 +22,15 @@ FUNCTION_SIGMA_PX = 3.0
 class LossWeights:
     """One weight a term, for each modality where it must differ.
 
-    CT asks for more intensity and complement, or bone is dimmed towards the MRI's dark; function has no meaning there.
+    CT asks for more intensity and complement and less structure, or bone is dimmed towards the MRI's dark;
+    function has no meaning there.
     """
 
     intensity: float = 1.0
     intensity_ct: float = 1.0
     gradient: float = 1.0
     structure: float = 1.0
+    structure_ct: float = 1.0
     complement: float = 0.4
     complement_ct: float = 0.4
     function_pet: float = 0.1
@@ -39,6 +41,7 @@ class LossWeights:
         """Each modality-dependent term's weight [B]."""
         table = {
             "intensity": {"ct": self.intensity_ct, "pet": self.intensity, "spect": self.intensity},
+            "structure": {"ct": self.structure_ct, "pet": self.structure, "spect": self.structure},
             "complement": {"ct": self.complement_ct, "pet": self.complement, "spect": self.complement},
             "function": {"ct": 0.0, "pet": self.function_pet, "spect": self.function_spect},
         }
@@ -152,7 +155,7 @@ def fusion_loss(
     total = (
         weight["intensity"] * terms["intensity"]
         + weights.gradient * terms["gradient"]
-        + weights.structure * terms["structure"]
+        + weight["structure"] * terms["structure"]
         + weight["complement"] * terms["complement"]
         + weight["function"] * terms["function"]
     )
