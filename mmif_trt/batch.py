@@ -29,6 +29,7 @@ from mmif_trt.info import usable_cores
 from mmif_trt.pairs import Pair, plan_pairs, prepare_output
 
 Range = tuple[float, float]
+ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice within this time is once
 
 
 class PairFuser(Protocol):
@@ -70,16 +71,23 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
-    """Ctrl-C and a polite kill end the run after the pairs in hand; a second one ends it at once.
+    """Ctrl-C and a polite kill end the run after the pairs in hand; a later one ends the process at once.
 
     Yields the Stop for `run_pairs`, and the list of signals that came.
     """
-    stop, received = Stop(), []
+    stop = Stop()
+    received: list[int] = []
+    first_s = 0.0
 
     def on_signal(number: int, frame: object) -> None:
+        nonlocal first_s
+        if not received:
+            first_s = time.monotonic()
+        elif time.monotonic() - first_s > ECHO_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         stop.reason = stop.reason or f"interrupted ({signal.Signals(number).name})"
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
 
     # A signal that the parent told us to ignore (nohup, a background job) stays ignored.
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
@@ -87,7 +95,8 @@ def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
     try:
         yield stop, received
     finally:
-        for number, handler in before.items():
+        # Where one came the process is about to end: its echo must not meet the bare handlers on the way out.
+        for number, handler in () if received else before.items():
             signal.signal(number, handler)
 
 
@@ -152,9 +161,8 @@ def run_pairs(
     try:
         for result in _until_all_ended(ready, count):
             on_result(result)
-    except (
-        BaseException
-    ):  # a raising callback, or Ctrl-C where nobody sets `stop`: the pairs in hand still end whole
+    except BaseException:
+        # A raising callback, or Ctrl-C where nobody sets `stop`: the pairs in hand still end whole.
         stop.reason = stop.reason or "interrupted"
         raise
     finally:

@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
 WARM_RUNS = 20
 SHEET = "contact_sheet.png"
-MARGIN_PX, TITLE_PX, LABEL_PX, NOTE_PX = (
-    20,
-    58,
-    30,
-    52,
-)  # around the sheet, above it, above and below its rows
+# Around the sheet, above it, above and below each row.
+MARGIN_PX, TITLE_PX, LABEL_PX, NOTE_PX = 20, 58, 30, 52
 BACKGROUND, TEXT, FAINT, SIMULATED = (18, 20, 24), (232, 234, 238), (150, 156, 166), (255, 190, 92)
 SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}
 Row = tuple[Image, Image, Image]  # MRI, the other source, fused

@@ -173,9 +173,8 @@ def prove_writable(folder: Path) -> None:
     """Makes the folder where it is missing. Raises InputError where it takes no files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(
-            dir=folder
-        ):  # permission bits say little: root, read-only mounts, network shares
+        # Permission bits say little: root, read-only mounts, network shares. This file never has a name.
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         accepted = "accepted is a folder that can be made and takes files"

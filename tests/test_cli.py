@@ -96,7 +96,7 @@ def start_and_wait(out: Path, *args: str | Path, enough: int = 5) -> subprocess.
 
 
 def in_own_mounts(script: str, code: int) -> subprocess.CompletedProcess[str]:
-    """A shell script that may mount: the mounts vanish with it. Skips where the kernel does not allow that."""
+    """A shell script that may mount: the mounts vanish with it. Skips where the kernel forbids that."""
     if (
         shutil.which("unshare") is None
         or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
@@ -287,6 +287,8 @@ def test_an_interrupt_ends_the_pairs_in_hand(
     out = tmp_path / "out"
     process = start_and_wait(out, *long, "--report", tmp_path / "r.json")
     process.send_signal(number)
+    time.sleep(0.05)
+    process.send_signal(number)  # as `timeout` does: to the process, then to its group
     _, told = process.communicate(timeout=60)
     check(subprocess.CompletedProcess([], process.returncode, None, told), 128 + number)
     found = report(tmp_path / "r.json")

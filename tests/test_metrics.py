@@ -139,7 +139,7 @@ def test_qabf_is_its_definition() -> None:
 
 def test_qabf_of_a_perfect_copy_is_near_one_and_never_leaves_its_range() -> None:
     a, b, f = pictures()
-    assert metrics.qabf(a, a, a) == pytest.approx(0.9994 * 0.9879 / (1 + math.exp(-22 * 0.2)), abs=1e-3)
+    assert metrics.qabf(a, a, a) == pytest.approx(0.9994 * 0.9879 / (1 + math.exp(-22 * 0.2)), abs=1e-5)
     for fused in (f, 255 - a, np.zeros_like(a), np.full_like(a, 77)):
         assert 0 <= metrics.qabf(a, b, fused) < metrics.qabf(a, a, a)
 
@@ -148,6 +148,12 @@ def test_a_ramp_has_the_frequency_and_gradient_of_its_slope() -> None:
     y, x = np.mgrid[:20, :30].astype(np.float64)
     assert metrics.sf(3 * x + 4 * y) == pytest.approx(5)
     assert metrics.ag(3 * x + 4 * y) == pytest.approx(5 / math.sqrt(2))
+
+
+def test_masked_frequency_takes_no_difference_across_the_edge_of_the_mask() -> None:
+    y, x = np.mgrid[:20, :30].astype(np.float64)
+    mask = (abs(x - 14) < 8) & (abs(y - 9) < 5)
+    assert metrics.sf(np.where(mask, 3 * x + 4 * y, 200), mask) == pytest.approx(5)
 
 
 def test_entropy_and_deviation_of_known_pictures() -> None:
@@ -162,6 +168,18 @@ def test_mutual_information_is_symmetric_and_in_nats() -> None:
     assert metrics.mi(a, b, f) == pytest.approx(metrics.mi(b, a, f))
     assert metrics.mi(a, a, f) == pytest.approx(metrics.mi(f, f, a))
     assert metrics.mi(f, f, f) == pytest.approx(2 * math.log(2) * metrics.en(f))
+
+
+def test_mutual_information_is_that_of_the_joint_histogram() -> None:
+    a, b, f = pictures()
+    wanted = 0.0
+    for x in (a, b):
+        joint = (
+            np.histogram2d(x.ravel(), f.ravel(), bins=256, range=((-0.5, 255.5), (-0.5, 255.5)))[0] / f.size
+        )
+        apart = np.outer(joint.sum(1), joint.sum(0))
+        wanted += float((joint[joint > 0] * np.log(joint[joint > 0] / apart[joint > 0])).sum())
+    assert metrics.mi(a, b, f) == pytest.approx(wanted)
 
 
 def test_copies_score_as_copies() -> None:
