@@ -81,7 +81,8 @@ def test_openvino_bf16_is_used_or_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("off_by", "precision", "note"), [(0.0, "bf16", "bfloat16 is within "), (0.02, "fp32", "bfloat16 is off by ")]
+    ("off_by", "precision", "note"),
+    [(0.0, "bf16", "bfloat16 is within "), (0.02, "fp32", "bfloat16 is off by ")],
 )
 def test_auto_falls_back_where_bfloat16_is_off(
     off_by: float, precision: str, note: str, monkeypatch: pytest.MonkeyPatch
