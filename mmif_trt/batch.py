@@ -95,7 +95,7 @@ def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
     try:
         yield stop, received
     finally:
-        # Where one came the process is about to end. Its echo must not meet the default action on the way out,
+        # Where one came the process is about to end. Its echo must not meet the default action on the way,
         # which the interpreter's shutdown puts in the place of every handler but "ignore".
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if received else handler)
