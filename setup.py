@@ -1,5 +1,73 @@
-"""Everything stands in pyproject.toml; the C++ extension of the training path will be declared here."""
+"""Builds mmif_trt._C, the training kernels, where torch is there to build against; the rest is pyproject.toml.
+
+    pip install --no-build-isolation -e '.[train]'   the torch of this environment; isolated builds see none
+    MMIF_CUDA=0|1    leave out the CUDA kernels, or insist on them; default: with torch for CUDA and a toolkit
+    TORCH_CUDA_ARCH_LIST    the cards to compile for; default: all that are supported
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
 
 from setuptools import setup
 
-setup()
+ARCHITECTURES = "8.0;8.6;8.9;9.0;12.0+PTX"
+SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/cpu/window_attention.cpp",
+]
+CUDA_SOURCES: list[str] = []
+
+
+def toolkit() -> str | None:
+    """The CUDA toolkit's folder: $CUDA_HOME, or where nvcc says it lies (a wrapper's own place says nothing)."""
+    if home := os.environ.get("CUDA_HOME"):
+        return home
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        return None
+    told = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+    here = re.search(r"_HERE_=(.+)", told.stderr)
+    return os.path.dirname(os.path.realpath(here[1])) if here else None
+
+
+def with_cuda(torch_cuda: str | None, home: str | None) -> bool:
+    wish = os.environ.get("MMIF_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"mmif_trt: MMIF_CUDA is {wish!r}; accepted are 0 and 1")
+    missing = [] if torch_cuda else ["a torch built for CUDA"]
+    if home is None or not os.path.exists(os.path.join(home, "bin", "nvcc")):
+        missing.append(f"a CUDA toolkit (nvcc; looked in {home or 'CUDA_HOME, PATH, /usr/local/cuda'})")
+    if wish == "1" and missing:
+        sys.exit(f"mmif_trt: MMIF_CUDA=1, but there is no {' and no '.join(missing)}")
+    return wish != "0" and not missing
+
+
+def extension() -> dict[str, object]:
+    """setup()'s arguments for the extension; none where there is no torch."""
+    home = toolkit()
+    if home is not None:
+        os.environ["CUDA_HOME"] = home  # before torch guesses
+    try:
+        import torch
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    except ImportError:
+        print("mmif_trt: no torch in the build environment: a pure-Python install, training runs on plain ops")
+        return {}
+    cuda = with_cuda(torch.version.cuda, home)
+    print(f"mmif_trt: kernels for {'CPU and CUDA' if cuda else 'CPU'}, torch {torch.__version__}, toolkit {home}")
+    flags = {"cxx": ["-O3", "-fopenmp", "-fvisibility=hidden"], "nvcc": ["-O3", "-lineinfo"]}
+    links = ["-fopenmp"]
+    if cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        module = CUDAExtension(
+            "mmif_trt._C", SOURCES + CUDA_SOURCES, extra_compile_args=flags, extra_link_args=links
+        )
+    else:
+        module = CppExtension("mmif_trt._C", SOURCES, extra_compile_args=flags, extra_link_args=links)
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+
+
+setup(**extension())
