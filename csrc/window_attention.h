@@ -14,7 +14,7 @@ struct WindowAttentionParams {
   int64_t batch, height, width;
   int heads, head_dim;  // D is 16 or 32
   int window, shift;    // 0 <= shift < window
-  float scale;          // D^-1/2
+  double scale;         // D^-1/2
 
   const void* qkv;         // [B, H, W, 3, heads, D]
   int64_t qkv_stride[5];   // of B, H, W, 3, heads

@@ -43,8 +43,7 @@ inline WindowAttentionParams window_attention_params(at::Tensor& qkv, at::Tensor
              bias_table.dim() == 2 && bias_table.size(0) == offsets && bias_table.size(1) == heads);
   MMIF_CHECK(op, "bias_table", bias_table.scalar_type(), "float32, or float64 beside float64 qkv",
              bias_table.scalar_type() == wide_type(qkv));
-  MMIF_CHECK(op, "bias_table", bias_table.device(), "the device of qkv",
-             bias_table.device() == qkv.device());
+  MMIF_CHECK(op, "bias_table", bias_table.device(), "the device of qkv", bias_table.device() == qkv.device());
   if (qkv.stride(5) != 1) qkv = qkv.contiguous();
   bias_table = bias_table.contiguous();
 
@@ -53,7 +52,7 @@ inline WindowAttentionParams window_attention_params(at::Tensor& qkv, at::Tensor
   p.batch = qkv.size(0), p.height = qkv.size(1), p.width = qkv.size(2);
   p.heads = static_cast<int>(heads), p.head_dim = static_cast<int>(qkv.size(5));
   p.window = static_cast<int>(window), p.shift = static_cast<int>(shift);
-  p.scale = 1.0f / std::sqrt(static_cast<float>(p.head_dim));
+  p.scale = 1 / std::sqrt(static_cast<double>(p.head_dim));
   p.qkv = qkv.const_data_ptr();
   for (int i = 0; i < 5; ++i) p.qkv_stride[i] = qkv.stride(i);
   p.bias_table = bias_table.const_data_ptr();

@@ -1,0 +1,14 @@
+// The CPU kernels for AVX2, whatever the machine that builds this has; empty where the CPU is not an x86-64.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define MMIF_ISA avx2
+#define MMIF_VECTOR_BYTES 32
+#include "window_attention_kernel.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

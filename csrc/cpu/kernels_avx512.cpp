@@ -1,0 +1,16 @@
+// The CPU kernels for AVX-512, whatever the machine that builds this has; empty where the CPU is not an
+// x86-64.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+#define MMIF_ISA avx512
+#define MMIF_VECTOR_BYTES 64
+#include "window_attention_kernel.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

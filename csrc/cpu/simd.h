@@ -1,0 +1,66 @@
+// Vectors of the instruction set that is being compiled for, as GCC and Clang extend C++ with them.
+//
+// kernels_baseline.cpp, kernels_avx2.cpp and kernels_avx512.cpp each compile the same kernels for one
+// instruction set into a namespace of its own; dispatch.h chooses at run time by what the CPU has. A file
+// that includes this must not instantiate anything of the standard library: the linker keeps one copy of such
+// a function, and that may be the one this CPU cannot run.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if !defined(MMIF_ISA) || !defined(MMIF_VECTOR_BYTES)
+#error "compile the kernels through kernels_*.cpp"
+#endif
+
+namespace mmif::MMIF_ISA {
+
+// kLanes numbers that go through one instruction together. Vec is GCC's vector type: + * < ?: work lane by
+// lane.
+template <typename T>
+struct Simd {
+  static constexpr int kLanes = MMIF_VECTOR_BYTES / sizeof(T);
+  typedef T Vec __attribute__((vector_size(MMIF_VECTOR_BYTES)));
+
+  static inline Vec load(const T* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  static inline void store(T* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
+  static inline Vec all(T x) { return x - Vec{}; }  // x in every lane; unlike x + 0 it keeps the sign of 0
+  static inline T sum(Vec v) {
+    T s = v[0];
+    for (int i = 1; i < kLanes; ++i) s += v[i];
+    return s;
+  }
+};
+
+// e^x of each lane for x <= 0, within 2 ulp; 0 below -87, NaN where x is NaN. Cody and Waite's reduction to
+// |r| <= ln 2 / 2, then Taylor's series to r^7, whose remainder is below half an ulp there.
+inline Simd<float>::Vec exp_nonpositive(Simd<float>::Vec x) {
+  using Vec = Simd<float>::Vec;
+  typedef int32_t Int __attribute__((vector_size(MMIF_VECTOR_BYTES)));
+  const Vec lowest = Simd<float>::all(-87.0f);
+  const Vec rounder = Simd<float>::all(12582912.0f);  // 1.5 * 2^23: the nearest integer ends in the low bits
+  const Vec clamped = x < lowest ? lowest : x;
+  const Vec shifted = clamped * 1.44269504089f + rounder;
+  const Vec n = shifted - rounder;
+  const Vec r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = r * (1.0f / 5040) + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Vec power = (Vec)(((Int)shifted - (Int)rounder + 127) << 23);  // 2^n, written into the exponent
+  return x < lowest ? Vec{} : p * power;
+}
+
+inline Simd<double>::Vec exp_nonpositive(Simd<double>::Vec x) {
+  for (int i = 0; i < Simd<double>::kLanes; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+}  // namespace mmif::MMIF_ISA
