@@ -156,6 +156,20 @@ def test_function_does_not_see_brightness_and_contrast() -> None:
     close(losses.function_loss(changed, outside), losses.function_loss(f, outside).tolist(), 1e-6)
 
 
+def test_detail_is_what_the_metric_measures() -> None:
+    a, b = pictures(19), pictures(20)
+    close(losses.detail_loss(a, a, b), [0, 0], 1e-4)
+    close(losses.detail_loss(0.5 * a + 0.2, a, b), [0, 0], 1e-4)
+    close(losses.detail_loss(1 - a, a, b), [2, 2], 1e-4)
+    f = torch.maximum(a, b)
+    triples = zip(*(255 * x[:, 0].double().numpy() for x in (a, b, f)), strict=True)
+    close(
+        losses.detail_loss(f, a, b), [1 - metrics.detail_kept(*triple) for triple in triples], 0.1
+    )  # Sobel smooths
+    b[1] = 0
+    close(losses.detail_loss(f, a, b)[1], 1)
+
+
 def test_rounding_is_the_mean_of_the_largest_thousandth() -> None:
     f = torch.zeros(1, 1, 50, 60)
     other = f.clone()
@@ -188,23 +202,27 @@ def test_the_whole_loss_is_the_weighted_sum_by_modality() -> None:
     a, b, f = pictures(12, 3), pictures(13, 3), pictures(14, 3)
     given: dict[str, float] = {"intensity": 2, "gradient": 3, "structure": 5, "faint": 31, "complement": 7}
     given |= {"intensity_ct": 17, "gradient_ct": 37, "structure_ct": 23, "faint_ct": 29, "complement_ct": 19}
-    given |= {"function_pet": 11, "function_spect": 13, "edge": 41}
+    given |= {"function_pet": 11, "function_spect": 13, "edge": 41, "edge_ct": 43}
+    given |= {"detail_pet": 47, "detail_spect": 53}
     total, terms = losses.fusion_loss(f, a, b, ["spect", "ct", "pet"], losses.LossWeights(**given))
     each = (
         torch.tensor([2, 17, 2]) * losses.intensity_loss(f, a, b)
         + torch.tensor([3, 37, 3]) * losses.gradient_loss(f, a, b)
         + torch.tensor([5, 23, 5]) * losses.structure_loss(f, a, b)
         + torch.tensor([31, 29, 31]) * losses.faint_loss(f, a, b)
-        + 41 * losses.edge_loss(f, a, b)
+        + torch.tensor([41, 43, 41]) * losses.edge_loss(f, a, b)
         + torch.tensor([7, 19, 7]) * losses.complement_loss(f, a, b)
         + torch.tensor([13, 0, 11]) * losses.function_loss(f, b)
+        + torch.tensor([53, 0, 47]) * losses.detail_loss(f, a, b)
     )
     close(total, float(each.mean()))
-    names = {"intensity", "gradient", "structure", "faint", "edge", "complement", "function"}
+    names = {"intensity", "gradient", "structure", "faint", "edge", "complement", "function", "detail"}
     assert set(terms) == names
     close(terms["function"], float(losses.function_loss(f, b).mean()))
     without = losses.fusion_loss(f, a, b, ["ct"] * 3, losses.LossWeights(**{**given, "structure_ct": 0.0}))
-    assert set(without[1]) == names - {"structure", "function"}, "a term of weight 0 is not computed"
+    assert set(without[1]) == names - {"structure", "function", "detail"}, (
+        "a term of weight 0 is not computed"
+    )
 
 
 # Batches

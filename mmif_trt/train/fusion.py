@@ -37,7 +37,7 @@ from mmif_trt.train.losses import LossWeights, fusion_loss, rounding_loss
 class FusionConfig:
     """All that decides the result, beside the data and the code."""
 
-    steps: int = 14000
+    steps: int = 4200
     batch_size: int = 6
     crop_px: int = 128
     learning_rate: float = 1.5e-3
