@@ -16,20 +16,22 @@ VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-
 demo: .venv-demo/done
 	.venv-demo/bin/mmif-trt demo demo
 
-# torch first and pinned: a plain "torch" elsewhere in the requirements then finds it there.
-.venv/done: pyproject.toml
+# torch first and pinned: a plain "torch" elsewhere in the requirements then finds it there, and the kernels are
+# built against it, not against one of pip's own choice.
+.venv/done: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	$(call VENV,.venv)
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) torch==2.13.0 'setuptools>=77' ninja
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) --no-build-isolation -e '.[dev]'
 	touch $@
 
 lint: .venv/done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/emulator/*.*)
 	.venv/bin/mypy mmif_trt engines benchmarks
 
 test: lint
 	.venv/bin/pytest
 
 clean:
-	rm -rf .venv .venv-demo demo build *.egg-info
+	rm -rf .venv .venv-demo demo build *.egg-info mmif_trt/_C.*

@@ -1,8 +1,8 @@
-"""Builds mmif_trt._C, the training kernels, where torch is there to build against; the rest is pyproject.toml.
+"""Builds mmif_trt._C, the training kernels, where there is torch to build against; see pyproject.toml too.
 
-    pip install --no-build-isolation -e '.[train]'   the torch of this environment; isolated builds see none
-    MMIF_CUDA=0|1    leave out the CUDA kernels, or insist on them; default: with torch for CUDA and a toolkit
-    TORCH_CUDA_ARCH_LIST    the cards to compile for; default: all that are supported
+pip install --no-build-isolation -e '.[train]'   the torch of this environment; isolated builds see none
+MMIF_CUDA=0|1    leave out the CUDA kernels, or insist on them; default: with torch for CUDA and a toolkit
+TORCH_CUDA_ARCH_LIST    the cards to compile for; default: all that are supported
 """
 
 import os
@@ -26,7 +26,7 @@ CUDA_SOURCES: list[str] = []
 
 
 def toolkit() -> str | None:
-    """The CUDA toolkit's folder: $CUDA_HOME, or where nvcc says it lies (a wrapper's own place says nothing)."""
+    """The CUDA toolkit's folder: $CUDA_HOME, or where nvcc itself says it lies (it may be a wrapper)."""
     if home := os.environ.get("CUDA_HOME"):
         return home
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -37,31 +37,39 @@ def toolkit() -> str | None:
     return os.path.dirname(os.path.realpath(here[1])) if here else None
 
 
-def with_cuda(torch_cuda: str | None, home: str | None) -> bool:
-    wish = os.environ.get("MMIF_CUDA", "")
-    if wish not in ("", "0", "1"):
-        sys.exit(f"mmif_trt: MMIF_CUDA is {wish!r}; accepted are 0 and 1")
+def with_cuda(torch_cuda: str | None, home: str | None, wish: str) -> bool:
     missing = [] if torch_cuda else ["a torch built for CUDA"]
     if home is None or not os.path.exists(os.path.join(home, "bin", "nvcc")):
         missing.append(f"a CUDA toolkit (nvcc; looked in {home or 'CUDA_HOME, PATH, /usr/local/cuda'})")
     if wish == "1" and missing:
-        sys.exit(f"mmif_trt: MMIF_CUDA=1, but there is no {' and no '.join(missing)}")
+        sys.exit(f"mmif_trt: MMIF_CUDA=1, but what is missing is {' and '.join(missing)}")
     return wish != "0" and not missing
 
 
 def extension() -> dict[str, object]:
     """setup()'s arguments for the extension; none where there is no torch."""
+    wish = os.environ.get("MMIF_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"mmif_trt: MMIF_CUDA is {wish!r}; accepted are 0 and 1")
+    try:
+        import torch
+    except ImportError:
+        if wish == "1":
+            sys.exit(
+                "mmif_trt: MMIF_CUDA=1, but what is missing is torch; try pip install --no-build-isolation"
+            )
+        print(
+            "mmif_trt: no torch in the build environment: a pure-Python install, training runs on plain ops"
+        )
+        return {}
     home = toolkit()
     if home is not None:
         os.environ["CUDA_HOME"] = home  # before torch guesses
-    try:
-        import torch
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
-    except ImportError:
-        print("mmif_trt: no torch in the build environment: a pure-Python install, training runs on plain ops")
-        return {}
-    cuda = with_cuda(torch.version.cuda, home)
-    print(f"mmif_trt: kernels for {'CPU and CUDA' if cuda else 'CPU'}, torch {torch.__version__}, toolkit {home}")
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    cuda = with_cuda(torch.version.cuda, home, wish)
+    devices = "CPU and CUDA" if cuda else "CPU"
+    print(f"mmif_trt: kernels for {devices}, torch {torch.__version__}, toolkit {home}")
     flags = {"cxx": ["-O3", "-fopenmp", "-fvisibility=hidden"], "nvcc": ["-O3", "-lineinfo"]}
     links = ["-fopenmp"]
     if cuda:

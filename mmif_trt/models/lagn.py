@@ -23,6 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmif_trt.ops import kernels_available
+from mmif_trt.ops.window_attention import window_attention
+
 STRIDE = 4  # the global branch runs at a quarter of the resolution
 BLEND_SLOPE = 8.0  # at the start of training w is close to a soft maximum of the sources
 RESIDUAL_SHARE = 0.25  # |r| stays below this share of the brighter source
@@ -79,7 +82,11 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
 
 class WindowAttention(nn.Module):
     """Multi-head attention within windows of a [B, H, W, C] map, cyclically shifted, with relative position
-    bias."""
+    bias.
+
+    One fused operation where its kernel is built, plain operations elsewhere and for export: the same
+    numbers.
+    """
 
     index: Tensor  # [N * N] into bias_table
 
@@ -98,7 +105,17 @@ class WindowAttention(nn.Module):
         n = self.window**2
         return self.bias_table[self.index].reshape(n, n, self.heads).permute(2, 0, 1)[None]
 
+    def fused(self, device: str) -> bool:
+        supported = self.head_dim in (16, 32) and self.window <= 8
+        return supported and not self.exportable and kernels_available(device)
+
     def forward(self, x: Tensor) -> Tensor:
+        if not self.fused(x.device.type):
+            return self.plain(x)
+        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
+        return self.proj(window_attention(qkv, self.bias_table, self.window, self.shift).flatten(-2))
+
+    def plain(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
         window, shift, N = self.window, self.shift, self.window**2
         bias = self.bias()

@@ -19,8 +19,9 @@ def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -
     The plane is cut at y = shift + k window (k any integer), x alike; the tokens of the image that lie in one
     rectangle attend to each other and to no others. For a map of whole windows that is Swin's cyclic shift
     with its region mask (Liu et al., ICCV 2021), without the roll; a last window that is not whole just holds
-    fewer tokens. Softmax over D^-1/2 q.k + bias_table[(dy + window - 1)(2 window - 1) + dx + window - 1, head]
-    with (dy, dx) the query's place minus the key's, so bias_table is [(2 window - 1)^2, heads].
+    fewer tokens. The score of a query and a key is D^-1/2 q.k + bias_table[row, head] with
+    row = (dy + window - 1)(2 window - 1) + dx + window - 1, where (dy, dx) is the query's place minus the
+    key's; so bias_table is [(2 window - 1)^2, heads].
     """
     B, H, W, _, heads, D = qkv.shape
     out = qkv.new_zeros(B, H, W, heads, D)

@@ -1,0 +1,38 @@
+"""The training path's operations: kernels of mmif_trt._C where it was built, plain torch elsewhere.
+
+Every operation has its truth in `reference.py`, which also runs where there is no kernel. mmif_trt._C is
+built by an installation that sees torch (see setup.py); `mmif-trt info` says whether it is there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module, util
+
+NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds them beside torch"
+
+
+def _load() -> tuple[frozenset[str], str]:
+    """The device types that have kernels, and one line on them or on why there are none."""
+    if util.find_spec("mmif_trt._C") is None:
+        return frozenset(), NOT_BUILT
+    try:
+        import torch
+
+        import_module("mmif_trt._C")
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = f"built for another torch or Python, build them again ({str(error).splitlines()[0]})"
+        warnings.warn(f"mmif_trt._C: {reason}; plain torch operations run instead", stacklevel=2)
+        return frozenset(), reason
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    keys = {"cpu": "CPU", "cuda": "CUDA"}
+    devices = {device for device, key in keys.items() if has_kernel("mmif_trt::window_attention", key)}
+    return frozenset(devices), " and ".join(keys[device] for device in sorted(devices))
+
+
+KERNEL_DEVICES, KERNELS = _load()
+
+
+def kernels_available(device: str) -> bool:
+    """Whether the kernels run on a device type, "cpu" or "cuda"; plain operations run elsewhere."""
+    return device in KERNEL_DEVICES
