@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSIM_WINDOW, SSIM_SIGMA_PX = 11, 1.5  # Wang et al., IEEE TIP 13:600, 2004
+from mmif_trt.ops.fusion_loss import fusion_loss as pixel_terms
+
 FOREGROUND = 2 / 255  # as the function-kept metric takes it
 FUNCTION_SIGMA_PX = 3.0
 
@@ -48,30 +49,6 @@ class LossWeights:
         return {term: like.new_tensor([weight[m] for m in modalities]) for term, weight in table.items()}
 
 
-def mean_per_image(x: Tensor) -> Tensor:
-    return x.mean((1, 2, 3))
-
-
-def intensity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """L1 to the brighter source."""
-    return mean_per_image((f - torch.maximum(a, b)).abs())
-
-
-def sobel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical Sobel derivative, replicated border."""
-    horizontal = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    kernels = torch.stack([horizontal, horizontal.T])[:, None]
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels).split(1, 1)
-
-
-def gradient_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """L1 of the signed gradient to that of the source with the larger |gx| + |gy| (a where equal)."""
-    (ax, ay), (bx, by), (fx, fy) = sobel(a), sobel(b), sobel(f)
-    take_a = ax.abs() + ay.abs() >= bx.abs() + by.abs()
-    target_x, target_y = torch.where(take_a, ax, bx), torch.where(take_a, ay, by)
-    return mean_per_image((fx - target_x).abs() + (fy - target_y).abs())
-
-
 def gaussian(sigma_px: float, radius_px: int) -> Tensor:
     offset = torch.arange(-radius_px, radius_px + 1, dtype=torch.float32)
     kernel = torch.exp(-(offset**2) / (2 * sigma_px**2))
@@ -83,20 +60,6 @@ def separable_filter(x: Tensor, kernel: Tensor) -> Tensor:
     kernel = kernel.to(x).expand(x.shape[1], 1, 1, -1)
     x = F.conv2d(x, kernel, groups=x.shape[1])
     return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
-
-
-def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Mean SSIM of each image, Gaussian window, data range 1, valid part."""
-    moments = torch.cat([x, y, x * x, y * y, x * y], 1)
-    mx, my, xx, yy, xy = separable_filter(moments, gaussian(SSIM_SIGMA_PX, SSIM_WINDOW // 2)).split(1, 1)
-    c1, c2 = 0.01**2, 0.03**2
-    vx, vy, vxy = xx - mx * mx, yy - my * my, xy - mx * my
-    return mean_per_image((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2)))
-
-
-def structure_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """1 minus the mean SSIM to both sources."""
-    return 1 - (ssim(f, a) + ssim(f, b)) / 2
 
 
 def correlation(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -144,10 +107,11 @@ def fusion_loss(
 
     modalities: one of "ct", "pet", "spect" for each image of the batch.
     """
+    intensity, gradient, structure = pixel_terms(f, a, b).unbind(1)
     terms = {
-        "intensity": intensity_loss(f, a, b),
-        "gradient": gradient_loss(f, a, b),
-        "structure": structure_loss(f, a, b),
+        "intensity": intensity,
+        "gradient": gradient,
+        "structure": structure,
         "complement": complement_loss(f, a, b),
         "function": function_loss(f, b),
     }
