@@ -15,8 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSIM_WINDOW, SSIM_SIGMA_PX = 11, 1.5  # Wang et al., IEEE TIP 13:600, 2004
-FAINT_SD = 2 / 255  # contrast of two 8-bit levels: what is under it is noise to `faint_loss`
+from mmif_trt.ops import reference
+from mmif_trt.ops.fusion_loss import fusion_loss as pixel_terms
+
+PIXEL_TERMS = ("intensity", "gradient", "structure")  # of one operation, ops/fusion_loss.py
+# SSIM's constants for structure, so small that contrast counts from two 8-bit levels up: with the usual ones
+# (a standard deviation of 8 levels) the grey and white matter of a CT are flat.
+FAINT_SD = 2 / 255
+C1, C2 = FAINT_SD**2 / 9, FAINT_SD**2
 EDGE_SLOPE, EDGE_MIDDLE = 15.0, 0.5  # Xydeas and Petrovic, Electron. Lett. 36:308, 2000: strength kept
 ANGLE_SLOPE, ANGLE_MIDDLE = 22.0, 0.8  # and direction kept
 FOREGROUND = 2 / 255  # as the function-kept metric takes it
@@ -36,10 +42,8 @@ class LossWeights:
     intensity_ct: float = 1.0
     gradient: float = 2.0
     gradient_ct: float = 0.0
-    structure: float = 0.0
-    structure_ct: float = 0.0
-    faint: float = 1.5
-    faint_ct: float = 2.5
+    structure: float = 1.5
+    structure_ct: float = 2.5
     edge: float = 0.5
     edge_ct: float = 0.8
     complement: float = 0.4
@@ -52,7 +56,7 @@ class LossWeights:
 
     def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
         """Each term's weight [B]."""
-        ct = {"gradient": self.gradient_ct, "structure": self.structure_ct, "faint": self.faint_ct}
+        ct = {"gradient": self.gradient_ct, "structure": self.structure_ct}
         ct |= {"intensity": self.intensity_ct, "complement": self.complement_ct, "edge": self.edge_ct}
         other = {term: getattr(self, term) for term in ct}
         table = {
@@ -61,30 +65,6 @@ class LossWeights:
             "spect": other | {"function": self.function_spect, "detail": self.detail_spect},
         }
         return {term: like.new_tensor([table[m][term] for m in modalities]) for term in table["ct"]}
-
-
-def mean_per_image(x: Tensor) -> Tensor:
-    return x.mean((1, 2, 3))
-
-
-def intensity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """L1 to the brighter source."""
-    return mean_per_image((f - torch.maximum(a, b)).abs())
-
-
-def sobel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical Sobel derivative, replicated border."""
-    horizontal = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    kernels = torch.stack([horizontal, horizontal.T])[:, None]
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels).split(1, 1)
-
-
-def gradient_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """L1 of the signed gradient to that of the source with the larger |gx| + |gy| (a where equal)."""
-    (ax, ay), (bx, by), (fx, fy) = sobel(a), sobel(b), sobel(f)
-    take_a = ax.abs() + ay.abs() >= bx.abs() + by.abs()
-    target_x, target_y = torch.where(take_a, ax, bx), torch.where(take_a, ay, by)
-    return mean_per_image((fx - target_x).abs() + (fy - target_y).abs())
 
 
 def gaussian(sigma_px: float, radius_px: int) -> Tensor:
@@ -100,37 +80,15 @@ def separable_filter(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
 
 
-def ssim(x: Tensor, y: Tensor, c1: float = 0.01**2, c2: float = 0.03**2) -> Tensor:
-    """Mean SSIM of each image, Gaussian window, valid part; the constants are those of data range 1."""
-    moments = torch.cat([x, y, x * x, y * y, x * y], 1)
-    mx, my, xx, yy, xy = separable_filter(moments, gaussian(SSIM_SIGMA_PX, SSIM_WINDOW // 2)).split(1, 1)
-    vx, vy, vxy = xx - mx * mx, yy - my * my, xy - mx * my
-    return mean_per_image((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2)))
-
-
-def structure_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """1 minus the mean SSIM to both sources."""
-    return 1 - (ssim(f, a) + ssim(f, b)) / 2
-
-
-def faint_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """1 minus the mean SSIM to both sources with constants so small that contrast counts from FAINT_SD up.
-
-    With the usual ones (a standard deviation of 8 levels) the grey and white matter of a CT are flat.
-    """
-    c2 = FAINT_SD**2
-    return 1 - (ssim(f, a, c2 / 9, c2) + ssim(f, b, c2 / 9, c2)) / 2
-
-
 def edge_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """1 minus the share of both sources' edges that f has, in strength and direction, the strong ones first.
 
     The edge preservation of Xydeas and Petrovic with angles by |cos|, so that it has a gradient everywhere.
     """
-    fx, fy = sobel(f)
+    fx, fy = reference.sobel(f)
     f_strength = (fx * fx + fy * fy + 1e-8).sqrt()
     kept, there = torch.zeros_like(f), torch.zeros_like(f)
-    for x, y in (sobel(a), sobel(b)):
+    for x, y in (reference.sobel(a), reference.sobel(b)):
         strength = (x * x + y * y + 1e-8).sqrt()
         ratio = torch.minimum(strength, f_strength) / torch.maximum(strength, f_strength)
         cosine = ((x * fx + y * fy).abs() / (strength * f_strength)).clamp(max=0.9999)
@@ -138,7 +96,7 @@ def edge_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
         keep = torch.sigmoid(EDGE_SLOPE * (ratio - EDGE_MIDDLE))
         kept = kept + strength * keep * torch.sigmoid(ANGLE_SLOPE * (along - ANGLE_MIDDLE))
         there = there + strength
-    return 1 - mean_per_image(kept) / mean_per_image(there)
+    return 1 - kept.mean((1, 2, 3)) / there.mean((1, 2, 3))
 
 
 def correlation(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -177,7 +135,7 @@ def detail_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     uptake = [x[x > FOREGROUND] for x in b]
     brightest = [torch.quantile(x, STRONG_UPTAKE).item() if len(x) else 2.0 for x in uptake]
     there = (b >= b.new_tensor(brightest)[:, None, None, None]).to(b)
-    (fx, fy), (ax, ay) = sobel(f), sobel(a)
+    (fx, fy), (ax, ay) = reference.sobel(f), reference.sobel(a)
 
     def inside(x: Tensor) -> Tensor:
         return (x * there).sum((1, 2, 3))
@@ -203,17 +161,14 @@ def fusion_loss(
 
     modalities: one of "ct", "pet", "spect" for each image of the batch.
     """
+    weight = weights.per_image(modalities, f)
+    terms = dict(zip(PIXEL_TERMS, pixel_terms(f, a, b, None, None, C1, C2).unbind(1), strict=True))
     compute: dict[str, Callable[[], Tensor]] = {
-        "intensity": lambda: intensity_loss(f, a, b),
-        "gradient": lambda: gradient_loss(f, a, b),
-        "structure": lambda: structure_loss(f, a, b),
-        "faint": lambda: faint_loss(f, a, b),
         "edge": lambda: edge_loss(f, a, b),
         "complement": lambda: complement_loss(f, a, b),
         "function": lambda: function_loss(f, b),
         "detail": lambda: detail_loss(f, a, b),
     }
-    weight = weights.per_image(modalities, f)
-    terms = {name: compute[name]() for name in compute if weight[name].any()}
+    terms |= {name: compute[name]() for name in compute if weight[name].any()}
     total = sum((weight[name] * term for name, term in terms.items()), f.new_zeros(len(f)))
     return total.mean(), {name: term.mean().detach() for name, term in terms.items()}
