@@ -1,4 +1,4 @@
-"""Builds kernel sources with g++ against tests/emulator/cuda_emu.h, and runs them as processes of their own."""
+"""Builds kernel sources with g++ against tests/emulator/cuda_emu.h; runs them in their own processes."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ def skip_without_emulator() -> None:
         pytest.skip("the CUDA emulator needs g++ on x86-64")
 
 
-def build(folder: Path, name: str, sources: Sequence[Path], extra: Sequence[str] = ()) -> Path:
-    """Compiles sources (two at a time) and links folder/name. Headers come from the repository."""
-    includes = [f"-I{EMULATOR}", f"-I{REPO}"]
+def build(folder: Path, sources: Sequence[Path], extra: Sequence[str] = ()) -> list[Path]:
+    """Compiles sources, two at a time, to objects in folder. Headers come from the repository."""
 
-    def compile_one(numbered: tuple[int, Path]) -> Path:
-        number, source = numbered
-        target = folder / f"{name}.{number}.o"
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        includes = [f"-I{EMULATOR}", f"-I{REPO}"]
         run(["g++", *FLAGS, *includes, *extra, "-x", "c++", "-c", str(source), "-o", str(target)])
         return target
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, enumerate(sources)))
-    run(["g++", *extra, *map(str, objects), "-o", str(folder / name)])
-    return folder / name
+        return list(pool.map(compile_one, sources))
+
+
+def link(objects: Sequence[Path], program: Path, extra: Sequence[str] = ()) -> Path:
+    run(["g++", *extra, *map(str, objects), "-o", str(program)])
+    return program
 
 
 def run(command: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPO
 
 sys.path.insert(0, str(REPO / "benchmarks"))
-import ptxas  # noqa: E402
+import ptxas
 
 
 def test_no_kernel_spills_and_the_committed_table_is_true() -> None:

@@ -28,6 +28,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -148,6 +149,9 @@ inline void to_thread(Thread& thread) {
 inline void prepare(Thread& thread, unsigned number) {
   const dim3 size = state.block_size;
   if (!thread.stack) thread.stack.reset(new char[kStack]);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(thread.stack.get(), kStack);  // what the fiber before left, never to return
+#endif
   thread.number = number;
   thread.index = dim3(number % size.x, number / size.x % size.y, number / (size.x * size.y));
   thread.wait = Wait::kNone;
