@@ -1,4 +1,4 @@
-"""Cases for window attention's CUDA kernels: inputs, the truth in double, and what plain torch makes of them."""
+"""Cases for window attention's CUDA kernels: inputs, the truth in double, and what plain torch makes."""
 
 from __future__ import annotations
 
@@ -137,7 +137,9 @@ def unpack(case: Case, take: Callable[[int], bytes]) -> Outputs:
     def array(dtype: torch.dtype, *shape: int) -> Tensor:
         count = torch.Size(shape).numel()
         data = bytearray(take(count * dtype.itemsize))
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
+        return (
+            torch.frombuffer(data, dtype=dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
+        )
 
     B, H, W, _, heads, D = case.shape
     return Outputs(

@@ -29,7 +29,7 @@ void check(bool good, const char* what) {
 
 Bytes read(std::FILE* file, size_t bytes) {
   Bytes data(bytes);
-  check(std::fread(data.data(), 1, bytes, file) == bytes, "the cases end early");
+  check(bytes == 0 || std::fread(data.data(), 1, bytes, file) == bytes, "the cases end early");
   return data;
 }
 
@@ -63,7 +63,8 @@ void run(const Header& h, std::FILE* cases, std::FILE* results) {
     check(mmif::window_attention_d_bias_launch(p, reinterpret_cast<float*>(d_bias.data()), nullptr) ==
               cudaSuccess,
           "the sum of d_bias was not launched");
-  for (const Bytes* x : {&out, &lse, &d_qkv, &d_bias}) std::fwrite(x->data(), 1, x->size(), results);
+  for (const Bytes* x : {&out, &lse, &d_qkv, &d_bias})
+    if (!x->empty()) std::fwrite(x->data(), 1, x->size(), results);
 }
 
 }  // namespace
