@@ -1,8 +1,8 @@
 // Runs window attention's CUDA kernels under the emulator: run_window_attention CASES RESULTS.
 //
-// CASES is a sequence of: a Header, then qkv's storage, the bias table, d_out's storage. RESULTS gets for each:
-// out, lse, d_qkv, d_bias_table. Every array has its exact size on the heap, for AddressSanitizer, and what the
-// kernels write begins as NaN. tests/test_cuda_kernels.py is the other side.
+// CASES is a sequence of: a Header, then qkv's storage, the bias table, d_out's storage. RESULTS gets for
+// each: out, lse, d_qkv, d_bias_table. Every array has its exact size on the heap, for AddressSanitizer, and
+// what the kernels write begins as NaN. tests/test_cuda_kernels.py is the other side.
 #include <cstdio>
 #include <cstring>
 #include <memory>
