@@ -8,6 +8,13 @@ TORCH_LIBRARY(mmif_trt, m) {
   m.def(
       "window_attention_bwd(Tensor d_out, Tensor qkv, Tensor bias_table, Tensor out, Tensor lse, int window, "
       "int shift) -> (Tensor d_qkv, Tensor d_bias_table)");
+  m.def(
+      "fusion_loss(Tensor f, Tensor a, Tensor b, Tensor? wa, Tensor? wb, float c1=0.0001, float c2=0.0009) "
+      "-> (Tensor terms, Tensor moments, "
+      "Tensor choices)");
+  m.def(
+      "fusion_loss_bwd(Tensor d_terms, Tensor f, Tensor a, Tensor b, Tensor? wa, Tensor? wb, Tensor moments, "
+      "Tensor choices) -> Tensor d_f");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -7,6 +7,8 @@
 #endif
 #define MMIF_ISA avx2
 #define MMIF_VECTOR_BYTES 32
+#include "fusion_loss_bwd_kernel.h"
+#include "fusion_loss_fwd_kernel.h"
 #include "window_attention_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop

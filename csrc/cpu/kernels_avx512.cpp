@@ -9,6 +9,8 @@
 #endif
 #define MMIF_ISA avx512
 #define MMIF_VECTOR_BYTES 64
+#include "fusion_loss_bwd_kernel.h"
+#include "fusion_loss_fwd_kernel.h"
 #include "window_attention_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,4 +1,6 @@
 // The CPU kernels for any CPU the compiler's default allows.
 #define MMIF_ISA baseline
 #define MMIF_VECTOR_BYTES 16
+#include "fusion_loss_bwd_kernel.h"
+#include "fusion_loss_fwd_kernel.h"
 #include "window_attention_kernel.h"

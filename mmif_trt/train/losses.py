@@ -7,69 +7,64 @@ design.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSIM_WINDOW, SSIM_SIGMA_PX = 11, 1.5  # Wang et al., IEEE TIP 13:600, 2004
+from mmif_trt.ops import reference
+from mmif_trt.ops.fusion_loss import fusion_loss as pixel_terms
+
+PIXEL_TERMS = ("intensity", "gradient", "structure")  # of one operation, ops/fusion_loss.py
+# SSIM's constants for structure, so small that contrast counts from two 8-bit levels up: with the usual ones
+# (a standard deviation of 8 levels) the grey and white matter of a CT are flat.
+FAINT_SD = 2 / 255
+C1, C2 = FAINT_SD**2 / 9, FAINT_SD**2
+EDGE_SLOPE, EDGE_MIDDLE = 15.0, 0.5  # Xydeas and Petrovic, Electron. Lett. 36:308, 2000: strength kept
+ANGLE_SLOPE, ANGLE_MIDDLE = 22.0, 0.8  # and direction kept
 FOREGROUND = 2 / 255  # as the function-kept metric takes it
 FUNCTION_SIGMA_PX = 3.0
+STRONG_UPTAKE = 0.8  # as the detail-kept metric takes it: this quantile of the foreground and above
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """One weight a term, for each modality where it must differ.
+    """One weight a term, for each modality where it must differ; a term of weight 0 is not computed.
 
-    CT asks for more intensity and complement and less structure, or bone is dimmed towards the MRI's dark;
-    function has no meaning there.
+    Chosen on training pairs. CT is better off without the gradient of the stronger source: it paid for edges
+    with the faint contrast of the brain. It has no function, and under its brightest fifth there is bone.
     """
 
     intensity: float = 1.0
     intensity_ct: float = 1.0
-    gradient: float = 1.0
-    structure: float = 1.0
-    structure_ct: float = 1.0
+    gradient: float = 2.0
+    gradient_ct: float = 0.0
+    structure: float = 1.5
+    structure_ct: float = 2.5
+    edge: float = 0.5
+    edge_ct: float = 0.8
     complement: float = 0.4
-    complement_ct: float = 0.4
-    function_pet: float = 0.1
-    function_spect: float = 0.25
-    rounding: float = 0.0  # the second stage of training sets it
+    complement_ct: float = 0.2
+    function_pet: float = 0.2
+    function_spect: float = 1.0
+    detail_pet: float = 0.2
+    detail_spect: float = 0.1
+    rounding: float = 0.0  # a further forward pass in bfloat16
 
     def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
-        """Each modality-dependent term's weight [B]."""
+        """Each term's weight [B]."""
+        ct = {"gradient": self.gradient_ct, "structure": self.structure_ct}
+        ct |= {"intensity": self.intensity_ct, "complement": self.complement_ct, "edge": self.edge_ct}
+        other = {term: getattr(self, term) for term in ct}
         table = {
-            "intensity": {"ct": self.intensity_ct, "pet": self.intensity, "spect": self.intensity},
-            "structure": {"ct": self.structure_ct, "pet": self.structure, "spect": self.structure},
-            "complement": {"ct": self.complement_ct, "pet": self.complement, "spect": self.complement},
-            "function": {"ct": 0.0, "pet": self.function_pet, "spect": self.function_spect},
+            "ct": ct | {"function": 0.0, "detail": 0.0},
+            "pet": other | {"function": self.function_pet, "detail": self.detail_pet},
+            "spect": other | {"function": self.function_spect, "detail": self.detail_spect},
         }
-        return {term: like.new_tensor([weight[m] for m in modalities]) for term, weight in table.items()}
-
-
-def mean_per_image(x: Tensor) -> Tensor:
-    return x.mean((1, 2, 3))
-
-
-def intensity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """L1 to the brighter source."""
-    return mean_per_image((f - torch.maximum(a, b)).abs())
-
-
-def sobel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical Sobel derivative, replicated border."""
-    horizontal = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    kernels = torch.stack([horizontal, horizontal.T])[:, None]
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels).split(1, 1)
-
-
-def gradient_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """L1 of the signed gradient to that of the source with the larger |gx| + |gy| (a where equal)."""
-    (ax, ay), (bx, by), (fx, fy) = sobel(a), sobel(b), sobel(f)
-    take_a = ax.abs() + ay.abs() >= bx.abs() + by.abs()
-    target_x, target_y = torch.where(take_a, ax, bx), torch.where(take_a, ay, by)
-    return mean_per_image((fx - target_x).abs() + (fy - target_y).abs())
+        return {term: like.new_tensor([table[m][term] for m in modalities]) for term in table["ct"]}
 
 
 def gaussian(sigma_px: float, radius_px: int) -> Tensor:
@@ -85,18 +80,23 @@ def separable_filter(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
 
 
-def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Mean SSIM of each image, Gaussian window, data range 1, valid part."""
-    moments = torch.cat([x, y, x * x, y * y, x * y], 1)
-    mx, my, xx, yy, xy = separable_filter(moments, gaussian(SSIM_SIGMA_PX, SSIM_WINDOW // 2)).split(1, 1)
-    c1, c2 = 0.01**2, 0.03**2
-    vx, vy, vxy = xx - mx * mx, yy - my * my, xy - mx * my
-    return mean_per_image((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2)))
+def edge_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """1 minus the share of both sources' edges that f has, in strength and direction, the strong ones first.
 
-
-def structure_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """1 minus the mean SSIM to both sources."""
-    return 1 - (ssim(f, a) + ssim(f, b)) / 2
+    The edge preservation of Xydeas and Petrovic with angles by |cos|, so that it has a gradient everywhere.
+    """
+    fx, fy = reference.sobel(f)
+    f_strength = (fx * fx + fy * fy + 1e-8).sqrt()
+    kept, there = torch.zeros_like(f), torch.zeros_like(f)
+    for x, y in (reference.sobel(a), reference.sobel(b)):
+        strength = (x * x + y * y + 1e-8).sqrt()
+        ratio = torch.minimum(strength, f_strength) / torch.maximum(strength, f_strength)
+        cosine = ((x * fx + y * fy).abs() / (strength * f_strength)).clamp(max=0.9999)
+        along = 1 - torch.acos(cosine) / (math.pi / 2)
+        keep = torch.sigmoid(EDGE_SLOPE * (ratio - EDGE_MIDDLE))
+        kept = kept + strength * keep * torch.sigmoid(ANGLE_SLOPE * (along - ANGLE_MIDDLE))
+        there = there + strength
+    return 1 - kept.mean((1, 2, 3)) / there.mean((1, 2, 3))
 
 
 def correlation(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -127,6 +127,23 @@ def function_loss(f: Tensor, b: Tensor) -> Tensor:
     return 1 - correlation(f_low, b_low, (b > FOREGROUND).to(b))
 
 
+def detail_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """1 minus the cosine between the gradients of f and a under strong uptake, the brightest fifth of b.
+
+    The MRI's detail must stay readable where the tracer outshines it; 1 where b has no foreground.
+    """
+    uptake = [x[x > FOREGROUND] for x in b]
+    brightest = [torch.quantile(x, STRONG_UPTAKE).item() if len(x) else 2.0 for x in uptake]
+    there = (b >= b.new_tensor(brightest)[:, None, None, None]).to(b)
+    (fx, fy), (ax, ay) = reference.sobel(f), reference.sobel(a)
+
+    def inside(x: Tensor) -> Tensor:
+        return (x * there).sum((1, 2, 3))
+
+    power = inside(fx * fx + fy * fy) * inside(ax * ax + ay * ay)
+    return 1 - inside(fx * ax + fy * ay) / (power + 1e-6).sqrt()
+
+
 def rounding_loss(f: Tensor, f_bf16: Tensor) -> Tensor:
     """Mean of the largest thousandth of |f - f_bf16|: what bfloat16 may change where it changes most.
 
@@ -144,19 +161,14 @@ def fusion_loss(
 
     modalities: one of "ct", "pet", "spect" for each image of the batch.
     """
-    terms = {
-        "intensity": intensity_loss(f, a, b),
-        "gradient": gradient_loss(f, a, b),
-        "structure": structure_loss(f, a, b),
-        "complement": complement_loss(f, a, b),
-        "function": function_loss(f, b),
-    }
     weight = weights.per_image(modalities, f)
-    total = (
-        weight["intensity"] * terms["intensity"]
-        + weights.gradient * terms["gradient"]
-        + weight["structure"] * terms["structure"]
-        + weight["complement"] * terms["complement"]
-        + weight["function"] * terms["function"]
-    )
+    terms = dict(zip(PIXEL_TERMS, pixel_terms(f, a, b, None, None, C1, C2).unbind(1), strict=True))
+    compute: dict[str, Callable[[], Tensor]] = {
+        "edge": lambda: edge_loss(f, a, b),
+        "complement": lambda: complement_loss(f, a, b),
+        "function": lambda: function_loss(f, b),
+        "detail": lambda: detail_loss(f, a, b),
+    }
+    terms |= {name: compute[name]() for name in compute if weight[name].any()}
+    total = sum((weight[name] * term for name, term in terms.items()), f.new_zeros(len(f)))
     return total.mean(), {name: term.mean().detach() for name, term in terms.items()}
