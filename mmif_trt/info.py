@@ -59,7 +59,7 @@ def facts() -> dict[str, Any]:
 
     `folders`: from how many pairs on `mmif-trt fuse` runs several pictures side by side, and how many.
     """
-    from mmif_trt import __version__, batch, runtimes
+    from mmif_trt import __version__, batch, ops, runtimes
     from mmif_trt.fuser import Fuser
 
     try:
@@ -72,6 +72,7 @@ def facts() -> dict[str, Any]:
         **conditions(),
         "executable": sys.executable,
         "runtimes": runtimes.available(),
+        "kernels": ops.KERNELS,
         "default": default,
         "folders": {
             "from_pairs": batch.FOLDER_PAIRS,
@@ -116,6 +117,7 @@ def describe(found: dict[str, Any]) -> str:
     if not isinstance(default, str):
         default = "{name} {precision} on {device} ({note})".format(**default)
     lines.append(f"default: {default}")
+    lines.append(f"training kernels: {found['kernels']}")
     folders = "folders from {from_pairs} pairs on: {workers} workers, {streams} streams (openvino)"
     lines.append(folders.format(**found["folders"]))
     for model, weights in found["weights"].items():
