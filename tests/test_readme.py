@@ -51,6 +51,12 @@ def test_shell_train(tmp_path: Path) -> None:
     subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
 
 
+def test_shell_install_is_what_the_makefile_does() -> None:
+    (command,) = [block.strip() for block in blocks("sh") if "pip install" in block]
+    assert "--no-build-isolation -e '.[dev]'" in (REPO / "Makefile").read_text()
+    assert command == "pip install --no-build-isolation -e '.[train]'"
+
+
 def test_make_targets_exist() -> None:
     makefile = (REPO / "Makefile").read_text()
     for target in re.findall(r"make (\w+)", " ".join(blocks("sh")) + " make test"):
