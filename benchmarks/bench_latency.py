@@ -49,7 +49,7 @@ def network_macs(config: dict[str, int], height: int, width: int) -> int:
     local_block = 9 * local + 2 * (local * 2 * local)  # depthwise 3x3, expand, reduce
     global_block = 4 * wide**2 + 2 * (wide * 2 * wide) + 2 * tokens * wide  # qkv and proj, MLP, QK^T and AV
     at_half = 9 * 8 * local + (config["local_depth"] + config["decoder_depth"]) * local_block
-    at_half += 2 * local * local + 9 * local * 8  # gate, head
+    at_half += 2 * local * local + 9 * local * 4  # gate, head
     at_quarter = (
         4 * local * wide + config["global_depth"] * global_block + wide * 4 * local
     )  # embed, blocks, unembed

@@ -119,6 +119,64 @@ def test_batch(tmp_path: Path, module: Any) -> None:
     assert done.stdout.strip() == module("report").batch_table(result).strip()
 
 
+def test_ops(tmp_path: Path, module: Any) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "ops.json"
+    few = [
+        "--scale",
+        "1",
+        "--crop",
+        "64",
+        "--batch",
+        "2",
+        "--rounds",
+        "2",
+        "--warmup",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    done = run("bench_ops.py", *few, "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    check_conditions(result)
+    found = {(row["op"], row["shift"], row["rival"]) for row in result["rows"]}
+    attention = {("window_attention", s, r) for s in (0, 4) for r in ("kernel", "eager", "sdpa", "compile")}
+    loss = {("fusion_loss", None, r) for r in ("kernel", "eager", "compile")}
+    assert found == attention | loss | {("training step", None, r) for r in ("kernel", "eager")}
+    for row in result["rows"]:
+        assert row["status"] == "measured", row
+        assert min(row["ms"][phase]["min"] for phase in ("forward", "backward", "both")) > 0
+        assert row["peak_mib"] > 0 and row["ms"]["both"]["n"] == 2
+    assert module("report").ops_table(result).strip() in done.stdout
+
+
+def test_network(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "network.json"
+    few = ["--device", "cpu", "--mode", "eager", "--size", "64", "--batch", "1", "2", "--rounds", "2"]
+    done = run("bench_network.py", *few, "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    check_conditions(result)
+    assert [(row["rival"], row["batch"]) for row in result["rows"]] == [
+        ("eager float32", 1),
+        ("eager float32", 2),
+    ]
+    assert all(row["copy_ms"]["to_device"]["min"] > 0 and row["peak_mib"] > 0 for row in result["rows"])
+
+
+def test_the_gpu_suite_says_what_it_needs() -> None:
+    done = subprocess.run(
+        ["bash", str(BENCHMARKS / "gpu_suite.sh")],
+        env={k: v for k, v in os.environ.items() if k != "OUT"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode and "name a folder for the results in OUT" in done.stderr
+
+
 def test_batch_ends_with_the_reason_of_the_command_line() -> None:
     done = run("bench_batch.py", "--pairs", "1", "--precision", "fp7")
     assert done.returncode != 0 and "fp7" in done.stderr
