@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from typing import Any
+
 import pytest
 import torch
 
@@ -109,3 +113,44 @@ def test_exportable_switch_changes_no_number() -> None:
     a, b = torch.rand(1, 1, 64, 64), torch.rand(1, 1, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(model.exportable()(a, b), model.exportable(False)(a, b), rtol=0, atol=1e-6)
+
+
+def ddp_worker(rank: int, world: int, port: int, queue: Any) -> None:
+    """One rank of a data-parallel step on its half of a batch; rank 0 sends the gradients back."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    model, a, b = small_step()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    parallel(a[rank : rank + 1], b[rank : rank + 1]).square().mean().backward()
+    if rank == 0:
+        queue.put([p.grad.numpy() for p in model.parameters() if p.grad is not None])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def small_step() -> tuple[LAGN, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    model = LAGN(LAGNConfig(local_dim=8, global_dim=32, global_depth=2))
+    return model, torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64)
+
+
+def test_data_parallel_gradients_are_those_of_the_whole_batch() -> None:
+    """Two processes with half a batch each, over gloo: the kernels' gradients join like any others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    ranks = [context.Process(target=ddp_worker, args=(rank, 2, port, queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    came = queue.get()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    model, a, b = small_step()
+    model(a, b).square().mean().backward()
+    expected = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(came) == len(expected) == len(list(model.parameters()))
+    for x, y in zip(came, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(x), y, rtol=1e-3, atol=1e-6)

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mmif_trt import ops
 from mmif_trt.image import InputError
 from mmif_trt.models.lagn import LAGN, LAGNConfig
 from mmif_trt.train import data
@@ -281,7 +282,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, FusionConfig
 def main(arguments: list[str] | None = None) -> int:
     given, config = parse(arguments)
     torch.set_num_threads(given.threads)
-    print(json.dumps(asdict(config) | {"data": str(given.data), "commit": source_commit()}, indent=1))
+    told = {"data": str(given.data), "commit": source_commit(), "kernels": ops.KERNELS}
+    print(json.dumps(asdict(config) | told, indent=1))
     if given.dry_run:
         return 0
     started = time.time()
