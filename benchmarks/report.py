@@ -48,6 +48,28 @@ def conditions() -> dict[str, Any]:
     }
 
 
+def device_facts(device: Any) -> dict[str, Any]:
+    """Name, driver and versions of a torch device; of the CPU what its kernels were chosen for."""
+    import torch
+
+    if device.type != "cuda":
+        return {"name": device.type, "torch": torch.__version__, "isa": os.environ.get("MMIF_ISA", "best")}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        driver = ""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "driver": driver or None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
 def load_average() -> list[float] | None:
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
@@ -103,10 +125,16 @@ def sentence(result: dict[str, Any]) -> str:
         f"{x[0]:g}" if x else "unknown" for x in (at["load_average"], result["load_average_end"])
     )
     commit = (at["commit"] or "none") + (" with uncommitted changes" if at["uncommitted_changes"] else "")
+    device = at.get("device", {}).get("name", "cpu")
+    on = (
+        ""
+        if device == "cpu"
+        else f"{device} (driver {at['device']['driver']}, CUDA {at['device']['cuda']}), "
+    )
     hashes = ", ".join(f"{file} {sha[:12]}" for file, sha in at["weights_sha256"].items())
     settings = ", ".join(f"{name} {_plain(value)}" for name, value in set_.items())
     return (
-        f"Measured {at['date']} on {at['cpu']['model']} ({at['cpu']['cores']} cores usable), {at['os']}, "
+        f"Measured {at['date']} on {on}{at['cpu']['model']} ({at['cpu']['cores']} cores usable), {at['os']}, "
         f"Python {at['python']}, load average {load}; {settings}; {versions}; commit {commit}; "
         f"weights {hashes}."
     )
@@ -203,7 +231,45 @@ def batch_table(result: dict[str, Any]) -> str:
     return "\n\n".join([sentence(result), markdown(head, rows), *last])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"latency_cpu": latency_tables, "batch_cpu": batch_table}
+def ops_table(result: dict[str, Any]) -> str:
+    """Markdown of bench_ops.py's result: one row a rival, the kernel's first."""
+    head = [
+        "op",
+        "shape",
+        "type",
+        "shift",
+        "rival",
+        "forward ms",
+        "backward ms",
+        "both p50",
+        "p95",
+        "peak MiB",
+    ]
+    head += ["kernel is faster", "forward / floor", "backward / floor"]
+    rows = []
+    for row in result["rows"]:
+        shape = "x".join(str(n) for n in row["shape"])
+        title = [row["op"], shape, row["dtype"], "" if row["shift"] is None else row["shift"], row["rival"]]
+        if row["status"] == "refused":
+            rows.append([*title, f"refused: {row['reason']}", *[""] * (len(head) - 6)])
+            continue
+        ms = row["ms"]
+        times = [f"{ms[phase]['p50']:.2f}" for phase in ("forward", "backward", "both")]
+        ratio = row.get("kernel_is_faster")
+        over = [
+            f"{ms[phase]['p50'] / row['floor_ms'][phase]:.1f}" if row["floor_ms"] else ""
+            for phase in ("forward", "backward")
+        ]
+        faster = "" if row["rival"] == "kernel" or ratio is None else f"{ratio:.2f} x"
+        rows.append([*title, *times, f"{ms['both']['p95']:.2f}", row["peak_mib"], faster, *over])
+    return "\n\n".join([sentence(result), markdown(head, rows)])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "latency_cpu": latency_tables,
+    "batch_cpu": batch_table,
+    "ops_cpu": ops_table,
+}
 
 
 def filled(text: str, results: Path = RESULTS) -> str:

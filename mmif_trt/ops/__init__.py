@@ -1,12 +1,16 @@
 """The training path's operations: kernels of mmif_trt._C where it was built, plain torch elsewhere.
 
 Every operation has its truth in `reference.py`, which also runs where there is no kernel. mmif_trt._C is
-built by an installation that sees torch (see setup.py); `mmif-trt info` says whether it is there.
+built by an installation that sees torch (see setup.py); `mmif-trt info` says whether it is there, and
+MMIF_KERNELS=0 leaves it alone.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module, util
 
 NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds them beside torch"
@@ -14,6 +18,8 @@ NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds th
 
 def _load() -> tuple[frozenset[str], str]:
     """The device types that have kernels, and one line on them or on why there are none."""
+    if os.environ.get("MMIF_KERNELS") == "0":
+        return frozenset(), "turned off by MMIF_KERNELS=0"
     if util.find_spec("mmif_trt._C") is None:
         return frozenset(), NOT_BUILT
     try:
@@ -36,3 +42,14 @@ KERNEL_DEVICES, KERNELS = _load()
 def kernels_available(device: str) -> bool:
     """Whether the kernels run on a device type, "cpu" or "cuda"; plain operations run elsewhere."""
     return device in KERNEL_DEVICES
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Within it no kernel runs, in any thread: to compare, or to rule the kernels out as a cause."""
+    global KERNEL_DEVICES
+    before, KERNEL_DEVICES = KERNEL_DEVICES, frozenset()
+    try:
+        yield
+    finally:
+        KERNEL_DEVICES = before
