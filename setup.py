@@ -22,7 +22,12 @@ SOURCES = [
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/window_attention.cpp",
 ]
-CUDA_SOURCES: list[str] = []
+CUDA_SOURCES = [
+    "csrc/cuda/window_attention.cpp",
+    "csrc/cuda/window_attention_fwd.cu",
+    "csrc/cuda/window_attention_bwd.cu",
+    "csrc/cuda/window_attention_bwd_float.cu",
+]
 
 
 def toolkit() -> str | None:

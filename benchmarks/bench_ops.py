@@ -109,7 +109,9 @@ def attention_cases(args: argparse.Namespace, device: torch.device) -> list[dict
         qkv, _, out = inputs[0]
         # forward: qkv in, out out; backward: qkv, d_out and out (for delta) in, d_qkv out
         moved = {"forward": qkv.nbytes + out.nbytes, "backward": 2 * qkv.nbytes + 2 * out.nbytes}
-        rivals = {n: partial(both_ways, f) for n, f in attention_rivals(device, shift).items()}
+        rivals: dict[str, Phases] = {
+            n: partial(both_ways, f) for n, f in attention_rivals(device, shift).items()
+        }
         title = {"op": "window_attention", "shape": list(qkv.shape), "dtype": dtype, "shift": shift}
         rows += measured(title, rivals, inputs, moved, args, device)
     return rows
@@ -194,7 +196,7 @@ def measured(
         both = [x + y for x, y in zip(forward, backward, strict=True)]
         named = {"forward": forward, "backward": backward, "both": both}
         row |= {"status": "measured", "ms": {k: report.percentiles(v, 4) for k, v in named.items()}}
-        row["peak_mib"] = round(peak_mib(lambda r=rivals[name]: r(inputs[0], lambda: None), device), 1)
+        row["peak_mib"] = round(peak_mib(partial(rivals[name], inputs[0], lambda: None), device), 1)
         row["floor_ms"] = {k: round(v / args.copy_gb_per_s / 1e6, 4) for k, v in moved.items()}
         rows.append(row)
         print(f"{title['op']} {title['shape']} {title['dtype']} {name}: {row['ms']['both']['p50']} ms")

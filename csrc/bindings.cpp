@@ -9,7 +9,8 @@ TORCH_LIBRARY(mmif_trt, m) {
       "window_attention_bwd(Tensor d_out, Tensor qkv, Tensor bias_table, Tensor out, Tensor lse, int window, "
       "int shift) -> (Tensor d_qkv, Tensor d_bias_table)");
   m.def(
-      "fusion_loss(Tensor f, Tensor a, Tensor b, Tensor? wa, Tensor? wb) -> (Tensor terms, Tensor moments, "
+      "fusion_loss(Tensor f, Tensor a, Tensor b, Tensor? wa, Tensor? wb, float c1=0.0001, float c2=0.0009) "
+      "-> (Tensor terms, Tensor moments, "
       "Tensor choices)");
   m.def(
       "fusion_loss_bwd(Tensor d_terms, Tensor f, Tensor a, Tensor b, Tensor? wa, Tensor? wb, Tensor moments, "

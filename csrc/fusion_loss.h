@@ -42,7 +42,6 @@
 namespace mmif {
 
 constexpr int kSsimWindow = 11, kSsimEdge = kSsimWindow / 2;  // px
-constexpr double kSsimC1 = 0.01 * 0.01, kSsimC2 = 0.03 * 0.03;
 
 // CPU: rows of an image that one thread does at once. They do not depend on the number of threads, so neither
 // does any bit of the result.
@@ -73,6 +72,7 @@ struct FusionLossParams {
   int64_t batch, height, width;  // height and width are at least kSsimWindow
   FusionLossImage f, a, b, wa, wb;
   double gaussian[kSsimWindow];  // sums to 1
+  double c1, c2;                 // of SSIM; forward only
 
   // Forward writes, backward reads.
   void* moments;     // [B, 4, H - 10, W - 10] contiguous

@@ -81,6 +81,11 @@ inline FusionLossArguments fusion_loss_arguments(const char* op, const at::Tenso
   return out;
 }
 
+inline void set_constants(const char* op, FusionLossParams& p, double c1, double c2) {
+  MMIF_CHECK(op, "c1, c2", c10::str(c1, ", ", c2), "more than 0", c1 > 0 && c2 > 0);
+  p.c1 = c1, p.c2 = c2;
+}
+
 inline FusionLossOutputs fusion_loss_outputs(FusionLossParams& p, const at::Tensor& f) {
   at::Tensor terms = at::empty({p.batch, 3}, f.options());
   at::Tensor moments =

@@ -29,6 +29,8 @@ from mmif_trt.info import usable_cores
 from mmif_trt.pairs import Pair, plan_pairs, prepare_output
 
 Range = tuple[float, float]
+FOLDER_PAIRS = 8  # from here on the rate counts, and not the wait for one pair
+MAX_DEFAULT_WORKERS = 16  # each holds a pair in memory
 ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice within this time is once
 
 
@@ -259,8 +261,17 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def default_workers() -> int:
-    """One pair in the network, the others being read or written, which is largely waiting for the disk."""
-    return min(4, usable_cores() + 1)
+    """A pair in the network for each core, and two that are read or written, largely waiting for the disk."""
+    return min(MAX_DEFAULT_WORKERS, usable_cores() + 2)
+
+
+def network_streams(unfinished: int, workers: int, threads: int | None = None) -> int:
+    """How many pictures the network is to run side by side.
+
+    All threads on one picture answer soonest, but waste a part of each on waiting for the others; a folder
+    of pairs wants them a picture each. threads: of the network; None: all cores.
+    """
+    return min(workers, threads or usable_cores()) if unfinished >= FOLDER_PAIRS else 1
 
 
 def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:

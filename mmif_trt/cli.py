@@ -143,7 +143,7 @@ def _value_range(args: argparse.Namespace, side: str) -> tuple[float, float] | N
 
 def _fuse(args: argparse.Namespace) -> int:
     range_a, range_b = _value_range(args, "a"), _value_range(args, "b")
-    from mmif_trt.batch import default_workers, run_pairs, stop_on_signal, totals, write_report
+    from mmif_trt import batch
     from mmif_trt.pairs import plan_pairs, prepare_output
 
     suffix = f".{args.format}" if args.format else None
@@ -151,12 +151,13 @@ def _fuse(args: argparse.Namespace) -> int:
     if args.report:
         _check_text_output("--report", args.report, ".json")
     prepare_output(plan)
-    workers = args.workers or default_workers()
-    with stop_on_signal() as (stop, received):
-        fuser = _fuser(args) if plan.unfinished else None
+    workers = args.workers or batch.default_workers()
+    with batch.stop_on_signal() as (stop, received):
+        streams = batch.network_streams(plan.unfinished, workers, args.threads)
+        fuser = _fuser(args, streams) if plan.unfinished else None
         start = time.perf_counter()
         with _progress(plan, args.quiet) as on_result:
-            results = run_pairs(
+            results = batch.run_pairs(
                 plan.pairs,
                 fuser,
                 workers=workers,
@@ -165,11 +166,11 @@ def _fuse(args: argparse.Namespace) -> int:
                 stop=stop,
                 on_result=on_result,
             )
-        total = totals(results, len(plan.pairs), time.perf_counter() - start)
+        total = batch.totals(results, len(plan.pairs), time.perf_counter() - start)
         runtime = describe_runtime(fuser) if fuser else None
         if args.report:
             head = _report_head(args, workers, plan, runtime, stop, total)
-            write_report(args.report, head, results)
+            batch.write_report(args.report, head, results)
     if stop.reason:
         _say(f"stopped: {stop.reason}; {total['not_started']} of {total['pairs']} pairs were not started")
     if not args.quiet:
@@ -179,10 +180,10 @@ def _fuse(args: argparse.Namespace) -> int:
     return 1 if total["failed"] or total["not_started"] else 0
 
 
-def _fuser(args: argparse.Namespace) -> Any:
+def _fuser(args: argparse.Namespace, streams: int = 1) -> Any:
     from mmif_trt.fuser import Fuser
 
-    return Fuser(runtime=args.runtime, precision=args.precision, threads=args.threads)
+    return Fuser(args.runtime, args.precision, args.threads, streams)
 
 
 @contextmanager
@@ -208,7 +209,7 @@ def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
 
 
 def _summarise(
-    plan: Plan, results: list[Result], total: dict[str, Any], runtime: dict[str, str] | None
+    plan: Plan, results: list[Result], total: dict[str, Any], runtime: dict[str, Any] | None
 ) -> None:
     by = f" by {runtime['name']} {runtime['precision']} on {runtime['device']}" if runtime else ""
     rate = f", {total['pairs_per_s']:g} pairs/s{by}" if total["done"] else ""
@@ -222,7 +223,7 @@ def _report_head(
     args: argparse.Namespace,
     workers: int,
     plan: Plan,
-    runtime: dict[str, str] | None,
+    runtime: dict[str, Any] | None,
     stop: Stop,
     total: dict[str, Any],
 ) -> dict[str, Any]:

@@ -21,12 +21,20 @@ class Fuser:
     """The network, loaded once. May be called from several threads at once; same input, same output.
 
     runtime: "auto", "openvino" (CPU) or "torch" (CPU or CUDA). precision: "auto", "fp32" or "bf16".
-    threads: CPU threads of the network; None: all. `fuser.runtime` says what was chosen.
+    threads: CPU threads of the network; None: all. streams: pictures side by side, the threads shared out
+    (more pictures a second for several callers, each a longer wait; the same numbers). `fuser.runtime` says
+    what was chosen.
     Raises InputError for a runtime or precision that is unknown or not to be had here, saying why.
     """
 
-    def __init__(self, runtime: str = "auto", precision: str = "auto", threads: int | None = None) -> None:
-        self.runtime = runtimes.load(runtime, precision, threads)
+    def __init__(
+        self,
+        runtime: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        streams: int = 1,
+    ) -> None:
+        self.runtime = runtimes.load(runtime, precision, threads, streams)
 
     def fuse_images(self, a: Image, b: Image) -> Image:
         """a: the MRI, grey. b: CT, PET or SPECT of the same size, grey or RGB -> fused, RGB where b is RGB.

@@ -55,12 +55,15 @@ def conditions() -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Everything `mmif-trt info` shows; `default` is what "auto" takes, or the one-line reason of none."""
-    from mmif_trt import __version__, runtimes
+    """Everything `mmif-trt info` shows; `default` is what "auto" takes, or the one-line reason of none.
+
+    `folders`: from how many pairs on `mmif-trt fuse` runs several pictures side by side, and how many.
+    """
+    from mmif_trt import __version__, batch, ops, runtimes
     from mmif_trt.fuser import Fuser
 
     try:
-        default: dict[str, str] | str = describe_runtime(Fuser())
+        default: dict[str, Any] | str = describe_runtime(Fuser())
     except Exception as error:  # information about a broken installation is what the command is for
         default = f"none ({type(error).__name__}: {error})"
     return {
@@ -69,7 +72,13 @@ def facts() -> dict[str, Any]:
         **conditions(),
         "executable": sys.executable,
         "runtimes": runtimes.available(),
+        "kernels": ops.KERNELS,
         "default": default,
+        "folders": {
+            "from_pairs": batch.FOLDER_PAIRS,
+            "workers": batch.default_workers(),
+            "streams": batch.network_streams(batch.FOLDER_PAIRS, batch.default_workers()),
+        },
         "weights": weights_in_use(),
     }
 
@@ -87,10 +96,11 @@ def weights_in_use() -> dict[str, dict[str, Any]]:
     }
 
 
-def describe_runtime(fuser: Any) -> dict[str, str]:
-    """What runs the network of a `Fuser`; `note` says why in this precision."""
+def describe_runtime(fuser: Any) -> dict[str, Any]:
+    """What runs the network of a `Fuser`; `note` says why in this precision, `streams` how many at once."""
     runtime = fuser.runtime
-    return {name: str(getattr(runtime, name)) for name in ("name", "precision", "device", "note")}
+    said = {name: str(getattr(runtime, name)) for name in ("name", "precision", "device", "note")}
+    return said | {"streams": runtime.streams}
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -107,6 +117,9 @@ def describe(found: dict[str, Any]) -> str:
     if not isinstance(default, str):
         default = "{name} {precision} on {device} ({note})".format(**default)
     lines.append(f"default: {default}")
+    lines.append(f"training kernels: {found['kernels']}")
+    folders = "folders from {from_pairs} pairs on: {workers} workers, {streams} streams (openvino)"
+    lines.append(folders.format(**found["folders"]))
     for model, weights in found["weights"].items():
         for name, digest in weights["sha256"].items():
             lines.append(f"weights {model} of {weights['released']}: {name} sha256 {digest}")

@@ -37,9 +37,8 @@ def grey(x: np.ndarray) -> np.ndarray:
 
 def check_bounds(fused: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """What LAGN keeps by construction, whatever its weights; all in [0, 1], b as luma."""
-    brighter, darker = np.maximum(a, b), np.minimum(a, b)
-    assert (fused <= np.minimum(1, 1.25 * brighter) + 0.005).all()
-    assert (fused >= darker - 0.25 * brighter - 0.005).all()
+    assert (fused <= np.minimum(1, a + b) + 0.005).all()
+    assert (fused >= np.abs(a - b) - 0.005).all()
 
 
 # Kinds and types
@@ -196,7 +195,7 @@ def test_no_stretch(fuser: Fuser) -> None:
     a, b = sample("mri-ct")
     full = fuser(a, b).data
     dim = fuser(a.with_data(a.data // 4), b.with_data(b.data // 4)).data
-    assert dim.max() <= 1.25 * 1024 and 0.75 < dim.mean() / (full.mean() / 4) < 1.25
+    assert (dim <= a.data // 4 + b.data // 4 + 8).all() and 0.75 < dim.mean() / (full.mean() / 4) < 1.25
     x, y = pair("float32")
     faint = fuser(x * np.float32(0.01), y * np.float32(0.01))
     assert 0 < faint.max() <= 0.0126

@@ -288,3 +288,18 @@ def test_half_is_taken_as_float(dtype: torch.dtype) -> None:
     rounded = replace(x, f=x.f.to(dtype).float())
     terms, d_f = with_gradient(op.fusion_loss, replace(x, f=x.f.to(dtype)))
     assert torch.equal(terms, op.fusion_loss(*rounded.all())) and d_f.dtype == dtype  # type: ignore[arg-type]
+
+
+@on_each_device
+def test_other_constants_of_ssim(device: str) -> None:
+    """Training takes smaller ones: value and gradient, to a float's rounding of a variance."""
+    x, constants = inputs((3, 40, 37)), (1e-5, 1e-4)
+    true, true_d = with_gradient(lambda *y: reference.fusion_loss(*y, *constants), x.to(torch.float64))
+    plain, plain_d = with_gradient(lambda *y: reference.fusion_loss(*y, *constants), x)
+    came, came_d = with_gradient(lambda *y: op.fusion_loss(*y, *constants), x.to(device))
+    assert error(came, true) <= max(2 * error(plain, true), 2e-7)
+    assert error(came_d, true_d) <= max(2 * error(plain_d, true_d), 5e-7)
+    usual, _ = with_gradient(op.fusion_loss, x.to(device))
+    assert (came[:, 2] > usual[:, 2]).all() and torch.equal(came[:, :2], usual[:, :2])
+    with pytest.raises(RuntimeError, match="c1, c2 is 0, 1; accepted: more than 0"):
+        op.fusion_loss(*x.to(device).all(), 0.0, 1.0)

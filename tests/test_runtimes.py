@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,36 @@ def test_sizes_beyond_the_fixed_graphs_share_one() -> None:
         assert came.flags.owndata, "not a view of a buffer that the next call overwrites"
         np.testing.assert_allclose(came, reference.infer(a, b), rtol=0, atol=1e-4)
     assert set(runtime._graphs) == {None, (256, 256)}, "memory does not grow with the number of sizes"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_streams_change_the_rate_and_no_number(precision: str) -> None:
+    if precision == "bf16" and not has_bf16():
+        pytest.skip("this CPU has no bfloat16")
+    one, side_by_side = (runtimes.load("openvino", precision, 2, streams) for streams in (1, 2))
+    assert (one.streams, side_by_side.streams) == (1, 2)
+    assert runtimes.load("openvino", "fp32", 1, 4).streams == 1, "never more than threads"
+    golden_a, golden_b, _ = weights.golden("lagn")
+    pairs = list(zip(golden_a, golden_b, strict=True))
+    pairs += [(rand(*size, seed=5), rand(*size, seed=6)) for size in ((32, 32), (96, 160), (512, 512))]
+    expected = [one.infer(a, b) for a, b in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        came = list(pool.map(lambda pair: side_by_side.infer(*pair), pairs * 4))
+    for i, fused in enumerate(came):
+        np.testing.assert_array_equal(fused, expected[i % len(pairs)])
+
+
+def test_first_inferences_of_many_threads_do_not_hang() -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from mmif_trt import runtimes
+runtime = runtimes.load("openvino", "fp32", 2, 2)
+x = np.full((64, 64), 0.5, np.float32)
+with ThreadPoolExecutor(8) as pool:
+    print(len({fused.tobytes() for fused in pool.map(lambda _: runtime.infer(x, x), range(16))}))
+"""
+    assert python(code).strip() == "1"
 
 
 # Weights and manifest

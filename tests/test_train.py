@@ -18,6 +18,7 @@ from conftest import REPO
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mmif_trt import metrics
 from mmif_trt.image import InputError
 from mmif_trt.models.lagn import LAGNConfig
 from mmif_trt.ops import reference
@@ -111,6 +112,20 @@ def test_function_does_not_see_brightness_and_contrast() -> None:
     close(losses.function_loss(changed, outside), losses.function_loss(f, outside).tolist(), 1e-6)
 
 
+def test_detail_is_what_the_metric_measures() -> None:
+    a, b = pictures(19), pictures(20)
+    close(losses.detail_loss(a, a, b), [0, 0], 1e-4)
+    close(losses.detail_loss(0.5 * a + 0.2, a, b), [0, 0], 1e-4)
+    close(losses.detail_loss(1 - a, a, b), [2, 2], 1e-4)
+    f = torch.maximum(a, b)
+    triples = zip(*(255 * x[:, 0].double().numpy() for x in (a, b, f)), strict=True)
+    close(
+        losses.detail_loss(f, a, b), [1 - metrics.detail_kept(*triple) for triple in triples], 0.1
+    )  # Sobel smooths
+    b[1] = 0
+    close(losses.detail_loss(f, a, b)[1], 1)
+
+
 def test_rounding_is_the_mean_of_the_largest_thousandth() -> None:
     f = torch.zeros(1, 1, 50, 60)
     other = f.clone()
@@ -118,29 +133,59 @@ def test_rounding_is_the_mean_of_the_largest_thousandth() -> None:
     close(losses.rounding_loss(f, other), [0.2])
 
 
+def test_structure_sees_faint_contrast() -> None:
+    """A texture of four levels on mid grey: losing it costs far more than with SSIM's usual constants."""
+
+    def structure(f: torch.Tensor, source: torch.Tensor, *constants: float) -> torch.Tensor:
+        return reference.fusion_loss(f, source, source, None, None, *constants)[:, 2]
+
+    texture = 0.5 + 4 / 255 * (pictures(15, 1) - 0.5)
+    flat = torch.full_like(texture, 0.5)
+    close(structure(texture, texture, losses.C1, losses.C2), [0])
+    assert structure(flat, texture, losses.C1, losses.C2) > 4 * structure(flat, texture)
+    noise = 0.5 + 0.5 / 255 * (pictures(16, 1) - 0.5)
+    assert structure(flat, noise, losses.C1, losses.C2) < 0.02, "half a level is noise"
+
+
+def test_edge_is_the_edge_preservation_that_the_metric_measures() -> None:
+    a, b = (torch.nn.functional.pad(pictures(seed), (2, 2, 2, 2)) for seed in (17, 18))  # no border effect
+    for f in (a, torch.maximum(a, b), (a + b) / 2):
+        x, y, z = (255 * p[:, 0].double().numpy() for p in (a, b, f))
+        expected = [1 - metrics.qabf(*pair) for pair in zip(x, y, z, strict=True)]
+        close(losses.edge_loss(f, a, b), expected, 0.1)  # which does not wrap the angle at a half turn
+    assert (losses.edge_loss(a, a, a) < 0.02).all() and (
+        losses.edge_loss(b, torch.zeros_like(b), b) < 0.03
+    ).all()
+    flat = torch.full_like(a, 0.4).requires_grad_()
+    losses.edge_loss(flat, a, flat.detach()).sum().backward()
+    assert flat.grad is not None and flat.grad.isfinite().all()
+
+
 def test_the_whole_loss_is_the_weighted_sum_by_modality() -> None:
     a, b, f = pictures(12, 3), pictures(13, 3), pictures(14, 3)
-    given: dict[str, float] = {"intensity": 2, "intensity_ct": 17, "gradient": 3, "structure": 5}
-    given |= {
-        "structure_ct": 23,
-        "complement": 7,
-        "complement_ct": 19,
-        "function_pet": 11,
-        "function_spect": 13,
-    }
+    given: dict[str, float] = {"intensity": 2, "gradient": 3, "structure": 5, "complement": 7}
+    given |= {"intensity_ct": 17, "gradient_ct": 37, "structure_ct": 23, "complement_ct": 19}
+    given |= {"function_pet": 11, "function_spect": 13, "edge": 41, "edge_ct": 43}
+    given |= {"detail_pet": 47, "detail_spect": 53}
     total, terms = losses.fusion_loss(f, a, b, ["spect", "ct", "pet"], losses.LossWeights(**given))
-    intensity, gradient, structure = reference.fusion_loss(f, a, b).unbind(1)
+    constants = losses.C1, losses.C2
+    intensity, gradient, structure = reference.fusion_loss(f, a, b, None, None, *constants).unbind(1)
     each = (
         torch.tensor([2, 17, 2]) * intensity
-        + 3 * gradient
+        + torch.tensor([3, 37, 3]) * gradient
         + torch.tensor([5, 23, 5]) * structure
+        + torch.tensor([41, 43, 41]) * losses.edge_loss(f, a, b)
         + torch.tensor([7, 19, 7]) * losses.complement_loss(f, a, b)
         + torch.tensor([13, 0, 11]) * losses.function_loss(f, b)
+        + torch.tensor([53, 0, 47]) * losses.detail_loss(f, a, b)
     )
-    close(total, float(each.mean()), 1e-4)
+    close(total, float(each.mean()), 1e-3)
     close(terms["structure"], float(structure.mean()))
-    assert set(terms) == {"intensity", "gradient", "structure", "complement", "function"}
+    names = {"intensity", "gradient", "structure", "edge", "complement", "function", "detail"}
+    assert set(terms) == names
     close(terms["function"], float(losses.function_loss(f, b).mean()))
+    without = losses.fusion_loss(f, a, b, ["ct"] * 3, losses.LossWeights(**{**given, "edge_ct": 0.0}))
+    assert set(without[1]) == names - {"edge", "function", "detail"}, "a term of weight 0 is not computed"
 
 
 # Batches

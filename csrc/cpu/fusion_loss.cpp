@@ -45,9 +45,11 @@ void sum_terms(const FusionLossParams& p) {
 }
 
 FusionLossOutputs fusion_loss(const at::Tensor& f, const at::Tensor& a, const at::Tensor& b,
-                              const std::optional<at::Tensor>& wa, const std::optional<at::Tensor>& wb) {
+                              const std::optional<at::Tensor>& wa, const std::optional<at::Tensor>& wb,
+                              double c1, double c2) {
   FusionLossArguments arguments = fusion_loss_arguments("fusion_loss", f, a, b, wa, wb, true);
   FusionLossParams& p = arguments.params;
+  set_constants("fusion_loss", p, c1, c2);
   const FusionLossOutputs out = fusion_loss_outputs(p, f);
   if (p.batch == 0) return out;
   p.chunks = (p.height + kChunkRows - 1) / kChunkRows;

@@ -94,25 +94,26 @@ struct Ssim {
   Vec<T> value, by_mean, by_ff, by_fs;
 };
 template <typename T>
-inline Ssim<T> ssim(Vec<T> mf, Vec<T> ff, Vec<T> ms, Vec<T> ss, Vec<T> fs) {
-  const Vec<T> n1 = 2 * (mf * ms) + T(kSsimC1), n2 = 2 * (fs - mf * ms) + T(kSsimC2);
-  const Vec<T> d1 = mf * mf + ms * ms + T(kSsimC1), d2 = (ff - mf * mf) + (ss - ms * ms) + T(kSsimC2);
+inline Ssim<T> ssim(Vec<T> mf, Vec<T> ff, Vec<T> ms, Vec<T> ss, Vec<T> fs, T c1, T c2) {
+  const Vec<T> n1 = 2 * (mf * ms) + c1, n2 = 2 * (fs - mf * ms) + c2;
+  const Vec<T> d1 = mf * mf + ms * ms + c1, d2 = (ff - mf * mf) + (ss - ms * ms) + c2;
   const Vec<T> inverse = T(1) / (d1 * d2), value = n1 * n2 * inverse;
   return {value, 2 * inverse * (ms * n2 - mf * value * d2), -value * d1 * inverse, 2 * n1 * inverse};
 }
 
 // Structure and its four derivatives for one row of whole windows; moments[i] is row i's place to write.
 template <typename T, bool weighted>
-void structure_row(Rows<T> means, const T* wa_row, const T* wb_row, const T* weight, int64_t width,
-                   T* const moments[4], double* sums) {
+void structure_row(const FusionLossParams& p, Rows<T> means, const T* wa_row, const T* wb_row,
+                   const T* weight, int64_t width, T* const moments[4], double* sums) {
+  const T c1 = static_cast<T>(p.c1), c2 = static_cast<T>(p.c2);
   Sum<T> structure;
   int pending = 0;
   for (int64_t x = 0; x < width; x += Simd<T>::kLanes) {
     Vec<T> mean[kMeans];
 #pragma GCC unroll 8
     for (int m = 0; m < kMeans; ++m) mean[m] = mean_along(means(m) + x, weight);
-    const Ssim<T> sa = ssim<T>(mean[kF], mean[kFF], mean[kA], mean[kAA], mean[kFA]);
-    const Ssim<T> sb = ssim<T>(mean[kF], mean[kFF], mean[kB], mean[kBB], mean[kFB]);
+    const Ssim<T> sa = ssim<T>(mean[kF], mean[kFF], mean[kA], mean[kAA], mean[kFA], c1, c2);
+    const Ssim<T> sb = ssim<T>(mean[kF], mean[kFF], mean[kB], mean[kBB], mean[kFB], c1, c2);
     const Vec<T> one = Vec<T>{} + 1, half = one / 2;
     const Vec<T> wa = weighted ? load(wa_row + x) / 2 : half, wb = weighted ? load(wb_row + x) / 2 : half;
     structure.add(wa * (one - sa.value) + wb * (one - sb.value), inside<T>(x, width));
@@ -164,7 +165,7 @@ void forward_chunk(const FusionLossParams& p, int64_t chunk, T* scratch) {
       moments[m] =
           static_cast<T*>(p.moments) + ((batch * 4 + m) * valid_height + y - kSsimEdge) * valid_width;
     mean_columns<T>(window, weight, W, means);
-    structure_row<T, weighted>(means, wa_row + kSsimEdge, wb_row + kSsimEdge, weight, valid_width, moments,
+    structure_row<T, weighted>(p, means, wa_row + kSsimEdge, wb_row + kSsimEdge, weight, valid_width, moments,
                                sums);
   }
 }

@@ -7,12 +7,13 @@ public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), bot
     local branch                        convolutions at half resolution: edges, texture
     global branch                       shifted-window attention at quarter resolution: structure
     gate                                per pixel and channel, how much of either branch goes on
-    decoder, depth-to-space             full resolution: blend weight w and residual r
+    decoder, depth-to-space             full resolution: one share r in (-1, 1) a pixel
 
-    f = w a + (1 - w) b + r max(a, b)
+    f = max(a, b) + r min(a, b),        at most 1
 
-so detail is kept by construction: the network decides between the sources' own pixels and may correct them by
-a bounded share. Where both sources are 0 the result is exactly 0.
+so |a - b| <= f <= a + b, and where one source is 0 the result is the other one exactly, whatever the weights:
+bone over black MRI stays as white as in CT. The network decides how the weaker source shows where both say
+something: r = 1 adds it, r = 0 leaves the maximum, r < 0 carves it into the stronger one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from mmif_trt.ops import kernels_available
 from mmif_trt.ops.window_attention import window_attention
 
 STRIDE = 4  # the global branch runs at a quarter of the resolution
-BLEND_SLOPE = 8.0  # at the start of training w is close to a soft maximum of the sources
-RESIDUAL_SHARE = 0.25  # |r| stays below this share of the brighter source
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ class LAGN(nn.Module):
         self.unembed = nn.Conv2d(c.global_dim, 4 * c.local_dim, 1)
         self.gate = nn.Conv2d(2 * c.local_dim, c.local_dim, 1)
         self.decoder = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.decoder_depth)])
-        self.head = nn.Conv2d(c.local_dim, 8, 3, padding=1)
+        self.head = nn.Conv2d(c.local_dim, 4, 3, padding=1)
 
     def exportable(self, on: bool = True) -> LAGN:
         """Choose plain matmul-softmax-matmul attention, which ONNX consumers recognise and fuse."""
@@ -205,9 +204,5 @@ class LAGN(nn.Module):
         glob = F.pixel_shuffle(self.unembed(y), 2)
         gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
         x = self.decoder(gate * local + (1 - gate) * glob)
-        w_logit, r = (
-            F.pixel_shuffle(self.head(x), 2).float().split(1, 1)
-        )  # [B, 1, H, W] each; the rest in FP32
-        w = torch.sigmoid(w_logit + BLEND_SLOPE * (a - b))
-        r = RESIDUAL_SHARE * torch.tanh(r)
-        return (w * a + (1 - w) * b + r * torch.maximum(a, b)).clamp(0, 1)
+        r = torch.tanh(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
+        return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(max=1)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, util
 
+OPS = ("window_attention", "fusion_loss")
 NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds them beside torch"
 
 
@@ -26,13 +27,13 @@ def _load() -> tuple[frozenset[str], str]:
         import torch
 
         import_module("mmif_trt._C")
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # raises for an operation it lacks
+        keys = {"cpu": "CPU", "cuda": "CUDA"}
+        devices = {d for d, key in keys.items() if all(has_kernel(f"mmif_trt::{op}", key) for op in OPS)}
     except (ImportError, OSError, RuntimeError) as error:
-        reason = f"built for another torch or Python, build them again ({str(error).splitlines()[0]})"
+        reason = f"of another torch, Python or version, build them again ({str(error).splitlines()[0]})"
         warnings.warn(f"mmif_trt._C: {reason}; plain torch operations run instead", stacklevel=2)
         return frozenset(), reason
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    keys = {"cpu": "CPU", "cuda": "CUDA"}
-    devices = {device for device, key in keys.items() if has_kernel("mmif_trt::window_attention", key)}
     return frozenset(devices), " and ".join(keys[device] for device in sorted(devices))
 
 

@@ -17,12 +17,19 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def fusion_loss(
-    f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None = None, wb: Tensor | None = None
+    f: Tensor,
+    a: Tensor,
+    b: Tensor,
+    wa: Tensor | None = None,
+    wb: Tensor | None = None,
+    c1: float = reference.SSIM_C1,
+    c2: float = reference.SSIM_C2,
 ) -> Tensor:
     """Intensity, gradient and structure term of each image: [B, 3], in this order, differentiable in f.
 
     f: the fused image; a, b: its sources; all [B, 1, H, W] in [0, 1], H and W at least 11 (the SSIM window).
     wa, wb: what each pixel of a source weighs, >= 0, [B, 1, H, W]; None is 1 everywhere.
+    c1, c2: SSIM's constants, > 0; the defaults are the usual ones for a data range of 1.
     float32 or float64, one dtype and device for all; float16 and bfloat16 (autocast) are taken as float32.
     Strides are free: slices of larger images are read in place where their rows are contiguous.
 
@@ -39,9 +46,9 @@ def fusion_loss(
     f, a, b = as_float(f), as_float(a), as_float(b)
     wa, wb = None if wa is None else as_float(wa), None if wb is None else as_float(wb)
     if has_kernel(f):
-        return torch.ops.mmif_trt.fusion_loss(f, a, b, wa, wb)[0]
-    check(f, a, b, wa, wb)
-    return reference.fusion_loss(f, a, b, wa, wb)
+        return torch.ops.mmif_trt.fusion_loss(f, a, b, wa, wb, c1, c2)[0]
+    check(f, a, b, wa, wb, c1, c2)
+    return reference.fusion_loss(f, a, b, wa, wb, c1, c2)
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -52,7 +59,9 @@ def has_kernel(f: Tensor) -> bool:
     return kernels_available(f.device.type) and (f.device.type == "cpu" or f.dtype != torch.float64)
 
 
-def check(f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: Tensor | None) -> None:
+def check(
+    f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: Tensor | None, c1: float, c2: float
+) -> None:
     """What the kernels check, in their words, for plain ops and for tracing."""
 
     def expect(argument: str, came: object, accepted: str, condition: bool) -> None:
@@ -64,6 +73,7 @@ def check(f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: Tensor | None)
     large = f.shape[2] >= reference.SSIM_WINDOW and f.shape[3] >= reference.SSIM_WINDOW
     expect("f", shape, f"H and W of at least {reference.SSIM_WINDOW}, the SSIM window", large)
     expect("f", f.dtype, "float32 and float64", f.dtype in (torch.float32, torch.float64))
+    expect("c1, c2", f"{c1:g}, {c2:g}", "more than 0", c1 > 0 and c2 > 0)
     for name, x in (("a", a), ("b", b), ("wa", wa), ("wb", wb)):
         if x is not None:
             expect(name, list(x.shape), f"f's shape, {shape}", x.shape == f.shape)
@@ -78,9 +88,9 @@ def _refusal(name: str) -> str:
 
 
 def _fake(
-    f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: Tensor | None
+    f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: Tensor | None, c1: float = 1, c2: float = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check(f, a, b, wa, wb)
+    check(f, a, b, wa, wb, c1, c2)
     B, _, H, W = f.shape
     edge = reference.SSIM_WINDOW - 1
     moments = f.new_empty(B, 4, H - edge, W - edge)
@@ -91,21 +101,19 @@ def _fake_bwd(d_terms: Tensor, f: Tensor, *_: Tensor | None) -> Tensor:
     return f.new_empty(f.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     for name, wanted in zip(("a", "b", "wa", "wb"), ctx.needs_input_grad[1:5], strict=True):
         if wanted:
             raise RuntimeError(_refusal(name))
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.save_for_backward(*inputs[:5], *output[1:])
 
 
-def _backward(
-    ctx: Any, d_terms: Tensor | None, *_: Tensor | None
-) -> tuple[Tensor | None, None, None, None, None]:
+def _backward(ctx: Any, d_terms: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_terms is None:
-        return None, None, None, None, None
-    return torch.ops.mmif_trt.fusion_loss_bwd(d_terms, *ctx.saved_tensors), None, None, None, None
+        return (None,) * 7
+    return torch.ops.mmif_trt.fusion_loss_bwd(d_terms, *ctx.saved_tensors), *(None,) * 6
 
 
 def _refuse_second_order(ctx: Any, _: Tensor) -> None:

@@ -44,7 +44,13 @@ def spans(length: int, window: int, shift: int) -> list[slice]:
 
 
 def fusion_loss(
-    f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None = None, wb: Tensor | None = None
+    f: Tensor,
+    a: Tensor,
+    b: Tensor,
+    wa: Tensor | None = None,
+    wb: Tensor | None = None,
+    c1: float = SSIM_C1,
+    c2: float = SSIM_C2,
 ) -> Tensor:
     """The three terms of the fusion loss for each image: f, a, b, wa, wb [B, 1, H, W] -> [B, 3].
 
@@ -55,6 +61,7 @@ def fusion_loss(
     gradient   w (|f_x - t_x| + |f_y - t_y|), where t is the source with the larger weighted |t_x| + |t_y|
     structure  (wa (1 - SSIM(f, a)) + wb (1 - SSIM(f, b))) / 2, over the pixels whose SSIM window is whole
 
+    c1, c2 are SSIM's constants: means and standard deviations that are small beside their roots count little.
     Where both sources weigh the same, a is taken. A gradient flows to f only; at |0| it is 0.
     """
     wa, wb = (torch.ones_like(f) if w is None else w for w in (wa, wb))
@@ -66,7 +73,7 @@ def fusion_loss(
     gradient = torch.where(take_a, wa, wb) * off
     edge = SSIM_WINDOW // 2
     inner = (..., slice(edge, -edge), slice(edge, -edge))
-    structure = (wa[inner] * (1 - ssim_map(f, a)) + wb[inner] * (1 - ssim_map(f, b))) / 2
+    structure = (wa[inner] * (1 - ssim_map(f, a, c1, c2)) + wb[inner] * (1 - ssim_map(f, b, c1, c2))) / 2
     return torch.stack([x.mean((1, 2, 3)) for x in (intensity, gradient, structure)], 1)
 
 
@@ -84,7 +91,7 @@ def sobel(x: Tensor) -> tuple[Tensor, Tensor]:
     return horizontal, vertical
 
 
-def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+def ssim_map(x: Tensor, y: Tensor, c1: float = SSIM_C1, c2: float = SSIM_C2) -> Tensor:
     """SSIM of each pixel with a whole Gaussian window: [B, 1, H, W] -> [B, 1, H - 10, W - 10]."""
     offset = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     kernel = torch.exp(-(offset**2) / (2 * SSIM_SIGMA_PX**2))
@@ -92,5 +99,5 @@ def ssim_map(x: Tensor, y: Tensor) -> Tensor:
     moments = F.conv2d(torch.cat([x, y, x * x, y * y, x * y], 1), kernel, groups=5)
     mx, my, xx, yy, xy = F.conv2d(moments, kernel.transpose(2, 3), groups=5).split(1, 1)
     vx, vy, vxy = xx - mx * mx, yy - my * my, xy - mx * my
-    over = (2 * mx * my + SSIM_C1) * (2 * vxy + SSIM_C2)
-    return over / ((mx * mx + my * my + SSIM_C1) * (vx + vy + SSIM_C2))
+    over = (2 * mx * my + c1) * (2 * vxy + c2)
+    return over / ((mx * mx + my * my + c1) * (vx + vy + c2))

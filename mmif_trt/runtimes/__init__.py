@@ -26,6 +26,7 @@ class Runtime(Protocol):
     precision: str  # "fp32" or "bf16": what runs, not what was asked for
     device: str
     note: str  # why this precision
+    streams: int  # pictures side by side, the threads shared out; 1: all threads on one
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """a, b [H, W] float32 in [0, 1], sides multiples of 32 -> fused [H, W] float32 in [0, 1]."""
@@ -38,9 +39,10 @@ def available() -> dict[str, str]:
     return {name: "" if found[name] else f"not installed: {_TABLE[name][2]}" for name in _TABLE}
 
 
-def load(name: str, precision: str, threads: int | None) -> Runtime:
+def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Runtime:
     """The runtime `name`, or the first usable one for "auto".
 
+    streams: pictures to run side by side, at most one a thread; where a runtime cannot, it runs one.
     Raises InputError for an unknown name or precision, for one that is not installed, and for less than one
     thread.
     """
@@ -55,5 +57,5 @@ def load(name: str, precision: str, threads: int | None) -> Runtime:
         name = next((candidate for candidate, why_not in usable.items() if not why_not), NAMES[0])
     if usable[name]:
         raise InputError(f"runtime {name!r} is {usable[name]}")
-    runtime: Runtime = importlib.import_module(_TABLE[name][0]).load(precision, threads)
+    runtime: Runtime = importlib.import_module(_TABLE[name][0]).load(precision, threads, streams)
     return runtime

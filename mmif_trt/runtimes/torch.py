@@ -8,7 +8,8 @@ import numpy as np
 from mmif_trt.image import InputError
 
 
-def load(precision: str, threads: int | None) -> TorchRuntime:
+def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
+    """streams: ignored, the layers of one picture run at a time."""
     return TorchRuntime(precision, threads)
 
 
@@ -16,6 +17,7 @@ class TorchRuntime:
     name = "torch"
     precision = "fp32"
     note = "the reference"
+    streams = 1
 
     def __init__(self, precision: str, threads: int | None) -> None:
         import torch

@@ -1,0 +1,142 @@
+// What every kernel shares: element types, shared memory, launches. No torch header is included by any .cu or
+// .cuh file, so nvcc compiles them quickly and g++ compiles the same source against
+// tests/emulator/cuda_emu.h.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifdef MMIF_EMULATOR
+#include "cuda_emu.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+// Shared memory in kernels: MMIF_SHARED(Tiles, tiles) declares `Tiles& tiles` of static size,
+// MMIF_SHARED_DYNAMIC what the launch sized. In the emulator it is poisoned and of exact size.
+#ifdef MMIF_EMULATOR
+#define MMIF_SHARED(TYPE, NAME)      \
+  static const char NAME##_site = 0; \
+  TYPE& NAME = emu::static_shared<TYPE>(&NAME##_site)
+#define MMIF_SHARED_DYNAMIC(TYPE, NAME) TYPE& NAME = emu::dynamic_shared<TYPE>()
+#else
+#define MMIF_SHARED(TYPE, NAME) __shared__ TYPE NAME
+#define MMIF_SHARED_DYNAMIC(TYPE, NAME)                         \
+  extern __shared__ __align__(128) unsigned char mmif_shared[]; \
+  TYPE& NAME = *reinterpret_cast<TYPE*>(mmif_shared)
+#endif
+
+namespace mmif {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+template <typename T>
+__host__ __device__ constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// Two 16-bit values in one register, `low` in the lower half: the layout of tensor-core fragments.
+template <typename T>
+__device__ __forceinline__ unsigned pack(float low, float high);
+
+#ifdef MMIF_EMULATOR
+template <>
+inline unsigned pack<__half>(float low, float high) {
+  return __float2half_rn(low).bits | static_cast<unsigned>(__float2half_rn(high).bits) << 16;
+}
+template <>
+inline unsigned pack<__nv_bfloat16>(float low, float high) {
+  return __float2bfloat16_rn(low).bits | static_cast<unsigned>(__float2bfloat16_rn(high).bits) << 16;
+}
+#else
+template <>
+__device__ __forceinline__ unsigned pack<__half>(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&both);
+}
+template <>
+__device__ __forceinline__ unsigned pack<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&both);
+}
+#endif
+
+// The two values of a register, as floats.
+template <typename T>
+__device__ __forceinline__ float2 unpack(unsigned both) {
+  T values[2];
+  memcpy(values, &both, sizeof(both));
+  return make_float2(to_float(values[0]), to_float(values[1]));
+}
+
+__device__ __forceinline__ float fast_exp(float x) {
+  constexpr float kLog2e = 1.4426950408889634f;
+  return exp2f(x * kLog2e);
+}
+
+// x / y, given about 1 / y: one step of Newton's, so that a sum of n equal terms over n is the term again.
+__device__ __forceinline__ float quotient(float x, float y, float inverse) {
+  const float q = x * inverse;
+  return fmaf(fmaf(-q, y, x), inverse, q);
+}
+
+// Two neighbours, the first at an even index, rounded to T.
+template <typename T>
+__device__ __forceinline__ void store_pair(T* to, float low, float high) {
+  const unsigned both = pack<T>(low, high);
+  *reinterpret_cast<unsigned*>(to) = both;
+}
+
+// x, of unknown origin to the compiler: what is computed from it within a loop is computed there, not kept in
+// registers over the whole loop.
+__device__ __forceinline__ int renewed(int x) {
+#ifndef MMIF_EMULATOR
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// Starts a kernel; what came of it is returned, for the host part to check.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+#ifdef MMIF_EMULATOR
+  static_cast<void>(stream);
+  return emu::launch(kernel, grid, block, dynamic_bytes, arguments...);
+#else
+  if (dynamic_bytes > 48 * 1024) {  // more must be asked for, once a kernel and device; it is cheap
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(dynamic_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+#endif
+}
+
+}  // namespace mmif

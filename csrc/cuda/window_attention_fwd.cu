@@ -1,0 +1,309 @@
+// Window attention, forward: one block a head and window; neighbouring blocks are heads of one window, so
+// that their rows, which lie side by side in memory, are read at about the same time.
+//
+// With s[i, j] = scale q_i . k_j + bias[i - j] over the j that i sees:
+//     out_i = sum_j exp(s[i, j] - lse_i) v_j,    lse_i = log sum_j exp(s[i, j])
+// Scores stay in base e and are reduced by the maximum, in backward by lse, before log2(e) turns them into
+// what the hardware raises 2 to: a score of 10^8 must not be rounded differently in lse than in itself.
+//
+// What moves: q, k, v once in, out and lse once out; the bias table comes from L2.
+#include "window_attention.cuh"
+
+namespace mmif {
+namespace {
+
+// ---- 16-bit types: tensor cores -----------------------------------------------------------------
+//
+// Four warps; warp w has the queries 16 w .. 16 w + 15, which are the window's rows 2 w and 2 w + 1, and
+// meets all 64 keys. An 8-wide tile of C is one row of keys. So with lane = 4 g + t a lane holds, of key row
+// j,
+//     queries (2 w + r, g), r = 0, 1      keys (j, 2 t + c), c = 0, 1
+// and needs the bias of dy = 2 w + r - j, dx = g - 2 t - c only: neighbouring lanes read neighbouring cells.
+
+constexpr int kHalfThreads = 128;
+
+template <typename T, int D>
+struct alignas(16) HalfForwardTiles {
+  T q[kSlots][D + 8], k[kSlots][D + 8], v[kSlots][D + 8];  // + 8: see load_a
+  float bias[kBiasCells];
+};
+
+// The four lanes that share a C row have its maximum, its sum.
+__device__ __forceinline__ float row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+// s[j][2 r + c] = q k of the warp's 16 queries and all keys.
+template <typename T, int D>
+__device__ __forceinline__ void half_scores(float (&s)[kSide][4], const HalfForwardTiles<T, D>& tiles,
+                                            int warp, int lane) {
+#pragma unroll
+  for (int d = 0; d < D; d += 16) {
+    unsigned a[4], b[4];
+    load_a(a, tiles.q, 16 * warp, d, lane);
+#pragma unroll
+    for (int j = 0; j < kSide; j += 2) {
+      load_b_transposed(b, tiles.k, kSide * j, d, lane);
+      multiply_add<T>(s[j], a, b[0], b[1]);
+      multiply_add<T>(s[j + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// Scores to unnormalised weights exp(s - max); leaves each row's maximum and sum. A row that sees nothing has
+// the sum 0: it does not exist and nothing of it will be written.
+__device__ __forceinline__ void half_softmax(float (&s)[kSide][4], float (&top)[2], float (&sum)[2],
+                                             const float (&bias)[kBiasCells], const Window& window,
+                                             float scale, int warp, int lane) {
+  const int g = lane / 4, t = lane % 4;
+  const unsigned seen_x = window.x.seen_by(g) >> 2 * t;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const unsigned seen_y = window.y.seen_by(2 * warp + r);
+    const int cell = (2 * warp + r + kSide - 1) * kOffsets + g - 2 * t + kSide - 1;  // of key (0, 2 t)
+    float most = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < kSide; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const bool seen = (seen_y >> j & 1) && (seen_x >> c & 1);
+        float& x = s[j][2 * r + c];
+        x = seen ? fmaf(x, scale, bias[cell - j * kOffsets - c]) : -INFINITY;
+        most = fmaxf(most, x);
+      }
+    most = row_max(most);
+    top[r] = most == -INFINITY ? 0.f : most;
+    float total = 0.f;
+#pragma unroll
+    for (int j = 0; j < kSide; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& x = s[j][2 * r + c];
+        x = fast_exp(x - top[r]);
+        total += x;
+      }
+    sum[r] = row_sum(total);
+  }
+}
+
+// o[n][..] = weights v, columns 8 n .. 8 n + 7.
+template <typename T, int D>
+__device__ __forceinline__ void half_weighted_sum(float (&o)[D / 8][4], const float (&s)[kSide][4],
+                                                  const HalfForwardTiles<T, D>& tiles, int lane) {
+#pragma unroll
+  for (int j = 0; j < kSide; j += 2) {
+    const unsigned a[4] = {pack<T>(s[j][0], s[j][1]), pack<T>(s[j][2], s[j][3]),
+                           pack<T>(s[j + 1][0], s[j + 1][1]), pack<T>(s[j + 1][2], s[j + 1][3])};
+#pragma unroll
+    for (int n = 0; n < D / 8; n += 2) {
+      unsigned b[4];
+      load_b(b, tiles.v, kSide * j, 8 * n, lane);
+      multiply_add<T>(o[n], a, b[0], b[1]);
+      multiply_add<T>(o[n + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(kHalfThreads)
+    window_attention_fwd_half_kernel(const WindowAttentionParams p, const Plan plan) {
+  using TileRows = Rows<T, D, kHalfThreads>;
+  using Tiles = HalfForwardTiles<T, D>;
+  MMIF_SHARED(Tiles, tiles);
+  const int head = blockIdx.x % p.heads, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const Window window(p, plan, blockIdx.x / p.heads);
+
+  TileRows::load_qkv(tiles.q, tiles.k, tiles.v, p, head, window, plan.aligned);
+  load_bias<kHalfThreads>(tiles.bias, p, head);
+  wait_copies();
+  __syncthreads();
+
+  float s[kSide][4] = {}, top[2], sum[2], o[D / 8][4] = {};
+  half_scores(s, tiles, warp, lane);
+  half_softmax(s, top, sum, tiles.bias, window, static_cast<float>(p.scale), warp, lane);
+  half_weighted_sum<T, D>(o, s, tiles, lane);
+
+  // The warp's own rows of the q tile, read by no other warp, take the result, to be written in whole rows.
+  const int g = lane / 4, t = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int slot = 16 * warp + 8 * r + g;
+    const float inverse = 1.f / sum[r];
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+      store_pair(&tiles.q[slot][8 * n + 2 * t], quotient(o[n][2 * r], sum[r], inverse),
+                 quotient(o[n][2 * r + 1], sum[r], inverse));
+    if (t == 0 && window.exists(slot))
+      static_cast<float*>(p.lse)[window.lse_index(p, head, slot)] = top[r] + logf(sum[r]);
+  }
+  __syncwarp();
+  TileRows::store(tiles.q, static_cast<T*>(p.out) + head * D, static_cast<int64_t>(p.heads) * D, p, window,
+                  16 * warp, 16, lane, kWarp);
+}
+
+// ---- float32: plain multiply-adds ---------------------------------------------------------------
+//
+// 64 x 64 x D products at 2 flop
+// a multiply-add keep the FMA units about as busy as the window's bytes keep memory, so operands must come
+// cheap: one warp a window, a lane has two queries (slots l and l + 32) with their q and their sums in
+// registers, and each k or v vector, the same for all lanes, is one broadcast for 8 FMAs. The softmax runs
+// along, a few keys at a time.
+
+template <int D>
+struct alignas(16) FloatForwardTiles {
+  float q[kSlots][D + 4];  // + 4: eight lanes reading a vector of their own row meet different banks
+  float k[kSlots][D], v[kSlots][D];
+  float bias[kBiasCells];
+};
+
+__device__ __forceinline__ float4 vector(const float* row, int d) {
+  return *reinterpret_cast<const float4*>(row + d);
+}
+
+constexpr int kKeys = 4;        // half a row of the window's keys: as many scores as registers hold with ease
+constexpr float kSlack = 16.f;  // log of what a weight may grow to before the sums are rescaled
+
+template <int D>
+struct FloatQuery {
+  float q[D], sum[D];
+  float top = -INFINITY, total = 0.f;
+
+  // Scores to weights relative to exp(top). What was summed is rescaled only where the maximum has outgrown
+  // top by far: with a score as reference that is at most 16 below the maximum, float loses nothing.
+  __device__ __forceinline__ void softmax(float (&s)[kKeys], const float* bias, unsigned seen, float scale) {
+    float most = -INFINITY;
+#pragma unroll
+    for (int x = 0; x < kKeys; ++x) {
+      s[x] = seen >> x & 1 ? fmaf(s[x], scale, bias[-x]) : -INFINITY;
+      most = fmaxf(most, s[x]);
+    }
+    if (most > top + kSlack) {
+      const float shrink = fast_exp(top - most);
+      top = most;
+      total *= shrink;
+#pragma unroll
+      for (int d = 0; d < D; ++d) sum[d] *= shrink;
+    }
+    const float from = top == -INFINITY ? 0.f : top;
+#pragma unroll
+    for (int x = 0; x < kKeys; ++x) {
+      s[x] = fast_exp(s[x] - from);
+      total += s[x];
+    }
+  }
+};
+
+// The keys (j, i) ... (j, i + 3) for both queries.
+template <int D>
+__device__ __forceinline__ void float_keys(FloatQuery<D> (&query)[2], const FloatForwardTiles<D>& tiles,
+                                           int j, int i, const Window& window, float scale, int lane) {
+  float s[2][kKeys] = {};
+#pragma unroll
+  for (int x = 0; x < kKeys; ++x)
+#pragma unroll
+    for (int d = 0; d < D; d += 4) {
+      const float4 k = vector(tiles.k[kSide * j + i + x], d);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float* q = query[n].q + d;
+        s[n][x] = fmaf(q[3], k.w, fmaf(q[2], k.z, fmaf(q[1], k.y, fmaf(q[0], k.x, s[n][x]))));
+      }
+    }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const int y = lane / kSide + 4 * n, x = lane % kSide;
+    const unsigned seen = window.y.seen_by(y) >> j & 1 ? window.x.seen_by(x) >> i : 0;
+    query[n].softmax(s[n], &tiles.bias[(y - j + kSide - 1) * kOffsets + x - i + kSide - 1], seen, scale);
+  }
+#pragma unroll
+  for (int x = 0; x < kKeys; ++x)
+#pragma unroll
+    for (int d = 0; d < D; d += 4) {
+      const float4 v = vector(tiles.v[kSide * j + i + x], d);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        float* sum = query[n].sum + d;
+        sum[0] = fmaf(s[n][x], v.x, sum[0]);
+        sum[1] = fmaf(s[n][x], v.y, sum[1]);
+        sum[2] = fmaf(s[n][x], v.z, sum[2]);
+        sum[3] = fmaf(s[n][x], v.w, sum[3]);
+      }
+    }
+}
+
+template <int D>
+__global__ void __launch_bounds__(kWarp)
+    window_attention_fwd_float_kernel(const WindowAttentionParams p, const Plan plan) {
+  using TileRows = Rows<float, D, kWarp>;
+  using Tiles = FloatForwardTiles<D>;
+  MMIF_SHARED(Tiles, tiles);
+  const int head = blockIdx.x % p.heads, lane = threadIdx.x;
+  const Window window(p, plan, blockIdx.x / p.heads);
+
+  TileRows::load_qkv(tiles.q, tiles.k, tiles.v, p, head, window, plan.aligned);
+  load_bias<kWarp>(tiles.bias, p, head);
+  wait_copies();
+  __syncthreads();
+
+  FloatQuery<D> query[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int d = 0; d < D; ++d) {
+      query[i].q[d] = tiles.q[lane + kWarp * i][d];
+      query[i].sum[d] = 0.f;
+    }
+  const float scale = static_cast<float>(p.scale);
+#pragma unroll 1
+  for (int i = 0; i < kSlots; i += kKeys)
+    if (window.y.exists(i / kSide)) float_keys(query, tiles, i / kSide, i % kSide, window, scale, lane);
+
+  // A lane's own rows of the q tile take its results, to be written in whole rows by the warp.
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int slot = lane + kWarp * i;
+    const float inverse = 1.f / query[i].total;
+#pragma unroll
+    for (int d = 0; d < D; ++d) tiles.q[slot][d] = quotient(query[i].sum[d], query[i].total, inverse);
+    if (window.exists(slot))
+      static_cast<float*>(p.lse)[window.lse_index(p, head, slot)] = query[i].top + logf(query[i].total);
+  }
+  __syncthreads();
+  TileRows::store(tiles.q, static_cast<float*>(p.out) + head * D, static_cast<int64_t>(p.heads) * D, p,
+                  window, 0, kSlots, lane, kWarp);
+}
+
+template <int D>
+cudaError_t launch_by_type(const WindowAttentionParams& p, unsigned blocks, cudaStream_t stream) {
+  switch (p.dtype) {
+    case DType::kFloat:
+      return launch(window_attention_fwd_float_kernel<D>, blocks, kWarp, 0, stream, p, plan(p));
+    case DType::kHalf:
+      return launch(window_attention_fwd_half_kernel<__half, D>, blocks, kHalfThreads, 0, stream, p, plan(p));
+    case DType::kBFloat16:
+      return launch(window_attention_fwd_half_kernel<__nv_bfloat16, D>, blocks, kHalfThreads, 0, stream, p,
+                    plan(p));
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+
+cudaError_t window_attention_fwd_launch(const WindowAttentionParams& p, cudaStream_t stream) {
+  const int64_t windows = window_count(p);
+  if (windows * p.heads == 0) return cudaSuccess;
+  if (!launchable(p, windows)) return cudaErrorInvalidValue;
+  const unsigned blocks = static_cast<unsigned>(windows * p.heads);
+  return p.head_dim == 16   ? launch_by_type<16>(p, blocks, stream)
+         : p.head_dim == 32 ? launch_by_type<32>(p, blocks, stream)
+                            : cudaErrorInvalidValue;
+}
+
+}  // namespace mmif

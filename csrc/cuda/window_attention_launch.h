@@ -1,0 +1,19 @@
+// What window_attention.cpp calls of the kernels. Needs cudaError_t and cudaStream_t: cuda_runtime_api.h, or
+// the emulator's.
+#pragma once
+#include "../window_attention.h"
+
+namespace mmif {
+
+inline int64_t window_count(const WindowAttentionParams& p) {
+  return p.batch * ((p.height + p.window - 1) / p.window) * ((p.width + p.window - 1) / p.window);
+}
+
+cudaError_t window_attention_fwd_launch(const WindowAttentionParams& p, cudaStream_t stream);
+// p.chunks is of the caller's choice: 1 to window_count(p).
+cudaError_t window_attention_bwd_launch(const WindowAttentionParams& p, cudaStream_t stream);
+// d_bias_table [cells, heads] = the sum of p.d_bias_partial over chunks, in one order always.
+cudaError_t window_attention_d_bias_launch(const WindowAttentionParams& p, float* d_bias_table,
+                                           cudaStream_t stream);
+
+}  // namespace mmif

@@ -1,0 +1,117 @@
+"""setup.py's choices, and what the package does with a binary that does not load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from importlib import util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import REPO
+
+from mmif_trt import ops
+
+SETUP = (REPO / "setup.py").read_text()
+
+
+def setup(*, torch: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python setup.py --version`, which makes every choice and builds nothing."""
+    hide = "" if torch else "sys.modules['torch'] = None; "
+    code = f"import sys; {hide}sys.argv = ['setup.py', '--version']; exec(open('setup.py').read())"
+    clean = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "MMIF_CUDA")}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, env=clean | environment, capture_output=True, text=True
+    )
+
+
+def test_without_torch_it_is_pure_python_and_says_so() -> None:
+    done = setup(torch=False)
+    assert done.returncode == 0, done.stderr
+    assert "no torch in the build environment: a pure-Python install" in done.stdout
+
+
+def test_with_torch_it_says_what_it_builds() -> None:
+    pytest.importorskip("torch")
+    done = setup(MMIF_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "mmif_trt: kernels for CPU, torch" in done.stdout
+
+
+def test_cuda_insisted_on_names_what_is_missing() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.version.cuda:
+        pytest.skip("this torch is built for CUDA")
+    done = setup(MMIF_CUDA="1")
+    assert done.returncode and "a torch built for CUDA" in done.stderr
+    done = setup(MMIF_CUDA="1", CUDA_HOME="/nowhere")
+    assert done.returncode and "a CUDA toolkit (nvcc; looked in /nowhere)" in done.stderr
+    done = setup(torch=False, MMIF_CUDA="1")
+    assert done.returncode and "what is missing is torch" in done.stderr
+
+
+def test_unknown_wish() -> None:
+    done = setup(MMIF_CUDA="yes")
+    assert done.returncode and "MMIF_CUDA is 'yes'; accepted are 0 and 1" in done.stderr
+
+
+def test_sources_are_listed_by_hand_and_all_there() -> None:
+    listed = {word for word in SETUP.split('"') if word.startswith("csrc/")}
+    there = {str(p.relative_to(REPO)) for p in (REPO / "csrc").rglob("*") if p.suffix in (".cpp", ".cu")}
+    assert listed == there
+    assert len(SETUP.splitlines()) <= 100
+
+
+def break_binary(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.delenv("MMIF_KERNELS", raising=False)
+    monkeypatch.setattr(ops, "util", SimpleNamespace(find_spec=lambda name: object()))
+    monkeypatch.setattr(ops, "import_module", fail)
+
+
+def test_a_binary_that_does_not_load_is_told_once_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    break_binary(monkeypatch, ImportError("_C.so: undefined symbol: _ZN3c10\nmore"))
+    with pytest.warns(
+        UserWarning, match=r"build them again \(_C.so: undefined symbol: _ZN3c10\); plain torch"
+    ):
+        devices, reason = ops._load()
+    assert not devices and "more" not in reason
+
+
+def test_no_binary_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMIF_KERNELS", raising=False)
+    monkeypatch.setattr(ops, "util", SimpleNamespace(find_spec=lambda name: None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        devices, reason = ops._load()
+    assert not devices and reason == ops.NOT_BUILT
+
+
+def test_kernels_can_be_turned_off() -> None:
+    code = "from mmif_trt import ops; print(sorted(ops.KERNEL_DEVICES), ops.KERNELS)"
+    environment = {**os.environ, "MMIF_KERNELS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[] turned off by MMIF_KERNELS=0"
+
+
+def test_the_developers_environment_has_them() -> None:
+    """make test builds the kernels; a silent fallback to plain operations would test nothing."""
+    if not (REPO / ".venv").is_dir() or Path(sys.prefix) != REPO / ".venv":
+        pytest.skip("not the environment that make test makes")
+    assert util.find_spec("mmif_trt._C") is not None and "cpu" in ops.KERNEL_DEVICES, ops.KERNELS
+
+
+def test_plain_operations_end_with_the_block() -> None:
+    before = ops.KERNEL_DEVICES
+    with pytest.raises(ValueError), ops.plain_operations():
+        assert not ops.kernels_available("cpu")
+        raise ValueError
+    assert before == ops.KERNEL_DEVICES

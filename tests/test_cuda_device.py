@@ -1,0 +1,101 @@
+"""What only a CUDA device can show of window attention: streams, device guard, graphs, compute-sanitizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+from torch import Tensor
+
+from mmif_trt.ops import KERNELS, kernels_available
+from mmif_trt.ops.window_attention import window_attention
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(not kernels_available("cuda"), reason=f"kernels: {KERNELS}"),
+]
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def inputs(dtype: torch.dtype, device: str = "cuda") -> tuple[Tensor, Tensor, Tensor]:
+    """qkv, bias_table, d_out"""
+    rng = torch.Generator().manual_seed(0)
+    sizes = ((2, 13, 19, 3, 2, 32), (225, 2), (2, 13, 19, 2, 32))
+    qkv, bias, d_out = (torch.randn(size, generator=rng).to(device) for size in sizes)
+    return qkv.to(dtype).requires_grad_(), bias.requires_grad_(), d_out.to(dtype)
+
+
+def run(qkv: Tensor, bias: Tensor, d_out: Tensor) -> tuple[Tensor, ...]:
+    out = window_attention(qkv, bias, 8, 4)
+    return (out.detach(), *torch.autograd.grad(out, (qkv, bias), d_out))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_runs_on_the_current_stream(dtype: torch.dtype) -> None:
+    """Inputs that a slow side stream is still making: a launch on another stream would read the old ones."""
+    given = inputs(dtype)
+    expected = run(*given)
+    late = [torch.zeros_like(x).requires_grad_(x.requires_grad) for x in given]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        with torch.no_grad():
+            for x, y in zip(late, given, strict=True):
+                x.copy_(y)
+        result = run(*late)
+    side.synchronize()
+    for x, y in zip(result, expected, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_runs_on_the_device_of_its_tensors() -> None:
+    expected = run(*inputs(torch.float16, "cuda:0"))
+    with torch.cuda.device(0):
+        result = run(*inputs(torch.float16, "cuda:1"))
+    for x, y in zip(result, expected, strict=True):
+        assert x.device == torch.device("cuda:1")
+        assert torch.equal(x.cpu(), y.cpu())
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_forward_and_backward_in_a_graph(dtype: torch.dtype) -> None:
+    given = inputs(dtype)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run(*given)  # warm-up: allocations, the shared memory of the float kernel
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(*given)
+    with torch.no_grad():
+        given[0].mul_(-0.5)
+    graph.replay()
+    torch.cuda.synchronize()
+    for x, y in zip(captured, run(*given), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_double_is_refused() -> None:
+    qkv, bias, _ = inputs(torch.float32)
+    with pytest.raises(RuntimeError, match="accepted: float32, float16, bfloat16 on CUDA"):
+        window_attention(qkv.detach().double(), bias.detach().double(), 8, 4)
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("no compute-sanitizer")
+    code = "import test_cuda_device as t; [t.run(*t.inputs(x)) for x in t.TYPES]; t.torch.cuda.synchronize()"
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code]
+    paths = {"PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **paths})
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

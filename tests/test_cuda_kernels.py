@@ -1,0 +1,169 @@
+"""Window attention's CUDA kernels without a GPU: their source, compiled by g++, under the emulator."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from attention_cases import Case, Outputs, inputs, pack, plain, unpack, variants
+from conftest import REPO
+from emulation import EMULATOR, SANITIZE, build, emulate, link, skip_without_emulator
+
+CUDA = REPO / "csrc" / "cuda"
+KERNELS = ["window_attention_fwd.cu", "window_attention_bwd.cu", "window_attention_bwd_float.cu"]
+RUNNER = EMULATOR / "run_window_attention.cpp"
+
+FLOOR = 5e-7  # relative error that no comparison asks to undercut: a few ulps of float32
+
+CASES = [
+    *variants(Case()),
+    *variants(Case(batch=2, height=16, width=24, shift=0, heads=3, chunks=5)),
+    *variants(Case(height=9, width=6, window=4, shift=1, heads=1, chunks=100)),
+    *variants(Case(height=7, width=10, window=5, shift=4, layout="sliced")),
+    *variants(Case(height=8, width=9, shift=7, layout="unaligned")),
+    *variants(Case(batch=3, height=1, width=1, chunks=2)),
+    *variants(Case(height=3, width=4, window=1, shift=0, heads=1)),
+    *variants(Case(values="constant", height=11, width=8)),
+    *variants(Case(values="large", height=8, width=12)),
+    *variants(Case(batch=0)),
+]
+SMALL = [
+    *variants(Case(height=5, width=11, heads=1, chunks=1, layout="sliced")),
+    *variants(Case(batch=2, height=6, width=3, window=4, shift=3, layout="unaligned")),
+]
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    skip_without_emulator()
+    return build(tmp_path_factory.mktemp("emulated"), [*(CUDA / name for name in KERNELS), RUNNER])
+
+
+@pytest.fixture(scope="session")
+def program(objects: list[Path]) -> Path:
+    return link(objects, objects[0].parent / "run")
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    skip_without_emulator()
+    folder = tmp_path_factory.mktemp("sanitized")
+    made = build(folder, [*(CUDA / name for name in KERNELS), RUNNER], SANITIZE)
+    return link(made, folder / "run", SANITIZE)
+
+
+def run(program: Path, cases: list[Case], folder: Path) -> list[Outputs]:
+    (folder / "cases").write_bytes(b"".join(pack(case, inputs(case)) for case in cases))
+    done = emulate(program, str(folder / "cases"), str(folder / "results"))
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr[:4000]}"
+    results = io.BytesIO((folder / "results").read_bytes())
+    return [unpack(case, results.read) for case in cases]
+
+
+def assert_as_good_as_torch(case: Case, ours: Outputs) -> None:
+    """At most twice the relative error that plain operations make in the same precision, or a few ulps."""
+    given = inputs(case)
+    truth, theirs = plain(case, given, torch.float64), plain(case, given, case.dtype)
+    for name in Outputs.NAMES:
+        x, y, t = (getattr(o, name).detach().double() for o in (ours, theirs, truth))
+        if case.batch == 0:  # d_bias of nothing is the host part's
+            assert name == "d_bias" or x.numel() == 0
+            continue
+        assert x.isfinite().all(), f"{case}: {name} is not finite"
+        if t.norm() < 1e-10:  # equal values or one token: no score has a gradient
+            assert x.abs().max() < 2e-5 * given.d_out.abs().max(), f"{case}: {name}"
+            continue
+        # Plain operations in float16 may overflow where the kernels do not.
+        allowed = 2 * (y - t).norm() / t.norm() if y.isfinite().all() else 0
+        error = (x - t).norm() / t.norm()
+        assert error <= allowed + FLOOR, f"{case}: {name}: {error:.2e} > {allowed:.2e}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_as_good_as_torch(case: Case, program: Path, tmp_path: Path) -> None:
+    assert_as_good_as_torch(case, run(program, [case], tmp_path)[0])
+
+
+@pytest.mark.parametrize("case", variants(Case(height=12, width=20, chunks=2)), ids=str)
+def test_same_bits_in_every_order_of_threads(case: Case, program: Path, tmp_path: Path) -> None:
+    first, *rest = run(program, [replace(case, seed=seed) for seed in (0, 1, 2, 3, 5)], tmp_path)
+    for other in rest:
+        for name in Outputs.NAMES:
+            assert torch.equal(getattr(first, name), getattr(other, name)), name
+
+
+def test_chunks_do_not_change_d_qkv(program: Path, tmp_path: Path) -> None:
+    for case in variants(Case()):
+        one, many = run(program, [replace(case, chunks=1), replace(case, chunks=6)], tmp_path)
+        assert torch.equal(one.d_qkv, many.d_qkv)
+        torch.testing.assert_close(one.d_bias, many.d_bias, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_of_equal_values_is_the_value(program: Path, tmp_path: Path) -> None:
+    for case in variants(Case(values="constant", height=11, width=13, shift=3)):
+        assert (run(program, [case], tmp_path)[0].out == 0.5).all()
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_sanitizers_find_nothing(case: Case, sanitized: Path, tmp_path: Path) -> None:
+    assert_as_good_as_torch(case, run(sanitized, [case], tmp_path)[0])
+
+
+# Errors planted in a copy of the sources, each of which a run must show: file, what to replace, by what.
+PLANTS = {
+    "fwd: bias of the wrong neighbour": (0, "- j * kOffsets - c]", "- j * kOffsets + c]"),
+    "fwd: no barrier after loading": (0, "wait_copies();\n  __syncthreads();", "wait_copies();"),
+    "fwd: copies not waited for": (0, "wait_copies();\n  __syncthreads();", "__syncthreads();"),
+    "fwd: float keys of the wrong row": (0, "tiles.v[kSide * j + i + x]", "tiles.v[kSide * j + x]"),
+    "bwd: no barrier between the halves": (1, "__syncthreads();  // p and d_s", "// p and d_s"),
+    "bwd: no barrier between windows": (1, "__syncthreads();  // the next", "// the next"),
+    "bwd: queries and keys exchanged": (1, "half_gradient<true>(tiles.p", "half_gradient<false>(tiles.p"),
+    "bwd float: out overwritten too early": (2, "__syncthreads();  // p may", "// p may"),
+    "bwd float: wrong offset of d_bias": (
+        2,
+        "dx = cell % kOffsets - (kSide - 1)",
+        "dx = cell % kOffsets - kSide",
+    ),
+}
+PLANTED_CASES = [
+    replace(case, seed=seed, height=16, width=20, chunks=2)
+    for case in (Case(), Case(dtype=torch.float16))
+    for seed in (1, 2)
+]
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_planted_errors_are_caught(name: str, objects: list[Path], tmp_path: Path) -> None:
+    index, old, new = PLANTS[name]
+    shutil.copytree(REPO / "csrc", tmp_path / "csrc")
+    source = tmp_path / "csrc" / "cuda" / KERNELS[index]
+    text = source.read_text()
+    assert old in text, "the source has changed: plant this error anew"
+    source.write_text(text.replace(old, new))
+    planted = build(tmp_path, [source], ["-O1"])
+    rest = [o for i, o in enumerate(objects) if i != index]
+    program = link([*planted, *rest], tmp_path / "run")
+    with pytest.raises(AssertionError):
+        for case in PLANTED_CASES:
+            assert_as_good_as_torch(case, run(program, [case], tmp_path)[0])
+
+
+def test_a_planted_write_beyond_the_image_is_caught(sanitized: Path, tmp_path: Path) -> None:
+    """The sanitized build sees a row stored that does not exist."""
+    shutil.copytree(REPO / "csrc", tmp_path / "csrc")
+    header = tmp_path / "csrc" / "cuda" / "window_attention.cuh"
+    text = header.read_text()
+    old = "      if (window.exists(slot))\n        *reinterpret_cast"
+    assert old in text, "the source has changed: plant this error anew"
+    header.write_text(text.replace(old, "      *reinterpret_cast"))
+    copies = [tmp_path / "csrc" / "cuda" / name for name in KERNELS]
+    made = build(tmp_path, [copies[0]], SANITIZE)
+    rest = [sanitized.parent / f"{path.stem}.o" for path in (*copies[1:], RUNNER)]
+    program = link([*made, *rest], tmp_path / "run", SANITIZE)
+    (tmp_path / "cases").write_bytes(pack(SMALL[0], inputs(SMALL[0])))
+    done = emulate(program, str(tmp_path / "cases"), str(tmp_path / "results"))
+    assert done.returncode == 87 and "heap-buffer-overflow" in done.stderr
