@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(kTileThreads)
   const Tile tile(p);
   load_moments(tiles, p, tile);
   load_signs<weighted>(tiles, p, tile);
-  __syncthreads();
+  __syncthreads();  // the moments are whole, and the signs
   mean_rows(tiles, gaussian);
-  __syncthreads();
+  __syncthreads();  // the means are whole
 
   const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun, x = tile.x + column;
   float mean[kMoments][kRun] = {};

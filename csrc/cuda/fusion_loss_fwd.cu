@@ -183,11 +183,11 @@ __global__ void __launch_bounds__(kTileThreads)
   MMIF_SHARED(ForwardTiles, tiles);
   const Tile tile(p);
   load_pictures(tiles, p, tile);
-  __syncthreads();
+  __syncthreads();  // the pictures are whole
   mean_rows(tiles, gaussian);
   float sums[kTerms];
   edges_run<weighted>(tiles, p, tile, sums[0], sums[1]);  // of the pictures: no need to wait for the means
-  __syncthreads();
+  __syncthreads();                                        // the means are whole
   sums[2] = structure_run<weighted>(tiles, p, tile, gaussian);
 
 #pragma unroll
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kTileThreads)
     const float sum = warp_sum(sums[term]);
     if (threadIdx.x % kWarp == 0) tiles.sums[term][threadIdx.x / kWarp] = sum;
   }
-  __syncthreads();
+  __syncthreads();  // the warps' sums are whole
   if (threadIdx.x >= kTerms) return;
   double sum = 0;
   for (int warp = 0; warp < kWarps; ++warp) sum += tiles.sums[threadIdx.x][warp];
