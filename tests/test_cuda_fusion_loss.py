@@ -183,7 +183,7 @@ PLANTS = [
     ("pictures before they are whole", "_fwd.cu", "__syncthreads();  // the pictures are whole", "//"),
     ("sums before they are whole", "_fwd.cu", "__syncthreads();  // the warps' sums are whole", "//"),
     ("b where the sources are equal", "_fwd.cu", "wa * a >= wb * b : a >= b", "wa * a > wb * b : a > b"),
-    ("moments before they are whole", "_bwd.cu", "__syncthreads();  // the moments are whole", "//"),
+    ("moments before they are whole", "_bwd.cu", "__syncthreads();  // the moments are whole,", "//"),
     ("backward's means before they are whole", "_bwd.cu", "__syncthreads();  // the means are whole", "//"),
     ("the border is not negated", "_bwd.cu", "vertical : -vertical", "vertical : vertical"),
     ("a window too far", "_bwd.cu", "tile.x + column - kSsimWindow + 1;", "tile.x + column - kSsimWindow;"),

@@ -12,7 +12,7 @@ constexpr int kRingWidth = kTileWidth + 2, kRingHeight = kTileHeight + 2;  // th
 
 struct BackwardTiles {
   Halo moments[kMoments];
-  Columns means[kMoments];
+  alignas(16) Columns means[kMoments];
   // w sign(f_x - t_x) and w sign(f_y - t_y), extended beyond the border for the transposed Sobel.
   float horizontal[kRingHeight][kRingWidth], vertical[kRingHeight][kRingWidth];
 };

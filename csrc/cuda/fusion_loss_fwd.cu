@@ -14,7 +14,7 @@ constexpr int kTerms = 3, kWarps = kTileThreads / kWarp;
 
 struct ForwardTiles {
   Halo pictures[kPictures];
-  Columns means[kMeans];
+  alignas(16) Columns means[kMeans];
   float sums[kTerms][kWarps];
 };
 
