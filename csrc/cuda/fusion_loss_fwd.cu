@@ -186,8 +186,9 @@ __global__ void __launch_bounds__(kTileThreads)
   __syncthreads();  // the pictures are whole
   mean_rows(tiles, gaussian);
   float sums[kTerms];
-  edges_run<weighted>(tiles, p, tile, sums[0], sums[1]);  // of the pictures: no need to wait for the means
-  __syncthreads();                                        // the means are whole
+  // Of the pictures: no need to wait for the means.
+  edges_run<weighted>(tiles, p, tile, sums[0], sums[1]);
+  __syncthreads();  // the means are whole
   sums[2] = structure_run<weighted>(tiles, p, tile, gaussian);
 
 #pragma unroll
