@@ -10,7 +10,7 @@ import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +40,14 @@ class Case:
     weighted: bool = True
     padding: int = 0  # elements from the end of a row to the next
     seed: int = 0  # of the order of threads
+    constants: tuple[float, float] = (reference.SSIM_C1, reference.SSIM_C2)
+
+    def ssim(self) -> dict[str, float]:
+        return dict(zip(("c1", "c2"), self.constants, strict=True))
 
     def __str__(self) -> str:
         weights = "weighted" if self.weighted else "plain"
-        return f"{self.batch}x{self.height}x{self.width}-{self.kind}-{weights}-{self.padding}-{self.seed}"
+        return f"{self.batch}x{self.height}x{self.width}-{self.kind}-{weights}-{self.padding}-{self.seed}-{self.constants[1]:g}"
 
 
 CASES = [
@@ -51,6 +55,7 @@ CASES = [
     *(Case(40, 70, kind=kind, weighted=w) for kind in ("8-bit", "ties", "constant") for w in (True, False)),
     Case(33, 43, kind="noise", padding=5),
     Case(17, 33, kind="zeros"),
+    Case(40, 37, constants=(1e-5, 1e-4)),
     Case(batch=0),
 ]
 ORDERS = [Case(29, 41, weighted=w, seed=seed) for w in (True, False) for seed in SEEDS]
@@ -76,7 +81,11 @@ def pack(cases: Sequence[Case]) -> bytes:
     data = [(weight / weight.sum()).tobytes()]
     for case in cases:
         stride = case.width + case.padding
-        data.append(struct.pack("6q", case.batch, case.height, case.width, stride, case.weighted, case.seed))
+        data.append(
+            struct.pack(
+                "6q2d", case.batch, case.height, case.width, stride, case.weighted, case.seed, *case.constants
+            )
+        )
         x = given(case)
         for image in x.all():
             if image is not None:
@@ -119,8 +128,8 @@ def run_cases(program: Path, folder: Path, cases: Sequence[Case]) -> dict[Case, 
 
 def check(case: Case, ours: Outputs) -> None:
     x = given(case)
-    true, true_d = with_gradient(reference.fusion_loss, x.to(torch.float64))
-    plain, plain_d = with_gradient(reference.fusion_loss, x)
+    true, true_d = with_gradient(partial(reference.fusion_loss, **case.ssim()), x.to(torch.float64))
+    plain, plain_d = with_gradient(partial(reference.fusion_loss, **case.ssim()), x)
     assert torch.equal(ours.choices, choices(x)), "choices"
     assert torch.isfinite(ours.moments).all() and torch.isfinite(ours.d_f).all()
     assert error(ours.terms, true) <= max(2 * error(plain, true), 2 * UNIT), "terms"
@@ -153,7 +162,7 @@ def test_error_is_at_most_twice_plain_torchs(case: Case, results: dict[Case, Out
 @pytest.mark.parametrize("case", [c for c in CASES if c.batch], ids=str)
 def test_equals_the_cpus_kernels_but_for_rounding(case: Case, results: dict[Case, Outputs]) -> None:
     x, ours = given(case), results[case]
-    terms, d_f = with_gradient(op.fusion_loss, x)
+    terms, d_f = with_gradient(partial(op.fusion_loss, **case.ssim()), x)
     assert torch.equal(ours.choices, torch.ops.mmif_trt.fusion_loss(*x.all())[2])
     torch.testing.assert_close(ours.terms, terms, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.d_f, d_f, rtol=1e-3, atol=1e-3 * float(d_f.abs().max()) + 1e-7)

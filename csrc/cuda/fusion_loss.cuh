@@ -26,15 +26,14 @@ static_assert(kPitch % 2 == 1 && kGroups == 8, "no bank conflicts along x");
 using Halo = float[kHaloHeight][kPitch];
 using Columns = float[kHaloHeight][kTileWidth];  // means along x, at every row of the halo
 
-struct Gaussian {  // a kernel's argument: FMAs read it where it lies, in constant memory
-  float weight[kSsimWindow];
-};
+struct Constants {  // a kernel's argument: FMAs read them where they lie, in constant memory
+  float gaussian[kSsimWindow];
+  float c1, c2;
 
-inline Gaussian gaussian_of(const FusionLossParams& p) {
-  Gaussian out;
-  for (int k = 0; k < kSsimWindow; ++k) out.weight[k] = static_cast<float>(p.gaussian[k]);
-  return out;
-}
+  explicit Constants(const FusionLossParams& p) : c1(static_cast<float>(p.c1)), c2(static_cast<float>(p.c2)) {
+    for (int k = 0; k < kSsimWindow; ++k) gaussian[k] = static_cast<float>(p.gaussian[k]);
+  }
+};
 
 // The block's place: image of the batch, first pixel of the tile.
 struct Tile {
@@ -61,10 +60,11 @@ __device__ __forceinline__ float weight_at(const FusionLossImage& weights, int64
 }
 
 // Adds value k of fourteen in a row to the means of the four it belongs to. k is a constant once unrolled.
-__device__ __forceinline__ void add_to_run(float (&sum)[kRun], int k, float value, const Gaussian& gaussian) {
+__device__ __forceinline__ void add_to_run(float (&sum)[kRun], int k, float value,
+                                           const Constants& constants) {
 #pragma unroll
   for (int i = 0; i < kRun; ++i)
-    if (k >= i && k - i < kSsimWindow) sum[i] = fmaf(gaussian.weight[k - i], value, sum[i]);
+    if (k >= i && k - i < kSsimWindow) sum[i] = fmaf(constants.gaussian[k - i], value, sum[i]);
 }
 
 // Whether a launch fits: float32, and counts that its 32-bit numbers hold.

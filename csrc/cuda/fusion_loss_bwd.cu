@@ -60,7 +60,7 @@ __device__ __forceinline__ void load_signs(BackwardTiles& tiles, const FusionLos
   }
 }
 
-__device__ __forceinline__ void mean_rows(BackwardTiles& tiles, const Gaussian& gaussian) {
+__device__ __forceinline__ void mean_rows(BackwardTiles& tiles, const Constants& constants) {
   for (int task = threadIdx.x; task < kHaloHeight * kGroups; task += kTileThreads) {
     const int row = task / kGroups, column = task % kGroups * kRun;
 #pragma unroll
@@ -68,7 +68,7 @@ __device__ __forceinline__ void mean_rows(BackwardTiles& tiles, const Gaussian& 
       float mean[kRun] = {};
 #pragma unroll
       for (int k = 0; k < kSsimWindow + kRun - 1; ++k)
-        add_to_run(mean, k, tiles.moments[m][row][column + k], gaussian);
+        add_to_run(mean, k, tiles.moments[m][row][column + k], constants);
       *reinterpret_cast<float4*>(&tiles.means[m][row][column]) =
           make_float4(mean[0], mean[1], mean[2], mean[3]);
     }
@@ -101,13 +101,13 @@ struct Factors {
 
 template <bool weighted>
 __global__ void __launch_bounds__(kTileThreads)
-    fusion_loss_bwd_kernel(const FusionLossParams p, const Gaussian gaussian) {
+    fusion_loss_bwd_kernel(const FusionLossParams p, const Constants constants) {
   MMIF_SHARED(BackwardTiles, tiles);
   const Tile tile(p);
   load_moments(tiles, p, tile);
   load_signs<weighted>(tiles, p, tile);
   __syncthreads();  // the moments are whole, and the signs
-  mean_rows(tiles, gaussian);
+  mean_rows(tiles, constants);
   __syncthreads();  // the means are whole
 
   const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun, x = tile.x + column;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
   for (int k = 0; k < kSsimWindow + kRun - 1; ++k)
 #pragma unroll
-    for (int m = 0; m < kMoments; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], gaussian);
+    for (int m = 0; m < kMoments; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], constants);
 
   const Factors by(p, tile.image);
   const float* const f = plane(p.f, tile.image);
@@ -144,7 +144,7 @@ cudaError_t fusion_loss_bwd_launch(const FusionLossParams& p, cudaStream_t strea
   if (!launchable(p)) return cudaErrorInvalidValue;
   const dim3 tiles(static_cast<unsigned>(p.batch * p.chunks));
   const auto kernel = p.wa.data == nullptr ? fusion_loss_bwd_kernel<false> : fusion_loss_bwd_kernel<true>;
-  return launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, gaussian_of(p));
+  return launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, Constants(p));
 }
 
 }  // namespace mmif

@@ -35,7 +35,7 @@ __device__ __forceinline__ void load_pictures(ForwardTiles& tiles, const FusionL
 }
 
 // The eight means along x.
-__device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Gaussian& gaussian) {
+__device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Constants& constants) {
   for (int task = threadIdx.x; task < kHaloHeight * kGroups; task += kTileThreads) {
     const int row = task / kGroups, column = task % kGroups * kRun;
     float mean[kMeans][kRun] = {};
@@ -46,7 +46,7 @@ __device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Gaussian& g
       const float b = tiles.pictures[kSourceB][row][column + k];
       const float values[kMeans] = {f, f * f, f * a, f * b, a, a * a, b, b * b};
 #pragma unroll
-      for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, values[m], gaussian);
+      for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, values[m], constants);
     }
 #pragma unroll
     for (int m = 0; m < kMeans; ++m)
@@ -59,8 +59,7 @@ __device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Gaussian& g
 struct Ssim {
   float value, by_mean, by_ff, by_fs;
 };
-__device__ __forceinline__ Ssim ssim(float mf, float ff, float ms, float ss, float fs) {
-  constexpr float c1 = static_cast<float>(kSsimC1), c2 = static_cast<float>(kSsimC2);
+__device__ __forceinline__ Ssim ssim(float mf, float ff, float ms, float ss, float fs, float c1, float c2) {
   const float n1 = 2 * (mf * ms) + c1, n2 = 2 * (fs - mf * ms) + c2;
   const float d1 = mf * mf + ms * ms + c1, d2 = (ff - mf * mf) + (ss - ms * ms) + c2;
   const float inverse = 1 / (d1 * d2), value = n1 * n2 * inverse;
@@ -68,10 +67,10 @@ __device__ __forceinline__ Ssim ssim(float mf, float ff, float ms, float ss, flo
 }
 
 // One pixel's structure term; writes its four moments, `plane` elements apart.
-__device__ __forceinline__ float structure(const float (&mean)[kMeans], float wa, float wb, float* moments,
-                                           int64_t plane) {
-  const Ssim sa = ssim(mean[kF], mean[kFF], mean[kA], mean[kAA], mean[kFA]);
-  const Ssim sb = ssim(mean[kF], mean[kFF], mean[kB], mean[kBB], mean[kFB]);
+__device__ __forceinline__ float structure(const float (&mean)[kMeans], const Constants& by, float wa,
+                                           float wb, float* moments, int64_t plane) {
+  const Ssim sa = ssim(mean[kF], mean[kFF], mean[kA], mean[kAA], mean[kFA], by.c1, by.c2);
+  const Ssim sb = ssim(mean[kF], mean[kFF], mean[kB], mean[kBB], mean[kFB], by.c1, by.c2);
   wa /= 2, wb /= 2;
   const float by_ff = -(wa * sa.by_ff + wb * sb.by_ff), by_fa = -wa * sa.by_fs, by_fb = -wb * sb.by_fs;
   moments[0] =
@@ -85,13 +84,13 @@ __device__ __forceinline__ float structure(const float (&mean)[kMeans], float wa
 // The means along y of a thread's four pixels, and the structure term's sum over them.
 template <bool weighted>
 __device__ __forceinline__ float structure_run(const ForwardTiles& tiles, const FusionLossParams& p,
-                                               const Tile& tile, const Gaussian& gaussian) {
+                                               const Tile& tile, const Constants& constants) {
   const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun;
   float mean[kMeans][kRun] = {};
 #pragma unroll
   for (int k = 0; k < kSsimWindow + kRun - 1; ++k)
 #pragma unroll
-    for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], gaussian);
+    for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], constants);
 
   const int x = tile.x + column, inner_width = tile.width - kSsimWindow + 1;
   const int64_t inner = static_cast<int64_t>(tile.height - kSsimWindow + 1) * inner_width;
@@ -105,7 +104,7 @@ __device__ __forceinline__ float structure_run(const ForwardTiles& tiles, const 
     float at[kMeans];
 #pragma unroll
     for (int m = 0; m < kMeans; ++m) at[m] = mean[m][i];
-    sum += structure(at, weight_at<weighted>(p.wa, tile.image, y, x),
+    sum += structure(at, constants, weight_at<weighted>(p.wa, tile.image, y, x),
                      weight_at<weighted>(p.wb, tile.image, y, x),
                      moments + static_cast<int64_t>(y - kSsimEdge) * inner_width + x - kSsimEdge, inner);
   }
@@ -179,17 +178,17 @@ __device__ __forceinline__ T warp_sum(T x) {  // the same bits in every lane
 
 template <bool weighted>
 __global__ void __launch_bounds__(kTileThreads)
-    fusion_loss_fwd_kernel(const FusionLossParams p, const Gaussian gaussian) {
+    fusion_loss_fwd_kernel(const FusionLossParams p, const Constants constants) {
   MMIF_SHARED(ForwardTiles, tiles);
   const Tile tile(p);
   load_pictures(tiles, p, tile);
   __syncthreads();  // the pictures are whole
-  mean_rows(tiles, gaussian);
+  mean_rows(tiles, constants);
   float sums[kTerms];
   // Of the pictures: no need to wait for the means.
   edges_run<weighted>(tiles, p, tile, sums[0], sums[1]);
   __syncthreads();  // the means are whole
-  sums[2] = structure_run<weighted>(tiles, p, tile, gaussian);
+  sums[2] = structure_run<weighted>(tiles, p, tile, constants);
 
 #pragma unroll
   for (int term = 0; term < kTerms; ++term) {
@@ -224,7 +223,7 @@ cudaError_t fusion_loss_fwd_launch(const FusionLossParams& p, cudaStream_t strea
   if (!launchable(p)) return cudaErrorInvalidValue;
   const dim3 tiles(static_cast<unsigned>(p.batch * p.chunks)), images(static_cast<unsigned>(p.batch));
   const auto kernel = p.wa.data == nullptr ? fusion_loss_fwd_kernel<false> : fusion_loss_fwd_kernel<true>;
-  const cudaError_t error = launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, gaussian_of(p));
+  const cudaError_t error = launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, Constants(p));
   if (error != cudaSuccess) return error;
   return launch(fusion_loss_terms_kernel, images, dim3(kTerms * kWarp), 0, stream, p);
 }

@@ -12,6 +12,7 @@ namespace {
 
 struct Header {
   int64_t batch, height, width, row_stride, weighted, seed;
+  double c1, c2;
 };
 
 using Bytes = std::vector<char>;
@@ -34,6 +35,7 @@ void run(const Header& h, const double* gaussian, std::FILE* cases, std::FILE* r
   mmif::FusionLossParams p{};
   p.dtype = mmif::DType::kFloat;
   p.batch = h.batch, p.height = h.height, p.width = h.width;
+  p.c1 = h.c1, p.c2 = h.c2;
   p.chunks = mmif::fusion_loss_chunks(h.height, h.width);
   std::copy(gaussian, gaussian + mmif::kSsimWindow, p.gaussian);
   // An image ends with its last pixel: what would pad the last row is not there.
