@@ -47,7 +47,8 @@ class Case:
 
     def __str__(self) -> str:
         weights = "weighted" if self.weighted else "plain"
-        return f"{self.batch}x{self.height}x{self.width}-{self.kind}-{weights}-{self.padding}-{self.seed}-{self.constants[1]:g}"
+        size = f"{self.batch}x{self.height}x{self.width}"
+        return f"{size}-{self.kind}-{weights}-{self.padding}-{self.seed}-{self.constants[1]:g}"
 
 
 CASES = [
