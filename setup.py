@@ -23,6 +23,9 @@ SOURCES = [
     "csrc/cpu/window_attention.cpp",
 ]
 CUDA_SOURCES = [
+    "csrc/cuda/fusion_loss.cpp",
+    "csrc/cuda/fusion_loss_bwd.cu",
+    "csrc/cuda/fusion_loss_fwd.cu",
     "csrc/cuda/window_attention.cpp",
     "csrc/cuda/window_attention_fwd.cu",
     "csrc/cuda/window_attention_bwd.cu",

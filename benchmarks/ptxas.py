@@ -63,7 +63,8 @@ def plain(mangled: str) -> str:
         return name[1]
     types = re.findall(r"6__half|13__nv_bfloat16", name[2])
     numbers = re.findall(r"Li(\d+)", name[2])
-    return f"{name[1]}<{', '.join([t.lstrip('0123456789') for t in types] + numbers)}>"
+    flags = ["true" if flag == "1" else "false" for flag in re.findall(r"Lb([01])", name[2])]
+    return f"{name[1]}<{', '.join([t.lstrip('0123456789') for t in types] + numbers + flags)}>"
 
 
 def table(compiler: str) -> str:

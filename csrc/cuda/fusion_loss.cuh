@@ -1,0 +1,78 @@
+// The fusion loss on CUDA: what its kernels share. Both cut an image into tiles of kTileWidth x kTileHeight
+// pixels, a block each, and hold in shared memory what the tile's pixels need of their surroundings.
+//
+// Who computes what. A Gaussian mean is taken along x, then along y. Along x a thread makes four neighbours
+// of one row from fourteen values; along y it makes four neighbours of one column, also from fourteen, and
+// these are the four pixels whose result it writes: lane = column, warp = four rows. So a value read from
+// shared memory, which is what bounds such kernels, serves up to four sums.
+#pragma once
+#include "common.cuh"
+#include "fusion_loss_launch.h"
+
+namespace mmif {
+
+constexpr int kTileThreads = 128;
+constexpr int kRun = 4;                                     // pixels of a thread, one above the other
+constexpr int kHaloWidth = kTileWidth + kSsimWindow - 1;    // 42
+constexpr int kHaloHeight = kTileHeight + kSsimWindow - 1;  // 26
+// A thread reads from column 4 g, row r: with an odd pitch modulo 4 a warp of eight g and four r meets 32
+// banks.
+constexpr int kPitch = kHaloWidth + 1;
+constexpr int kGroups = kTileWidth / kRun;
+static_assert(kTileWidth == kWarp && kTileHeight == kRun * kTileThreads / kWarp,
+              "lane = column, warp = rows");
+static_assert(kPitch % 2 == 1 && kGroups == 8, "no bank conflicts along x");
+
+using Halo = float[kHaloHeight][kPitch];
+using Columns = float[kHaloHeight][kTileWidth];  // means along x, at every row of the halo
+
+struct Constants {  // a kernel's argument: FMAs read them where they lie, in constant memory
+  float gaussian[kSsimWindow];
+  float c1, c2;
+
+  explicit Constants(const FusionLossParams& p) : c1(static_cast<float>(p.c1)), c2(static_cast<float>(p.c2)) {
+    for (int k = 0; k < kSsimWindow; ++k) gaussian[k] = static_cast<float>(p.gaussian[k]);
+  }
+};
+
+// The block's place: image of the batch, first pixel of the tile.
+struct Tile {
+  int64_t image;
+  int x, y, height, width;  // height and width are the image's
+
+  __device__ __forceinline__ explicit Tile(const FusionLossParams& p)
+      : image(blockIdx.x / p.chunks), height(static_cast<int>(p.height)), width(static_cast<int>(p.width)) {
+    const int chunk = static_cast<int>(blockIdx.x % p.chunks), across = ceil_div(width, kTileWidth);
+    x = chunk % across * kTileWidth, y = chunk / across * kTileHeight;
+  }
+};
+
+__device__ __forceinline__ int clamped(int x, int size) { return x < 0 ? 0 : x < size ? x : size - 1; }
+
+__device__ __forceinline__ const float* plane(const FusionLossImage& image, int64_t batch) {
+  return static_cast<const float*>(image.data) + batch * image.batch_stride;
+}
+
+// The source's weight at the address of a pixel; 1 where the kernel has no weights.
+template <bool weighted>
+__device__ __forceinline__ float weight_at(const FusionLossImage& weights, int64_t batch, int y, int x) {
+  return weighted ? plane(weights, batch)[y * weights.row_stride + x] : 1.f;
+}
+
+// Adds value k of fourteen in a row to the means of the four it belongs to. k is a constant once unrolled.
+__device__ __forceinline__ void add_to_run(float (&sum)[kRun], int k, float value,
+                                           const Constants& constants) {
+#pragma unroll
+  for (int i = 0; i < kRun; ++i)
+    if (k >= i && k - i < kSsimWindow) sum[i] = fmaf(constants.gaussian[k - i], value, sum[i]);
+}
+
+// Whether a launch fits: float32, and counts that its 32-bit numbers hold.
+inline bool launchable(const FusionLossParams& p) {
+  constexpr int64_t most = 0x7fffffff;
+  return p.dtype == DType::kFloat && p.chunks == fusion_loss_chunks(p.height, p.width) &&
+         p.height >= kSsimWindow && p.width >= kSsimWindow && p.height <= most - kHaloHeight &&
+         p.width <= most - kHaloWidth && p.batch <= most / p.chunks;
+}
+
+}  // namespace mmif

@@ -1,0 +1,150 @@
+// The fusion loss, backward: d_f of one tile a block, in one pass over moments and choices.
+//
+// What moves: moments, choices, f, a, b (wa, wb) once in, with the tiles' halo from L2; d_f once out. The
+// derivation, and the border of the transposed Sobel, stand in ../fusion_loss.h.
+#include "fusion_loss.cuh"
+
+namespace mmif {
+namespace {
+
+constexpr int kMoments = 4;
+constexpr int kRingWidth = kTileWidth + 2, kRingHeight = kTileHeight + 2;  // the tile and one pixel around it
+
+struct BackwardTiles {
+  Halo moments[kMoments];
+  alignas(16) Columns means[kMoments];
+  // w sign(f_x - t_x) and w sign(f_y - t_y), extended beyond the border for the transposed Sobel.
+  float horizontal[kRingHeight][kRingWidth], vertical[kRingHeight][kRingWidth];
+};
+
+// A pixel (y, x) takes G * m of the windows (y - 10 .. y, x - 10 .. x), by the place of their first pixel;
+// there are none outside the image, so 0 stands there.
+__device__ __forceinline__ void load_moments(BackwardTiles& tiles, const FusionLossParams& p,
+                                             const Tile& tile) {
+  const int height = tile.height - kSsimWindow + 1, width = tile.width - kSsimWindow + 1;
+  const int64_t plane = static_cast<int64_t>(height) * width;
+  const float* const moments = static_cast<const float*>(p.moments) + tile.image * kMoments * plane;
+  for (int i = threadIdx.x; i < kHaloHeight * kHaloWidth; i += kTileThreads) {
+    const int row = i / kHaloWidth, column = i % kHaloWidth;
+    const int y = tile.y + row - kSsimWindow + 1, x = tile.x + column - kSsimWindow + 1;
+    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+    const int64_t place = static_cast<int64_t>(y) * width + x;
+#pragma unroll
+    for (int m = 0; m < kMoments; ++m)
+      tiles.moments[m][row][column] = inside ? moments[m * plane + place] : 0.f;
+  }
+}
+
+__device__ __forceinline__ float signed_weight(int choices, int up, int down, float weight) {
+  return choices & up ? weight : choices & down ? -weight : 0.f;
+}
+
+__device__ __forceinline__ int choices_at(const FusionLossParams& p, const Tile& tile, int y, int x) {
+  return p.choices[(tile.image * tile.height + y) * tile.width + x];
+}
+
+// Outside the image stands the border, negated along the axis of the difference.
+template <bool weighted>
+__device__ __forceinline__ void load_signs(BackwardTiles& tiles, const FusionLossParams& p,
+                                           const Tile& tile) {
+  for (int i = threadIdx.x; i < kRingHeight * kRingWidth; i += kTileThreads) {
+    const int row = i / kRingWidth, column = i % kRingWidth;
+    const int y = clamped(tile.y + row - 1, tile.height), x = clamped(tile.x + column - 1, tile.width);
+    const int choices = choices_at(p, tile, y, x);
+    const float weight = choices & kGradientFromB ? weight_at<weighted>(p.wb, tile.image, y, x)
+                                                  : weight_at<weighted>(p.wa, tile.image, y, x);
+    const float horizontal = signed_weight(choices, kHorizontalUp, kHorizontalDown, weight);
+    const float vertical = signed_weight(choices, kVerticalUp, kVerticalDown, weight);
+    tiles.horizontal[row][column] = x == tile.x + column - 1 ? horizontal : -horizontal;
+    tiles.vertical[row][column] = y == tile.y + row - 1 ? vertical : -vertical;
+  }
+}
+
+__device__ __forceinline__ void mean_rows(BackwardTiles& tiles, const Constants& constants) {
+  for (int task = threadIdx.x; task < kHaloHeight * kGroups; task += kTileThreads) {
+    const int row = task / kGroups, column = task % kGroups * kRun;
+#pragma unroll
+    for (int m = 0; m < kMoments; ++m) {
+      float mean[kRun] = {};
+#pragma unroll
+      for (int k = 0; k < kSsimWindow + kRun - 1; ++k)
+        add_to_run(mean, k, tiles.moments[m][row][column + k], constants);
+      *reinterpret_cast<float4*>(&tiles.means[m][row][column]) =
+          make_float4(mean[0], mean[1], mean[2], mean[3]);
+    }
+  }
+}
+
+// The transposed Sobel of both sign maps, at a place of the ring.
+__device__ __forceinline__ float transposed_sobel(const BackwardTiles& tiles, int row, int column) {
+  float sum = 0;
+#pragma unroll
+  for (int i = -1; i <= 1; ++i) {
+    const float smooth = i == 0 ? 2.f : 1.f;
+    sum += smooth * (tiles.horizontal[row + i][column - 1] - tiles.horizontal[row + i][column + 1]);
+    sum += smooth * (tiles.vertical[row - 1][column + i] - tiles.vertical[row + 1][column + i]);
+  }
+  return sum;
+}
+
+// d_terms of the image, each over the number of its pixels.
+struct Factors {
+  float intensity, gradient, structure;
+
+  __device__ __forceinline__ Factors(const FusionLossParams& p, int64_t image) {
+    const float* const d_terms = static_cast<const float*>(p.d_terms) + 3 * image;
+    const float pixels = static_cast<float>(p.height * p.width);
+    const float windows = static_cast<float>((p.height - kSsimWindow + 1) * (p.width - kSsimWindow + 1));
+    intensity = d_terms[0] / pixels, gradient = d_terms[1] / pixels, structure = d_terms[2] / windows;
+  }
+};
+
+template <bool weighted>
+__global__ void __launch_bounds__(kTileThreads)
+    fusion_loss_bwd_kernel(const FusionLossParams p, const Constants constants) {
+  MMIF_SHARED(BackwardTiles, tiles);
+  const Tile tile(p);
+  load_moments(tiles, p, tile);
+  load_signs<weighted>(tiles, p, tile);
+  __syncthreads();  // the moments are whole, and the signs
+  mean_rows(tiles, constants);
+  __syncthreads();  // the means are whole
+
+  const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun, x = tile.x + column;
+  float mean[kMoments][kRun] = {};
+#pragma unroll
+  for (int k = 0; k < kSsimWindow + kRun - 1; ++k)
+#pragma unroll
+    for (int m = 0; m < kMoments; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], constants);
+
+  const Factors by(p, tile.image);
+  const float* const f = plane(p.f, tile.image);
+  const float* const a = plane(p.a, tile.image);
+  const float* const b = plane(p.b, tile.image);
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    const int y = tile.y + first + i;
+    if (x >= tile.width || y >= tile.height) continue;
+    const float structure = mean[0][i] + 2 * f[y * p.f.row_stride + x] * mean[1][i] +
+                            a[y * p.a.row_stride + x] * mean[2][i] + b[y * p.b.row_stride + x] * mean[3][i];
+    const int choices = choices_at(p, tile, y, x);
+    const float weight = choices & kIntensityFromB ? weight_at<weighted>(p.wb, tile.image, y, x)
+                                                   : weight_at<weighted>(p.wa, tile.image, y, x);
+    const float intensity = signed_weight(choices, kIntensityUp, kIntensityDown, weight);
+    static_cast<float*>(p.d_f)[(tile.image * tile.height + y) * tile.width + x] =
+        by.intensity * intensity + by.gradient * transposed_sobel(tiles, first + i + 1, column + 1) +
+        by.structure * structure;
+  }
+}
+
+}  // namespace
+
+cudaError_t fusion_loss_bwd_launch(const FusionLossParams& p, cudaStream_t stream) {
+  if (p.batch == 0) return cudaSuccess;
+  if (!launchable(p)) return cudaErrorInvalidValue;
+  const dim3 tiles(static_cast<unsigned>(p.batch * p.chunks));
+  const auto kernel = p.wa.data == nullptr ? fusion_loss_bwd_kernel<false> : fusion_loss_bwd_kernel<true>;
+  return launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, Constants(p));
+}
+
+}  // namespace mmif

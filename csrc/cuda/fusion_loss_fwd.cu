@@ -1,0 +1,231 @@
+// The fusion loss, forward: one block a tile of the image, then one small block an image for the last sums.
+//
+// What moves: f, a, b (wa, wb) once in, with the tiles' halo from L2; moments and choices once out. Sums are
+// taken in a fixed order, in float within a tile (a tree of 512 pixels), in double over tiles: no atomics, so
+// equal bits in every run. What is computed, and the derivation of the moments, stands in ../fusion_loss.h.
+#include "fusion_loss.cuh"
+
+namespace mmif {
+namespace {
+
+enum Mean { kF, kFF, kFA, kFB, kA, kAA, kB, kBB, kMeans };
+enum Picture { kFused, kSourceA, kSourceB, kPictures };
+constexpr int kTerms = 3, kWarps = kTileThreads / kWarp;
+
+struct ForwardTiles {
+  Halo pictures[kPictures];
+  alignas(16) Columns means[kMeans];
+  float sums[kTerms][kWarps];
+};
+
+// The tile and its surroundings, the border replicated: right for Sobel, and never part of a whole window.
+__device__ __forceinline__ void load_pictures(ForwardTiles& tiles, const FusionLossParams& p,
+                                              const Tile& tile) {
+  const float* const f = plane(p.f, tile.image);
+  const float* const a = plane(p.a, tile.image);
+  const float* const b = plane(p.b, tile.image);
+  for (int i = threadIdx.x; i < kHaloHeight * kHaloWidth; i += kTileThreads) {
+    const int row = i / kHaloWidth, column = i % kHaloWidth;
+    const int64_t y = clamped(tile.y + row - kSsimEdge, tile.height);
+    const int x = clamped(tile.x + column - kSsimEdge, tile.width);
+    tiles.pictures[kFused][row][column] = f[y * p.f.row_stride + x];
+    tiles.pictures[kSourceA][row][column] = a[y * p.a.row_stride + x];
+    tiles.pictures[kSourceB][row][column] = b[y * p.b.row_stride + x];
+  }
+}
+
+// The eight means along x.
+__device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Constants& constants) {
+  for (int task = threadIdx.x; task < kHaloHeight * kGroups; task += kTileThreads) {
+    const int row = task / kGroups, column = task % kGroups * kRun;
+    float mean[kMeans][kRun] = {};
+#pragma unroll
+    for (int k = 0; k < kSsimWindow + kRun - 1; ++k) {
+      const float f = tiles.pictures[kFused][row][column + k];
+      const float a = tiles.pictures[kSourceA][row][column + k];
+      const float b = tiles.pictures[kSourceB][row][column + k];
+      const float values[kMeans] = {f, f * f, f * a, f * b, a, a * a, b, b * b};
+#pragma unroll
+      for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, values[m], constants);
+    }
+#pragma unroll
+    for (int m = 0; m < kMeans; ++m)
+      *reinterpret_cast<float4*>(&tiles.means[m][row][column]) =
+          make_float4(mean[m][0], mean[m][1], mean[m][2], mean[m][3]);
+  }
+}
+
+// SSIM to one source; by_mean is its derivative by m_f through N1 and D1 alone.
+struct Ssim {
+  float value, by_mean, by_ff, by_fs;
+};
+__device__ __forceinline__ Ssim ssim(float mf, float ff, float ms, float ss, float fs, float c1, float c2) {
+  const float n1 = 2 * (mf * ms) + c1, n2 = 2 * (fs - mf * ms) + c2;
+  const float d1 = mf * mf + ms * ms + c1, d2 = (ff - mf * mf) + (ss - ms * ms) + c2;
+  const float inverse = 1 / (d1 * d2), value = n1 * n2 * inverse;
+  return {value, 2 * inverse * (ms * n2 - mf * value * d2), -value * d1 * inverse, 2 * n1 * inverse};
+}
+
+// One pixel's structure term; writes its four moments, `plane` elements apart.
+__device__ __forceinline__ float structure(const float (&mean)[kMeans], const Constants& by, float wa,
+                                           float wb, float* moments, int64_t plane) {
+  const Ssim sa = ssim(mean[kF], mean[kFF], mean[kA], mean[kAA], mean[kFA], by.c1, by.c2);
+  const Ssim sb = ssim(mean[kF], mean[kFF], mean[kB], mean[kBB], mean[kFB], by.c1, by.c2);
+  wa /= 2, wb /= 2;
+  const float by_ff = -(wa * sa.by_ff + wb * sb.by_ff), by_fa = -wa * sa.by_fs, by_fb = -wb * sb.by_fs;
+  moments[0] =
+      -(wa * sa.by_mean + wb * sb.by_mean) - 2 * mean[kF] * by_ff - mean[kA] * by_fa - mean[kB] * by_fb;
+  moments[plane] = by_ff;
+  moments[2 * plane] = by_fa;
+  moments[3 * plane] = by_fb;
+  return wa * (1 - sa.value) + wb * (1 - sb.value);
+}
+
+// The means along y of a thread's four pixels, and the structure term's sum over them.
+template <bool weighted>
+__device__ __forceinline__ float structure_run(const ForwardTiles& tiles, const FusionLossParams& p,
+                                               const Tile& tile, const Constants& constants) {
+  const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun;
+  float mean[kMeans][kRun] = {};
+#pragma unroll
+  for (int k = 0; k < kSsimWindow + kRun - 1; ++k)
+#pragma unroll
+    for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], constants);
+
+  const int x = tile.x + column, inner_width = tile.width - kSsimWindow + 1;
+  const int64_t inner = static_cast<int64_t>(tile.height - kSsimWindow + 1) * inner_width;
+  float* const moments = static_cast<float*>(p.moments) + tile.image * 4 * inner;
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    const int y = tile.y + first + i;
+    if (x < kSsimEdge || x >= tile.width - kSsimEdge || y < kSsimEdge || y >= tile.height - kSsimEdge)
+      continue;
+    float at[kMeans];
+#pragma unroll
+    for (int m = 0; m < kMeans; ++m) at[m] = mean[m][i];
+    sum += structure(at, constants, weight_at<weighted>(p.wa, tile.image, y, x),
+                     weight_at<weighted>(p.wb, tile.image, y, x),
+                     moments + static_cast<int64_t>(y - kSsimEdge) * inner_width + x - kSsimEdge, inner);
+  }
+  return sum;
+}
+
+struct Sobel {
+  float x, y;
+};
+// The derivative at the middle of a picture's 3 x 3 pixels, in the reference's order.
+__device__ __forceinline__ Sobel sobel(const Halo& picture, int row, int column) {
+  const float* const above = &picture[row - 1][column];
+  const float* const here = &picture[row][column];
+  const float* const below = &picture[row + 1][column];
+  return {((above[1] - above[-1]) + (below[1] - below[-1])) + 2 * (here[1] - here[-1]),
+          ((below[-1] - above[-1]) + (below[1] - above[1])) + 2 * (below[0] - above[0])};
+}
+
+struct Edges {
+  float intensity, gradient;
+  int choices;
+};
+
+// Intensity and gradient of the pixel at a place in the halo.
+template <bool weighted>
+__device__ __forceinline__ Edges edges(const ForwardTiles& tiles, int row, int column, float wa, float wb) {
+  const float f = tiles.pictures[kFused][row][column];
+  const float a = tiles.pictures[kSourceA][row][column], b = tiles.pictures[kSourceB][row][column];
+  const bool brighter_a = weighted ? wa * a >= wb * b : a >= b;
+  const float off = f - (brighter_a ? a : b);
+
+  const Sobel sf = sobel(tiles.pictures[kFused], row, column);
+  const Sobel sa = sobel(tiles.pictures[kSourceA], row, column);
+  const Sobel sb = sobel(tiles.pictures[kSourceB], row, column);
+  const float strength_a = fabsf(sa.x) + fabsf(sa.y), strength_b = fabsf(sb.x) + fabsf(sb.y);
+  const bool stronger_a = weighted ? wa * strength_a >= wb * strength_b : strength_a >= strength_b;
+  const float off_x = sf.x - (stronger_a ? sa.x : sb.x), off_y = sf.y - (stronger_a ? sa.y : sb.y);
+
+  const int choices = (off > 0 ? kIntensityUp : 0) | (off < 0 ? kIntensityDown : 0) |
+                      (brighter_a ? 0 : kIntensityFromB) | (off_x > 0 ? kHorizontalUp : 0) |
+                      (off_x < 0 ? kHorizontalDown : 0) | (off_y > 0 ? kVerticalUp : 0) |
+                      (off_y < 0 ? kVerticalDown : 0) | (stronger_a ? 0 : kGradientFromB);
+  const float wi = brighter_a ? wa : wb, wg = stronger_a ? wa : wb;
+  return {wi * fabsf(off), wg * (fabsf(off_x) + fabsf(off_y)), choices};
+}
+
+// Both terms' sums over a thread's four pixels; writes their choices.
+template <bool weighted>
+__device__ __forceinline__ void edges_run(const ForwardTiles& tiles, const FusionLossParams& p,
+                                          const Tile& tile, float& intensity, float& gradient) {
+  const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun, x = tile.x + column;
+  intensity = gradient = 0;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    const int y = tile.y + first + i;
+    if (x >= tile.width || y >= tile.height) continue;
+    const Edges at = edges<weighted>(tiles, first + i + kSsimEdge, column + kSsimEdge,
+                                     weight_at<weighted>(p.wa, tile.image, y, x),
+                                     weight_at<weighted>(p.wb, tile.image, y, x));
+    p.choices[(tile.image * tile.height + y) * tile.width + x] = static_cast<uint8_t>(at.choices);
+    intensity += at.intensity, gradient += at.gradient;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T x) {  // the same bits in every lane
+#pragma unroll
+  for (int flip = kWarp / 2; flip > 0; flip /= 2) x += __shfl_xor_sync(kAllLanes, x, flip);
+  return x;
+}
+
+template <bool weighted>
+__global__ void __launch_bounds__(kTileThreads)
+    fusion_loss_fwd_kernel(const FusionLossParams p, const Constants constants) {
+  MMIF_SHARED(ForwardTiles, tiles);
+  const Tile tile(p);
+  load_pictures(tiles, p, tile);
+  __syncthreads();  // the pictures are whole
+  mean_rows(tiles, constants);
+  float sums[kTerms];
+  // Of the pictures: no need to wait for the means.
+  edges_run<weighted>(tiles, p, tile, sums[0], sums[1]);
+  __syncthreads();  // the means are whole
+  sums[2] = structure_run<weighted>(tiles, p, tile, constants);
+
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    const float sum = warp_sum(sums[term]);
+    if (threadIdx.x % kWarp == 0) tiles.sums[term][threadIdx.x / kWarp] = sum;
+  }
+  __syncthreads();  // the warps' sums are whole
+  if (threadIdx.x >= kTerms) return;
+  double sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += tiles.sums[threadIdx.x][warp];
+  p.partial[static_cast<int64_t>(blockIdx.x) * kTerms + threadIdx.x] = sum;
+}
+
+// One block an image, one warp a term.
+__global__ void __launch_bounds__(kTerms* kWarp) fusion_loss_terms_kernel(const FusionLossParams p) {
+  const int term = threadIdx.x / kWarp;
+  const double* const partial = p.partial + blockIdx.x * p.chunks * kTerms + term;
+  double sum = 0;
+  for (int64_t chunk = threadIdx.x % kWarp; chunk < p.chunks; chunk += kWarp) sum += partial[chunk * kTerms];
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp) return;
+  const int64_t pixels = p.height * p.width;
+  const int64_t windows = (p.height - kSsimWindow + 1) * (p.width - kSsimWindow + 1);
+  static_cast<float*>(p.terms)[static_cast<int64_t>(blockIdx.x) * kTerms + term] =
+      static_cast<float>(sum / static_cast<double>(term < 2 ? pixels : windows));
+}
+
+}  // namespace
+
+cudaError_t fusion_loss_fwd_launch(const FusionLossParams& p, cudaStream_t stream) {
+  if (p.batch == 0) return cudaSuccess;
+  if (!launchable(p)) return cudaErrorInvalidValue;
+  const dim3 tiles(static_cast<unsigned>(p.batch * p.chunks)), images(static_cast<unsigned>(p.batch));
+  const auto kernel = p.wa.data == nullptr ? fusion_loss_fwd_kernel<false> : fusion_loss_fwd_kernel<true>;
+  const cudaError_t error = launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, Constants(p));
+  if (error != cudaSuccess) return error;
+  return launch(fusion_loss_terms_kernel, images, dim3(kTerms * kWarp), 0, stream, p);
+}
+
+}  // namespace mmif

@@ -1,0 +1,26 @@
+// What the host part calls of the fusion loss's CUDA kernels, without a CUDA compiler. All arrays are on the
+// device of the stream; errors are the launch's.
+#pragma once
+#ifdef MMIF_EMULATOR
+#include "cuda_emu.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
+
+#include "../fusion_loss.h"
+
+namespace mmif {
+
+constexpr int kTileWidth = 32, kTileHeight = 16;  // px
+
+// FusionLossParams::chunks on CUDA: the tiles of one image.
+inline int64_t fusion_loss_chunks(int64_t height, int64_t width) {
+  return ((height + kTileHeight - 1) / kTileHeight) * ((width + kTileWidth - 1) / kTileWidth);
+}
+
+// Choices, moments and terms; needs partial.
+cudaError_t fusion_loss_fwd_launch(const FusionLossParams& p, cudaStream_t stream);
+// d_f.
+cudaError_t fusion_loss_bwd_launch(const FusionLossParams& p, cudaStream_t stream);
+
+}  // namespace mmif

@@ -1,0 +1,234 @@
+"""The fusion loss's CUDA kernels without a GPU: their own source, compiled by g++ against tests/emulator.
+
+The truth is the reference in double; an error may be twice that of plain torch operations in float32. That
+the comparison can fail is tested too: faults planted in a copy of the source are caught.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPO
+from emulation import CUDA, EMULATOR, FAULT, SANITIZE, build, emulate, link, skip_without_emulator
+from test_fusion_loss import Inputs, choices, error, inputs, needs_kernel, with_gradient
+from torch import Tensor
+
+from mmif_trt.ops import fusion_loss as op
+from mmif_trt.ops import reference
+
+SOURCES = [CUDA / f"fusion_loss_{part}.cu" for part in ("fwd", "bwd")]
+MAIN = EMULATOR / "run_fusion_loss.cpp"
+UNIT = torch.finfo(torch.float32).eps
+SEEDS = range(4)
+
+
+@dataclass(frozen=True)
+class Case:
+    height: int = 13
+    width: int = 37
+    batch: int = 2
+    kind: str = "smooth"
+    weighted: bool = True
+    padding: int = 0  # elements from the end of a row to the next
+    seed: int = 0  # of the order of threads
+    constants: tuple[float, float] = (reference.SSIM_C1, reference.SSIM_C2)
+
+    def ssim(self) -> dict[str, float]:
+        return dict(zip(("c1", "c2"), self.constants, strict=True))
+
+    def __str__(self) -> str:
+        weights = "weighted" if self.weighted else "plain"
+        size = f"{self.batch}x{self.height}x{self.width}"
+        return f"{size}-{self.kind}-{weights}-{self.padding}-{self.seed}-{self.constants[1]:g}"
+
+
+CASES = [
+    *(Case(*size, weighted=w) for size in ((11, 11), (13, 37), (40, 70), (16, 32)) for w in (True, False)),
+    *(Case(40, 70, kind=kind, weighted=w) for kind in ("8-bit", "ties", "constant") for w in (True, False)),
+    Case(33, 43, kind="noise", padding=5),
+    Case(17, 33, kind="zeros"),
+    Case(40, 37, constants=(1e-5, 1e-4)),
+    Case(batch=0),
+]
+ORDERS = [Case(29, 41, weighted=w, seed=seed) for w in (True, False) for seed in SEEDS]
+SANITIZED = [Case(11, 11, seed=1), Case(19, 37, 1, padding=3, weighted=False), Case(17, 33, 1), Case(batch=0)]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    terms: Tensor
+    moments: Tensor
+    choices: Tensor
+    d_f: Tensor
+
+
+@cache
+def given(case: Case) -> Inputs:
+    return inputs((case.batch, case.height, case.width), case.kind, case.weighted)
+
+
+def pack(cases: Sequence[Case]) -> bytes:
+    offset = np.arange(11) - 5.0
+    weight = np.exp(-(offset**2) / (2 * reference.SSIM_SIGMA_PX**2))
+    data = [(weight / weight.sum()).tobytes()]
+    for case in cases:
+        stride = case.width + case.padding
+        data.append(
+            struct.pack(
+                "6q2d", case.batch, case.height, case.width, stride, case.weighted, case.seed, *case.constants
+            )
+        )
+        x = given(case)
+        for image in x.all():
+            if image is not None:
+                padded = F.pad(image, (0, case.padding), value=float("nan")).flatten().numpy()
+                data.append(padded[: padded.size - case.padding if padded.size else 0].tobytes())
+        data.append(x.d_terms.numpy().tobytes())
+    return b"".join(data)
+
+
+def unpack(case: Case, data: bytes, at: int) -> tuple[Outputs, int]:
+    B, H, W = case.batch, case.height, case.width
+    found = []
+    for shape, kind in (
+        ((B, 3), "f4"),
+        ((B, 4, H - 10, W - 10), "f4"),
+        ((B, 1, H, W), "u1"),
+        ((B, 1, H, W), "f4"),
+    ):
+        count = int(np.prod(shape))
+        array = np.frombuffer(data, kind, count, at) if count else np.empty(0, kind)
+        found.append(torch.from_numpy(array.reshape(shape).copy()))
+        at += array.nbytes
+    return Outputs(*found), at
+
+
+def read_all(cases: Sequence[Case], data: bytes) -> dict[Case, Outputs]:
+    results, at = {}, 0
+    for case in cases:
+        results[case], at = unpack(case, data, at)
+    assert at == len(data), "more results than the cases have"
+    return results
+
+
+def run_cases(program: Path, folder: Path, cases: Sequence[Case]) -> dict[Case, Outputs]:
+    (folder / "cases").write_bytes(pack(cases))
+    done = emulate(program, str(folder / "cases"), str(folder / "results"))
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
+    return read_all(cases, (folder / "results").read_bytes())
+
+
+def check(case: Case, ours: Outputs) -> None:
+    x = given(case)
+    true, true_d = with_gradient(partial(reference.fusion_loss, **case.ssim()), x.to(torch.float64))
+    plain, plain_d = with_gradient(partial(reference.fusion_loss, **case.ssim()), x)
+    assert torch.equal(ours.choices, choices(x)), "choices"
+    assert torch.isfinite(ours.moments).all() and torch.isfinite(ours.d_f).all()
+    assert error(ours.terms, true) <= max(2 * error(plain, true), 2 * UNIT), "terms"
+    if not true_d.any():
+        assert not ours.d_f.numel() or ours.d_f.abs().max() <= max(2 * float(plain_d.abs().max()), UNIT)
+        return
+    assert error(ours.d_f, true_d) <= max(2 * error(plain_d, true_d), 4 * UNIT), "d_f"
+    bias, plain_bias = ((y.double() - true_d).sum() / true_d.abs().sum() for y in (ours.d_f, plain_d))
+    assert abs(bias) <= max(2 * abs(plain_bias), error(plain_d, true_d)), "signed bias"
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    skip_without_emulator()
+    return build(tmp_path_factory.mktemp("kernels"), [MAIN, *SOURCES])
+
+
+@pytest.fixture(scope="session")
+def results(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Outputs]:
+    folder = tmp_path_factory.mktemp("run")
+    return run_cases(link(objects, folder / "run"), folder, CASES + ORDERS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_error_is_at_most_twice_plain_torchs(case: Case, results: dict[Case, Outputs]) -> None:
+    check(case, results[case])
+
+
+@needs_kernel
+@pytest.mark.parametrize("case", [c for c in CASES if c.batch], ids=str)
+def test_equals_the_cpus_kernels_but_for_rounding(case: Case, results: dict[Case, Outputs]) -> None:
+    x, ours = given(case), results[case]
+    terms, d_f = with_gradient(partial(op.fusion_loss, **case.ssim()), x)
+    assert torch.equal(ours.choices, torch.ops.mmif_trt.fusion_loss(*x.all())[2])
+    torch.testing.assert_close(ours.terms, terms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.d_f, d_f, rtol=1e-3, atol=1e-3 * float(d_f.abs().max()) + 1e-7)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_same_bits_in_any_order_of_threads(weighted: bool, results: dict[Case, Outputs]) -> None:
+    first, *others = (results[case] for case in ORDERS if case.weighted == weighted)
+    check(ORDERS[0] if weighted else ORDERS[len(SEEDS)], first)
+    for other in others:
+        for name in ("terms", "moments", "choices", "d_f"):
+            assert torch.equal(getattr(other, name), getattr(first, name)), name
+
+
+def test_sanitized(tmp_path: Path) -> None:
+    """No access out of bounds, no undefined behaviour; and the same numbers."""
+    skip_without_emulator()
+    program = link(build(tmp_path, [MAIN, *SOURCES], SANITIZE), tmp_path / "run", SANITIZE)
+    for case, result in run_cases(program, tmp_path, SANITIZED).items():
+        check(case, result)
+
+
+# ---- Planted faults: what, where, old, new -------------------------------------------------------
+
+PLANTS = [
+    ("means before they are whole", "_fwd.cu", "__syncthreads();  // the means are whole", "//"),
+    ("pictures before they are whole", "_fwd.cu", "__syncthreads();  // the pictures are whole", "//"),
+    ("sums before they are whole", "_fwd.cu", "__syncthreads();  // the warps' sums are whole", "//"),
+    ("b where the sources are equal", "_fwd.cu", "wa * a >= wb * b : a >= b", "wa * a > wb * b : a > b"),
+    ("moments before they are whole", "_bwd.cu", "__syncthreads();  // the moments are whole,", "//"),
+    ("backward's means before they are whole", "_bwd.cu", "__syncthreads();  // the means are whole", "//"),
+    ("the border is not negated", "_bwd.cu", "vertical : -vertical", "vertical : vertical"),
+    ("a window too far", "_bwd.cu", "tile.x + column - kSsimWindow + 1;", "tile.x + column - kSsimWindow;"),
+]
+PLANTED_CASES = [Case(17, 35, 1, "ties", seed=seed) for seed in (1, 3, 2)]
+
+
+def fails(program: Path, folder: Path) -> bool:
+    (folder / "cases").write_bytes(pack(PLANTED_CASES))
+    done = emulate(program, str(folder / "cases"), str(folder / "results"))
+    if done.returncode:
+        assert done.returncode == FAULT, done.stderr
+        return True
+    try:
+        for case, result in read_all(PLANTED_CASES, (folder / "results").read_bytes()).items():
+            check(case, result)
+    except AssertionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant[0])
+def test_a_planted_fault_is_caught(
+    plant: tuple[str, str, str, str], objects: list[Path], tmp_path: Path
+) -> None:
+    _, file, old, new = plant
+    shutil.copytree(REPO / "csrc", tmp_path / "csrc")
+    changed = tmp_path / "csrc" / "cuda" / f"fusion_loss{file}"
+    source = changed.read_text()
+    assert source.count(old) == 1, "the source has changed: plant anew"
+    changed.write_text(source.replace(old, new))
+    built = build(tmp_path, [changed], ["-O1"])
+    kept = [x for x in objects if x.name not in {y.name for y in built}]
+    assert fails(link([*kept, *built], tmp_path / "run"), tmp_path)
+
+
+def test_nothing_planted_nothing_caught(objects: list[Path], tmp_path: Path) -> None:
+    assert not fails(link(objects, tmp_path / "run"), tmp_path)
