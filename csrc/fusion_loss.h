@@ -3,8 +3,8 @@
 // Forward, at every pixel, with the tie rules of ops/reference.py (">=" takes a, |x|' = 0 at 0):
 //
 //   intensity  w |f - t|                          t = a where wa a >= wb b, else b; w is that source's weight
-//   gradient   w (|f_x - t_x| + |f_y - t_y|)      t = a where wa (|a_x| + |a_y|) >= wb (|b_x| + |b_y|), else
-//   b structure  (wa (1 - S_a) + wb (1 - S_b)) / 2  where the 11 x 11 window is whole
+//   gradient   w (|f_x - t_x| + |f_y - t_y|)      t = a where wa (|a_x| + |a_y|) >= wb (|b_x| + |b_y|)
+//   structure  (wa (1 - S_a) + wb (1 - S_b)) / 2  where the 11 x 11 window is whole
 //
 // x_x = (d(y-1) + d(y+1)) + 2 d(y) with d(y) = x(y, x+1) - x(y, x-1), rows and columns clamped to the image;
 // x_y alike. Only subtractions, additions and an exact doubling, in the reference's order: the choices are
@@ -21,13 +21,13 @@
 // which gives the last two. These must be taken from the rounded derivatives that backward reads: they are
 // hundreds of times larger than d_f, and only equal errors cancel in 2 f m1 - 2 m_f m1 where f is flat.
 // Forward saves the structure term's own derivatives, summed over the sources, as moments[0..3] by m_f,
-// E[f^2], E[fa] and E[fb]: with them backward needs no mean of its own. A window mean's weight on f(q) is G(p
-// - q), on f(q)^2 it is 2 f(q) G(p - q), on (fa)(q) it is a(q) G(p - q), so
+// E[f^2], E[fa] and E[fb]: with them backward needs no mean of its own. The mean at p moves with f(q) by
+// G(p - q), that of f^2 by 2 f(q) G(p - q), that of f a by a(q) G(p - q). With k_i = d_terms[i] over the number
+// of its pixels, and moments 0 outside the whole windows,
 //
-//   d_f = c2 (G * m0 + 2 f (G * m1) + a (G * m2) + b (G * m3)),    moments being 0 outside the whole windows
-//       + c0 w sign(f - t)
-//       + c1 (transposed Sobel of w sign(f_x - t_x) and of w sign(f_y - t_y)),    c_i = d_terms[i] / its
-//       pixels
+//   d_f = k_2 (G * m0 + 2 f (G * m1) + a (G * m2) + b (G * m3))
+//       + k_0 w sign(f - t)
+//       + k_1 (transposed Sobel of w sign(f_x - t_x) and of w sign(f_y - t_y))
 //
 // The transposed Sobel. Smoothing by 1 2 1 with clamped places is symmetric: it is its own transpose. The
 // difference u(x+1) - u(x-1) with clamped places transposes to s(x-1) - s(x+1) inside; pixel 0 is the minus
