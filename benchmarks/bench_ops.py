@@ -23,7 +23,7 @@ from timing import Phases, copy_gb_per_s, peak_mib, take_turns
 from torch import Tensor
 
 from mmif_trt import ops
-from mmif_trt.models.lagn import STRIDE, LAGNConfig, relative_position_index, shift_mask
+from mmif_trt.models.lagn import LAGN, STRIDE, LAGNConfig, relative_position_index, shift_mask
 from mmif_trt.ops import reference
 from mmif_trt.ops.window_attention import window_attention
 
@@ -150,30 +150,43 @@ def loss_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str,
 
 
 def step_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """One optimiser step of train/fusion.py on made-up pairs, with the kernels and without."""
-    from mmif_trt.models.lagn import LAGN
-    from mmif_trt.train.losses import LossWeights, fusion_loss
+    """An optimiser step of train/fusion.py on made-up pairs, in both precisions, with and without kernels."""
+    from mmif_trt.train import fusion
+    from mmif_trt.train.losses import fusion_loss
 
-    model = LAGN().to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    modalities = ["ct", "pet", "spect"] * (args.batch // 3) + ["ct"] * (args.batch % 3)
+    rows = []
+    modalities = [("ct", "pet", "spect")[i % 3] for i in range(args.batch)]
     sides = (args.batch, 1, args.crop, args.crop)
     inputs = [(torch.rand(sides, device=device), torch.rand(sides, device=device)) for _ in range(INPUT_SETS)]
+    for precision, dtype in (("bf16", "bfloat16"), ("fp32", "float32")):
+        config = fusion.FusionConfig(precision=precision)
+        state = fusion.new_state(config)
+        state.model.to(device)
+        optimiser = torch.optim.AdamW(state.model.parameters(), lr=1e-5)
 
-    def step(pair: tuple[Tensor, Tensor], mark: Callable[[], None]) -> None:
-        loss, _ = fusion_loss(model(*pair), *pair, modalities, LossWeights())
-        mark()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        mark()
+        def step(
+            pair: tuple[Tensor, Tensor],
+            mark: Callable[[], None],
+            config: fusion.FusionConfig = config,
+            model: LAGN = state.model,
+            optimiser: torch.optim.AdamW = optimiser,
+        ) -> None:
+            fused = fusion.forward(model, *pair, config.precision)
+            loss, _ = fusion_loss(fused, *pair, modalities, config.loss)
+            mark()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimiser.step()
+            mark()
 
-    def plain(pair: tuple[Tensor, Tensor], mark: Callable[[], None]) -> None:
-        with ops.plain_operations():
-            step(pair, mark)
+        def plain(pair: tuple[Tensor, Tensor], mark: Callable[[], None], step: Phases = step) -> None:
+            with ops.plain_operations():
+                step(pair, mark)
 
-    title = {"op": "training step", "shape": list(sides), "dtype": "float32", "shift": None}
-    return measured(title, {"kernel": step, "eager": plain}, inputs, {}, args, device)
+        title = {"op": "training step", "shape": list(sides), "dtype": dtype, "shift": None}
+        rows += measured(title, {"kernel": step, "eager": plain}, inputs, {}, args, device)
+    return rows
 
 
 def measured(

@@ -22,8 +22,8 @@
 // hundreds of times larger than d_f, and only equal errors cancel in 2 f m1 - 2 m_f m1 where f is flat.
 // Forward saves the structure term's own derivatives, summed over the sources, as moments[0..3] by m_f,
 // E[f^2], E[fa] and E[fb]: with them backward needs no mean of its own. The mean at p moves with f(q) by
-// G(p - q), that of f^2 by 2 f(q) G(p - q), that of f a by a(q) G(p - q). With k_i = d_terms[i] over the number
-// of its pixels, and moments 0 outside the whole windows,
+// G(p - q), that of f^2 by 2 f(q) G(p - q), that of f a by a(q) G(p - q). With k_i = d_terms[i] over the
+// number of its pixels, and moments 0 outside the whole windows,
 //
 //   d_f = k_2 (G * m0 + 2 f (G * m1) + a (G * m2) + b (G * m3))
 //       + k_0 w sign(f - t)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmif_trt.ops import reference
@@ -67,17 +66,23 @@ class LossWeights:
         return {term: like.new_tensor([table[m][term] for m in modalities]) for term in table["ct"]}
 
 
-def gaussian(sigma_px: float, radius_px: int) -> Tensor:
-    offset = torch.arange(-radius_px, radius_px + 1, dtype=torch.float32)
-    kernel = torch.exp(-(offset**2) / (2 * sigma_px**2))
-    return kernel / kernel.sum()
+def blur_matrix(length: int, sigma_px: float) -> Tensor:
+    """[length, length]: row y takes the Gaussian mean around y, cut at 3 sigma, border replicated.
+
+    Two products with such matrices blur a [H, W] image, on the CPU in a fifth of the time of convolutions.
+    """
+    radius_px = int(3 * sigma_px)
+    offset = torch.arange(-radius_px, radius_px + 1)
+    taps = torch.exp(-(offset.double() ** 2) / (2 * sigma_px**2))
+    taps = (taps / taps.sum()).float().expand(length, -1)
+    place = (torch.arange(length)[:, None] + offset).clamp(0, length - 1)
+    return torch.zeros(length, length).scatter_add_(1, place, taps)
 
 
-def separable_filter(x: Tensor, kernel: Tensor) -> Tensor:
-    """The same 1-D kernel along both axes of every channel; valid part only."""
-    kernel = kernel.to(x).expand(x.shape[1], 1, 1, -1)
-    x = F.conv2d(x, kernel, groups=x.shape[1])
-    return F.conv2d(x, kernel.transpose(2, 3), groups=x.shape[1])
+def blur(x: Tensor, sigma_px: float) -> Tensor:
+    """Gaussian blur of [B, 1, H, W], border replicated."""
+    down, across = (blur_matrix(length, sigma_px).to(x) for length in x.shape[2:])
+    return down @ x @ across.T
 
 
 def edge_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -121,10 +126,15 @@ def complement_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def function_loss(f: Tensor, b: Tensor) -> Tensor:
     """1 minus the correlation of f and b over b's foreground, both blurred: uptake must stay readable in the
     luma."""
-    radius_px = int(3 * FUNCTION_SIGMA_PX)
-    pair = F.pad(torch.cat([f, b], 1), (radius_px,) * 4, mode="replicate")
-    f_low, b_low = separable_filter(pair, gaussian(FUNCTION_SIGMA_PX, radius_px)).split(1, 1)
+    f_low, b_low = blur(torch.cat([f, b]), FUNCTION_SIGMA_PX).chunk(2)
     return 1 - correlation(f_low, b_low, (b > FOREGROUND).to(b))
+
+
+def strong_uptake(foreground: Tensor) -> Tensor:
+    """The least of these values that reaches their STRONG_UPTAKE quantile; 2, above every pixel, for none."""
+    if not len(foreground):
+        return foreground.new_tensor(2.0)
+    return foreground.kthvalue(math.ceil(STRONG_UPTAKE * (len(foreground) - 1)) + 1).values
 
 
 def detail_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -132,9 +142,8 @@ def detail_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
     The MRI's detail must stay readable where the tracer outshines it; 1 where b has no foreground.
     """
-    uptake = [x[x > FOREGROUND] for x in b]
-    brightest = [torch.quantile(x, STRONG_UPTAKE).item() if len(x) else 2.0 for x in uptake]
-    there = (b >= b.new_tensor(brightest)[:, None, None, None]).to(b)
+    threshold = torch.stack([strong_uptake(x[x > FOREGROUND]) for x in b])
+    there = (b >= threshold[:, None, None, None]).to(b)
     (fx, fy), (ax, ay) = reference.sobel(f), reference.sobel(a)
 
     def inside(x: Tensor) -> Tensor:
