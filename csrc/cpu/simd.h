@@ -15,6 +15,25 @@
 
 namespace mmif::MMIF_ISA {
 
+// The lanes of a vector joined into one number, half by half: a chain of kLanes additions would wait for
+// each.
+template <typename T, int Bytes, typename Join>
+inline T fold(const T* lanes, Join join) {
+  constexpr int n = Bytes / sizeof(T);
+  if constexpr (n == 2) {
+    return join(lanes[0], lanes[1]);
+  } else {
+    typedef T Part __attribute__((vector_size(Bytes / 2)));
+    Part low, high;
+    std::memcpy(&low, lanes, sizeof(Part));
+    std::memcpy(&high, lanes + n / 2, sizeof(Part));
+    const Part joined = join(low, high);
+    T rest[n / 2];
+    std::memcpy(rest, &joined, sizeof(Part));
+    return fold<T, Bytes / 2>(rest, join);
+  }
+}
+
 // kLanes numbers that go through one instruction together. Vec is GCC's vector type: + * < ?: work lane by
 // lane.
 template <typename T>
@@ -30,9 +49,18 @@ struct Simd {
   static inline void store(T* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
   static inline Vec all(T x) { return x - Vec{}; }  // x in every lane; unlike x + 0 it keeps the sign of 0
   static inline T sum(Vec v) {
-    T s = v[0];
-    for (int i = 1; i < kLanes; ++i) s += v[i];
-    return s;
+    return fold<T, MMIF_VECTOR_BYTES>(lanes(v).of, [](auto x, auto y) { return x + y; });
+  }
+  static inline T maximum(Vec v) {
+    return fold<T, MMIF_VECTOR_BYTES>(lanes(v).of, [](auto x, auto y) { return y > x ? y : x; });
+  }
+  struct Lanes {
+    alignas(MMIF_VECTOR_BYTES) T of[kLanes];
+  };
+  static inline Lanes lanes(Vec v) {
+    Lanes l;
+    std::memcpy(l.of, &v, sizeof(v));
+    return l;
   }
 };
 

@@ -63,9 +63,7 @@ T row_maximum(const T* row, int stride) {
     const typename V::Vec next = V::load(row + j);
     top = next > top ? next : top;
   }
-  T m = top[0];
-  for (int i = 1; i < V::kLanes; ++i) m = top[i] > m ? top[i] : m;
-  return m;
+  return V::maximum(top);
 }
 
 // row = exp(row - top); returns the sum.
