@@ -1,18 +1,10 @@
 // The host part of the fusion loss on CUDA: device, outputs, launches on the current stream.
 #include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include "../fusion_loss_host.h"
 #include "fusion_loss_launch.h"
-
-// Every launch: on the current stream of the device that the guard has chosen, its error turned into words.
-#define MMIF_LAUNCH(OP, LAUNCH, PARAMS)                                                         \
-  do {                                                                                          \
-    const cudaError_t error = LAUNCH(PARAMS, c10::cuda::getCurrentCUDAStream());                \
-    TORCH_CHECK(error == cudaSuccess, "mmif_trt::", OP, ": CUDA: ", cudaGetErrorString(error)); \
-  } while (false)
+#include "launch.h"
 
 namespace mmif {
 namespace {
@@ -32,7 +24,7 @@ FusionLossOutputs fusion_loss(const at::Tensor& f, const at::Tensor& a, const at
   // Freed at return and perhaps used again, but by this stream, behind the kernels.
   const at::Tensor partial = at::empty({p.batch, p.chunks, 3}, f.options().dtype(at::kDouble));
   p.partial = partial.data_ptr<double>();
-  MMIF_LAUNCH("fusion_loss", fusion_loss_fwd_launch, p);
+  MMIF_LAUNCH("fusion_loss", fusion_loss_fwd_launch(p, c10::cuda::getCurrentCUDAStream()));
   return out;
 }
 
@@ -47,7 +39,7 @@ at::Tensor fusion_loss_bwd(const at::Tensor& d_terms, const at::Tensor& f, const
   const FusionLossGradients gradients = fusion_loss_gradients(op, arguments, d_terms, moments, choices);
   if (p.batch == 0) return gradients.d_f;
   set_chunks(p);
-  MMIF_LAUNCH(op, fusion_loss_bwd_launch, p);
+  MMIF_LAUNCH(op, fusion_loss_bwd_launch(p, c10::cuda::getCurrentCUDAStream()));
   return gradients.d_f;
 }
 

@@ -1,23 +1,14 @@
 // The host part of window attention on CUDA: checks, outputs, device and stream; the kernels are in *.cu.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <cuda_runtime_api.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
 
 #include "../window_attention_host.h"
+#include "launch.h"
 #include "window_attention_launch.h"
-
-// Every launch: on the current stream of the device that the guard has chosen, its error turned into words.
-#define MMIF_LAUNCH(OP, LAUNCH)                                                                 \
-  do {                                                                                          \
-    const cudaError_t error = (LAUNCH);                                                         \
-    TORCH_CHECK(error == cudaSuccess, "mmif_trt::", OP, ": CUDA: ", cudaGetErrorString(error)); \
-  } while (false)
 
 namespace mmif {
 namespace {

@@ -20,7 +20,8 @@ def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -
 
     Returns [B, H, W, heads, D] in the type of qkv. Neither a rolled or partitioned map nor a score leaves the
     kernel; backward computes the softmax anew from its saved log-sum-exp, and its results are the same bits
-    in every run. Where no kernel covers the device, the reference runs: the same numbers, slowly.
+    in every run. Where no kernel covers the device (float64 on CUDA: none), the reference runs: the same
+    numbers, slowly.
     Raises RuntimeError for a shape, type, window or shift outside the above.
 
     The scheme is that of Liu et al. (Swin, ICCV 2021), the recomputation that of Dao et al. (FlashAttention,
@@ -28,7 +29,8 @@ def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -
     """
     if bias_table.dtype in (torch.float16, torch.bfloat16):
         bias_table = bias_table.float()
-    if not kernels_available(qkv.device.type):
+    exact = qkv.dtype == torch.float64 and qkv.device.type != "cpu"  # no kernel for it
+    if exact or not kernels_available(qkv.device.type):
         return reference.window_attention(qkv, bias_table.to(qkv.dtype), window, shift)
     out: Tensor = torch.ops.mmif_trt.window_attention(qkv, bias_table, window, shift)[0]
     return out
