@@ -85,7 +85,7 @@ def test_a_wrong_argument_is_named(
     name: str, spoil: Any, message: str, plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if plain:
-        monkeypatch.setattr(op, "kernels_available", lambda device: False)
+        monkeypatch.setattr(op, "has_kernel", lambda x: False)
     x = inputs((2, 16, 16))
     x = replace(x, **{name: spoil(getattr(x, name))})
     with pytest.raises(RuntimeError, match=f"mmif_trt::fusion_loss: {message}"):

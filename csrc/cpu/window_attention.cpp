@@ -4,13 +4,13 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "../window_attention_host.h"
 #include "dispatch.h"
 
 MMIF_DECLARE(window_attention_fwd, const WindowAttentionParams& p, int64_t chunk)
+MMIF_DECLARE(window_attention_set_chunks, WindowAttentionParams& p, int64_t most)
 MMIF_DECLARE(window_attention_bwd, const WindowAttentionParams& p, int64_t chunk)
 
 namespace mmif {
@@ -18,13 +18,6 @@ namespace {
 
 // Chunks do not depend on the number of threads, so neither does any bit of the result.
 constexpr int64_t kChunks = 32;
-
-void set_chunks(WindowAttentionParams& p) {
-  const int64_t lead = p.shift ? p.window - p.shift : 0;
-  const int64_t down = (p.height + lead + p.window - 1) / p.window;
-  const int64_t across = (p.width + lead + p.window - 1) / p.window;
-  p.chunks = std::min(kChunks, p.batch * down * across);
-}
 
 std::tuple<at::Tensor, at::Tensor> window_attention(const at::Tensor& qkv_in, const at::Tensor& bias_in,
                                                     int64_t window, int64_t shift) {
@@ -36,7 +29,7 @@ std::tuple<at::Tensor, at::Tensor> window_attention(const at::Tensor& qkv_in, co
   if (out.numel() == 0) return {out, lse};
   p.out = out.data_ptr();
   p.lse = lse.data_ptr();
-  set_chunks(p);
+  MMIF_DISPATCH(window_attention_set_chunks, p, kChunks);
   at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) MMIF_DISPATCH(window_attention_fwd, p, chunk);
   });
@@ -52,7 +45,7 @@ std::tuple<at::Tensor, at::Tensor> window_attention_bwd(const at::Tensor& d_out_
   window_attention_add_gradient(p, d_out, qkv, out, lse);
   const at::Tensor d_qkv = at::empty(qkv.sizes(), qkv.options());
   if (out.numel() == 0) return {d_qkv, at::zeros(bias.sizes(), bias.options())};
-  set_chunks(p);
+  MMIF_DISPATCH(window_attention_set_chunks, p, kChunks);
   const at::Tensor partial = at::empty({p.chunks, p.heads, bias.size(0)}, bias.options());
   p.d_qkv = d_qkv.data_ptr();
   p.d_bias_partial = partial.data_ptr();

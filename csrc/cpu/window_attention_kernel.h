@@ -293,6 +293,11 @@ inline int64_t window_count(const WindowAttentionParams& p) {
   return p.batch * windows_along(p.height, p.window, p.shift) * windows_along(p.width, p.window, p.shift);
 }
 
+void window_attention_set_chunks(WindowAttentionParams& p, int64_t most) {
+  const int64_t n = window_count(p);
+  p.chunks = n < most ? n : most;
+}
+
 // Calls PASS<S, T, Dim> for the windows of one chunk.
 #define MMIF_CHUNK(PASS)                                                                                  \
   const int64_t n = window_count(p), begin = chunk * n / p.chunks, end = (chunk + 1) * n / p.chunks;      \

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmif_trt.ops import kernels_available
+from mmif_trt.ops import has_kernel
 from mmif_trt.ops.window_attention import window_attention
 
 STRIDE = 4  # the global branch runs at a quarter of the resolution
@@ -104,12 +104,12 @@ class WindowAttention(nn.Module):
         n = self.window**2
         return self.bias_table[self.index].reshape(n, n, self.heads).permute(2, 0, 1)[None]
 
-    def fused(self, device: str) -> bool:
+    def fused(self, x: Tensor) -> bool:
         supported = self.head_dim in (16, 32) and self.window <= 8
-        return supported and not self.exportable and kernels_available(device)
+        return supported and not self.exportable and has_kernel(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.fused(x.device.type):
+        if not self.fused(x):
             return self.plain(x)
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))
         return self.proj(window_attention(qkv, self.bias_table, self.window, self.shift).flatten(-2))

@@ -12,6 +12,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, util
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OPS = ("window_attention", "fusion_loss")
 NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds them beside torch"
@@ -43,6 +47,11 @@ KERNEL_DEVICES, KERNELS = _load()
 def kernels_available(device: str) -> bool:
     """Whether the kernels run on a device type, "cpu" or "cuda"; plain operations run elsewhere."""
     return device in KERNEL_DEVICES
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether an operation on x runs as a kernel: float64 has none on CUDA."""
+    return kernels_available(x.device.type) and (x.device.type == "cpu" or x.dtype.itemsize < 8)
 
 
 @contextmanager

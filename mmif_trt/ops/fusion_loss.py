@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import kernels_available, reference
+from mmif_trt.ops import has_kernel, kernels_available, reference
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -53,10 +53,6 @@ def fusion_loss(
 
 def as_float(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALF else x
-
-
-def has_kernel(f: Tensor) -> bool:
-    return kernels_available(f.device.type) and (f.device.type == "cpu" or f.dtype != torch.float64)
 
 
 def check(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import kernels_available, reference
+from mmif_trt.ops import has_kernel, kernels_available, reference
 
 
 def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -> Tensor:
@@ -29,8 +29,7 @@ def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -
     """
     if bias_table.dtype in (torch.float16, torch.bfloat16):
         bias_table = bias_table.float()
-    exact = qkv.dtype == torch.float64 and qkv.device.type != "cpu"  # no kernel for it
-    if exact or not kernels_available(qkv.device.type):
+    if not has_kernel(qkv):
         return reference.window_attention(qkv, bias_table.to(qkv.dtype), window, shift)
     out: Tensor = torch.ops.mmif_trt.window_attention(qkv, bias_table, window, shift)[0]
     return out

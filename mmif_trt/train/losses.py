@@ -31,10 +31,11 @@ STRONG_UPTAKE = 0.8  # as the detail-kept metric takes it: this quantile of the 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """One weight a term, for each modality where it must differ; a term of weight 0 is not computed.
+    """One weight a term, for each modality where it must differ.
 
     Chosen on training pairs. CT is better off without the gradient of the stronger source: it paid for edges
     with the faint contrast of the brain. It has no function, and under its brightest fifth there is bone.
+    A term of weight 0 throughout a batch is not computed, but for the three that are one operation.
     """
 
     intensity: float = 1.0
@@ -51,7 +52,7 @@ class LossWeights:
     function_spect: float = 1.0
     detail_pet: float = 0.2
     detail_spect: float = 0.1
-    rounding: float = 0.0  # a further forward pass in bfloat16
+    rounding: float = 0.0  # a further forward pass, in the other precision
 
     def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
         """Each term's weight [B]."""

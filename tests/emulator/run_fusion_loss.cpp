@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "cases.h"
 #include "csrc/cuda/fusion_loss.cuh"
 
 namespace {
@@ -14,22 +15,6 @@ struct Header {
   int64_t batch, height, width, row_stride, weighted, seed;
   double c1, c2;
 };
-
-using Bytes = std::vector<char>;
-
-void check(bool good, const char* what) {
-  if (good) return;
-  std::fprintf(stderr, "run_fusion_loss: %s\n", what);
-  std::exit(1);
-}
-
-Bytes read(std::FILE* file, size_t bytes) {
-  Bytes data(bytes);
-  check(bytes == 0 || std::fread(data.data(), 1, bytes, file) == bytes, "the cases end early");
-  return data;
-}
-
-Bytes nan(size_t bytes) { return Bytes(bytes, static_cast<char>(0xFF)); }
 
 void run(const Header& h, const double* gaussian, std::FILE* cases, std::FILE* results) {
   mmif::FusionLossParams p{};
@@ -57,8 +42,7 @@ void run(const Header& h, const double* gaussian, std::FILE* cases, std::FILE* r
   emu::state.seed = static_cast<unsigned>(h.seed);
   check(mmif::fusion_loss_fwd_launch(p, nullptr) == cudaSuccess, "forward was not launched");
   check(mmif::fusion_loss_bwd_launch(p, nullptr) == cudaSuccess, "backward was not launched");
-  for (const Bytes* x : {&terms, &moments, &choices, &d_f})
-    if (!x->empty()) std::fwrite(x->data(), 1, x->size(), results);
+  for (const Bytes* x : {&terms, &moments, &choices, &d_f}) write(results, *x);
 }
 
 }  // namespace

@@ -5,9 +5,9 @@
 // what the kernels write begins as NaN. tests/test_cuda_kernels.py is the other side.
 #include <cstdio>
 #include <cstring>
-#include <memory>
 #include <vector>
 
+#include "cases.h"
 #include "csrc/cuda/window_attention.cuh"
 
 namespace {
@@ -18,22 +18,6 @@ struct Header {
   int64_t d_out_stride[4], d_out_offset, d_out_elements;
   int64_t chunks, seed;
 };
-
-using Bytes = std::vector<char>;
-
-void check(bool good, const char* what) {
-  if (good) return;
-  std::fprintf(stderr, "run_window_attention: %s\n", what);
-  std::exit(1);
-}
-
-Bytes read(std::FILE* file, size_t bytes) {
-  Bytes data(bytes);
-  check(bytes == 0 || std::fread(data.data(), 1, bytes, file) == bytes, "the cases end early");
-  return data;
-}
-
-Bytes nan(size_t bytes) { return Bytes(bytes, static_cast<char>(0xFF)); }
 
 void run(const Header& h, std::FILE* cases, std::FILE* results) {
   mmif::WindowAttentionParams p{};
@@ -63,8 +47,7 @@ void run(const Header& h, std::FILE* cases, std::FILE* results) {
     check(mmif::window_attention_d_bias_launch(p, reinterpret_cast<float*>(d_bias.data()), nullptr) ==
               cudaSuccess,
           "the sum of d_bias was not launched");
-  for (const Bytes* x : {&out, &lse, &d_qkv, &d_bias})
-    if (!x->empty()) std::fwrite(x->data(), 1, x->size(), results);
+  for (const Bytes* x : {&out, &lse, &d_qkv, &d_bias}) write(results, *x);
 }
 
 }  // namespace
