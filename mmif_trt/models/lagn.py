@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mmif_trt.ops import has_kernel
 from mmif_trt.ops.window_attention import window_attention
 
+BRANCHES = ("both", "local", "global")
 STRIDE = 4  # the global branch runs at a quarter of the resolution
 
 
@@ -41,13 +42,14 @@ class LAGNConfig:
     head_dim: int = 32
     window: int = 8
     decoder_depth: int = 2
+    branches: str = "both"  # one alone only to measure what it is worth
 
     @property
     def multiple(self) -> int:
         """Height and width must be a multiple of this: one whole window at quarter resolution."""
         return STRIDE * self.window
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int | str]:
         return asdict(self)
 
 
@@ -198,11 +200,19 @@ class LAGN(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)  # [B, 8, H/2, W/2]
         x = self.stem(x)
-        local = self.local(x)
+        x = self.decoder(self.mixed(x))
+        r = torch.tanh(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
+        return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(max=1)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """Both branches over the stem's map, or one of them, [B, C, H/2, W/2] each."""
+        if self.config.branches == "local":
+            return self.local(x)
         y = self.embed(x).permute(0, 2, 3, 1)  # [B, H/4, W/4, C]
         y = self.blocks(y).permute(0, 3, 1, 2)
         glob = F.pixel_shuffle(self.unembed(y), 2)
+        if self.config.branches == "global":
+            return glob
+        local = self.local(x)
         gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
-        x = self.decoder(gate * local + (1 - gate) * glob)
-        r = torch.tanh(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
-        return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(max=1)
+        return gate * local + (1 - gate) * glob

@@ -18,13 +18,17 @@ MIN_FOREGROUND = 0.1  # a crop of almost nothing but background teaches nothing
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of one set: modality "ct", "pet" or "spect"; a, b [n, H, W] uint8 luma; names without
-    suffix."""
+    """All pairs of one set: modality "ct", "pet" or "spect"; a, b [n, H, W] uint8 luma; names without suffix.
+
+    generated: [2, n, H, W] uint8, what the diffusion model makes of each a from its b, and of each b from
+    its a.
+    """
 
     modality: str
     a: np.ndarray
     b: np.ndarray
     names: tuple[str, ...]
+    generated: np.ndarray | None = None
 
 
 def read_luma(path: Path) -> np.ndarray:
@@ -68,8 +72,41 @@ def read_sets(root: str | Path, split: str) -> list[Pairs]:
     return [read_pairs(root, modality, split) for modality in present]
 
 
+def case(name: str) -> str | None:
+    """The patient of a slice named CASE_SLICE, or None where a name does not tell."""
+    head, underscore, _ = name.partition("_")
+    return head if underscore else None
+
+
+def read_splits(root: str | Path) -> tuple[list[Pairs], list[Pairs]]:
+    """The training and the validation sets. Raises InputError also where a patient is in both: neighbouring
+    slices are nearly the same, and figures on them would say nothing.
+    """
+    training, validation = read_sets(root, "train"), read_sets(root, "val")
+    known = {(p.modality, case(name)) for p in training for name in p.names}
+    for pairs in validation:
+        for name in pairs.names:
+            if case(name) and (pairs.modality, case(name)) in known:
+                raise InputError(
+                    f"{Path(root) / f'mri-{pairs.modality}'}: {case(name)} is in train and in val; accepted "
+                    "is a split by case, so at least two cases"
+                )
+    return training, validation
+
+
+def check_crop(crop_px: int, multiple: int, sets: list[Pairs]) -> None:
+    largest = min(min(pairs.a.shape[1:]) for pairs in sets)
+    if crop_px % multiple or not 0 < crop_px <= largest:
+        raise InputError(
+            f"crop_px {crop_px}; accepted are multiples of {multiple}, at most {largest} for this data"
+        )
+
+
 def crop(pairs: Pairs, rng: np.random.Generator, side: int) -> np.ndarray:
-    """[2, side, side] uint8 with some foreground in it, flipped and turned at random."""
+    """[2, side, side] uint8 with some foreground in it, flipped and turned at random.
+
+    [4, side, side] with generated images: a, b, generated a, generated b.
+    """
     height, width = pairs.a.shape[1:]
     for _ in range(8):
         i = rng.integers(len(pairs.names))
@@ -78,6 +115,8 @@ def crop(pairs: Pairs, rng: np.random.Generator, side: int) -> np.ndarray:
         pair = np.stack([pairs.a[i][window], pairs.b[i][window]])
         if (pair.max(0) > 2).mean() > MIN_FOREGROUND:
             break
+    if pairs.generated is not None:
+        pair = np.concatenate([pair, pairs.generated[:, i][(slice(None), *window)]])
     if rng.random() < 0.5:
         pair = pair[:, :, ::-1]
     return np.rot90(pair, int(rng.integers(4)), (1, 2)).copy()
@@ -86,6 +125,7 @@ def crop(pairs: Pairs, rng: np.random.Generator, side: int) -> np.ndarray:
 def batch(sets: list[Pairs], seed: int, step: int, size: int, side: int) -> tuple[Tensor, Tensor, list[str]]:
     """a, b [size, 1, side, side] float32 in [0, 1], and the modality of each; the sets take turns.
 
+    With generated images [size, 2, side, side]: the original, then what the diffusion model made of it.
     A quarter of the pairs is dimmed, each source by its own factor, so that the network does not count on
     full range.
     """
@@ -93,5 +133,6 @@ def batch(sets: list[Pairs], seed: int, step: int, size: int, side: int) -> tupl
     chosen = [sets[(step * size + k) % len(sets)] for k in range(size)]
     pairs = np.stack([crop(pairs, rng, side) for pairs in chosen]).astype(np.float32) / 255
     gain = np.where(rng.random((size, 1)) < 0.25, rng.uniform(0.3, 1.0, (size, 2)), 1.0).astype(np.float32)
-    a, b = torch.from_numpy(pairs * gain[:, :, None, None]).split(1, 1)
+    pairs = pairs.reshape(size, -1, 2, side, side) * gain[:, None, :, None, None]
+    a, b = torch.from_numpy(pairs).unbind(2)
     return a.contiguous(), b.contiguous(), [pairs.modality for pairs in chosen]

@@ -1,8 +1,9 @@
 """The terms of the fusion loss, in plain torch. Every image is [B, 1, H, W] float32 in [0, 1]; every loss is
 [B].
 
-a is the MRI, b the luma of the other modality, f the fused image. The choice of terms and weights is our
-design.
+a is the MRI, b the luma of the other modality, f the fused image. Three relations hold them and the images
+that the diffusion model generates: `surprise` (generated and original), `original_fused_loss`, and
+`generated_fused_loss`. The choice of terms and weights is our design.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ EDGE_SLOPE, EDGE_MIDDLE = 15.0, 0.5  # Xydeas and Petrovic, Electron. Lett. 36:3
 ANGLE_SLOPE, ANGLE_MIDDLE = 22.0, 0.8  # and direction kept
 FOREGROUND = 2 / 255  # as the function-kept metric takes it
 FUNCTION_SIGMA_PX = 3.0
+SURPRISE_SIGMA_PX, SURPRISE_LEVEL = 2.0, 0.1
 STRONG_UPTAKE = 0.8  # as the detail-kept metric takes it: this quantile of the foreground and above
 
 
@@ -52,6 +54,8 @@ class LossWeights:
     function_spect: float = 1.0
     detail_pet: float = 0.2
     detail_spect: float = 0.1
+    predictability: float = 0.0  # how much more a pixel weighs that the other modality does not explain
+    generated_fused: float = 0.0  # gradient and structure of the generated pair
     rounding: float = 0.0  # a further forward pass, in the other precision
 
     def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
@@ -164,15 +168,62 @@ def rounding_loss(f: Tensor, f_bf16: Tensor) -> Tensor:
     return difference.topk(max(1, difference.shape[1] // 1000)).values.mean(1)
 
 
+def surprise(original: Tensor, generated: Tensor) -> Tensor:
+    """Generated and original: what of an image the other modality does not explain, [B, 1, H, W] in [0, 1).
+
+    The blurred distance to what the diffusion model made of it from the other image, one half at
+    SURPRISE_LEVEL. Blurred, because a generated edge a pixel aside is no surprise.
+    """
+    distance = blur((original - generated).abs(), SURPRISE_SIGMA_PX)
+    return distance / (distance + SURPRISE_LEVEL)
+
+
+def original_fused_loss(f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: Tensor | None) -> Tensor:
+    """Original and fused: the three pixel terms [B, 3], each pixel of either source weighted."""
+    return pixel_terms(f, a, b, wa, wb, C1, C2)
+
+
+def generated_fused_loss(f: Tensor, generated_a: Tensor, generated_b: Tensor) -> Tensor:
+    """Generated and fused: gradient plus structure [B] to the pair that the diffusion model expects.
+
+    SSIM has its usual constants here, under which the faint noise of a generated image has no structure.
+    """
+    terms = pixel_terms(f, generated_a, generated_b)
+    return terms[:, 1] + terms[:, 2]
+
+
+def predictability_weights(
+    a: Tensor, b: Tensor, generated: tuple[Tensor, Tensor], strength: float
+) -> tuple[Tensor, Tensor]:
+    """Weights of both sources' pixels: 1 + strength * surprise, over their common mean, so that the loss
+    keeps its size."""
+    wa, wb = (1 + strength * surprise(*x) for x in zip((a, b), generated, strict=True))
+    mean = (wa + wb).mean((1, 2, 3), keepdim=True) / 2
+    return wa / mean, wb / mean
+
+
 def fusion_loss(
-    f: Tensor, a: Tensor, b: Tensor, modalities: list[str], weights: LossWeights
+    f: Tensor,
+    a: Tensor,
+    b: Tensor,
+    modalities: list[str],
+    weights: LossWeights,
+    generated: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum over the terms, mean over the batch, and each unweighted term for the log.
 
-    modalities: one of "ct", "pet", "spect" for each image of the batch.
+    modalities: one of "ct", "pet", "spect" for each image of the batch. generated: what the diffusion model
+    made of a from b, and of b from a; needed where weights.predictability or weights.generated_fused is not
+    0.
     """
     weight = weights.per_image(modalities, f)
-    terms = dict(zip(PIXEL_TERMS, pixel_terms(f, a, b, None, None, C1, C2).unbind(1), strict=True))
+    wa, wb = None, None
+    if generated is not None and weights.predictability:
+        wa, wb = predictability_weights(a, b, generated, weights.predictability)
+    terms = dict(zip(PIXEL_TERMS, original_fused_loss(f, a, b, wa, wb).unbind(1), strict=True))
+    if generated is not None and weights.generated_fused:
+        terms["generated_fused"] = generated_fused_loss(f, *generated)
+        weight["generated_fused"] = f.new_full((len(f),), weights.generated_fused)
     compute: dict[str, Callable[[], Tensor]] = {
         "edge": lambda: edge_loss(f, a, b),
         "complement": lambda: complement_loss(f, a, b),

@@ -1,0 +1,130 @@
+"""The denoiser of the latent diffusion: a small U-Net over the joined latents of both modalities.
+
+Our design. The two halves of z = (z_MRI, z_other) carry a time of their own, after UniDiffuser (Bao et al.,
+ICML 2023): equal times denoise both, time 0 on one half gives it as a condition, and full time on one half
+drops it. One network so knows p(z_MRI, z_other), both conditionals and both marginals.
+
+    latent 2x2 to depth, 3x3 conv       1/8 of the picture's resolution
+    two blocks, down                    each: convolutions told the times and the modality, window attention
+    two blocks                          1/16
+    up, joined with the skip, two blocks
+    3x3 conv, depth to 2x2              v, as z
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmif_trt.models.lagn import WindowAttention
+
+MODALITIES = ("ct", "pet", "spect")  # of the second half
+TIMES = 1000  # training steps of the diffusion
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Dimensions of the network; stored beside the weights."""
+
+    channels: int = 8  # of each half
+    dim: int = 64
+    deep_dim: int = 128
+    embedding: int = 128
+    head_dim: int = 32
+    window: int = 8
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of the latent must be a multiple of this: one whole window at the lowest level."""
+        return 4 * self.window
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def alpha_sigma(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of signal and of noise at time t in [0, TIMES]: the cosine schedule, alpha^2 + sigma^2 = 1.
+
+    Nichol and Dhariwal (ICML 2021) without their offset: alpha is 1 at time 0 and 0 at TIMES exactly, so
+    that a half that is given is clean and one that is dropped holds nothing.
+    """
+    angle = t.float() / TIMES * (math.pi / 2)
+    return torch.cos(angle), torch.sin(angle)
+
+
+def time_features(t: Tensor, size: int) -> Tensor:
+    """[B] in [0, TIMES] -> [B, size]: sines and cosines of geometrically spaced rates."""
+    rate = torch.exp(torch.linspace(0, -math.log(TIMES), size // 2, device=t.device))
+    angle = t.float()[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, scaled and shifted by the embedding, then window attention: [B, C, H, W]."""
+
+    def __init__(self, into: int, dim: int, config: DenoiserConfig, shift: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, into), nn.GroupNorm(8, dim)
+        self.first = nn.Conv2d(into, dim, 3, padding=1)
+        self.second = nn.Conv2d(dim, dim, 3, padding=1)
+        self.told = nn.Linear(config.embedding, 2 * dim)
+        self.skip = nn.Conv2d(into, dim, 1) if into != dim else nn.Identity()
+        self.norm3 = nn.LayerNorm(dim)
+        self.attention = WindowAttention(dim, config.head_dim, config.window, shift)
+        for layer in (self.second, self.attention.proj):  # begins as the skip
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.told(embedding)[:, :, None, None].chunk(2, 1)
+        y = self.first(F.silu(self.norm1(x)))
+        y = self.norm2(y) * (1 + scale) + shift
+        x = self.skip(x) + self.second(F.silu(y))
+        tokens = x.permute(0, 2, 3, 1)
+        return x + self.attention(self.norm3(tokens)).permute(0, 3, 1, 2)
+
+
+class Denoiser(nn.Module):
+    """forward(z, t_a, t_b, modality) -> v of both halves, shaped as z.
+
+    z [B, 2 channels, h, w]: the noisy latents of MRI and other; h and w multiples of config.multiple.
+    t_a, t_b [B] in [0, TIMES]: time of either half. modality [B] int64: index into MODALITIES.
+    """
+
+    def __init__(self, config: DenoiserConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or DenoiserConfig()
+        self.modality = nn.Embedding(len(MODALITIES), c.embedding)
+        self.times = nn.Sequential(
+            nn.Linear(2 * c.embedding, c.embedding), nn.SiLU(), nn.Linear(c.embedding, c.embedding)
+        )
+        half = c.window // 2
+        self.stem = nn.Conv2d(8 * c.channels, c.dim, 3, padding=1)
+        self.down = nn.ModuleList([Block(c.dim, c.dim, c, 0), Block(c.dim, c.dim, c, half)])
+        self.shrink = nn.Conv2d(c.dim, c.deep_dim, 2, stride=2)
+        self.deep = nn.ModuleList(
+            [Block(c.deep_dim, c.deep_dim, c, 0), Block(c.deep_dim, c.deep_dim, c, half)]
+        )
+        self.grow = nn.Conv2d(c.deep_dim, 4 * c.dim, 1)
+        self.up = nn.ModuleList([Block(2 * c.dim, c.dim, c, 0), Block(c.dim, c.dim, c, half)])
+        self.norm = nn.GroupNorm(8, c.dim)
+        self.head = nn.Conv2d(c.dim, 8 * c.channels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, z: Tensor, t_a: Tensor, t_b: Tensor, modality: Tensor) -> Tensor:
+        size = self.config.embedding
+        told = self.times(torch.cat([time_features(t_a, size), time_features(t_b, size)], 1))
+        told = F.silu(told + self.modality(modality))
+        x = self.stem(F.pixel_unshuffle(z, 2))
+        for block in self.down:
+            x = block(x, told)
+        y = self.shrink(x)
+        for block in self.deep:
+            y = block(y, told)
+        x = torch.cat([x, F.pixel_shuffle(self.grow(y), 2)], 1)
+        for block in self.up:
+            x = block(x, told)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(x))), 2).float()

@@ -1,0 +1,189 @@
+"""Train the latent diffusion: python -m mmif_trt.train.diffusion --data HARVARD --autoencoder A --out runs/ld
+
+Second of the three trainings: the joint distribution of MRI and other modality in the latent space of the
+first. v-prediction (Salimans and Ho, ICLR 2022) of both halves, each with its own time; see
+models/denoiser.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from mmif_trt.image import InputError
+from mmif_trt.models.autoencoder import STRIDE, Autoencoder
+from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, alpha_sigma
+from mmif_trt.train import autoencoder, data, loop
+
+JOINT, GIVEN = 0.3, 0.25  # share of the batch: both halves at one time; MRI given; other given; the rest free
+MAX_SHIFT = 2  # latent places by which a slice is moved at random
+
+
+@dataclass(frozen=True)
+class DiffusionTraining(loop.Schedule):
+    steps: int = 3000
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.998
+    model: DenoiserConfig = field(default_factory=DenoiserConfig)
+
+
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """Zero-padded at the bottom and the right to multiples."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+
+
+@torch.no_grad()
+def encoded(model: Autoencoder, pairs: data.Pairs, multiple: int) -> Tensor:
+    """[2, n, 2 channels, h, w] latents of every pair, as it is and mirrored left to right; float32 on the
+    CPU.
+    """
+    out = []
+    for mirrored in (False, True):
+        halves = []
+        for kind, images in (("mri", pairs.a), (pairs.modality, pairs.b)):
+            x = torch.from_numpy(images[..., ::-1].copy() if mirrored else images)[:, None].float() / 255
+            x = padded(x, STRIDE * multiple)
+            halves.append(
+                torch.cat([model.encode(kind, part.to(loop.device())).cpu() for part in x.split(8)])
+            )
+        out.append(torch.cat(halves, 1))
+    return torch.stack(out)
+
+
+def draw_times(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
+    """Times of either half for a batch: joint, either half given (0), or free, with a dropped half in
+    between.
+    """
+    t_a, t_b = rng.uniform(0, TIMES, (2, size))
+    kind = rng.random(size)
+    joint, given_a = kind < JOINT, (kind >= JOINT) & (kind < JOINT + GIVEN)
+    given_b = (kind >= JOINT + GIVEN) & (kind < JOINT + 2 * GIVEN)
+    t_b = np.where(joint, t_a, t_b)
+    free = ~(joint | given_a | given_b)
+    dropped = free & (rng.random(size) < 0.5)
+    first = rng.random(size) < 0.5
+    t_a = np.where(given_a, 0, np.where(dropped & first, TIMES, t_a))
+    t_b = np.where(given_b, 0, np.where(dropped & ~first, TIMES, t_b))
+    return torch.from_numpy(t_a), torch.from_numpy(t_b)
+
+
+def diffused(z: Tensor, noise: Tensor, t_a: Tensor, t_b: Tensor) -> tuple[Tensor, Tensor]:
+    """The noisy latents at the two times and the v that a denoiser should give: v = alpha noise - sigma z."""
+    half = z.shape[1] // 2
+    alpha, sigma = (
+        torch.cat([s[:, None].expand(-1, half) for s in pair], 1)[..., None, None].to(z)
+        for pair in zip(alpha_sigma(t_a), alpha_sigma(t_b), strict=True)
+    )
+    return alpha * z + sigma * noise, alpha * noise - sigma * z
+
+
+def batch(
+    latents: list[Tensor], modalities: list[str], seed: int, step: int, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """z, noise [size, C, h, w], t_a, t_b [size], modality [size]; the sets take turns, slices move a
+    little.
+    """
+    rng = np.random.default_rng((seed, step))
+    chosen = [(step * size + k) % len(latents) for k in range(size)]
+    z = []
+    for i in chosen:
+        mirrored, n = rng.integers(2), rng.integers(latents[i].shape[1])
+        dy, dx = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
+        z.append(torch.roll(latents[i][mirrored, n], (int(dy), int(dx)), (-2, -1)))
+    joined = torch.stack(z)
+    noise = torch.from_numpy(rng.standard_normal(joined.shape, np.float32))
+    t_a, t_b = draw_times(rng, size)
+    return joined, noise, t_a, t_b, torch.tensor([MODALITIES.index(modalities[i]) for i in chosen])
+
+
+def objective(
+    model: Denoiser, config: DiffusionTraining, latents: list[Tensor], modalities: list[str]
+) -> loop.Objective:
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rank, world = loop.rank_and_world()
+        drawn = batch(latents, modalities, config.seed, step * world + rank, config.batch_size)
+        z, noise, t_a, t_b, modality = (x.to(loop.device()) for x in drawn)
+        noisy, v = diffused(z, noise, t_a, t_b)
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            predicted = model(noisy, t_a, t_b, modality)
+        a, b = ((x**2).mean((1, 2, 3)) for x in (predicted - v).chunk(2, 1))
+        # A given half holds no noise: its v is the noise itself, which nobody can know. A dropped one holds
+        # nothing else: its v is -z, the mean of what z may be.
+        a, b = a * (t_a > 0), b * (t_b > 0)
+        return (a + b).mean().float(), {"mri": a.mean().detach(), "other": b.mean().detach()}
+
+    return loss
+
+
+@torch.no_grad()
+def validation_loss(model: Denoiser, latents: list[Tensor], modalities: list[str]) -> dict[str, float]:
+    """Mean squared error of v on held-out pairs, over 64 fixed draws."""
+    total = {"mri": 0.0, "other": 0.0}
+    fixed = DiffusionTraining(batch_size=8)
+    evaluate = objective(model, fixed, latents, modalities)
+    for step in range(8):
+        _, terms = evaluate(step)
+        for name, term in terms.items():
+            total[name] += term.item() / 8
+    return total
+
+
+def train(
+    config: DiffusionTraining, root: Path, first: Path, out: Path, stop_after: int | None = None
+) -> Path:
+    """Train to the end, or go on from out/checkpoint.safetensors; first: the autoencoders' checkpoint.
+
+    Raises InputError for data or checkpoints that do not fit, FloatingPointError on a loss that is not finite
+    (the last checkpoint stays).
+    """
+    sets, validation = data.read_splits(root)
+    joint = autoencoder.load(first)
+    if joint.config.channels != config.model.channels:
+        raise InputError(f"{first}: {joint.config.channels} channels; accepted are {config.model.channels}")
+    out.mkdir(parents=True, exist_ok=True)
+    state, path = loop.new_state(config, lambda: Denoiser(config.model)), out / "checkpoint.safetensors"
+    loop.resume(path, state, config)
+    assert isinstance(state.model, Denoiser) and isinstance(state.average, Denoiser)
+    multiple = config.model.multiple
+    latents = [encoded(joint, pairs, multiple) for pairs in sets]
+    held_out = [encoded(joint, pairs, multiple) for pairs in validation]
+    modalities, held_out_modalities = [p.modality for p in sets], [p.modality for p in validation]
+
+    def pictures(writer: SummaryWriter) -> None:
+        assert isinstance(state.average, Denoiser)
+        for name, value in validation_loss(state.average, held_out, held_out_modalities).items():
+            writer.add_scalar(f"val/{name}", value, state.step)
+
+    step = objective(state.model, config, latents, modalities)
+    return loop.run(state, config, path, step, pictures, stop_after)
+
+
+def load(path: Path) -> Denoiser:
+    """The running average of a training. Raises InputError where path is no such checkpoint."""
+    tensors, config = loop.read_average(path)
+    denoiser: Denoiser = loop.built(path, lambda: Denoiser(DenoiserConfig(**config["model"])), tensors)
+    return denoiser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    defaults = DiffusionTraining()
+    parser = loop.parser("diffusion", __doc__.splitlines()[0], defaults)
+    parser.add_argument("--autoencoder", type=Path, required=True, help="checkpoint of the first training")
+    given = parser.parse_args(arguments)
+    config = DiffusionTraining(**loop.shared(given))
+    return loop.main(
+        given, config, lambda: train(config, given.data, given.autoencoder, given.out, given.stop_after)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Generate with the latent diffusion: python -m mmif_trt.train.generate (--help)
+
+For every pair the MRI as the other image lets one expect it, and the other as the MRI does, once, into
+DIR/SPLIT.safetensors for the training of LAGN; and contact sheets of those and of pairs drawn from the joint
+distribution, DIR/cross-MODALITY.png and DIR/joint-MODALITY.png.
+DDIM (Song et al., ICLR 2021) without added noise; what is kept is the mean of several draws: it is what can
+be expected, and the chance detail of one draw would pass for knowledge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mmif_trt.image import InputError
+from mmif_trt.models.autoencoder import STRIDE, Autoencoder
+from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
+from mmif_trt.train import autoencoder, data, diffusion, loop
+
+STEPS = (10, 50)  # accepted numbers of DDIM steps
+BATCH = 8
+
+
+@torch.no_grad()
+def sample(
+    model: Denoiser,
+    noise: Tensor,
+    modality: str,
+    given: tuple[int, Tensor] | None = None,
+    steps: int = 20,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Latents [B, 2 channels, h, w] of the joint distribution, or of a conditional where a half is given.
+
+    noise: shaped as the result, N(0, 1); the same noise gives the same latents. given: (0, z of the MRI) or
+    (1, z of the other), [B, channels, h, w]. guidance: 1 is the conditional as learnt, above it leans away
+    from what the half would be without the given one (Ho and Salimans, 2022).
+    Raises InputError for a number of steps outside STEPS.
+    """
+    if not STEPS[0] <= steps <= STEPS[1]:
+        raise InputError(f"steps {steps}; accepted are {STEPS[0]} to {STEPS[1]}")
+    halves = list(noise.chunk(2, 1))
+    alone = None if given is None else halves[given[0]]
+    if given is not None:
+        halves[given[0]] = given[1]
+    index = torch.full((len(noise),), MODALITIES.index(modality), device=noise.device)
+
+    def v_of(halves: list[Tensor], t: float, at: float | None) -> list[Tensor]:
+        """v of both halves; at: the time of the given half."""
+        times = [torch.full((len(noise),), t, device=noise.device) for _ in halves]
+        if given is not None and at is not None:
+            times[given[0]] = torch.full_like(times[0], at)
+        with torch.autocast(noise.device.type, torch.bfloat16):
+            return list(model(torch.cat(halves, 1), *times, index).chunk(2, 1))
+
+    grid = torch.linspace(TIMES, 0, steps + 1)
+    for now, then in zip(grid[:-1], grid[1:], strict=True):
+        v = v_of(halves, float(now), None if given is None else 0.0)
+        if given is not None and alone is not None and guidance != 1:
+            free = v_of(
+                [alone if i == given[0] else h for i, h in enumerate(halves)], float(now), float(TIMES)
+            )
+            v = [f + guidance * (x - f) for x, f in zip(v, free, strict=True)]
+        (alpha, sigma), (alpha_then, sigma_then) = (alpha_sigma(t) for t in (now, then))
+        for i, (z, direction) in enumerate(zip(halves, v, strict=True)):
+            if given is None or i != given[0]:
+                clean, random = alpha * z - sigma * direction, sigma * z + alpha * direction
+                halves[i] = alpha_then * clean + sigma_then * random
+    return torch.cat(halves, 1)
+
+
+def noise_like(shape: torch.Size, seed: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(tuple(shape), np.float32))
+
+
+@torch.no_grad()
+def cross_generate(
+    joint: Autoencoder, model: Denoiser, pairs: data.Pairs, steps: int, samples: int, seed: int = 0
+) -> np.ndarray:
+    """[2, n, H, W] uint8: each MRI as its other image lets one expect it, each other as its MRI does."""
+    height, width = pairs.a.shape[1:]
+    latents = diffusion.encoded(joint, pairs, model.config.multiple)[0]
+    out = np.empty((2, *pairs.a.shape), np.uint8)
+    bar = tqdm(total=2 * len(latents), unit="image", desc=f"mri-{pairs.modality}", mininterval=5)
+    for wanted, kind in enumerate(("mri", pairs.modality)):
+        for start in range(0, len(latents), BATCH):
+            z = latents[start : start + BATCH].to(loop.device())
+            given = (1 - wanted, z.chunk(2, 1)[1 - wanted])
+            total = torch.zeros(len(z), 1, *(STRIDE * n for n in z.shape[2:]), device=z.device)
+            for k in range(samples):
+                noise = noise_like(z.shape, (seed, wanted, start, k)).to(z.device)
+                drawn = sample(model, noise, pairs.modality, given, steps)
+                total += joint.decode(kind, drawn.chunk(2, 1)[wanted])
+            mean = (255 * total / samples).round().byte().cpu().numpy()
+            out[wanted, start : start + len(z)] = mean[:, 0, :height, :width]
+            bar.update(len(z))
+    bar.close()
+    return out
+
+
+@torch.no_grad()
+def joint_samples(
+    joint: Autoencoder,
+    model: Denoiser,
+    modality: str,
+    count: int,
+    shape: tuple[int, int],
+    steps: int,
+    seed: int = 0,
+) -> np.ndarray:
+    """[2, count, H, W] uint8: pairs of MRI and other drawn from the joint distribution; shape: (H, W)."""
+    side = STRIDE * model.config.multiple
+    size = [(n + side - 1) // side * model.config.multiple for n in shape]
+    out = []
+    for start in range(0, count, BATCH):
+        many = min(BATCH, count - start)
+        noise = noise_like(torch.Size((many, 2 * model.config.channels, *size)), (seed, start))
+        z = sample(model, noise.to(loop.device()), modality, None, steps)
+        pictures = [joint.decode(kind, x) for kind, x in zip(("mri", modality), z.chunk(2, 1), strict=True)]
+        out.append(
+            (255 * torch.stack(pictures)).round().byte().cpu().numpy()[:, :, 0, : shape[0], : shape[1]]
+        )
+    return np.concatenate(out, 1)
+
+
+def names_key(pairs: data.Pairs) -> str:
+    """SHA-256 of the pairs' names and pixels: generated images belong to these and no others."""
+    digest = hashlib.sha256("\n".join(pairs.names).encode())
+    digest.update(pairs.a.tobytes())
+    digest.update(pairs.b.tobytes())
+    return digest.hexdigest()
+
+
+def attach(path: Path, sets: list[data.Pairs]) -> list[data.Pairs]:
+    """The sets with the generated images of path. Raises InputError where they were made of other pairs."""
+    out = []
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            for pairs in sets:
+                if metadata.get(pairs.modality) != names_key(pairs):
+                    raise InputError(
+                        f"{path}: not of these mri-{pairs.modality} pairs; accepted is what "
+                        "train/generate.py wrote for the same folder and split"
+                    )
+                out.append(replace(pairs, generated=file.get_tensor(pairs.modality)))
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: {reason}; accepted is a file that train/generate.py wrote") from error
+    return out
+
+
+def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Pictures of one size as a grid, four pixels apart."""
+    return np.vstack([np.hstack([np.pad(x, 2, constant_values=64) for x in row]) for row in rows])
+
+
+def write_sheets(out: Path, pairs: data.Pairs, generated: np.ndarray, drawn: np.ndarray) -> None:
+    """Rows MRI, MRI from other, other, other from MRI; and rows MRI, other of the joint samples."""
+    chosen = np.linspace(0, len(pairs.names) - 1, min(8, len(pairs.names))).round().astype(int)
+    planes = (pairs.a, generated[0], pairs.b, generated[1])
+    cross = sheet([[plane[i] for i in chosen] for plane in planes])
+    for name, picture in (("cross", cross), ("joint", sheet([list(plane[:8]) for plane in drawn]))):
+        path = out / f"{name}-{pairs.modality}.png"
+        if not cv2.imwrite(str(path), picture):
+            raise OSError(f"{path}: cannot be written")
+
+
+def run(given: argparse.Namespace) -> Path:
+    sets = data.read_sets(given.data, given.split)
+    joint, model = autoencoder.load(given.autoencoder), diffusion.load(given.diffusion)
+    given.out.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray] = {}
+    told = {"autoencoder": given.autoencoder, "diffusion": given.diffusion}
+    metadata = {k: hashlib.sha256(path.read_bytes()).hexdigest() for k, path in told.items()}
+    metadata |= {"steps": str(given.steps), "samples": str(given.samples), "seed": str(given.seed)}
+    for pairs in sets:
+        images = cross_generate(joint, model, pairs, given.steps, given.samples, given.seed)
+        shape = (pairs.a.shape[1], pairs.a.shape[2])
+        drawn = joint_samples(joint, model, pairs.modality, 8, shape, max(given.steps, 30), given.seed)
+        write_sheets(given.out, pairs, images, drawn)
+        tensors[pairs.modality], metadata[pairs.modality] = images, names_key(pairs)
+    path: Path = given.out / f"{given.split}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)
+    print(json.dumps({"out": str(path)} | metadata, indent=1))
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m mmif_trt.train.generate", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with mri-ct, mri-pet, mri-spect")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="checkpoint of the first training")
+    parser.add_argument("--diffusion", type=Path, required=True, help="checkpoint of the second")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--steps", type=int, default=10, help=f"of DDIM, {STEPS[0]} to {STEPS[1]}")
+    parser.add_argument("--samples", type=int, default=2, help="draws to take the mean of")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    try:
+        run(given)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
