@@ -162,6 +162,7 @@ def step_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str,
         config = fusion.FusionConfig(precision=precision)
         state = fusion.new_state(config)
         state.model.to(device)
+        assert isinstance(state.model, LAGN)
         optimiser = torch.optim.AdamW(state.model.parameters(), lr=1e-5)
 
         def step(

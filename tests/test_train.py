@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +295,7 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path: Path) -> 
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert printed["steps"] == 12 and printed["loss"]["function_pet"] == 0.5 and printed["data"] == "D"
-    assert printed["model"] == LAGNConfig().as_dict() and printed["commit"]
+    assert printed["model"] == asdict(LAGNConfig()) and printed["commit"]
     assert not list(tmp_path.iterdir())
 
 

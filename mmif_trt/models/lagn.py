@@ -19,6 +19,7 @@ something: r = 1 adds it, r = 0 leaves the maximum, r < 0 carves it into the str
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +50,9 @@ class LAGNConfig:
         """Height and width must be a multiple of this: one whole window at quarter resolution."""
         return STRIDE * self.window
 
-    def as_dict(self) -> dict[str, int | str]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """As stored beside weights; released networks have both branches and do not say so."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("branches", "both")}
 
 
 def relative_position_index(window: int) -> Tensor:

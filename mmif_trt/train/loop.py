@@ -211,7 +211,8 @@ def resume(path: Path, state: State, config: Any) -> bool:
     found = path.exists()
     if found:
         load_checkpoint(path, state, config)
-    path.with_name("config.json").write_text(as_json(config) + "\n")  # after: a refused run changes nothing
+    if rank_and_world()[0] == 0:  # and not before: a refused run changes nothing
+        path.with_name("config.json").write_text(as_json(config) + "\n")
     return found
 
 
