@@ -3,7 +3,11 @@ PYTHON ?= python3
 # The CPU build of torch where the index has one; extra arguments for pip come in PIP_ARGS.
 PIP_ARGS ?=
 
-.PHONY: demo test lint clean
+# make train-all DATA=HARVARD RUNS=runs: the three trainings; a stopped one goes on where it was.
+DATA ?= data
+RUNS ?= runs
+
+.PHONY: demo test lint train-all clean
 
 # Debian and Ubuntu keep a part of venv in a package of its own.
 VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
@@ -32,6 +36,18 @@ lint: .venv/done
 
 test: lint
 	.venv/bin/pytest
+
+$(RUNS)/generated/train.safetensors: .venv/done
+	.venv/bin/python -m mmif_trt.train.autoencoder --data $(DATA) --out $(RUNS)/autoencoder
+	.venv/bin/python -m mmif_trt.train.diffusion --data $(DATA) --out $(RUNS)/diffusion \
+		--autoencoder $(RUNS)/autoencoder/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.generate --data $(DATA) --out $(RUNS)/generated \
+		--autoencoder $(RUNS)/autoencoder/checkpoint.safetensors \
+		--diffusion $(RUNS)/diffusion/checkpoint.safetensors
+
+train-all: $(RUNS)/generated/train.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion \
+		--generated $(RUNS)/generated/train.safetensors --predictability 2 --generated-fused 0.1
 
 clean:
 	rm -rf .venv .venv-demo demo build *.egg-info mmif_trt/_C.*

@@ -115,9 +115,10 @@ def table(args: argparse.Namespace) -> None:
     page = [
         "# Ablation: what the diffusion model and the branches are worth",
         "",
-        "Made by `ablation.py table` from `results/ablation.json`; do not edit. Every run of a table has the "
-        f"same budget ({', '.join(map(str, steps))} steps of six 128 px crops; the released weights had 5,000), "
-        "data and seeds, and differs in the loss or the branches only. Fused in FP32, scored on the 8-bit luma "
+        "Made by `ablation.py table` from `results/ablation.json`; do not edit. Every run of a table has "
+        f"the same budget ({', '.join(map(str, steps))} steps of six 128 px crops; the released weights had "
+        "5,000), data and seeds, and differs in the loss or the branches only. Fused in FP32, scored on the "
+        "8-bit luma "
         "of the validation pairs. Mean, and where there are several seeds ± their standard deviation. "
         f"Weights: predictability {PREDICTABILITY:g}, generated-fused {GENERATED_FUSED:g}. "
         f"Commits {', '.join(commits)}.",

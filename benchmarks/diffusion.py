@@ -2,9 +2,10 @@
 --autoencoder A --diffusion D [--out benchmarks/results/diffusion.json]
 
 Two questions. Do the halves of a generated pair belong together: mutual information (nats, 256 x 256 bins)
-of each pair against the same images shuffled. How well is one modality told from the other: root mean squared
-error in levels of 255 over the foreground (either source above 2), for the mean of several draws, for one draw,
-for a ridge regression from the other latent's 5 x 5 neighbourhood and place, and for the mean training image.
+of each pair against the same images shuffled. How well is one modality told from the other: root mean
+squared error in levels of 255 over the foreground (either source above 2), for the mean of several draws, for
+one draw, for a ridge regression from the other latent's 5 x 5 neighbourhood and place, and for the mean
+training image.
 """
 
 from __future__ import annotations

@@ -159,6 +159,30 @@ def test_guidance_compares_with_the_half_dropped() -> None:
     assert all(torch.equal(seen[:, :4], noise[:, :4]) for seen, _, _ in dropped), "the given half is not seen"
 
 
+def test_each_image_is_told_from_the_other(root: Path) -> None:
+    """A denoiser that knows the pair: the MRI and the other image are kept, in this order, cut to size."""
+
+    class Pooled(Autoencoder):
+        def encode(self, kind: str, x: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(x, 4).expand(-1, 4, -1, -1)
+
+        def decode(self, kind: str, z: Tensor) -> Tensor:
+            return nn.functional.interpolate(z[:, :1], scale_factor=4).clamp(0, 1)
+
+    whole = data.read_sets(root, "train")[1]
+    pairs = replace(whole, a=whole.a[:, :60, :52], b=whole.b[:, :60, :52])
+    joint = Pooled(SMALL)
+    model = Oracle(diffusion.encoded(joint, pairs, DENOISER.multiple)[0])
+    told = generate.cross_generate(joint, model, pairs, 10, 2)  # type: ignore[arg-type]
+    assert told.shape == (2, 2, 60, 52)
+    for got, image in zip(told, (pairs.a, pairs.b), strict=True):
+        for x, y in zip(got, image, strict=True):
+            coarse = y.reshape(15, 4, 13, 4).mean((1, 3))
+            np.testing.assert_allclose(x[::4, ::4], coarse, atol=1.5)
+    given = [(a, b) for _, a, b in model.calls]
+    assert all(b == 0 for _, b in given[:20]) and all(a == 0 for a, _ in given[20:])
+
+
 @pytest.mark.parametrize("steps", [9, 51])
 def test_steps_are_10_to_50(steps: int) -> None:
     with pytest.raises(InputError, match=rf"steps {steps}; accepted are 10 to 50"):
