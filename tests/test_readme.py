@@ -59,7 +59,7 @@ def test_shell_install_is_what_the_makefile_does() -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (REPO / "Makefile").read_text()
-    for target in re.findall(r"make (\w+)", " ".join(blocks("sh")) + " make test"):
+    for target in re.findall(r"make ([\w-]+)", " ".join(blocks("sh")) + " make test"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

@@ -8,7 +8,10 @@ drops it. One network so knows p(z_MRI, z_other), both conditionals and both mar
     two blocks, down                    each: convolutions told the times and the modality, window attention
     two blocks                          1/16
     up, joined with the skip, two blocks
-    3x3 conv, depth to 2x2              v, as z
+    3x3 conv, depth to 2x2              the clean latent, and from it v
+
+The network gives the clean latent, not the noise: a small picture passes through 64 channels, 64
+channels of noise do not (the first version, which gave v itself, generated grainy images after as many steps).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from mmif_trt.models.lagn import WindowAttention
 
 MODALITIES = ("ct", "pet", "spect")  # of the second half
 TIMES = 1000  # training steps of the diffusion
+MIN_SIGMA = 0.05  # v is not asked for more exactly than at this share of noise
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,14 @@ def alpha_sigma(t: Tensor) -> tuple[Tensor, Tensor]:
     """
     angle = t.float() / TIMES * (math.pi / 2)
     return torch.cos(angle), torch.sin(angle)
+
+
+def both_halves(z: Tensor, t_a: Tensor, t_b: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of every channel of z, [B, 2 channels, 1, 1] in its type."""
+    half = z.shape[1] // 2
+    pairs = zip(alpha_sigma(t_a), alpha_sigma(t_b), strict=True)
+    alpha, sigma = (torch.cat([s[:, None].expand(-1, half) for s in pair], 1) for pair in pairs)
+    return alpha[..., None, None].to(z), sigma[..., None, None].to(z)
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
@@ -127,4 +139,6 @@ class Denoiser(nn.Module):
         x = torch.cat([x, F.pixel_shuffle(self.grow(y), 2)], 1)
         for block in self.up:
             x = block(x, told)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(x))), 2).float()
+        clean = F.pixel_shuffle(self.head(F.silu(self.norm(x))), 2).float()
+        alpha, sigma = both_halves(z, t_a, t_b)
+        return (alpha * z - clean) / sigma.clamp(min=MIN_SIGMA)

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
-from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, alpha_sigma
+from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, both_halves
 from mmif_trt.train import autoencoder, data, loop
 
 JOINT, GIVEN = 0.3, 0.25  # share of the batch: both halves at one time; MRI given; other given; the rest free
@@ -78,11 +78,7 @@ def draw_times(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
 
 def diffused(z: Tensor, noise: Tensor, t_a: Tensor, t_b: Tensor) -> tuple[Tensor, Tensor]:
     """The noisy latents at the two times and the v that a denoiser should give: v = alpha noise - sigma z."""
-    half = z.shape[1] // 2
-    alpha, sigma = (
-        torch.cat([s[:, None].expand(-1, half) for s in pair], 1)[..., None, None].to(z)
-        for pair in zip(alpha_sigma(t_a), alpha_sigma(t_b), strict=True)
-    )
+    alpha, sigma = both_halves(z, t_a, t_b)
     return alpha * z + sigma * noise, alpha * noise - sigma * z
 
 
