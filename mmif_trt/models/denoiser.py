@@ -11,7 +11,7 @@ drops it. One network so knows p(z_MRI, z_other), both conditionals and both mar
     3x3 conv, depth to 2x2              the clean latent, and from it v
 
 The network gives the clean latent, not the noise: a small picture passes through 64 channels, 64
-channels of noise do not (the first version, which gave v itself, generated grainy images after as many steps).
+channels of noise do not (a first version, which gave v itself, generated grainy images after 2,500 steps).
 """
 
 from __future__ import annotations
