@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmif_trt.image import InputError
 from mmif_trt.info import RESEARCH_USE, conditions, describe, describe_runtime, facts, weights_in_use
+from mmif_trt.report import command as report
 from mmif_trt.study import command as study
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("out", type=Path, metavar="OUT_DIR")
     _add_runtime(demo)
     demo.set_defaults(run=_demo)
+    report.add(commands)
     study.add(commands)
     return parser
 

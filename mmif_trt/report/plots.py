@@ -26,7 +26,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, list[str]]]
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "font.size": 10,
         "text.color": TEXT,
         "axes.labelcolor": FAINT,

@@ -114,7 +114,8 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
         biased = side["p"] < LEVEL
         said.append(
             f"A (left) was chosen in {side['left']} of {side['decided']} decided answers "
-            f"({100 * side['share']:.0f} %, 95 % interval {100 * side['low']:.0f} to {100 * side['high']:.0f} %): "
+            f"({100 * side['share']:.0f} %, 95 % interval {100 * side['low']:.0f} to "
+            f"{100 * side['high']:.0f} %): "
             + ("readers leaned to a side." if biased else "no leaning to a side was shown.")
         )
     same, repeats = (
@@ -141,7 +142,8 @@ def cautions(found: dict[str, Any]) -> list[str]:
         said.append(f"{found['paired']['cases']} case(s): too few to speak for cases like these.")
     if fast := sum(row["too_fast"] for row in readers):
         said.append(
-            f"{fast} answers were given faster than the study's limit; they are counted, and marked in the export."
+            f"{fast} answers were given faster than the study's limit; they are counted, and marked in the "
+            "export."
         )
     said += [
         "Ratings are ordered categories: they are compared by ranks and never averaged.",

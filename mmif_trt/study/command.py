@@ -19,7 +19,7 @@ CONFIG_HELP = """CONFIG is a JSON file; folders are relative to it:
  "sets": [{"modality": "pet", "sources": "SOURCES", "methods": {"LAGN": "fused/lagn", "max": "fused/max"}}],
  "question": "...", "paired": true, "scales": ["detail", "colour", "lesion", "artefacts", "confidence"],
  "items": 60, "window": "fixed", "too_fast_s": 1.0, "value_range": {"ct": [0, 4095]}}
-Required are title, sets and readers. SOURCES holds mri/ and the modality's folder; a set is of one modality."""
+Required are title, sets and readers. SOURCES holds mri/ and the modality's folder, of one modality."""
 
 
 def add(commands: Any) -> None:
@@ -130,8 +130,8 @@ def _serve(args: argparse.Namespace) -> int:
             print(f"reader {reader}: {link}", flush=True)
         if not _is_loopback(args.host) and not args.certificate:
             print(
-                "mmif-trt: warning: open to the network without TLS: anyone on the way can read links and answers; "
-                "pass --certificate and --key, or put a TLS proxy in front of 127.0.0.1",
+                "mmif-trt: warning: open to the network without TLS: anyone on the way can read links and "
+                "answers; pass --certificate and --key, or put a TLS proxy in front of 127.0.0.1",
                 file=sys.stderr,
             )
         print("serving; Ctrl-C ends it, nothing answered is lost", flush=True)

@@ -57,8 +57,10 @@ class Set:
 
 @dataclass(frozen=True)
 class Config:
-    """See `example`. readers: personal links. repeats: share from 0 to 0.5. items: of a kind a reader at most.
-    window: "fixed", or "logged" (readers may change it, and the answer keeps it). too_fast_s: seconds."""
+    """readers: personal links. repeats: share from 0 to 0.5. items: of a kind a reader at
+    most. window: "fixed", or "logged" (readers may change it, and the answer keeps it). too_fast_s:
+    seconds.
+    """
 
     title: str
     sets: list[Set]

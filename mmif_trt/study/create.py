@@ -1,4 +1,6 @@
-"""`mmif-trt study create`: check every picture, re-encode it under a random name, draw the readers' orders."""
+"""`mmif-trt study create`: check every picture, re-encode it under a random name, draw the readers'
+orders.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,11 @@ class Case:
 
 
 def create(config: Config, folder: str | Path) -> list[str]:
-    """Makes the study folder, whole or not at all; returns the readers' tokens, which it keeps in links.csv only.
+    """Makes the study folder, whole or not at all; returns the readers' tokens, which it keeps in
+    links.csv only.
 
-    Raises InputError for a folder that exists, a missing or unreadable picture, names or sizes that differ, a
-    set that is not of its modality, and a disk without room.
+    Raises InputError for a folder that exists, a missing or unreadable picture, names or sizes that differ,
+    a set that is not of its modality, and a disk without room.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

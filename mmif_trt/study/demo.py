@@ -40,7 +40,7 @@ def prepare(folder: Path, fuser: Any, readers: int = 3) -> Path:
             io.write(folder / where / "sample.png", Image(data))
         methods = {method: f"{name}/{method}" for method in METHODS}
         sets.append({"modality": modality, "sources": str(sources), "methods": methods})
-    title = "Fusion of bundled samples (demonstration)"
+    title = "Fusion of bundled samples (demonstration; CT, PET and SPECT are simulated)"
     config = {"title": title, "sets": sets, "readers": readers, "repeats": 0.34}
     path = folder / "study.json"
     io.write_atomic(path, (json.dumps(config, indent=1) + "\n").encode())

@@ -72,7 +72,9 @@ def win_matrix(c: Comparisons, weights: ndarray | None = None) -> ndarray:
 
 
 def strengths(wins: ndarray) -> ndarray:
-    """[methods] Bradley-Terry log-odds with mean 0 (choix, I-LSR, ties half). nan where it does not converge."""
+    """[methods] Bradley-Terry log-odds with mean 0 (choix, I-LSR, ties half). nan where it does not
+    converge.
+    """
     import choix
 
     try:
@@ -84,8 +86,9 @@ def strengths(wins: ndarray) -> ndarray:
 def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> dict[str, Any]:
     """Strengths, 95 % intervals, and intervals of each difference.
 
-    Bootstrap over readers and over cases at once (Owen, 2007, the pigeonhole bootstrap): it speaks for readers
-    and cases like these, and errs towards wide. With one reader or one case only the other is resampled.
+    Bootstrap over readers and over cases at once (Owen, 2007, the pigeonhole bootstrap): it speaks for
+    readers and cases like these, and errs towards wide. With one reader or one case only the other is
+    resampled.
     """
     rng = np.random.default_rng(seed)
     readers, cases = int(c.reader.max()) + 1, int(c.case.max()) + 1
@@ -146,9 +149,9 @@ def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str
 def side_bias(c: Comparisons) -> dict[str, Any]:
     """How much A (left) is preferred as such.
 
-    share: of decided answers that said left, with Wilson's interval and the exact binomial p (scipy). log_odds:
-    intercept of a binomial regression on the methods (statsmodels), with its 95 % interval; None where it
-    cannot be fitted.
+    share: of decided answers that said left, with Wilson's interval and the exact binomial p (scipy).
+    log_odds: intercept of a binomial regression on the methods (statsmodels), with its 95 % interval; None
+    where it cannot be fitted.
     """
     import statsmodels.api as sm
     from scipy.stats import binomtest
@@ -177,8 +180,9 @@ def side_bias(c: Comparisons) -> dict[str, Any]:
 def agreement(rows: Sequence[Row]) -> dict[str, Any]:
     """Of each reader with himself (repeats) and of readers with each other.
 
-    within: reader -> (same, repeats). kappa: Cohen's over all repeats (statsmodels), None under two categories.
-    between: Krippendorff's alpha, ordinal (krippendorff), over cases and pairs; None where nothing overlaps.
+    within: reader -> (same, repeats). kappa: Cohen's over all repeats (statsmodels), None under two
+    categories. between: Krippendorff's alpha, ordinal (krippendorff), over cases and pairs; None where
+    nothing overlaps.
     """
     final = [r for r in rows if r["kind"] == "paired" and r["final"] and not r["training"]]
     first = {(r["reader"], r["position"]): r for r in final}

@@ -56,7 +56,8 @@ def reader_items(
         used.update(map(_key, asked))
         draw.shuffle(asked)
         ordered += _with_repeats([_swapped(item, draw) for item in asked], repeats, draw, 1 + len(ordered))
-    training = _swapped(replace(ordered[draw.randrange(len(ordered))], repeat_of=None), draw)
+    first = [item for item in ordered if item.kind == kinds[0]]
+    training = _swapped(replace(draw.choice(first), repeat_of=None), draw)
     return [replace(training, position=0), *ordered]
 
 

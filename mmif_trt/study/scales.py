@@ -29,8 +29,8 @@ def ratings(rows: Sequence[Row], scale: str, methods: list[str]) -> ndarray:
 def analyse(rows: Sequence[Row], scale: str, methods: list[str]) -> dict[str, Any]:
     """Distribution, Friedman or Wilcoxon, Nemenyi, Kendall's W, agreement and odds ratios of one scale.
 
-    Blocks are cases, each with its readers' median: ratings of one case by several readers are not independent.
-    A figure that the answers do not support is None.
+    Blocks are cases, each with its readers' median: ratings of one case by several readers are not
+    independent. A figure that the answers do not support is None.
     """
     found = ratings(rows, scale, methods)
     counts = np.array(
@@ -56,7 +56,9 @@ def analyse(rows: Sequence[Row], scale: str, methods: list[str]) -> dict[str, An
 
 
 def _test(blocks: ndarray, methods: list[str]) -> dict[str, Any] | None:
-    """Friedman with Nemenyi (scikit-posthocs) and W = chi2 / (n (k - 1)); Wilcoxon for two methods (scipy)."""
+    """Friedman with Nemenyi (scikit-posthocs) and W = chi2 / (n (k - 1)); Wilcoxon for two methods
+    (scipy).
+    """
     from scipy.stats import friedmanchisquare, wilcoxon
 
     n, k = blocks.shape
@@ -91,8 +93,10 @@ def _icc(units: ndarray) -> tuple[float, float, float] | None:
 
 
 def _odds(found: ndarray, methods: list[str]) -> list[tuple[str, float, float, float]] | None:
-    """Odds of a higher step against the first method, 95 % intervals: proportional odds (statsmodels), readers
-    as fixed effects. No kept Python library fits the mixed model, so this speaks for these readers only."""
+    """Odds of a higher step against the first method, 95 % intervals: proportional odds (statsmodels),
+    readers as fixed effects. No kept Python library fits the mixed model, so this speaks for these
+    readers only.
+    """
     from statsmodels.miscmodels.ordinal_model import OrderedModel
 
     reader, _, method = np.nonzero(np.isfinite(found))

@@ -1,7 +1,8 @@
-"""The study's web server: plain pages for readers, nothing else. A URL names an item's number and a slot only.
+"""The study's web server: plain pages for readers, nothing else. A URL names an item's number and a slot
+only.
 
-Which method a picture is from stands in the database and in no page, header, name or address. A reader's token
-comes once, in the personal link, and stays in a cookie from then on.
+Which method a picture is from stands in the database and in no page, header, name or address. A reader's
+token comes once, in the personal link, and stays in a cookie from then on.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ STATIC = {
     "panzoom.js": ("mmif_trt.report", "panzoom.js", "text/javascript"),
 }
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; "
+    "style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -55,7 +56,8 @@ MESSAGES = {
     413: "The request is too large.",
     422: "The answer is incomplete.",
     429: "Too many wrong links from here. Wait five minutes, then open your own link.",
-    507: "The answer could not be saved: the study's disk is full or failing. Tell the organiser; nothing is lost.",
+    507: "The answer could not be saved: the study's disk is full or failing. Tell the organiser; what was "
+    "answered before is safe.",
 }
 
 

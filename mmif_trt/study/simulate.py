@@ -1,4 +1,6 @@
-"""Readers that do not exist: known preferences, noise and side bias, to see what the analysis makes of them."""
+"""Readers that do not exist: known preferences, noise and side bias, to see what the analysis makes of
+them.
+"""
 
 from __future__ import annotations
 

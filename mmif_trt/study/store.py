@@ -1,7 +1,8 @@
 """The study's database: the only module that speaks SQL. Answers are appended, never changed.
 
-Every answer is one transaction that is on the disk (WAL, synchronous=FULL) before the call returns, so a killed
-server has lost nothing that a reader saw accepted. Pictures lie in the database too: no path exists to guess.
+Every answer is one transaction that is on the disk (WAL, synchronous=FULL) before the call returns, so a
+killed server has lost nothing that a reader saw accepted. Pictures lie in the database too: no path exists
+to guess.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ CREATE TABLE fused (case_id INTEGER NOT NULL REFERENCES cases, method INTEGER NO
 CREATE TABLE reader (id INTEGER PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE);
 CREATE TABLE profile (id INTEGER PRIMARY KEY, reader INTEGER NOT NULL UNIQUE REFERENCES reader,
   role TEXT NOT NULL, years REAL, at REAL NOT NULL);
-CREATE TABLE item (id INTEGER PRIMARY KEY, reader INTEGER NOT NULL REFERENCES reader, position INTEGER NOT NULL,
-  kind TEXT NOT NULL, case_id INTEGER NOT NULL REFERENCES cases, method_left INTEGER NOT NULL REFERENCES method,
-  method_right INTEGER REFERENCES method, repeat_of INTEGER, UNIQUE (reader, position));
+CREATE TABLE item (id INTEGER PRIMARY KEY, reader INTEGER NOT NULL REFERENCES reader,
+  position INTEGER NOT NULL, kind TEXT NOT NULL, case_id INTEGER NOT NULL REFERENCES cases,
+  method_left INTEGER NOT NULL REFERENCES method, method_right INTEGER REFERENCES method,
+  repeat_of INTEGER, UNIQUE (reader, position));
 CREATE TABLE shown (nonce TEXT PRIMARY KEY, item INTEGER NOT NULL REFERENCES item, at REAL NOT NULL);
 CREATE TABLE answer (id INTEGER PRIMARY KEY AUTOINCREMENT, item INTEGER NOT NULL REFERENCES item,
   revision INTEGER NOT NULL, nonce TEXT NOT NULL UNIQUE REFERENCES shown, answer TEXT NOT NULL,
-  shown_at REAL NOT NULL, answered_at REAL NOT NULL, visible_s REAL, view TEXT NOT NULL, UNIQUE (item, revision));
+  shown_at REAL NOT NULL, answered_at REAL NOT NULL, visible_s REAL, view TEXT NOT NULL,
+  UNIQUE (item, revision));
 CREATE INDEX answer_item ON answer (item);
 """
 FINAL_TABLES = ("meta", "method", "picture", "cases", "fused", "reader", "profile", "item", "shown", "answer")
@@ -225,7 +228,9 @@ class Store:
         return Page(position, self.total(reader), item["kind"], case["modality"], pictures, answered=said)
 
     def show(self, reader: int, position: int) -> str:
-        """Notes that the item is being shown; returns the number that its answer must carry, good for once."""
+        """Notes that the item is being shown; returns the number that its answer must carry, good for
+        once.
+        """
         nonce = secrets.token_urlsafe(16)
         with self._transaction() as db:
             db.execute(
@@ -252,8 +257,9 @@ class Store:
     ) -> str:
         """Stores one answer, durably. Returns what became of it:
 
-        "stored"; "repeated" (this nonce was used before: nothing stored); "unknown" (no such item, or the nonce
-        was not given out for it); "out of order" (not the next item, nor, with `revise`, the one before).
+        "stored"; "repeated" (this nonce was used before: nothing stored); "unknown" (no such item, or the
+        nonce was not given out for it); "out of order" (not the next item, nor, with `revise`, the one
+        before).
         """
         with self._transaction() as db:
             shown = db.execute(
@@ -279,11 +285,13 @@ class Store:
         return "stored"
 
     def answers(self) -> list[dict[str, Any]]:
-        """Every answer, superseded ones too, in order of arrival, with what was shown. See export.DICTIONARY."""
+        """Every answer, superseded ones too, in order of arrival, with what was shown. See
+        export.DICTIONARY.
+        """
         rows = self._all(
             "SELECT answer.id answer_id, reader, position, kind, repeat_of, cases.name case_name, modality, "
-            "ml.name method_left, mr.name method_right, answer, revision, shown_at, answered_at, visible_s, view, "
-            "revision=(SELECT max(revision) FROM answer b WHERE b.item=answer.item) AS final "
+            "ml.name method_left, mr.name method_right, answer, revision, shown_at, answered_at, visible_s, "
+            "view, revision=(SELECT max(revision) FROM answer b WHERE b.item=answer.item) AS final "
             "FROM answer JOIN item ON item.id=answer.item JOIN cases ON cases.id=case_id "
             "JOIN method ml ON ml.id=method_left LEFT JOIN method mr ON mr.id=method_right ORDER BY answer.id"
         )

@@ -3,7 +3,7 @@
 
 const form = document.getElementById("form");
 const motion = panZoom(document.getElementById("panes"));
-const zoomText = document.getElementById("zoom");
+const zoomText = document.getElementById("zoomed");
 const pictures = [...document.querySelectorAll(".pane img")];
 let ready = false; // keys wait until all pictures of the item are there
 let sent = false;
