@@ -64,7 +64,7 @@ def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictur
         beside.setdefault(case.name, {})[slot] = f"{folder.name}/{name}"
         small = _url(_webp(_small(pixels, side), lossless=False))
         used += len(small)
-        # Thousands of cases: from the budget on, the page points to the whole pictures only.
+        # From the budget on (thousands of cases) the page points to the whole pictures only.
         inside.setdefault(case.name, {})[slot] = small if used <= budget else beside[case.name][slot]
     how = f"Thumbnails (lossy, {side} px) are in this file; the whole pictures, lossless, lie in {folder.name}/."
     return Pictures(inside, beside, how)

@@ -127,6 +127,7 @@ def boxes(values: Mapping[str, Sequence[float]], title: str, words: str) -> str:
                 axes.plot(found, scatter, "o", color="#7fa7c4", markersize=2.4, alpha=0.75, markeredgewidth=0)
         axes.set_yticks(range(len(values)), [_plain(name) for name in values])
         axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(title, color=TEXT, fontsize=11, loc="left")
     return _label(result[0], words)
 
