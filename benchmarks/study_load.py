@@ -1,10 +1,12 @@
-"""50 simulated readers at once answer a study over HTTP: time of an answer, and whether any was lost or doubled.
+"""50 simulated readers at once answer a study over HTTP: time of an answer, and whether any was lost or
+doubled.
 
 python benchmarks/study_load.py --json benchmarks/results/study_load.json
 
-A real server process on this machine, its study on this disk, readers as threads of this process with a connection
-each. An answer's time is from the POST being sent to its redirect being read, the commit to disk (fsync) in it;
-the page that follows and its pictures are fetched too, and timed apart. One answer in ten is sent twice.
+A real server process on this machine, its study on this disk, readers as threads of this process with a
+connection each. An answer's time is from the POST being sent to its redirect being read, the commit to disk
+(fsync) in it; the page that follows and its pictures are fetched too, and timed apart. One answer in ten is
+sent twice.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
 import re
 import subprocess
@@ -114,7 +117,9 @@ def serving(study: Path, port: int, **options: Any) -> Iterator[tuple[subprocess
 
 
 def run(links: list[str], answers: int) -> tuple[list[float], list[float], float]:
-    """Every reader answers `answers` items, the training item among them. ms of answers and of pages; seconds."""
+    """Every reader answers `answers` items, the training item among them. ms of answers and of pages;
+    seconds.
+    """
     times: list[float] = []
     pages: list[float] = []
     barrier = threading.Barrier(len(links))
@@ -177,7 +182,9 @@ def main() -> None:
     print(json.dumps(row, indent=1))
     if args.json:
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        whole = {"date": when, "mmif_trt": __version__, "conditions": conditions(), "result": row}
+        load = [round(x, 2) for x in os.getloadavg()]
+        whole = {"date": when, "mmif_trt": __version__, "conditions": {**conditions(), "load_average": load}}
+        whole["result"] = row
         args.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 

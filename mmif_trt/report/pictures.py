@@ -66,7 +66,7 @@ def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictur
         used += len(small)
         # From the budget on (thousands of cases) the page points to the whole pictures only.
         inside.setdefault(case.name, {})[slot] = small if used <= budget else beside[case.name][slot]
-    how = f"Thumbnails (lossy, {side} px) are in this file; the whole pictures, lossless, lie in {folder.name}/."
+    how = f"Thumbnails ({side} px, lossy) are in this file, the whole pictures (lossless) in {folder.name}/."
     return Pictures(inside, beside, how)
 
 

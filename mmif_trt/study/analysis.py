@@ -89,10 +89,13 @@ def _tally(c: paired.Comparisons, i: int, j: int) -> tuple[int, int, int]:
 
 def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
     """What the comparisons say, in plain words and no more than they say."""
+    said = []
+    readers = found["readers"]
+    if simulated := sum(row["role"] == ROLE for row in readers):
+        said.append(f"{simulated} of {len(readers)} readers are SIMULATED: no result about methods.")
     p = found["paired"]
     if p is None:
-        return ["No comparison has been answered yet."]
-    said = []
+        return [*said, "No comparison has been answered."]
     best = [methods[i] for i in np.argsort(-p["bradley_terry"]["strength"])]
     overall = p["test"]["overall"]
     if overall < LEVEL:
@@ -132,10 +135,6 @@ def cautions(found: dict[str, Any]) -> list[str]:
     """What keeps this study from saying more."""
     readers = found["readers"]
     said = []
-    if simulated := sum(row["role"] == ROLE for row in readers):
-        said.append(
-            f"{simulated} of {len(readers)} readers are SIMULATED. Nothing here is a result about methods."
-        )
     if len(readers) < 3:
         said.append(f"{len(readers)} reader(s): the intervals cannot tell how readers differ.")
     if found["paired"] and found["paired"]["cases"] < 5:
