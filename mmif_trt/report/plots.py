@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ MANY_POINTS = 600  # of a plot; above it the boxes stand alone
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, list[str]]]:
-    """Yields (figure, axes, result); the SVG is in result[0] afterwards."""
+def _figure(width: float, height: float, words: str) -> Iterator[tuple[Any, Any, list[str]]]:
+    """Yields (figure, axes, result); the SVG, labelled by `words`, is in result[0] afterwards."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, list[str]]]
         "axes.edgecolor": LINE,
         "grid.color": LINE,
         "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
-        "svg.hashsalt": "mmif",
+        "svg.hashsalt": words,  # ids must differ between the plots of a page
         "font.family": "sans-serif",
     }
     result: list[str] = []
@@ -51,21 +52,16 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, list[str]]]
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    result.append(re.sub(r'font: (\d+px)[^;"]*', r"font: \1 system-ui, sans-serif", text))
-
-
-def _label(svg: str, text: str) -> str:
-    """The plot in words for who cannot see it."""
-    import html
-
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(text, quote=True)}"', 1)
+    text = re.sub(r'font: (\d+px)[^;"]*', r"font: \1 system-ui, sans-serif", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1 and the like, the same in every plot
+    result.append(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(words)}"', 1))
 
 
 def intervals(
     rows: Sequence[tuple[str, float, float, float]], xlabel: str, words: str, zero: float | None = 0.0
 ) -> str:
     """Points with intervals, a row each, first on top. rows: (name, value, low, high)."""
-    with _figure(7.2, 0.7 + 0.42 * len(rows)) as (_, axes, result):
+    with _figure(7.2, 0.7 + 0.42 * len(rows), words) as (_, axes, result):
         axes.grid(axis="x", linewidth=0.6)
         if zero is not None:
             axes.axvline(zero, color=FAINT, linewidth=1)
@@ -75,13 +71,13 @@ def intervals(
         axes.set_yticks(range(len(rows)), [_plain(row[0]) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(xlabel)
-    return _label(result[0], words)
+    return result[0]
 
 
 def stacked(rows: Mapping[str, Sequence[float]], names: Sequence[str], words: str) -> str:
     """Shares as bars of equal length, a row each, first on top; names: of the parts, colours from STEPS."""
     colours = STEPS if len(names) == 5 else (STEPS[4], STEPS[2], STEPS[0])
-    with _figure(7.2, 1.0 + 0.46 * len(rows)) as (figure, axes, result):
+    with _figure(7.2, 1.0 + 0.46 * len(rows), words) as (figure, axes, result):
         for y, parts in enumerate(rows.values()):
             start, whole = 0.0, sum(parts)
             for part, colour in zip(parts, colours, strict=True):
@@ -98,12 +94,12 @@ def stacked(rows: Mapping[str, Sequence[float]], names: Sequence[str], words: st
         figure.legend(
             handles, [_plain(n) for n in names], loc="outside upper right", ncols=len(names), frameon=False
         )
-    return _label(result[0], words)
+    return result[0]
 
 
 def boxes(values: Mapping[str, Sequence[float]], title: str, words: str) -> str:
     """A box plot of each row's values (whiskers: 5 and 95 %), with its points where they are not too many."""
-    with _figure(5.2, 0.75 + 0.34 * len(values)) as (_, axes, result):
+    with _figure(5.2, 0.75 + 0.34 * len(values), words) as (_, axes, result):
         axes.grid(axis="x", linewidth=0.6)
         rng = np.random.default_rng(0)
         drawn = sum(map(len, values.values())) <= MANY_POINTS
@@ -129,7 +125,7 @@ def boxes(values: Mapping[str, Sequence[float]], title: str, words: str) -> str:
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.locator_params(axis="x", nbins=5)
         axes.set_title(title, color=TEXT, fontsize=11, loc="left")
-    return _label(result[0], words)
+    return result[0]
 
 
 def _plain(name: str) -> str:
