@@ -54,7 +54,8 @@ def check_not_clipped(page: Any, name: str) -> None:
         )
         assert bottom <= 0, (name, bottom)
     lost = page.evaluate(
-        """[...document.querySelectorAll("button, a, .pane")].filter(e => e.offsetParent && !e.closest(".row, .wide"))
+        """[...document.querySelectorAll("button, a, .pane")]
+             .filter(e => e.offsetParent && !e.closest(".row, .wide"))
              .filter(e => {  // rows and wide tables scroll by themselves
              const b = e.getBoundingClientRect();
              return b.left < -1 || b.right > innerWidth + 1 || b.width < 20 || b.height < 16;

@@ -73,6 +73,9 @@ def test_too_many_pictures_go_beside_the_page(tmp_path: Path) -> None:
     figures = gather(tmp_path / "sources", make_cases(tmp_path))
     whole = pictures.collect(figures, tmp_path / "r.html", {})
     assert not whole.beside and not (tmp_path / "r_files").exists()
+    size = sum(len(url) for case in whole.inside.values() for url in case.values())
+    less = pictures.collect(figures, tmp_path / "r.html", {}, budget=size - 1)
+    assert "lossless" in whole.how and "lossy" in less.how and not less.beside
     some = pictures.collect(figures, tmp_path / "r.html", {}, budget=40_000)
     assert sum(len(url) for case in some.inside.values() for url in case.values()) <= 40_000 + 2000
     assert len(list((tmp_path / "r_files").iterdir())) == 4 * 6
@@ -115,7 +118,14 @@ def test_the_page_works_from_disk(tmp_path: Path) -> None:
         check_viewer(shown)
         shown.set_viewport_size({"width": 820, "height": 1180})
         check_not_clipped(shown, "report on a tablet")
-        assert shown.inner_text("h1") == "A <title>" and not wrong
+        assert shown.inner_text("h1") == "A <title>"
+        page.write(figures, tmp_path / "many.html", title="Many", sources=tmp_path, budget=40_000)
+        shown.goto((tmp_path / "many.html").as_uri())
+        assert (tmp_path / "many_files").is_dir()
+        shown.wait_for_function(
+            "[...document.querySelectorAll('#panes img')].every(i => i.naturalWidth === 80)"
+        )
+        assert not wrong
 
 
 def check_table(shown: Any) -> None:

@@ -13,14 +13,25 @@ from mmif_trt import __version__, io
 from mmif_trt.info import RESEARCH_USE, conditions
 from mmif_trt.report import plots
 from mmif_trt.report.figures import ALL, RANKED, Figures, extremes, folder_hash, ranked_order
-from mmif_trt.report.pictures import Pictures, Ranges, collect
+from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, collect
 
 SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}
 
 
-def write(figures: Figures, out: Path, *, title: str, sources: Path, ranges: Ranges | None = None) -> int:
-    """Writes the page, whole or not at all; returns its bytes. Raises InputError, OutputError."""
-    pictures = collect(figures, out, ranges or {})
+def write(
+    figures: Figures,
+    out: Path,
+    *,
+    title: str,
+    sources: Path,
+    ranges: Ranges | None = None,
+    budget: int = PAGE_BYTES - OTHER_BYTES,
+) -> int:
+    """Writes the page, whole or not at all; returns its bytes. budget: of the pictures in it, in bytes.
+
+    Raises InputError, OutputError.
+    """
+    pictures = collect(figures, out, ranges or {}, budget)
     data = render(figures, pictures, title=title, sources=sources).encode()
     io.write_atomic(out, data)
     return len(data)

@@ -1,6 +1,4 @@
-"""The pictures of a report: embedded losslessly while they fit, else small ones inside and whole ones
-beside.
-"""
+"""The pictures of a report: inside the page while they fit, lossless if they can; else thumbnails."""
 
 from __future__ import annotations
 
@@ -19,6 +17,8 @@ from mmif_trt.report.figures import Case, Figures
 PAGE_BYTES = 30_000_000  # a page is smaller than this
 OTHER_BYTES = 3_000_000  # kept for table, plots and script
 THUMBNAIL_PX = 160
+# WebP's quality; None is lossless. The first whose pictures all fit is taken, before any lie beside the page.
+QUALITIES = (None, 92)
 Ranges = dict[str, tuple[float, float]]  # "mri", the modality, "fused" -> values of black and white
 
 
@@ -36,17 +36,30 @@ def collect(figures: Figures, page: Path, ranges: Ranges, budget: int = PAGE_BYT
     """All pictures of the report; writes PAGE_files/ where they are too many. Raises InputError,
     OutputError.
     """
+    for quality in QUALITIES:
+        if whole := _inside(figures, ranges, budget, quality):
+            how = (
+                "lossless, 8 bit"
+                if quality is None
+                else f"lossy (WebP {quality}): to look at, not to measure"
+            )
+            return Pictures(whole, {}, f"All pictures are in this file, {how}.")
+    return _beside(figures, page, ranges, budget)
+
+
+def _inside(
+    figures: Figures, ranges: Ranges, budget: int, quality: int | None
+) -> dict[str, dict[str, str]] | None:
+    """Every picture as a data URL; None where they are larger than the budget together."""
     whole: dict[str, dict[str, str]] = {}
     used = 0
     for case, slot, pixels in _all(figures, ranges):
-        url = _url(_webp(pixels, lossless=True))
+        url = _url(_webp(pixels, quality))
         used += len(url)
         if used > budget:
-            break
+            return None
         whole.setdefault(case.name, {})[slot] = url
-    else:
-        return Pictures(whole, {}, "All pictures are in this file, lossless, 8 bit.")
-    return _beside(figures, page, ranges, budget)
+    return whole
 
 
 def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictures:
@@ -60,9 +73,9 @@ def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictur
     for case, slot, pixels in _all(figures, ranges):
         place = slots.index(slot) if slot in slots else slot
         name = f"{numbers[case.name]:05d}-{place}.webp"
-        io.write_atomic(folder / name, _webp(pixels, lossless=True), durable=False)
+        io.write_atomic(folder / name, _webp(pixels, None), durable=False)
         beside.setdefault(case.name, {})[slot] = f"{folder.name}/{name}"
-        small = _url(_webp(_small(pixels, side), lossless=False))
+        small = _url(_webp(_small(pixels, side), 80))
         used += len(small)
         # From the budget on (thousands of cases) the page points to the whole pictures only.
         inside.setdefault(case.name, {})[slot] = small if used <= budget else beside[case.name][slot]
@@ -92,12 +105,12 @@ def combine(baseline: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return BASELINES[baseline](a.astype(np.float64), b.astype(np.float64)).astype(np.uint8)
 
 
-def _webp(pixels: np.ndarray, *, lossless: bool) -> bytes:
+def _webp(pixels: np.ndarray, quality: int | None) -> bytes:
     """[H, W, 3] uint8 to WebP bytes without metadata; sides up to 4096 px are within the format's 16383."""
     from PIL import Image as Pil
 
     out = bytes_io.BytesIO()
-    Pil.fromarray(pixels).save(out, "WEBP", lossless=lossless, quality=60 if lossless else 80, method=3)
+    Pil.fromarray(pixels).save(out, "WEBP", lossless=quality is None, quality=quality or 60, method=3)
     return out.getvalue()
 
 
