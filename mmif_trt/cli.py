@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmif_trt.image import InputError
 from mmif_trt.info import RESEARCH_USE, conditions, describe, describe_runtime, facts, weights_in_use
+from mmif_trt.report import command as report
+from mmif_trt.study import command as study
 
 if TYPE_CHECKING:
     from mmif_trt.batch import Result, Stop
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("out", type=Path, metavar="OUT_DIR")
     _add_runtime(demo)
     demo.set_defaults(run=_demo)
+    report.add(commands)
+    study.add(commands)
     return parser
 
 

@@ -67,7 +67,7 @@ def evaluate(
     foreground_metrics. Raises InputError for a missing or empty folder, names that differ, a file that cannot
     be read and sizes that differ.
     """
-    folders = list(_source_folders(Path(sources)))
+    folders = list(source_folders(Path(sources)))
     folders += [] if fused is None else [_folder(Path(fused), "a folder of fused pictures")]
     if fused is None and not baselines:
         raise InputError("fused: None without baselines; accepted is a folder, or baselines=True")
@@ -75,7 +75,7 @@ def evaluate(
         raise InputError(f"method: {method!r} is a baseline's name; accepted is another name")
 
     rows: list[Row] = []
-    pairs = _match(folders)
+    pairs = match_folders(folders)
     for name, *paths in pairs:
         a, b, *rest = _read_pair(paths)
         pictures = dict(zip([method], rest, strict=False))  # none without `fused`
@@ -140,7 +140,7 @@ def _folder(path: Path, accepted: str) -> Path:
     return path
 
 
-def _source_folders(sources: Path) -> tuple[Path, Path]:
+def source_folders(sources: Path) -> tuple[Path, Path]:
     accepted = "a folder that holds mri/ and one of ct/, pet/, spect/"
     _folder(sources, accepted)
     found = [kind for kind in MODALITIES if (sources / kind).is_dir()]
@@ -165,7 +165,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _match(folders: list[Path]) -> list[tuple[str, ...]]:
+def match_folders(folders: list[Path]) -> list[tuple[str, ...]]:
     """(name, path in each folder) for every name; the folders must hold the same names."""
     tables = [_pictures(folder) for folder in folders]
     names = sorted(tables[0])

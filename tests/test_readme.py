@@ -4,8 +4,10 @@ folders."""
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import cv2
@@ -43,6 +45,37 @@ def test_shell_fuse(tmp_path: Path) -> None:
     subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
     assert sorted(p.name for p in (tmp_path / "FUSED").iterdir()) == ["one.png", "two.png"]
     assert (tmp_path / "report.json").stat().st_size
+
+
+def test_shell_report_and_study(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="needs the study extra")
+    (report, study) = next(b for b in blocks("sh") if "mmif-trt report" in b).strip().splitlines()
+    rng = np.random.default_rng(0)
+    for folder in ("SOURCES/mri", "SOURCES/ct", "FUSED"):
+        (tmp_path / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / folder / "one.png"), rng.integers(0, 255, (48, 40), dtype=np.uint8))
+    program = f"exec {sys.executable} -m mmif_trt"
+    subprocess.run(["bash", "-euc", report.replace("mmif-trt", program)], cwd=tmp_path, check=True)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = study.replace("mmif-trt", program, 1) + f" --no-browser --port {port}"
+    server = subprocess.Popen(["bash", "-euc", command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        links = []
+        for line in server.stdout:
+            if line.startswith("reader 1: "):
+                links.append(line.split(": ", 1)[1].strip())
+            if line.startswith("serving"):
+                break
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with opener.open(links[0]) as page:
+            assert "bundled samples" in page.read().decode()
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def test_shell_train(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""The figures of a report: every method's measures on every case, ranks, and the extreme cases."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmif_trt.evaluate import (
+    BASELINES,
+    Measure,
+    Table,
+    evaluate,
+    match_folders,
+    mean_rank,
+    means,
+    source_folders,
+)
+from mmif_trt.image import InputError
+from mmif_trt.metrics import ALL, RANKED, all_metrics
+
+EXTREMES = 3  # best and worst cases shown of each measure
+
+
+@dataclass(frozen=True)
+class Case:
+    """name, and its files: "mri", "other", then each method's; a baseline has none, it is computed."""
+
+    name: str
+    paths: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """values: method -> case -> measure -> value, nan where it is not defined. rank: mean over RANKED."""
+
+    modality: str
+    cases: list[Case]
+    methods: list[str]
+    values: dict[str, dict[str, dict[str, float]]]
+    means: Table
+    rank: dict[str, float]
+
+    @property
+    def baselines(self) -> list[str]:
+        return [method for method in self.methods if method in BASELINES]
+
+
+def gather(
+    sources: Path,
+    methods: Mapping[str, Path],
+    *,
+    baselines: bool = True,
+    measure: Measure = all_metrics,
+) -> Figures:
+    """Scores every method by `evaluate`. Raises InputError for what does not fit together (see there)."""
+    if not methods and not baselines:
+        raise InputError("--method: none, without baselines; accepted is NAME=FOLDER, once or more")
+    for name, folder in methods.items():
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; accepted is the folder of {name}'s fused pictures")
+    a, b = source_folders(sources)
+    matched = match_folders([a, b, *methods.values()])
+    keys = ("mri", "other", *methods)
+    cases = [Case(name, dict(zip(keys, paths, strict=True))) for name, *paths in matched]
+    rows = []
+    for name, folder in methods.items():
+        rows += evaluate(sources, folder, method=name, measure=measure).rows
+    if baselines:
+        rows += evaluate(sources, None, baselines=True, measure=measure).rows
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        values.setdefault(row.method, {})[row.name] = row.values
+    table = means(rows)
+    return Figures(b.name, cases, list(values), values, table, mean_rank(table))
+
+
+def extremes(figures: Figures) -> dict[str, dict[str, list[tuple[str, str, float]]]]:
+    """measure -> "worst" and "best" -> (case, method, value), over the methods that are no baseline.
+
+    Where only baselines were scored, over these.
+    """
+    own = [method for method in figures.methods if method not in BASELINES] or figures.methods
+    found = {}
+    for key in ALL:
+        values = [
+            (case.name, method, figures.values[method][case.name][key])
+            for method in own
+            for case in figures.cases
+        ]
+        ordered = sorted((v for v in values if not math.isnan(v[2])), key=lambda v: v[2])
+        found[key] = {"worst": ordered[:EXTREMES], "best": ordered[::-1][:EXTREMES]}
+    return found
+
+
+def ranked_order(figures: Figures) -> list[str]:
+    return sorted(figures.methods, key=lambda method: figures.rank[method])
+
+
+def folder_hash(paths: list[str], read: Callable[[str], bytes] = lambda p: Path(p).read_bytes()) -> str:
+    """SHA-256 over the SHA-256 of each file, in the order of the cases: one hash for a method's folder."""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(hashlib.sha256(read(path)).digest())
+    return whole.hexdigest()
+
+
+__all__ = ["ALL", "RANKED", "Case", "Figures", "extremes", "folder_hash", "gather", "ranked_order"]

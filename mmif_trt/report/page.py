@@ -1,0 +1,122 @@
+"""One HTML file that needs nothing else: figures, plots, pictures, conditions and hashes."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mmif_trt import __version__, io
+from mmif_trt.info import RESEARCH_USE, conditions
+from mmif_trt.report import plots
+from mmif_trt.report.figures import ALL, RANKED, Figures, extremes, folder_hash, ranked_order
+from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, collect
+
+SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}
+
+
+def write(
+    figures: Figures,
+    out: Path,
+    *,
+    title: str,
+    sources: Path,
+    ranges: Ranges | None = None,
+    budget: int = PAGE_BYTES - OTHER_BYTES,
+) -> int:
+    """Writes the page, whole or not at all; returns its bytes. budget: of the pictures in it, in bytes.
+
+    Raises InputError, OutputError.
+    """
+    pictures = collect(figures, out, ranges or {}, budget)
+    data = render(figures, pictures, title=title, sources=sources).encode()
+    io.write_atomic(out, data)
+    return len(data)
+
+
+def render(figures: Figures, pictures: Pictures, *, title: str, sources: Path) -> str:
+    """The page's text. Names that a user chose reach it through escaping only."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(_asset("report.html"))
+    found = conditions()
+    return template.render(
+        title=title,
+        css=_asset("report.css"),
+        scripts=[_asset("panzoom.js"), _asset("report.js")],
+        data=_json(_data(figures, pictures)),
+        plots=_plots(figures),
+        figures=figures,
+        modality=SHOWN[figures.modality],
+        ranked=RANKED,
+        pictures=pictures.how,
+        sources=sources,
+        hashes=_hashes(figures),
+        conditions=f"{found['os']}, Python {found['python']}, {found['cpu']['model']}",
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        research_use=RESEARCH_USE,
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("mmif_trt.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(data: Any) -> str:
+    """JSON that may stand in a script element: no name can close it."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _data(figures: Figures, pictures: Pictures) -> dict[str, Any]:
+    """What the script needs; a measure that is not defined is null."""
+    order = ranked_order(figures)
+    return {
+        "measures": list(ALL),
+        "ranked": list(RANKED),
+        "methods": order,
+        "baselines": figures.baselines,
+        "other": SHOWN[figures.modality],
+        "cases": [case.name for case in figures.cases],
+        "rank": {method: round(figures.rank[method], 4) for method in order},
+        "means": {method: _numbers(figures.means[method]) for method in order},
+        "values": {
+            method: [_numbers(figures.values[method][case.name]) for case in figures.cases]
+            for method in order
+        },
+        "pictures": [pictures.inside[case.name] for case in figures.cases],
+        "whole": [pictures.beside[case.name] for case in figures.cases] if pictures.beside else None,
+        "extremes": extremes(figures),
+    }
+
+
+def _numbers(values: dict[str, float]) -> list[float | None]:
+    return [None if math.isnan(values[key]) else round(values[key], 5) for key in ALL]
+
+
+def _plots(figures: Figures) -> list[str]:
+    order = ranked_order(figures)
+    drawn = []
+    for key in ALL:
+        columns = {
+            method: [
+                v for case in figures.cases if not math.isnan(v := figures.values[method][case.name][key])
+            ]
+            for method in order
+        }
+        drawn.append(plots.boxes(columns, key, f"Distribution of {key} over the cases, a box a method"))
+    return drawn
+
+
+def _hashes(figures: Figures) -> list[tuple[str, str, str]]:
+    """(what, where, SHA-256 over its files)."""
+    first = figures.cases[0].paths
+    return [
+        (slot, str(Path(first[slot]).parent), folder_hash([case.paths[slot] for case in figures.cases]))
+        for slot in first
+    ]

@@ -1,0 +1,153 @@
+"""`mmif-trt study create`: check every picture, re-encode it under a random name, draw the readers'
+orders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mmif_trt import __version__, io
+from mmif_trt.demo import as_rgb8
+from mmif_trt.evaluate import match_folders, source_folders
+from mmif_trt.image import Image, InputError
+from mmif_trt.study.config import Config, Set
+from mmif_trt.study.plan import Used, reader_items
+from mmif_trt.study.store import FILE, initialise, insert_items, token_hash
+
+LINKS = "links.csv"
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    modality: str
+    paths: dict[str, str]  # "mri", "other", then methods
+
+
+def create(config: Config, folder: str | Path) -> list[str]:
+    """Makes the study folder, whole or not at all; returns the readers' tokens, which it keeps in
+    links.csv only.
+
+    Raises InputError for a folder that exists, a missing or unreadable picture, names or sizes that differ,
+    a set that is not of its modality, and a disk without room.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists; accepted is a new folder for the study")
+    cases = [case for one in config.sets for case in _cases(one)]
+    building = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        building.mkdir(parents=True)
+        tokens = _fill(building, config, cases)
+        if folder.exists():
+            folder.rmdir()
+        building.rename(folder)
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, InputError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder}: cannot be made ({why}); accepted is a folder with room") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return tokens
+
+
+def _cases(one: Set) -> list[Case]:
+    sources = list(source_folders(one.sources))
+    if sources[1].name != one.modality:
+        raise InputError(
+            f"{one.sources}: holds {sources[1].name}/; accepted is {one.modality}/, the set's modality"
+        )
+    for method, fused in one.methods.items():
+        if not fused.is_dir():
+            raise InputError(f"{fused}: no such folder; accepted is the folder of {method}'s fused pictures")
+    keys = ("mri", "other", *one.methods)
+    matched = match_folders([*sources, *one.methods.values()])
+    return [Case(name, one.modality, dict(zip(keys, paths, strict=True))) for name, *paths in matched]
+
+
+def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
+    db = initialise(folder / FILE)
+    try:
+        db.execute("BEGIN")
+        meta = {**config.shown(), "created": _now(), "mmif_trt": __version__, "cases": len(cases)}
+        db.executemany(
+            "INSERT INTO meta VALUES (?,?)", [(key, json.dumps(value)) for key, value in meta.items()]
+        )
+        db.executemany("INSERT INTO method VALUES (?,?)", list(enumerate(config.methods, 1)))
+        for number, case in enumerate(cases, 1):
+            _insert_case(db, number, case, config)
+        used: Used = Counter()
+        tokens = [secrets.token_urlsafe(24) for _ in range(config.readers)]
+        for reader, token in enumerate(tokens, 1):
+            db.execute("INSERT INTO reader VALUES (?,?)", (reader, token_hash(token)))
+            items = reader_items(
+                config.seed,
+                reader,
+                cases=len(cases),
+                methods=len(config.methods),
+                kinds=config.kinds,
+                repeats=config.repeats,
+                most=config.items,
+                used=used,
+            )
+            insert_items(db, reader, items)
+        db.execute("COMMIT")
+    finally:
+        db.close()
+    text = "reader,link\n" + "".join(f"{i},/enter/{token}\n" for i, token in enumerate(tokens, 1))
+    io.write_atomic(folder / LINKS, text.encode())
+    os.chmod(folder / LINKS, 0o600)
+    return tokens
+
+
+def _insert_case(db: sqlite3.Connection, number: int, case: Case, config: Config) -> None:
+    pictures = {}
+    size: tuple[int, int] | None = None
+    for key, path in case.paths.items():
+        image = io.read(path)
+        kind = {"mri": "mri", "other": case.modality}.get(key, "fused")
+        if kind in config.value_range:
+            image = replace(image, value_range=config.value_range[kind])
+        if size is not None and image.size != size:
+            sizes = ["{} x {} px".format(*pair) for pair in (image.size, size)]
+            raise InputError(f"{path}: {sizes[0]}; accepted is the size of {case.paths['mri']}, {sizes[1]}")
+        size = image.size
+        pictures[key] = _insert_picture(db, image, path)
+    row = (number, f"{case.modality}/{case.name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
+    db.execute("INSERT INTO cases VALUES (?,?,?,?,?)", row)
+    for method, picture in enumerate(pictures.values(), 1):
+        db.execute("INSERT INTO fused VALUES (?,?,?)", (number, method, picture))
+
+
+def _insert_picture(db: sqlite3.Connection, image: Image, path: str) -> int:
+    """Pixels alone, as 8-bit RGB whatever came: neither metadata nor the kind of file tells a method."""
+    png = io.FORMATS[".png"].encode(Image(as_rgb8(image), source="picture"))
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    row = (secrets.token_hex(16), png, digest)
+    number = db.execute("INSERT INTO picture VALUES (NULL,?,?,?)", row).lastrowid
+    assert number is not None
+    return number
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def links(folder: str | Path, address: str) -> list[str]:
+    """The readers' personal links at `address`, such as http://127.0.0.1:8000."""
+    path = Path(folder) / LINKS
+    try:
+        lines = path.read_text().splitlines()[1:]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; accepted is a study folder with its {LINKS}") from None
+    return [address + line.split(",", 1)[1] for line in lines]

@@ -1,0 +1,322 @@
+"""The study's web server: plain pages for readers, nothing else. A URL names an item's number and a slot
+only.
+
+Which method a picture is from stands in the database and in no page, header, name or address. A reader's
+token comes once, in the personal link, and stays in a cookie from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from mmif_trt.image import InputError
+from mmif_trt.info import RESEARCH_USE
+from mmif_trt.study.config import SCALES
+from mmif_trt.study.gate import Gate, LimitBody, client
+from mmif_trt.study.plan import PAIRED
+from mmif_trt.study.store import Page, Store, StoreFull
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
+
+COOKIE = "reader"
+COOKIE_S = 90 * 24 * 3600
+SLOTS = ("mri", "other", "left", "right")
+ROLES = ("radiologist", "nuclear medicine", "resident", "other physician", "student", "other")
+CHOICES = ("left", "right", "equal")
+SHOWN = {"ct": "CT", "pet": "PET", "spect": "SPECT"}
+STATIC = {
+    "study.css": ("mmif_trt.study", "pages/study.css", "text/css"),
+    "study.js": ("mmif_trt.study", "pages/study.js", "text/javascript"),
+    "panzoom.js": ("mmif_trt.report", "panzoom.js", "text/javascript"),
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; "
+    "style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "X-Robots-Tag": "noindex",
+    "Cache-Control": "no-store",
+}
+MESSAGES = {
+    401: "Open the personal link that you were given.",
+    403: "This page belongs to another reader.",
+    404: "There is no such page.",
+    405: "There is no such page.",
+    409: "This item cannot be answered now: it was answered already, or an earlier one is still open.",
+    413: "The request is too large.",
+    422: "The answer is incomplete.",
+    429: "Too many wrong links from here. Wait five minutes, then open your own link.",
+    507: "The answer could not be saved: the study's disk is full or failing. Tell the organiser; what was "
+    "answered before is safe.",
+}
+
+
+def load(template: str) -> Any:
+    """A page template, escaping all that is filled in."""
+    import jinja2
+
+    loader = jinja2.PackageLoader("mmif_trt.study", "pages")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(template)
+
+
+class Site:
+    """Renders the pages of one study and takes what readers send; one object a server."""
+
+    def __init__(self, store: Store) -> None:
+        from fastapi import responses
+
+        self.store = store
+        self.gate = Gate()
+        self.responses = responses
+        self.meta = store.meta
+        names = ("message", "welcome", "item", "done")
+        self.templates = {name: load(f"{name}.html") for name in names}
+
+    def html(self, template: str, status: int = 200, **values: Any) -> Response:
+        page = self.templates[template].render(meta=self.meta, research_use=RESEARCH_USE, **values)
+        return self.responses.HTMLResponse(page, status)
+
+    def refuse(self, status: int) -> Response:
+        return self.html("message", status, text=MESSAGES.get(status, "The request cannot be answered."))
+
+    def go(self, path: str = "/read") -> Response:
+        return self.responses.RedirectResponse(path, 303)
+
+    def enter(self, request: Request, token: str) -> Response:
+        reader = self.gate.admit(client(request), token, self.store.reader_of)
+        if isinstance(reader, str):
+            return self.refuse(429 if reader == "locked" else 404)
+        response = self.go()
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, token, COOKIE_S, httponly=True, samesite="lax", secure=secure)
+        return response
+
+    def reader(self, request: Request) -> int | Response:
+        """The reader of the cookie, or the page that says why there is none."""
+        token = request.cookies.get(COOKIE)
+        if token is None:
+            return self.refuse(401)
+        reader = self.gate.admit(client(request), token, self.store.reader_of)
+        return self.refuse(429 if reader == "locked" else 401) if isinstance(reader, str) else reader
+
+    def read(self, request: Request, back: bool) -> Response:
+        reader = self.reader(request)
+        if not isinstance(reader, int):
+            return reader
+        if not self.store.has_begun(reader):
+            return self.welcome()
+        following, total = self.store.next_position(reader), self.store.total(reader)
+        if back and following == 0:
+            return self.go()
+        if following > total and not back:
+            return self.html("done", total=total)
+        position = following - 1 if back else following
+        page = self.store.page(reader, position)
+        assert page is not None
+        return self.item(page, self.store.show(reader, position), back)
+
+    def welcome(self, status: int = 200) -> Response:
+        paired, scales = self.meta["paired"], [SCALES[name].title for name in self.meta["scales"]]
+        return self.html("welcome", status, roles=ROLES, paired=paired, scales=scales)
+
+    def item(self, page: Page, nonce: str, back: bool, status: int = 200) -> Response:
+        scales = {name: SCALES[name] for name in self.meta["scales"]}
+        given = json.loads(page.answered) if page.answered and page.kind != PAIRED else {}
+        return self.html(
+            "item",
+            status,
+            page=page,
+            nonce=nonce,
+            back=back,
+            paired=page.kind == PAIRED,
+            scales=scales,
+            given=given,
+            other=SHOWN[page.modality],
+        )
+
+    def begin(self, request: Request, form: dict[str, str]) -> Response:
+        reader = self.reader(request)
+        if not isinstance(reader, int):
+            return reader
+        years = number(form.get("years", ""), 0, 70)
+        role = form.get("role", "")
+        if (role and role not in ROLES) or (form.get("years", "") and years is None):
+            return self.welcome(422)
+        self.store.begin(reader, role, years)
+        return self.go()
+
+    def answer(self, request: Request, form: dict[str, str]) -> Response:
+        reader = self.reader(request)
+        if not isinstance(reader, int):
+            return reader
+        position = number(form.get("position", ""), 0, 1e6)
+        page = None if position is None else self.store.page(reader, int(position))
+        if page is None or not self.store.has_begun(reader):
+            return self.refuse(404)
+        answer = self.checked(page, form)
+        if answer is None:
+            return self.refuse(422)
+        outcome = self.store.answer(
+            reader,
+            page.position,
+            form.get("nonce", ""),
+            answer,
+            visible_s=number(form.get("visible_s", ""), 0, 1e6),
+            view=view_of(form),
+            revise=form.get("revise") == "1",
+        )
+        return {"stored": self.go, "repeated": self.go}.get(outcome, lambda: self.refuse(409))()
+
+    def checked(self, page: Page, form: dict[str, str]) -> str | None:
+        """The answer as it is stored; None where it is not one of this item's."""
+        if page.kind == PAIRED:
+            return form["answer"] if form.get("answer") in CHOICES else None
+        given = {name: form.get(name) for name in self.meta["scales"]}
+        if not all(value in ("1", "2", "3", "4", "5") for value in given.values()):
+            return None
+        return json.dumps({name: int(value or 0) for name, value in given.items()})
+
+    def picture(self, request: Request, position: str, slot: str) -> Response:
+        """Only of the item that is open, and of the one before it."""
+        reader = self.reader(request)
+        if not isinstance(reader, int):
+            return reader
+        wanted = number(position, 0, 1e6)
+        following = self.store.next_position(reader)
+        if wanted is None or slot not in SLOTS or not following - 1 <= wanted <= following:
+            return self.refuse(404)
+        page = self.store.page(reader, int(wanted))
+        if page is None or slot not in page.pictures:
+            return self.refuse(404)
+        response = self.responses.Response(self.store.picture(page.pictures[slot]), media_type="image/png")
+        # Equal headers for every picture; kept by this browser, since one is asked for again on the way back.
+        response.headers["Cache-Control"] = "private, max-age=3600"
+        return response
+
+    def static(self, name: str) -> Response:
+        if name not in STATIC:
+            return self.refuse(404)
+        package, path, kind = STATIC[name]
+        body = resources.files(package).joinpath(path).read_bytes()
+        return self.responses.Response(body, media_type=kind, headers={"Cache-Control": "max-age=3600"})
+
+
+def number(text: str, low: float, high: float) -> float | None:
+    """A finite number from low to high, else None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and low <= value <= high and len(text) < 20 else None
+
+
+def view_of(form: dict[str, str]) -> str:
+    """Zoom and window when the answer was given, as JSON; {} where the page sent none that make sense."""
+    limits = {"zoom": (1, 64), "brightness": (0.1, 10), "contrast": (0.1, 10)}
+    found = {name: number(form.get(name, ""), *limit) for name, limit in limits.items()}
+    return json.dumps({name: value for name, value in found.items() if value is not None})
+
+
+async def form_of(request: Request) -> dict[str, str]:
+    body = (await request.body()).decode(errors="replace")
+    return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
+
+
+def application(store: Store) -> FastAPI:
+    """The ASGI application of one study."""
+    from fastapi import FastAPI
+    from fastapi.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+
+    site = Site(store)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    async def on_begin(request: Request) -> Any:
+        return await run_in_threadpool(site.begin, request, await form_of(request))
+
+    async def on_answer(request: Request) -> Any:
+        return await run_in_threadpool(site.answer, request, await form_of(request))
+
+    def get(path: str, call: Callable[[Request], Any]) -> None:
+        app.add_route(path, call, methods=["GET"])
+
+    app.add_route("/begin", on_begin, methods=["POST"])
+    app.add_route("/answer", on_answer, methods=["POST"])
+    get("/", lambda request: site.refuse(401))
+    get("/read", lambda request: site.read(request, back=False))
+    get("/back", lambda request: site.read(request, back=True))
+    get("/enter/{token}", lambda request: site.enter(request, request.path_params["token"]))
+    get("/picture/{position}/{slot}", lambda request: site.picture(request, **request.path_params))
+    get("/static/{name}", lambda request: site.static(request.path_params["name"]))
+
+    @app.middleware("http")
+    async def secure(request: Request, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
+        response = await call_next(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    app.add_middleware(LimitBody)
+    app.add_exception_handler(StoreFull, lambda request, error: site.refuse(507))
+    app.add_exception_handler(
+        HTTPException, lambda request, error: site.refuse(getattr(error, "status_code", 404))
+    )
+    return app
+
+
+def serve(
+    store: Store,
+    host: str,
+    port: int,
+    *,
+    certificate: str | None = None,
+    key: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until interrupted; `ready` is called once connections are taken.
+
+    Raises InputError where the port is taken or the certificate does not load.
+    """
+    import socket
+
+    import uvicorn
+
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port}: {error.strerror}; accepted is a free port here"
+        ) from error
+    # No access log: it would hold the readers' links.
+    config = uvicorn.Config(
+        application(store),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        h11_max_incomplete_event_size=16384,
+        timeout_keep_alive=30,
+        limit_concurrency=500,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise InputError(f"--certificate, --key: {error}; accepted are PEM files") from error
+    ready()
+    uvicorn.Server(config).run([listening])

@@ -1,0 +1,329 @@
+"""Reader studies without a browser: plan, configuration, database, statistics, command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPO
+
+pytest.importorskip("fastapi", reason="needs the study extra: pip install 'mmif-trt[study]'")
+
+from mmif_trt import io
+from mmif_trt.image import Image
+from mmif_trt.study import analysis, export, paired, plan, power, scales, simulate
+from mmif_trt.study.config import read_config
+from mmif_trt.study.create import create, links
+from mmif_trt.study.store import FILE, Store
+
+METHODS = ["secretA", "secretB", "secretC"]
+PLANTED = simulate.Planted({"good": 0.9, "poor": -0.9}, side_bias=0.5, reader_sd=0.2, case_sd=0.2)
+
+
+def make_config(root: Path, *, cases: int = 3, methods: list[str] = METHODS, **more: Any) -> Path:
+    """Sources and fused pictures under `root`, and the configuration that names them."""
+    rng = np.random.default_rng(0)
+    for where in ("sources/mri", "sources/pet", *methods):
+        (root / where).mkdir(parents=True, exist_ok=True)
+        for case in range(cases):
+            data = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+            io.write(
+                root / where / f"case{case}.png", Image(data if where != "sources/mri" else data[..., 0])
+            )
+    one = {"modality": "pet", "sources": "sources", "methods": {m: m for m in methods}}
+    config = {"title": "Test", "sets": [one], "readers": 3, "repeats": 0.34, **more}
+    (root / "study.json").write_text(json.dumps(config))
+    return root / "study.json"
+
+
+def make_study(root: Path, **more: Any) -> Path:
+    create(read_config(make_config(root, **more)), root / "study")
+    return root / "study"
+
+
+def mmif(*args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mmif_trt", *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr, done.stderr
+    return done
+
+
+def items_of(reader: int, **more: Any) -> list[plan.Item]:
+    given = {"cases": 20, "methods": 3, "kinds": ("paired",), "repeats": 0.1}
+    return plan.reader_items(7, reader, **{**given, **more})
+
+
+def test_plan_is_whole_seeded_and_random() -> None:
+    items = items_of(1)
+    assert items == items_of(1) and items != items_of(2)
+    assert [item.position for item in items] == list(range(len(items)))
+    first = [item for item in items[1:] if item.repeat_of is None]
+    asked = Counter((i.case, *sorted((i.left, i.right or 0))) for i in first)
+    assert len(asked) == 20 * 3 and set(asked.values()) == {1}
+    repeats = [item for item in items if item.repeat_of is not None]
+    assert len(repeats) == 6
+    for again in repeats:
+        before = items[again.repeat_of or 0]
+        assert again.position - before.position >= plan.REPEAT_GAP and before.repeat_of is None
+        assert (again.case, {again.left, again.right}) == (before.case, {before.left, before.right})
+    left = [item.left < (item.right or 0) for reader in range(40) for item in items_of(reader)]
+    assert 0.46 < np.mean(left) < 0.54  # 2600 fair draws: 4 standard deviations
+
+
+def test_plan_shares_out_evenly_and_does_scales_after_pairs() -> None:
+    used: plan.Used = Counter()
+    for reader in range(10):
+        items = items_of(reader, most=18, used=used, repeats=0)
+        assert len(items) == 19
+    assert set(used.values()) == {3}  # 10 readers x 18 items = 60 comparisons x 3
+    both = items_of(1, kinds=("paired", "scale"), cases=4)
+    kinds = [item.kind for item in both]
+    assert kinds == sorted(kinds) and kinds[0] == "paired" and kinds[-1] == "scale"
+    assert [item.position for item in both] == list(range(len(both)))
+
+
+def test_nothing_in_the_folder_or_its_pictures_names_a_method(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    assert {path.name for path in study.iterdir()} == {FILE, "links.csv"}
+    assert (study / "links.csv").stat().st_mode & 0o077 == 0
+    db = sqlite3.connect(study / FILE)
+    names = [row[0] for row in db.execute("SELECT name FROM picture")]
+    assert len(names) == 3 * 5 == len(set(names)) and all(len(name) == 32 for name in names)
+    store = Store(study)
+    for row in db.execute("SELECT id FROM picture"):
+        png = store.picture(row[0])
+        assert b"secret" not in png and png[:4] == b"\x89PNG" and b"tEXt" not in png
+    tokens = [link.rsplit("/", 1)[1] for link in links(study, "http://x")]
+    assert len(set(tokens)) == 3 and not any(
+        token.encode() in (study / FILE).read_bytes() for token in tokens
+    )
+    assert [store.reader_of(token) for token in tokens] == [1, 2, 3] and store.reader_of("x") is None
+
+
+def test_the_database_refuses_change(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    store = Store(study)
+    store.begin(1, "student", None)
+    assert store.answer(1, 0, store.show(1, 0), "left", visible_s=None, view="{}", revise=False) == "stored"
+    db = sqlite3.connect(study / FILE)
+    for sql in (
+        "UPDATE answer SET answer='right'",
+        "DELETE FROM answer",
+        "DELETE FROM item",
+        "UPDATE fused SET method=1",
+    ):
+        with pytest.raises(sqlite3.DatabaseError, match="append-only"):
+            db.execute(sql)
+
+
+def bad_configs() -> dict[str, tuple[dict[str, Any], str]]:
+    return {
+        "one method": ({"methods": METHODS[:1]}, "methods"),
+        "no reader": ({"readers": 0}, "readers"),
+        "share": ({"repeats": 0.9}, "repeats"),
+        "text": ({"readers": "3"}, "readers"),
+        "true": ({"readers": True}, "readers"),
+        "unknown": ({"reader": 3}, "reader"),
+        "scale": ({"scales": ["beauty"]}, "beauty"),
+        "nothing": ({"paired": False}, "paired"),
+        "window": ({"window": "open"}, "window"),
+        "range": ({"value_range": {"pet": [5, 5]}}, "value_range"),
+        "sets": ({"sets": [{"modality": "pet"}]}, "sets[0]"),
+        "modality": ({"sets": [{"modality": "mri", "sources": "", "methods": {}}]}, "modality"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_configs())
+def test_bad_configuration(tmp_path: Path, name: str) -> None:
+    more, word = bad_configs()[name]
+    done = mmif("study", "create", make_config(tmp_path, **more), tmp_path / "study", code=2)
+    assert word in done.stderr and "accepted" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+def test_bad_pictures_make_no_study(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    victim = tmp_path / "secretB" / "case1.png"
+    whole = victim.read_bytes()
+    cases = {"missing": None, "truncated": whole[:-40], "text": b"dear all"}
+    for data in cases.values():
+        victim.unlink() if data is None else victim.write_bytes(data)
+        done = mmif("study", "create", config, tmp_path / "study", code=2)
+        assert "secretB" in done.stderr and done.stderr.count("\n") == 1
+    io.write(victim, Image(np.zeros((40, 47, 3), np.uint8)))
+    assert "40 x 47" in mmif("study", "create", config, tmp_path / "study", code=2).stderr
+    victim.write_bytes(whole)
+    (tmp_path / "sources" / "pet").rename(tmp_path / "sources" / "ct")
+    assert "ct" in mmif("study", "create", config, tmp_path / "study", code=2).stderr
+    assert [p.name for p in tmp_path.iterdir() if "study" in p.name] == ["study.json"]
+
+
+def test_full_disk_makes_no_study(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    command = f"ulimit -f 40; exec {sys.executable} -m mmif_trt study create {config} {tmp_path}/study"
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "accepted" in done.stderr, done.stderr
+    assert [p.name for p in tmp_path.iterdir() if "study" in p.name] == ["study.json"]
+
+
+def test_other_folders_are_no_study(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    assert "exists" in mmif("study", "create", tmp_path / "study.json", study, code=2).stderr
+    assert FILE in mmif("study", "status", tmp_path, code=2).stderr
+    db = sqlite3.connect(study / FILE)
+    db.execute("PRAGMA user_version=2")
+    db.close()
+    assert "version 2" in mmif("study", "status", study, code=2).stderr
+    (study / FILE).write_bytes(b"no database, but long enough to be taken for one" * 100)
+    assert FILE in mmif("study", "serve", study, code=2).stderr
+
+
+def test_command_line_from_simulation_to_analysis(tmp_path: Path) -> None:
+    study = make_study(tmp_path, cases=5, scales=["detail", "artefacts"])
+    strength = ("--strength", "secretA=1.5", "--strength", "secretC=-1.5")
+    mmif("study", "simulate", study, *strength, "--seed", "3")
+    assert "begun" in mmif("study", "simulate", study, code=2).stderr
+    assert mmif("study", "status", study).stdout.count("finished") == 3
+    said = mmif("study", "analyse", study, "-o", tmp_path / "a.html").stdout
+    assert "secretA, secretB, secretC" in said and "SIMULATED" in said
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("<svg") == 4 and "src=" not in page and "Friedman" in page and "SIMULATED" in page
+    mmif("study", "export", study, "-o", tmp_path / "a.csv")
+    mmif("study", "export", study, "-o", tmp_path / "a.json")
+    assert "suffix" in mmif("study", "export", study, "-o", tmp_path / "a.xls", code=2).stderr
+    with (tmp_path / "a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    whole = json.loads((tmp_path / "a.json").read_text())
+    assert len(rows) == len(whole["answers"]) == 3 * (1 + 20 + 20)
+    assert list(rows[0]) == list(export.DICTIONARY) == list(whole["answers"][0])
+    for row in rows:
+        side = row[f"method_{row['answer']}"] if row["answer"] in ("left", "right") else ""
+        assert row["preferred"] == (side if row["kind"] == "paired" else "")
+
+
+def test_analysis_recovers_what_was_planted() -> None:
+    methods = ["poor", "fair", "good"]
+    c = paired.comparisons(simulate.rows(PLANTED, methods, readers=10, cases=25, seed=1), methods)
+    assert len(c.won) == 10 * 25 * 3  # neither training nor repeats
+    bt = paired.bradley_terry(c, bootstraps=300)
+    planted = np.array([-0.9, 0.0, 0.9])
+    assert list(np.argsort(bt["strength"])) == [0, 1, 2]
+    assert (bt["low"] <= planted).all() and (planted <= bt["high"]).all()
+    for (i, j), (_, low, high) in bt["differences"].items():
+        assert low <= planted[i] - planted[j] <= high and high < 0
+    _, low, high = paired.side_bias(c)["log_odds"]
+    assert low <= PLANTED.side_bias <= high and low > 0
+    test = paired.randomisation(c)
+    assert test["overall"] < 0.001 and max(holm for _, holm in test["pairs"].values()) < 0.01
+
+
+def test_a_bias_to_one_side_is_no_preference() -> None:
+    methods = ["a", "b", "c"]
+    rows = simulate.rows(simulate.Planted(side_bias=2.0), methods, readers=10, cases=15, seed=5)
+    c = paired.comparisons(rows, methods)
+    assert paired.randomisation(c)["overall"] > 0.05
+    assert paired.side_bias(c)["p"] < 1e-6
+    found = analysis.analyse(
+        [{**row, "role": None, "years": None, "seconds": 5.0, "too_fast": 0} for row in rows], methods, []
+    )
+    said = analysis.sentences(found, methods)
+    assert any("No difference" in line for line in said) and any("leaned" in line for line in said)
+
+
+def test_figures_of_small_tables_by_hand() -> None:
+    def row(
+        reader: int, position: int, left: str, right: str, answer: str, repeat_of: int | None = None
+    ) -> dict[str, Any]:
+        preferred = {"left": left, "right": right}.get(answer, "equal")
+        own = {
+            "reader": reader,
+            "position": position,
+            "case": "x",
+            "kind": "paired",
+            "final": 1,
+            "training": 0,
+        }
+        return {
+            **own,
+            "method_left": left,
+            "method_right": right,
+            "answer": answer,
+            "preferred": preferred,
+            "repeat_of": repeat_of,
+        }
+
+    rows = [
+        row(1, 1, "a", "b", "left"),
+        row(1, 2, "b", "a", "right", 1),
+        row(2, 1, "b", "a", "equal"),
+        row(2, 2, "a", "b", "right", 1),
+    ]
+    c = paired.comparisons(rows, ["a", "b"])
+    assert paired.win_matrix(c).tolist() == [[0, 1.5], [0.5, 0]]
+    # With ties as halves the estimate is log(1.5 / 0.5), but for the little that ALPHA adds.
+    strength = paired.strengths(paired.win_matrix(c))
+    assert strength[0] - strength[1] == pytest.approx(np.log(3), abs=0.05)
+    assert paired.agreement(rows)["within"] == {1: (1, 1), 2: (0, 1)}
+    assert paired.strengths(np.array([[0, 9.0], [0, 0]]))[0] < 10  # never lost: large, but finite
+
+
+def test_scales_and_power() -> None:
+    methods = ["poor", "fair", "good"]
+    rows = simulate.rows(PLANTED, methods, readers=6, cases=20, seed=2, kinds=("scale",))
+    found = scales.analyse(rows, "detail", methods)
+    assert found["counts"].sum() == 6 * 20 * 3 and found["medians"] == sorted(found["medians"])
+    assert found["test"]["p"] < 0.001 and 0 < found["test"]["w"] <= 1
+    assert 1 < found["odds"][0][1] < found["odds"][1][1]  # fair, then good, against poor
+    assert found["icc"][1] < found["icc"][0] < found["icc"][2] and 0 < found["alpha"] < 1
+    c = paired.comparisons(simulate.rows(PLANTED, methods, readers=6, cases=20, seed=2), methods)
+    wanted = power.needed(c, 0, 2)
+    assert wanted is not None and wanted["share"] < 0.5
+    numbers = [n for n in wanted["cases"].values() if n is not None]
+    assert numbers == sorted(numbers, reverse=True)
+
+
+def test_analysis_of_next_to_nothing(tmp_path: Path) -> None:
+    study = make_study(tmp_path, cases=1, scales=["detail"], methods=METHODS[:2])
+    assert "No comparison" in mmif("study", "analyse", study, "-o", tmp_path / "a.html").stdout
+    store = Store(study)
+    store.begin(1, "", None)
+    for item in store.items(1)[:3]:
+        said = "left" if item.kind == "paired" else '{"detail": 3}'
+        store.answer(
+            1, item.position, store.show(1, item.position), said, visible_s=1.0, view="{}", revise=False
+        )
+    assert "reader(s)" in mmif("study", "analyse", study, "-o", tmp_path / "a.html").stdout
+
+
+@pytest.mark.nightly
+def test_type_one_error() -> None:
+    """200 studies in which no method is better, with a bias to a side: 5 % may look otherwise.
+
+    Bounds: 99.9 % of the binomial distribution of 200 draws at 5 %.
+    """
+    methods = ["a", "b", "c"]
+    nothing = simulate.Planted(side_bias=0.4, equal=0.2)
+    found = {"paired": 0, "scale": 0, "interval": 0}
+    for seed in range(200):
+        rows = simulate.rows(nothing, methods, readers=6, cases=12, seed=seed, kinds=("paired", "scale"))
+        c = paired.comparisons(rows, methods)
+        found["paired"] += paired.randomisation(c, seed, draws=1000)["overall"] < 0.05
+        test = scales.analyse(rows, "detail", methods)["test"]
+        found["scale"] += test is not None and test["p"] < 0.05
+        bounds = paired.bradley_terry(c, seed, bootstraps=100)["differences"].values()
+        found["interval"] += any(low > 0 or high < 0 for _, low, high in bounds)
+    print(found)
+    assert 2 <= found["paired"] <= 21 and 2 <= found["scale"] <= 21
+    assert found["interval"] <= 21  # wide on purpose; three intervals a study
