@@ -16,8 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmif_trt.console import volumes
 from mmif_trt.image import InputError
-from mmif_trt.info import RESEARCH_USE, conditions, describe, describe_runtime, facts, weights_in_use
+from mmif_trt.info import (
+    RESEARCH_USE,
+    conditions,
+    describe,
+    describe_runtime,
+    facts,
+    usable_cores,
+    weights_in_use,
+)
 
 if TYPE_CHECKING:
     from mmif_trt.batch import Result, Stop
@@ -111,6 +120,7 @@ def _add_fuse(commands: Any) -> None:
     fuse.add_argument(
         "--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay"
     )
+    volumes.add_options(fuse)
     fuse.set_defaults(run=_fuse)
 
 
@@ -143,6 +153,8 @@ def _value_range(args: argparse.Namespace, side: str) -> tuple[float, float] | N
 
 def _fuse(args: argparse.Namespace) -> int:
     range_a, range_b = _value_range(args, "a"), _value_range(args, "b")
+    if volumes.wanted(args):
+        return volumes.run(args, lambda: _fuser(args, args.threads or usable_cores()), range_a, range_b)
     from mmif_trt import batch
     from mmif_trt.pairs import plan_pairs, prepare_output
 

@@ -17,8 +17,8 @@ from mmif_trt import colour, geometry, normalise, palettes, tiling
 from mmif_trt.image import MIN_SIDE_PX, Image, InputError
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
-# The axes of a displayed slice stack, as radiologists see them: patient's left on the right of the picture.
-PLANES = {"axial": "SPL", "coronal": "AIL", "sagittal": "LIP"}
+# Axes of a displayed stack, as radiologists see it (left on the right), slices along DICOM's normal.
+PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "RIP"}
 MAX_ASPECT = 1.25  # of a pixel; the network was trained on square ones
 
 

@@ -18,8 +18,8 @@ SOP = {
     "PT": "1.2.840.10008.5.1.4.1.1.128",
 }
 PLANTED = {"PatientName": "Müller^Zoë", "PatientID": "PLANTED-4711", "PatientBirthDate": "19511224"}
-STUDY = "1.2.826.0.1.3680043.8.498.1"
-FRAME = "1.2.826.0.1.3680043.8.498.2"
+STUDY = "1.2.826.0.1.3680043.8.498.4711.1"
+FRAME = "1.2.826.0.1.3680043.8.498.4711.2"
 RIGHT_MM, HOT_MM = np.array([38.0, 10, 5]), np.array([-30.0, -12, 14])  # RAS+: right of the middle, left
 
 
