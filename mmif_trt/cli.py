@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mmif_trt.console import volumes
+from mmif_trt.console import batch_command, volumes
 from mmif_trt.image import InputError
 from mmif_trt.info import (
     RESEARCH_USE,
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="version, runtimes, weights, CPU")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_info)
+    batch_command.add(commands)
     demo = commands.add_parser("demo", help="fuse the bundled samples, draw a contact sheet")
     demo.add_argument("out", type=Path, metavar="OUT_DIR")
     _add_runtime(demo)
