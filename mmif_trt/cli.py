@@ -27,6 +27,7 @@ from mmif_trt.info import (
     usable_cores,
     weights_in_use,
 )
+from mmif_trt.node import command as node_command
 
 if TYPE_CHECKING:
     from mmif_trt.batch import Result, Stop
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_info)
     batch_command.add(commands)
+    node_command.add(commands)
     demo = commands.add_parser("demo", help="fuse the bundled samples, draw a contact sheet")
     demo.add_argument("out", type=Path, metavar="OUT_DIR")
     _add_runtime(demo)

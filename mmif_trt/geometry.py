@@ -103,10 +103,7 @@ def resample(a: Image, b: Image, matrix: np.ndarray) -> tuple[Image, float]:
     channels = np.moveaxis(b.data, -1, 0) if b.is_colour else b.data[None]
     moved = [_resample(channel, shape, transform, 0.0 if b.is_colour else lowest) for channel in channels]
     covered = float(_resample(np.ones(b.data.shape[:3], np.float32), shape, transform, 0.0).mean())
-    if b.is_colour:
-        data = np.rint(np.stack(moved, axis=-1)).astype(b.data.dtype)
-    else:
-        data = moved[0]
+    data = np.rint(np.stack(moved, axis=-1)).astype(b.data.dtype) if b.is_colour else moved[0]
     # The stated range stays, so black and white mean what they meant; integers turned float32 in between.
     return replace(b, data=data, affine=a.affine), covered
 

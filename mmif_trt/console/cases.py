@@ -40,13 +40,13 @@ class Work:
 def plan(source: str) -> tuple[list[Case], list[str]]:
     """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired. Raises InputError."""
     if os.path.isdir(source):
-        return pair(collect(_headers(source)))
+        return pair(collect(headers_below(source)))
     if not source.lower().endswith(".csv"):
         raise InputError(f"{source}: accepted are a manifest .csv and a folder of DICOM studies")
     return _manifest(source), []
 
 
-def _headers(root: str) -> Iterator[tuple[str, Any]]:
+def headers_below(root: str) -> Iterator[tuple[str, Any]]:
     from mmif_trt.io import dicom
 
     for folder, folders, names in os.walk(root):

@@ -22,7 +22,7 @@ from mmif_trt.image import Image, InputError
 
 MEGABYTES, SECONDS = 6144, 300.0
 # Of a source's header only this leaves the child: what DICOM out keeps and refers to.
-HEADER = "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesNumber LossyImageCompression".split()
+HEADER = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "LossyImageCompression"]
 
 
 class Decoder:

@@ -27,11 +27,33 @@ SERIES_NUMBER = 9000  # plus that of a
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 # Patient, study and clinical context, as they are in the source (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
 KEPT = (
-    "SpecificCharacterSet PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex PatientAge "
-    "PatientSize PatientWeight StudyInstanceUID StudyDate StudyTime StudyID StudyDescription AccessionNumber "
-    "ReferringPhysicianName PositionReferenceIndicator"
-).split()
-REQUIRED_EMPTY = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID".split()
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "StudyDescription",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+)
+REQUIRED_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+)
 
 
 def derived(
