@@ -63,15 +63,9 @@ def _unzip(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
                     part = file.read(entry.file_size + 1)
                 if is_dicom(part):
                     yield entry.filename, part
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        RuntimeError,
-        NotImplementedError,
-        EOFError,
-        struct.error,
-        OSError,
-    ):
+    except InputError:
+        raise
+    except Exception:  # zipfile raises whatever the bytes lead it to
         raise InputError(f"{name}: a damaged or encrypted zip; accepted is a whole, plain one") from None
 
 

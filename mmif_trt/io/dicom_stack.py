@@ -126,7 +126,7 @@ def frames(dataset: Any) -> np.ndarray:
     try:
         if colour and int(dataset.BitsAllocated) != 8:
             raise InputError(f"{dataset.filename}: colour of {dataset.BitsAllocated} bits; accepted are 8")
-        pixels = pixel_array(dataset)  # YBR comes back as RGB
+        pixels = pixel_array(dataset, decoding_plugin=_codec(dataset))  # YBR comes back as RGB
         if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
             pixels, colour = _eight_bits(apply_color_lut(pixels, dataset)), True
     except InputError:
@@ -144,6 +144,17 @@ def frames(dataset: Any) -> np.ndarray:
             f"{dataset.filename}: {pixels.shape[:3]} pixels, {shape} announced; accepted is a whole file"
         )
     return pixels
+
+
+def _codec(dataset: Any) -> str:
+    """Which of pydicom's plugins decodes; "" leaves it to pydicom. Not gdcm: damaged pixels abort the process
+    in it (found by tests/test_fuzz_volumes.py)."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return ""
+    return next((name for name in get_decoder(syntax).available_plugins if name != "gdcm"), "")
 
 
 def _eight_bits(rgb: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ def decode(data: bytes, name: str) -> Image:
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(name) else f"{name}: {text}") from None
-    except (zlib.error, struct.error, EOFError):
+    except (zlib.error, struct.error, EOFError, ValueError, OverflowError):
         raise InputError(f"{name}: truncated or damaged NIfTI; accepted is a whole file") from None
 
 
