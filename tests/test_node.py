@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -111,3 +113,29 @@ def test_what_a_peer_may_not_do(study: Path, tmp_path: Path, node: Node) -> None
     assert not list((node.folder / "spool" / "outgoing").iterdir())
     assert node.metric("associations_rejected_total") >= 3
     no_patient_value(node)
+
+
+def resident_mb(node: Node) -> float:
+    assert node.process is not None
+    lines = Path(f"/proc/{node.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.mark.skipif(
+    os.environ.get("MMIF_NIGHTLY") != "1", reason="MMIF_NIGHTLY=1 runs the load of 2,000 instances"
+)
+def test_load_of_8_associations_and_2000_instances(tmp_path: Path, node: Node) -> None:
+    affine = affine_of("SPL", (1.0, 4.0, 4.0), (250, 128, 128))
+    folders = []
+    for i in range(8):
+        where = {"StudyInstanceUID": f"1.2.3.{i}"}
+        folders.append(write_mr(tmp_path / f"s{i}", affine, (250, 128, 128), **where))
+    sizes = []
+    for _ in range(2):  # the second round brings the same instances again: nothing more is kept
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda folder: storescu(node.port, folder), folders)) == [0] * 8
+        sizes.append(resident_mb(node))
+    assert node.metric("instances_received_total") == 4000
+    assert len(list((node.folder / "spool" / "incoming").rglob("*.dcm"))) == 2000
+    print("resident MB after each round of 2,000:", sizes)
+    assert sizes[1] < sizes[0] * 1.1 + 20

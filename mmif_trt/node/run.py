@@ -35,13 +35,16 @@ def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
     try:
         with Decoder() as decoder:
             while not stop.reason:
-                for study in spool.studies():
-                    quiet = spool.quiet_s(study)
-                    arrived = round(time.time() - quiet, 2)
-                    if quiet >= settings.quiet_s and abs(looked.get(study.name, -1) - arrived) > 0.1:
-                        _fuse_study(settings, spool, counters, fuser, decoder, study, stop)
-                        looked[study.name] = arrived
-                spool.forget(settings.keep_s)
+                try:
+                    for study in spool.studies():
+                        quiet = spool.quiet_s(study)
+                        arrived = round(time.time() - quiet, 2)
+                        if quiet >= settings.quiet_s and abs(looked.get(study.name, -1) - arrived) > 0.1:
+                            _fuse_study(settings, spool, counters, fuser, decoder, study, stop)
+                            looked[study.name] = arrived
+                    spool.forget(settings.keep_s)
+                except OSError as error:  # the disk: what is kept stays, and is looked at again
+                    log.error("the spool cannot be read or written: %s", type(error).__name__)
                 time.sleep(POLL_S)
     finally:
         stop.reason = stop.reason or "error"

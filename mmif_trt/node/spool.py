@@ -11,6 +11,7 @@ repeated after a crash is the same instance, and a PACS that had it already keep
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -40,9 +41,9 @@ class Spool:
         return sorted(path for path in (self.root / "incoming").iterdir() if path.is_dir())
 
     def quiet_s(self, study: Path) -> float:
-        """Seconds since something of this study arrived, by the clock of the file system."""
-        newest = max((path.stat().st_mtime for path in study.iterdir()), default=0.0)
-        return time.time() - max(newest, study.stat().st_mtime)
+        """Seconds since something of this study arrived."""
+        # An arrival renames a file into the folder, which dates the folder; the files may be moving.
+        return time.time() - study.stat().st_mtime
 
     def cases(self, study: Path) -> list[Case]:
         """The fusions of a study that are neither sent, waiting, nor failed."""
@@ -79,10 +80,11 @@ class Spool:
         count = 0
         for study in self.studies():
             if self.quiet_s(study) > keep_s:
-                for path in study.iterdir():
-                    path.unlink()
-                study.rmdir()
-                count += 1
+                with contextlib.suppress(OSError):  # something arrives just now: then it stays
+                    for path in study.iterdir():
+                        path.unlink()
+                    study.rmdir()
+                    count += 1
         return count
 
     def room(self) -> int:
