@@ -200,7 +200,7 @@ def _settle(
             result.status = "done"
     except Exception as error:
         result.message = explain(error)
-        if _disk_is_full(error):
+        if disk_is_full(error):
             stop.reason = stop.reason or f"the disk of {os.path.dirname(pair.out) or '.'} is full"
     return result
 
@@ -252,7 +252,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
+def disk_is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -16,8 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmif_trt.console import batch_command, volumes
 from mmif_trt.image import InputError
-from mmif_trt.info import RESEARCH_USE, conditions, describe, describe_runtime, facts, weights_in_use
+from mmif_trt.info import (
+    RESEARCH_USE,
+    conditions,
+    describe,
+    describe_runtime,
+    facts,
+    usable_cores,
+    weights_in_use,
+)
+from mmif_trt.node import command as node_command
 from mmif_trt.report import command as report
 from mmif_trt.study import command as study
 
@@ -71,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="version, runtimes, weights, CPU")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_info)
+    batch_command.add(commands)
+    node_command.add(commands)
     demo = commands.add_parser("demo", help="fuse the bundled samples, draw a contact sheet")
     demo.add_argument("out", type=Path, metavar="OUT_DIR")
     _add_runtime(demo)
@@ -115,6 +127,7 @@ def _add_fuse(commands: Any) -> None:
     fuse.add_argument(
         "--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay"
     )
+    volumes.add_options(fuse)
     fuse.set_defaults(run=_fuse)
 
 
@@ -147,6 +160,8 @@ def _value_range(args: argparse.Namespace, side: str) -> tuple[float, float] | N
 
 def _fuse(args: argparse.Namespace) -> int:
     range_a, range_b = _value_range(args, "a"), _value_range(args, "b")
+    if volumes.wanted(args):
+        return volumes.run(args, lambda: _fuser(args, args.threads or usable_cores()), range_a, range_b)
     from mmif_trt import batch
     from mmif_trt.pairs import plan_pairs, prepare_output
 

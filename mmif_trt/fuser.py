@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmif_trt import colour, normalise, runtimes, tiling
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
+
+if TYPE_CHECKING:
+    from mmif_trt.volume import Fused
 
 ValueRange = tuple[float, float]
 _WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type of the two
@@ -60,6 +63,12 @@ class Fuser:
             pixels, value_range=like.value_range, modality=None, source=f"{a.source} + {b.source}"
         )
 
+    def fuse_volumes(self, a: Image, b: Image, **options: Any) -> Fused:
+        """a: the MRI volume, b: CT, PET or SPECT in its own grid. options: see volume.Options."""
+        from mmif_trt import volume
+
+        return volume.fuse(self.runtime.infer, a, b, volume.Options(**options), self.runtime.streams)
+
     def __call__(
         self,
         a: Any,
@@ -68,11 +77,18 @@ class Fuser:
         value_range: ValueRange | None = None,
         value_range_a: ValueRange | None = None,
         value_range_b: ValueRange | None = None,
+        **options: Any,
     ) -> Any:
         """Fuse; see `fuse`."""
         range_a, range_b = value_range_a or value_range, value_range_b or value_range
         if isinstance(a, (str, os.PathLike, Image)) or isinstance(b, (str, os.PathLike, Image)):
-            return self.fuse_images(_as_image(a, "a", range_a), _as_image(b, "b", range_b))
+            image_a, image_b = _as_image(a, "a", range_a), _as_image(b, "b", range_b)
+            if image_a.is_volume or image_b.is_volume:
+                return self.fuse_volumes(image_a, image_b, **options).image
+        if options:
+            raise InputError(f"{', '.join(options)}: accepted for volumes with geometry only")
+        if isinstance(a, (str, os.PathLike, Image)) or isinstance(b, (str, os.PathLike, Image)):
+            return self.fuse_images(image_a, image_b)
         array_a, array_b = _as_array(a, "a"), _as_array(b, "b")
         fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
         if isinstance(a, np.ndarray):
@@ -110,21 +126,26 @@ def fuse(
     value_range_b: ValueRange | None = None,
     runtime: str = "auto",
     precision: str = "auto",
+    **options: Any,
 ) -> Any:
-    """Fuse an MRI with a registered CT, PET or SPECT image of the same size.
+    """Fuse an MRI with a registered CT, PET or SPECT image of the same size, or with a volume in any grid.
 
     a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W] or
         [H, W, 3], or a batch [N, H, W] or [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px a side), a
-        path, or an `Image`.
+        path, or an `Image`; a path of a volume may be NIfTI, a DICOM folder, file or zip (see io.read).
     value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the
-        whole range of the dtype (float32: 0 to 1). Values outside saturate.
+        whole range of the dtype (float32: 0 to 1); of volumes the header's window, or fixed limits by
+        modality and unit (normalise.LIMITS). Values outside saturate.
+    options: for volumes, see volume.Options: plane, palette, registration, assume_aligned, modality_b,
+        percentiles_a, percentiles_b. b is resampled on a's grid by their geometry.
     Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its
         device), in the wider dtype of the two, RGB where b is RGB.
     Raises InputError, naming the argument or file, what came and what is accepted.
     """
     with _loading:
         fuser = _default_fuser(runtime, precision)
-    return fuser(a, b, value_range=value_range, value_range_a=value_range_a, value_range_b=value_range_b)
+    ranges = {"value_range": value_range, "value_range_a": value_range_a, "value_range_b": value_range_b}
+    return fuser(a, b, **ranges, **options)
 
 
 @lru_cache(maxsize=4)

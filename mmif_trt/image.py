@@ -9,6 +9,8 @@ import numpy as np
 
 MODALITIES = ("mri", "ct", "pet", "spect")
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 4096
+MAX_VOXELS = 1 << 28  # of a volume: 512 x 512 x 1024
+_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # towards which an axis runs, along x, y, z of RAS+
 # Black and white where the caller states nothing: the whole range of the type, never the image's extremes.
 DTYPE_RANGE: dict[str, tuple[float, float]] = {"uint8": (0, 255), "uint16": (0, 65535), "float32": (0, 1)}
 
@@ -19,16 +21,25 @@ class InputError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One 2-D picture with its meaning.
+    """One 2-D picture, or one volume of slices, with its meaning.
 
-    data: [H, W] grey or [H, W, 3] RGB; uint8, uint16 or float32; 16 to 4096 px a side; finite.
-    value_range: the values of black and white. None: the whole range of the dtype (float32: 0 to 1).
+    data: [H, W] grey or [H, W, 3] RGB; with an affine also a volume [S, H, W] or [S, H, W, 3]; uint8, uint16
+        or float32; 16 to 4096 px a side, 2^28 voxels at most; finite.
+    value_range: the values of black and white. None: the whole range of the dtype (float32: 0 to 1), for
+        pictures only: of a volume None means that nobody stated them, and fusing asks.
     modality: one of "mri", "ct", "pet", "spect", or None where it is not known.
-    spacing_mm: pixel pitch (row, column) in millimetres, or None where it is not known.
-    affine: [4, 4] voxel index to patient millimetres (RAS+), or None where it is not known.
+    spacing_mm: pitch (row, column), of a volume (slice, row, column), in millimetres, or None where it is not
+        known. A volume's is computed from its affine.
+    affine: [4, 4] voxel index in the order of the array's axes (slice, row, column) to patient millimetres
+        (RAS+: right, anterior, superior), or None where it is not known. A volume must have one.
     source: where it came from, for messages; a path or an argument's name.
+    units: of the values: "HU", "SUVbw", "BQML", or None where they are not known.
+    frame: Frame of Reference UID (DICOM), or None. Two images with different ones share no coordinates.
+    headers: the pydicom datasets of the source instances without their pixels, in slice order; () for others.
+    notes: what a reader had to decide or could not do, in words.
 
-    Raises InputError for another shape, type or size, for NaN or infinity, and for an empty value range.
+    Raises InputError for another shape, type or size, for NaN or infinity, for an empty value range, and for
+    a volume without invertible geometry.
     """
 
     data: np.ndarray
@@ -37,6 +48,10 @@ class Image:
     spacing_mm: tuple[float, ...] | None = None
     affine: np.ndarray | None = None
     source: str = "image"
+    units: str | None = None
+    frame: str | None = None
+    headers: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         data = self.data
@@ -44,8 +59,13 @@ class Image:
             came = f"dtype {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
             raise InputError(f"{self.source}: {came}; accepted are arrays of uint8, uint16 and float32")
         if not (data.ndim == 2 or (data.ndim == 3 and data.shape[2] == 3)):
-            raise InputError(f"{self.source}: shape {data.shape}; accepted are [H, W] grey and [H, W, 3] RGB")
-        height, width = data.shape[:2]
+            if self.affine is None or data.ndim not in (3, 4) or (data.ndim == 4 and data.shape[3] != 3):
+                raise InputError(
+                    f"{self.source}: shape {data.shape}; accepted are [H, W] grey and [H, W, 3] RGB, and "
+                    "[S, H, W] or [S, H, W, 3] with an affine"
+                )
+            self._check_volume()
+        height, width = self.size
         if not (min(height, width) >= MIN_SIDE_PX and max(height, width) <= MAX_SIDE_PX):
             raise InputError(
                 f"{self.source}: {height} x {width} px; accepted are {MIN_SIDE_PX} to {MAX_SIDE_PX} px a side"
@@ -56,6 +76,8 @@ class Image:
             raise InputError(
                 f"{self.source}: modality {self.modality!r}; accepted are {', '.join(MODALITIES)}"
             )
+        if self.is_volume and self.value_range is None:
+            return
         given = DTYPE_RANGE[data.dtype.name] if self.value_range is None else self.value_range
         try:
             low, high = (float(value) for value in given)
@@ -67,31 +89,68 @@ class Image:
             )
         object.__setattr__(self, "value_range", (low, high))
 
+    def _check_volume(self) -> None:
+        affine = np.array(self.affine, np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or (affine[3] != (0, 0, 0, 1)).any():
+            raise InputError(
+                f"{self.source}: affine {affine.tolist()}; accepted is a finite [4, 4] of RAS+ mm"
+            )
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
+            raise InputError(
+                f"{self.source}: an affine whose axes do not span space; accepted is real geometry"
+            )
+        voxels = int(np.prod(self.data.shape[:3], dtype=np.int64))
+        if not 1 <= voxels <= MAX_VOXELS:
+            raise InputError(f"{self.source}: {voxels} voxels; accepted are 1 to {MAX_VOXELS}")
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "spacing_mm", tuple(round(float(mm), 6) for mm in spacing))
+
     @property
     def is_colour(self) -> bool:
-        return self.data.ndim == 3
+        return self.data.ndim > 2 and self.data.shape[-1] == 3
+
+    @property
+    def is_volume(self) -> bool:
+        return self.data.ndim - self.is_colour == 3
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.data.shape[0], self.data.shape[1]
+        """(height, width) in pixels, of each slice."""
+        height, width = self.data.shape[:-1][-2:] if self.is_colour else self.data.shape[-2:]
+        return height, width
+
+    @property
+    def orientation(self) -> str | None:
+        """Towards which side each axis runs, such as "SPL" for axial slices from the feet up in DICOM's row
+        and column order; the nearest anatomical axis where oblique. None without an affine."""
+        if self.affine is None:
+            return None
+        return "".join(letter_of(self.affine[:3, axis]) for axis in range(self.data.ndim - self.is_colour))
 
     def with_data(self, data: np.ndarray, **changes: Any) -> Image:
         """The same meaning over other pixels."""
         return replace(self, data=data, **changes)
 
     def __repr__(self) -> str:
-        height, width = self.size
-        assert self.value_range is not None
-        low, high = self.value_range
+        shape = self.data.shape[: self.data.ndim - self.is_colour]
+        low, high = self.value_range or (None, None)
         parts = [
-            f"{height} x {width}",
+            " x ".join(str(side) for side in shape),
             "RGB" if self.is_colour else "grey",
             self.data.dtype.name,
-            f"range {low:g} to {high:g}",
+            "range unknown" if low is None else f"range {low:g} to {high:g}",
             self.modality or "modality unknown",
             "spacing unknown"
             if self.spacing_mm is None
             else "spacing " + " x ".join(f"{s:g}" for s in self.spacing_mm) + " mm",
         ]
+        if self.is_volume:
+            parts += [f"axes to {self.orientation}", self.units or "units unknown"]
         return f"Image({', '.join(parts)}; {self.source})"
+
+
+def letter_of(direction: np.ndarray) -> str:
+    """The patient side (R L A P S I) that a RAS+ direction [3] points to most."""
+    axis = int(np.abs(direction).argmax())
+    return _LETTERS[axis][int(direction[axis] > 0)]

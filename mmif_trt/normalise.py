@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmif_trt.image import Image
+from mmif_trt.image import Image, InputError
+
+# Black and white of volumes whose values have a physical unit: our own choice, the same for every patient.
+# CT: from below fat to compact bone, so that brain stays above black; PET: FDG's usual display, cortex below
+# white. MRI has no unit: its limits come from the header's window, from the caller, or by percentiles on
+# demand.
+LIMITS = {("ct", "HU"): (-100.0, 900.0), ("pet", "SUVbw"): (0.0, 10.0)}
 
 
 def to_unit(image: Image) -> np.ndarray:
@@ -28,3 +34,31 @@ def from_unit(unit: np.ndarray, dtype: np.dtype, value_range: tuple[float, float
         return np.asarray(values, np.float32)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+
+
+def volume_limits(image: Image, percentiles: tuple[float, float] | None) -> tuple[tuple[float, float], str]:
+    """(black, white) of a volume, once for all its slices, and in words where they come from.
+
+    percentiles: (low, high), 0..100, of all voxels, where the caller asks; else the stated range
+    (argument, DICOM window, NIfTI cal_min, cal_max), else LIMITS. Raises InputError where nothing is known.
+    """
+    if percentiles is not None:
+        low, high = percentiles
+        if not 0 <= low < high <= 100:
+            raise InputError(f"percentiles {low} {high}; accepted are 0 <= low < high <= 100")
+        black, white = (float(x) for x in np.percentile(image.data, (low, high)))
+        if not black < white:
+            raise InputError(
+                f"{image.source}: its percentiles {low:g} and {high:g} are equal; accepted is contrast"
+            )
+        return (black, white), f"percentiles {low:g} and {high:g} of the volume"
+    if image.value_range is not None:
+        return image.value_range, "stated by the caller or the header"
+    known = LIMITS.get((image.modality or "", image.units or ""))
+    if known is not None:
+        return known, f"fixed for {image.modality} in {image.units}"
+    why = "".join(f" ({note})" for note in image.notes)
+    kind = f"{image.modality or 'unknown modality'} in {image.units or 'unknown units'}"
+    raise InputError(
+        f"{image.source}: {kind}{why} has no fixed black and white; accepted is a value range, or percentiles"
+    )

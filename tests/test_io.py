@@ -113,7 +113,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     os.mkfifo(tmp_path / "pipe.png")
     os.symlink(tmp_path / "nowhere.png", tmp_path / "link.png")
     os.symlink(tmp_path / "loop.png", tmp_path / "loop.png")
-    refused(tmp_path / "folder.png", "a folder")
+    refused(tmp_path / "folder.png", "a folder without DICOM")
     refused(tmp_path / "empty.png", "empty")
     refused(tmp_path / "text.png", "begins with b'not a pi'")
     refused(tmp_path / "pipe.png", "no regular file")

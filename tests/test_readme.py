@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import phantoms
 import pytest
 from conftest import REPO
 
@@ -34,7 +35,7 @@ def test_python(code: str, tmp_path: Path) -> None:
 
 
 def test_shell_fuse(tmp_path: Path) -> None:
-    (command,) = [block for block in blocks("sh") if "mmif-trt fuse" in block]
+    (command,) = [block for block in blocks("sh") if "MRI_FOLDER" in block]
     rng = np.random.default_rng(0)
     for folder in ("MRI_FOLDER", "PET_FOLDER"):
         (tmp_path / folder).mkdir()
@@ -78,6 +79,18 @@ def test_shell_report_and_study(tmp_path: Path) -> None:
         server.wait()
 
 
+def test_shell_volumes(tmp_path: Path) -> None:
+    (command,) = [block for block in blocks("sh") if "STUDY_ROOT" in block]
+    affine = phantoms.affine_of()
+    for root in (tmp_path, tmp_path / "STUDY_ROOT"):
+        phantoms.write_mr(root / "MRI_SERIES", affine)
+        phantoms.write_pet(root / "PET_SERIES", affine)
+    command = command.replace("mmif-trt", f"{sys.executable} -m mmif_trt")
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "fused.dcm").stat().st_size and (tmp_path / "sheet.png").stat().st_size
+    assert len(list((tmp_path / "FUSED_STUDIES").glob("*_luma.nii"))) == 1
+
+
 def test_shell_train(tmp_path: Path) -> None:
     (command,) = [block for block in blocks("sh") if "mmif_trt.train.fusion" in block]
     command = command.replace("python -m", f"{sys.executable} -m").strip() + " --dry-run"
@@ -85,7 +98,7 @@ def test_shell_train(tmp_path: Path) -> None:
 
 
 def test_shell_install_is_what_the_makefile_does() -> None:
-    (command,) = [block.strip() for block in blocks("sh") if "pip install" in block]
+    (command,) = [block.strip() for block in blocks("sh") if "pip install --no" in block]
     assert "--no-build-isolation -e '.[dev]'" in (REPO / "Makefile").read_text()
     assert command == "pip install --no-build-isolation -e '.[train]'"
 

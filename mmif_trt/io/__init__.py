@@ -12,13 +12,14 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mmif_trt.image import Image, InputError
-from mmif_trt.io import raster
+from mmif_trt.image import DTYPE_RANGE, Image, InputError
+from mmif_trt.io import dicom, nifti, raster
 
 __all__ = ["FORMATS", "TMP_SUFFIX", "Format", "OutputError", "format_of", "read", "write", "write_atomic"]
 
 # The largest picture (4096 x 4096 RGB float32) has 201 MB; a file of more than twice that is something else.
 MAX_FILE_BYTES = 402_653_184
+MAX_VOLUME_BYTES = 2 << 30
 # A file being written is ".<pid>-<random>" and this, beside its target; one that stays was left by a kill.
 TMP_SUFFIX = ".mmif-tmp"
 
@@ -36,8 +37,15 @@ class Format:
     dtypes: tuple[str, ...]  # that encode takes
     decode: Callable[[bytes, str], Image]
     encode: Callable[[Image], bytes]
+    is_volume: bool = False
 
 
+def _not_by_write(image: Image) -> bytes:
+    raise InputError("DICOM needs a study to belong to; accepted is mmif-trt fuse --dicom")
+
+
+_DICOM = Format("DICOM", tuple(DTYPE_RANGE), dicom.decode, _not_by_write, True)
+_VOLUME = tuple(DTYPE_RANGE)
 _PNG = Format("PNG", ("uint8", "uint16"), raster.decode, raster.encode_png)
 _TIFF = Format("TIFF", ("uint8", "uint16", "float32"), raster.decode, raster.encode_tiff)
 _JPEG = Format("JPEG", ("uint8",), raster.decode, raster.encode_jpeg)
@@ -49,6 +57,11 @@ FORMATS: dict[str, Format] = {
     ".jpeg": _JPEG,
     ".jp2": Format("JPEG 2000", ("uint8", "uint16"), raster.decode, raster.encode_jp2),
     ".j2k": Format("JPEG 2000 codestream", ("uint8", "uint16"), raster.decode, raster.encode_j2k),
+    ".nii": Format("NIfTI", _VOLUME, nifti.decode, nifti.encode, True),
+    ".nii.gz": Format("gzipped NIfTI", _VOLUME, nifti.decode, nifti.encode_gz, True),
+    ".dcm": _DICOM,
+    ".ima": _DICOM,
+    ".zip": Format("zip of DICOM", _VOLUME, dicom.decode_zip, _not_by_write, True),
 }
 
 
@@ -63,7 +76,10 @@ def format_of(path: str | os.PathLike[str]) -> Format:
 
 
 def read(path: str | os.PathLike[str]) -> Image:
-    """The picture in a file, as stored: [H, W] grey or [H, W, 3] RGB; uint8, uint16 or (TIFF) float32.
+    """The picture or volume in a file, as stored: [H, W] grey or [H, W, 3] RGB; uint8, uint16 or float32.
+
+    NIfTI and DICOM with geometry come as volumes (see Image); a folder is one DICOM series; a file without a
+    known suffix may be DICOM.
 
     An RGB file with equal channels stays RGB. Image.source is the path as given. Raises InputError, one line
     that names the file, for everything that is not one whole picture (see raster.py) or cannot be read.
@@ -71,19 +87,33 @@ def read(path: str | os.PathLike[str]) -> Image:
     name = _name(path)
     try:
         status = os.stat(name)  # before open, which would wait for a pipe's writer
+        if stat.S_ISDIR(status.st_mode):
+            return dicom.read_folder(name)
         if not stat.S_ISREG(status.st_mode):
-            came = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise InputError(f"{name}: {came}; accepted is one picture file")
-        form = format_of(name)
-        if status.st_size > MAX_FILE_BYTES:
-            raise InputError(f"{name}: {status.st_size} bytes; accepted are {MAX_FILE_BYTES} at most")
+            raise InputError(f"{name}: no regular file; accepted is one picture file")
+        form = _DICOM if _is_nameless_dicom(name) else format_of(name)
+        most = MAX_VOLUME_BYTES if form.is_volume else MAX_FILE_BYTES
+        if status.st_size > most:
+            raise InputError(f"{name}: {status.st_size} bytes; accepted are {most} at most")
         with open(name, "rb") as file:
-            data = file.read(MAX_FILE_BYTES)
+            data = file.read(most)
+        return form.decode(data, name)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file; accepted are {' '.join(FORMATS)} files") from None
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name}: needs {error.name}; accepted with pip install 'mmif-trt[clinical]'"
+        ) from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
-    return form.decode(data, name)
+
+
+def _is_nameless_dicom(name: str) -> bool:
+    """DICOM files often have no suffix, or a number for one."""
+    if name.lower().endswith(tuple(FORMATS)):
+        return False
+    with open(name, "rb") as file:
+        return dicom.is_dicom(file.read(132))
 
 
 def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -> None:

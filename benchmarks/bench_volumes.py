@@ -1,0 +1,91 @@
+"""Volumes end to end by `mmif-trt batch` against the network alone on the same slices.
+
+    python benchmarks/bench_volumes.py TEMPLATES OUT [--volumes 200]
+
+TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). Network alone: every slice that is
+not black through the runtime, as many side by side as the batch uses, inputs in memory; median of 5 volumes.
+Writes benchmarks/results/volumes_cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+import mmif_trt
+from mmif_trt import colour, palettes, tiling
+from mmif_trt.info import conditions, usable_cores
+from mmif_trt.volume import orient
+
+RESULT = Path(__file__).parent / "results" / "volumes_cpu.json"
+
+
+def network_alone_s(templates: Path) -> float:
+    """Seconds of one volume."""
+    a, b = mmif_trt.read(templates / "T1.nii"), mmif_trt.read(templates / "PET.nii")
+    assert a.affine is not None
+    slices_a, _ = orient(np.clip(a.data / np.float32(0.9), 0, 1), a.affine, "axial")
+    slices_b, _ = orient(np.clip(b.data, 0, 1), a.affine, "axial")
+    pairs = [(x, colour.luma(palettes.apply(y, "PET"))) for x, y in zip(slices_a, slices_b, strict=True)]
+    pairs = [(x, y) for x, y in pairs if x.any() or y.any()]
+    fuser = mmif_trt.Fuser(streams=usable_cores())
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            list(pool.map(lambda pair: tiling.run(fuser.runtime.infer, *pair), pairs))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("templates", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--volumes", type=int, default=200)
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    folder = args.templates.resolve()
+    rows = [f"v{i:03},{folder}/T1.nii,{folder}/PET.nii,pet,0,0.9,0,1" for i in range(args.volumes)]
+    head = "name,a,b,modality_b,low_a,high_a,low_b,high_b"
+    (args.out / "list.csv").write_text("\n".join([head, *rows]) + "\n")
+    before = network_alone_s(args.templates)
+    command = [
+        "-m",
+        "mmif_trt",
+        "batch",
+        str(args.out / "list.csv"),
+        "-o",
+        str(args.out / "fused"),
+        "--quiet",
+    ]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True)
+    seconds = time.perf_counter() - start
+    alone = statistics.mean([before, network_alone_s(args.templates)])
+    row = {
+        "volumes": args.volumes,
+        "batch_s": round(seconds, 2),
+        "batch_volumes_per_s": round(args.volumes / seconds, 3),
+        "network_alone_volumes_per_s": round(1 / alone, 3),
+        "share_of_network": round(args.volumes / seconds * alone, 3),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
+        "conditions": conditions(),
+    }
+    RESULT.write_text(json.dumps(row, indent=1) + "\n")
+    print(json.dumps(row, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Reading in a child process with limits of memory and time: a bad file costs one case, never the run.
+
+`python -m mmif_trt.console.decoder MEGABYTES` is the child: one JSON request a line in, one answer a line
+out, pixels through a file. `Decoder` is the parent's side; it starts the child anew after a death.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmif_trt.image import Image, InputError
+
+MEGABYTES, SECONDS = 6144, 300.0
+# Of a source's header only this leaves the child: what DICOM out keeps and refers to.
+HEADER = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "LossyImageCompression"]
+
+
+class Decoder:
+    """read(paths) as io.read, in a child. Not for several threads at once. Close it, or use `with`."""
+
+    def __init__(self, megabytes: int = MEGABYTES, seconds: float = SECONDS) -> None:
+        self.megabytes, self.seconds = megabytes, seconds
+        self._child: subprocess.Popen[bytes] | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="mmif-decode-")
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stop()
+        self._folder.cleanup()
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for stream in (self._child.stdin, self._child.stdout):
+                if stream:
+                    stream.close()
+            self._child = None
+
+    def read(self, paths: tuple[str, ...]) -> Image:
+        """paths: one file or folder, or the DICOM files of a series. Raises InputError, also where the child
+        died or took too long."""
+        name = paths[0] if len(paths) == 1 else f"{os.path.dirname(paths[0])} ({len(paths)} files)"
+        if self._child is None or self._child.poll() is not None:
+            command = [sys.executable, "-m", "mmif_trt.console.decoder", str(self.megabytes)]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._child.stdin is not None
+        target = str(Path(self._folder.name) / "pixels.npy")
+        request = json.dumps({"paths": list(paths), "name": name, "target": target}) + "\n"
+        try:
+            self._child.stdin.write(request.encode())
+            self._child.stdin.flush()
+            answer = self._answer(name)
+        except (BrokenPipeError, EOFError):
+            self._stop()
+            raise InputError(
+                f"{name}: the reader died on it (memory over {self.megabytes} MB?); accepted is a valid file"
+            ) from None
+        if "error" in answer:
+            if "memory" in answer["error"]:
+                self._stop()  # what it still holds would cost the next file
+            raise InputError(answer["error"])
+        data = np.load(target, allow_pickle=False)
+        os.unlink(target)
+        return _image(answer, data)
+
+    def _answer(self, name: str) -> dict[str, Any]:
+        assert self._child is not None and self._child.stdout is not None
+        end, got, out = time.monotonic() + self.seconds, b"", self._child.stdout.fileno()
+        while not got.endswith(b"\n"):
+            if not select.select([out], [], [], max(0.0, end - time.monotonic()))[0]:
+                self._stop()
+                raise InputError(f"{name}: not read within {self.seconds:g} s; accepted is a file that is")
+            part = os.read(out, 1 << 20)
+            if not part:
+                raise EOFError
+            got += part
+        answer: dict[str, Any] = json.loads(got)
+        return answer
+
+
+def _image(answer: dict[str, Any], data: np.ndarray) -> Image:
+    from pydicom.dataset import Dataset
+
+    headers = tuple(Dataset.from_json(text) for text in answer["headers"])
+    affine = None if answer["affine"] is None else np.array(answer["affine"])
+    limits = None if answer["value_range"] is None else tuple(answer["value_range"])
+    rest = {key: answer[key] for key in ("modality", "source", "units", "frame")}
+    return Image(data, limits, affine=affine, headers=headers, notes=tuple(answer["notes"]), **rest)
+
+
+def _serve() -> None:
+    import resource
+
+    limit = int(sys.argv[1]) << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a codec prints is no answer
+    for line in sys.stdin:
+        answers.write(json.dumps(_reply(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def _reply(request: dict[str, Any]) -> dict[str, Any]:
+    from mmif_trt.batch import explain
+
+    try:
+        image = _read(request["paths"], request["name"])
+        np.save(request["target"], image.data)
+    except MemoryError:
+        return {"error": f"{request['name']}: over the memory limit; accepted is a smaller file"}
+    except Exception as error:
+        return {"error": explain(error)}
+    return {
+        "headers": [_header(dataset) for dataset in image.headers],
+        "affine": None if image.affine is None else image.affine.tolist(),
+        "value_range": image.value_range,
+        "notes": image.notes,
+        **{key: getattr(image, key) for key in ("modality", "source", "units", "frame")},
+    }
+
+
+def _read(paths: list[str], name: str) -> Image:
+    from mmif_trt import io
+    from mmif_trt.io import dicom
+
+    if len(paths) == 1:
+        return io.read(paths[0])
+    return dicom.series([dicom.parse(Path(path).read_bytes(), path) for path in paths], name)
+
+
+def _header(dataset: Any) -> str:
+    from pydicom.dataset import Dataset
+
+    from mmif_trt.io.dicom import quiet
+    from mmif_trt.io.dicom_write import KEPT
+
+    with quiet():
+        small = Dataset()
+        for keyword in (*KEPT, *HEADER):
+            if keyword in dataset:
+                small[keyword] = dataset[keyword]
+        text: str = small.to_json()
+    return text
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,223 @@
+"""One grid for two volumes: b onto a's by their headers, or by a rigid registration that is reported."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mmif_trt.image import Image, InputError
+
+REGISTRATIONS = ("header", "rigid", "none")
+_SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
+_FINEST_MM = 1.5
+_SEEDS = (20, 40)  # the same registration from other samples: how far the two differ is the repeatability
+_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to b. matrix: [4, 4] a's RAS+ mm to the place in b's header, RAS+ mm (identity: header).
+
+    shift_mm: how far the middle of a's grid moves; rotation_deg: about the axis of rotation.
+    mutual_information: before and after, Mattes, negative is better as in ITK. repeatability_mm: the largest
+    distance within a's grid between two registrations of other random samples: no error bound, but one that
+    is large says that the result is not to be trusted. None where nothing was measured.
+    """
+
+    registration: str
+    matrix: list[list[float]]
+    shift_mm: float = 0.0
+    rotation_deg: float = 0.0
+    mutual_information: tuple[float, float] | None = None
+    repeatability_mm: float | None = None
+    inside: float = 1.0  # share of a's grid that b covers
+
+    def entry(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def align(
+    a: Image, b: Image, registration: str = "header", *, assume_aligned: bool = False
+) -> tuple[Image, Report]:
+    """b on a's grid, and how it came there. Outside b the value is b's lowest (black).
+
+    "header": by the two affines; refused where both name a frame of reference and these differ. "rigid":
+    six parameters on top of the headers, by mutual information. "none": voxel for voxel, only with
+    assume_aligned=True and equal shapes. Raises InputError.
+    """
+    if registration not in REGISTRATIONS:
+        raise InputError(f"registration {registration!r}; accepted are {', '.join(REGISTRATIONS)}")
+    if registration == "none":
+        if not assume_aligned:
+            raise InputError(
+                "registration 'none' says nothing on where b lies; accepted with assume_aligned=True"
+            )
+        if a.data.shape[:3] != b.data.shape[:3]:
+            raise InputError(
+                f"{a.source} has {a.data.shape[:3]} voxels and {b.source} {b.data.shape[:3]}; "
+                "accepted without registration is one grid"
+            )
+        return replace(b, affine=a.affine), Report("none", np.eye(4).tolist())
+    _same_patient(a, b)
+    if registration == "header":
+        if a.frame and b.frame and a.frame != b.frame:
+            raise InputError(
+                f"{a.source} and {b.source} have different frames of reference: coordinates say nothing "
+                "on each other; accepted is one frame, or registration 'rigid'"
+            )
+        matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
+    else:
+        matrix, report = register_rigid(a, b)
+    moved, inside = resample(a, b, matrix)
+    if not inside:
+        raise InputError(f"{b.source} does not reach {a.source} anywhere; accepted are volumes of one place")
+    return moved, replace(report, inside=round(inside, 4))
+
+
+def _same_patient(a: Image, b: Image) -> None:
+    """Raises InputError where both headers name a patient, and not the same one; no name in the message."""
+    for keyword in ("PatientID", "IssuerOfPatientID"):
+        ours, theirs = (str(x.headers[0].get(keyword) or "") if x.headers else "" for x in (a, b))
+        if ours and theirs and ours != theirs:
+            raise InputError(f"{a.source} and {b.source} are of two patients; accepted is one patient")
+
+
+def resample(a: Image, b: Image, matrix: np.ndarray) -> tuple[Image, float]:
+    """b [S, H, W] (or RGB) on a's grid, linear, and the share of that grid that b covers.
+
+    matrix: RAS+ mm of a to RAS+ mm of b. Works on voxel indices, so that left-handed, oblique and sheared
+    grids are all one case.
+    """
+    import SimpleITK as sitk
+
+    assert a.affine is not None and b.affine is not None
+    to_b = np.linalg.inv(b.affine) @ matrix @ a.affine  # (slice, row, column) of a to that of b
+    to_b = to_b[[2, 1, 0, 3]][:, [2, 1, 0, 3]]  # ITK counts (column, row, slice)
+    shape = a.data.shape[:3]
+    if shape == b.data.shape[:3] and np.allclose(to_b, np.eye(4), atol=1e-4):
+        return replace(b, affine=a.affine), 1.0
+    transform = sitk.AffineTransform(to_b[:3, :3].ravel().tolist(), to_b[:3, 3].tolist())
+    lowest = float(b.value_range[0]) if b.value_range else float(b.data.min())
+    channels = np.moveaxis(b.data, -1, 0) if b.is_colour else b.data[None]
+    moved = [_resample(channel, shape, transform, 0.0 if b.is_colour else lowest) for channel in channels]
+    covered = float(_resample(np.ones(b.data.shape[:3], np.float32), shape, transform, 0.0).mean())
+    data = np.rint(np.stack(moved, axis=-1)).astype(b.data.dtype) if b.is_colour else moved[0]
+    # The stated range stays, so black and white mean what they meant; integers turned float32 in between.
+    return replace(b, data=data, affine=a.affine), covered
+
+
+def _resample(data: np.ndarray, shape: tuple[int, ...], transform: Any, outside: float) -> np.ndarray:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data, np.float32))
+    kind = sitk.sitkLinear
+    filled = sitk.Resample(
+        image,
+        shape[::-1],
+        transform,
+        kind,
+        (0.0, 0.0, 0.0),
+        (1.0, 1.0, 1.0),
+        np.eye(3).ravel().tolist(),
+        outside,
+    )
+    array: np.ndarray = sitk.GetArrayFromImage(filled)
+    return array
+
+
+def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
+    """[4, 4] RAS+ mm of a to RAS+ mm of b that aligns them, and the report.
+
+    Mattes mutual information on half of the voxels, drawn at random, at three resolutions, gradient
+    descent over an Euler transform about the middle of a; starts from the headers where these overlap, else
+    from the middles. Run twice with other samples (see Report).
+    """
+    fixed, moving = _itk(a), _itk(b)
+    runs = [_descend(fixed, moving, seed) for seed in _SEEDS]
+    (matrix, before, after), (again, _, _) = runs
+    assert a.affine is not None
+    corners = np.array([[s, r, c, 1] for s in (0, 1) for r in (0, 1) for c in (0, 1)], np.float64)
+    corners[:, :3] *= np.array(a.data.shape[:3]) - 1
+    corners = corners @ a.affine.T
+    repeat = float(np.linalg.norm((corners @ (matrix - again).T)[:, :3], axis=1).max())
+    middle = corners.mean(axis=0)
+    shift = float(np.linalg.norm((matrix @ middle - middle)[:3]))
+    angle = float(np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
+    rounded = [[round(float(x), 6) for x in row] for row in matrix]
+    return matrix, Report(
+        "rigid", rounded, round(shift, 3), round(angle, 3), (before, after), round(repeat, 3)
+    )
+
+
+def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, float]:
+    import SimpleITK as sitk
+
+    start = sitk.Euler3DTransform(
+        sitk.CenteredTransformInitializer(
+            fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
+        )
+    )
+    if _overlap(fixed, moving) > 0.25:
+        start.SetTranslation((0.0, 0.0, 0.0))
+    method = sitk.ImageRegistrationMethod()
+    method.SetGlobalDefaultNumberOfThreads(1)  # several threads sum in another order: not the same twice
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetInterpolator(sitk.sitkLinear)
+    coarse = min(fixed.GetSpacing()) >= _FINEST_MM
+    shrink = [*_SHRINK, 1] if coarse else [2 * x for x in _SHRINK] + [2]
+    method.SetMetricSamplingPercentagePerLevel([0.8, 0.6, 0.5], seed)
+    method.SetShrinkFactorsPerLevel(shrink)
+    method.SetSmoothingSigmasPerLevel([4.0, 2.0, 1.0])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.002, 200, relaxationFactor=0.7)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(start, inPlace=True)
+    before = method.MetricEvaluate(fixed, moving)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1][:120]
+        raise InputError(f"rigid registration failed ({reason}); accepted are overlapping volumes") from None
+    matrix, centre = np.eye(4), np.array(start.GetCenter())
+    matrix[:3, :3] = np.reshape(start.GetMatrix(), (3, 3))
+    matrix[:3, 3] = np.array(start.GetTranslation()) + centre - matrix[:3, :3] @ centre
+    return _RAS_LPS @ matrix @ _RAS_LPS, round(before, 5), round(float(method.GetMetricValue()), 5)
+
+
+def _overlap(fixed: Any, moving: Any) -> float:
+    """Share of the fixed grid's middle half that lies inside the moving one by their headers."""
+    size = np.array(fixed.GetSize())
+    points = [size * share for share in np.array(np.meshgrid(*[[0.25, 0.5, 0.75]] * 3)).reshape(3, -1).T]
+    inside = 0
+    for point in points:
+        place = moving.TransformPhysicalPointToContinuousIndex(
+            fixed.TransformContinuousIndexToPhysicalPoint(point.tolist())
+        )
+        inside += all(0 <= x <= side - 1 for x, side in zip(place, moving.GetSize(), strict=True))
+    return inside / len(points)
+
+
+def _itk(image: Image) -> Any:
+    """A SimpleITK volume, luma of colour, in LPS mm; a sheared grid is resampled to a right-angled one."""
+    import SimpleITK as sitk
+
+    assert image.affine is not None
+    data = image.data.astype(np.float32)
+    data = data.mean(axis=-1) if image.is_colour else data
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    axes = image.affine[:3, :3] / spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4:
+        upright = image.affine.copy()
+        upright[:3, 0] = np.cross(axes[:, 1], axes[:, 2]) * spacing[0]
+        upright[:3, 0] *= np.sign(upright[:3, 0] @ image.affine[:3, 0])
+        grid = Image(data, image.value_range, affine=upright, source=image.source)
+        return _itk(resample(grid, Image(data, image.value_range, affine=image.affine), np.eye(4))[0])
+    volume = sitk.GetImageFromArray(np.ascontiguousarray(data))
+    lps = (_RAS_LPS @ image.affine)[:, [2, 1, 0, 3]]
+    volume.SetSpacing([float(x) for x in spacing[::-1]])
+    volume.SetDirection((lps[:3, :3] / spacing[::-1]).ravel().tolist())
+    volume.SetOrigin(lps[:3, 3].tolist())
+    return volume

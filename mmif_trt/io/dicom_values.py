@@ -1,0 +1,147 @@
+"""What the stored values of a DICOM image mean: Hounsfield units, SUV by body weight, windows."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from mmif_trt.image import InputError
+
+MODALITY = {"MR": "mri", "CT": "ct", "PT": "pet", "NM": "spect"}
+MIN_DOSE_BQ = 1e6  # less is no adult dose but one written in MBq, a known vendor trap
+MAX_WEIGHT_KG = 500.0  # more was written in grams
+MAX_DELAY_S = 86_400.0
+PHILIPS_SUV = (0x7053, 0x1000)  # factor from stored counts to SUVbw, under the creator below
+PHILIPS = "Philips PET Private Group"
+
+
+def units(dataset: Any) -> tuple[str | None, float, tuple[str, ...]]:
+    """(units, factor to apply to the rescaled values, notes) of one instance.
+
+    CT: HU, unless Rescale Type says otherwise. PET: SUVbw where it can be computed by the rules of the QIBA
+    FDG-PET/CT profile, else the stored unit, with a note that says why. Others: None, arbitrary.
+    """
+    modality = dataset.get("Modality")
+    if modality == "CT":
+        kind = dataset.get("RescaleType", "HU") or "HU"
+        return (
+            ("HU", 1.0, ()) if kind == "HU" else (None, 1.0, (f"CT values of Rescale Type {kind}, not HU",))
+        )
+    if modality != "PT":
+        return None, 1.0, ()
+    stored = str(dataset.get("Units", "") or "")
+    if stored == "GML":
+        kind = dataset.get("SUVType", "BW") or "BW"
+        return ("SUVbw", 1.0, ()) if kind == "BW" else (None, 1.0, (f"SUV of type {kind}, not body weight",))
+    if stored == "CNTS":
+        factor = _philips_factor(dataset)
+        if factor is not None:
+            return "SUVbw", factor, ("SUVbw by Philips's private factor",)
+        return None, 1.0, ("PET counts without a calibration: SUVbw cannot be computed",)
+    if stored != "BQML":
+        return None, 1.0, (f"PET units {stored or 'missing'}; SUVbw is computed from BQML",)
+    try:
+        return "SUVbw", suv_factor(dataset), ()
+    except InputError as error:
+        return "BQML", 1.0, (str(error),)
+
+
+def suv_factor(dataset: Any) -> float:
+    """g/ml for 1 Bq/ml: weight_g / (dose decayed to the time that the image is corrected to).
+
+    Decay Correction START: images are corrected to the scan's start, which is the series time, or the
+    acquisition time where post-processing gave the series a later one. ADMIN: corrected to the injection, the
+    dose as it was. Raises InputError (no patient value in it) where the header does not allow SUVbw.
+    """
+    corrected = {str(item) for item in _values(dataset.get("CorrectedImage"))}
+    if missing := {"ATTN", "DECY"} - corrected:
+        raise InputError(f"Corrected Image lacks {' and '.join(sorted(missing))}: no SUVbw")
+    doses = dataset.get("RadiopharmaceuticalInformationSequence") or []
+    if len(doses) != 1:
+        raise InputError(f"{len(doses)} radiopharmaceuticals: no SUVbw; accepted is one")
+    weight_kg = _number(dataset, "PatientWeight", "Patient's Weight")
+    dose_bq = _number(doses[0], "RadionuclideTotalDose", "Radionuclide Total Dose")
+    half_life_s = _number(doses[0], "RadionuclideHalfLife", "Radionuclide Half Life")
+    if weight_kg > MAX_WEIGHT_KG:
+        raise InputError("Patient's Weight over 500 kg (grams?): no SUVbw")
+    if dose_bq < MIN_DOSE_BQ:
+        raise InputError("Radionuclide Total Dose under 1e6 Bq (written in MBq?): no SUVbw")
+    kind = dataset.get("DecayCorrection")
+    if kind == "ADMIN":
+        return weight_kg * 1000 / dose_bq
+    if kind != "START":
+        raise InputError(f"Decay Correction {kind or 'missing'}: no SUVbw; accepted are START and ADMIN")
+    delay_s = (_scan_start(dataset) - _injection(dataset, doses[0])).total_seconds()
+    if not 0 <= delay_s <= MAX_DELAY_S:
+        raise InputError("the scan starts before the injection or over a day after it: no SUVbw")
+    return weight_kg * 1000 / (dose_bq * 2 ** (-delay_s / half_life_s))
+
+
+def _scan_start(dataset: Any) -> datetime:
+    series = _moment(dataset.get("SeriesDate"), dataset.get("SeriesTime"))
+    acquired = _moment(dataset.get("AcquisitionDate"), dataset.get("AcquisitionTime"))
+    if series is None and acquired is None:
+        raise InputError("neither a series nor an acquisition time: no SUVbw")
+    return min(moment for moment in (series, acquired) if moment is not None)
+
+
+def _injection(dataset: Any, dose: Any) -> datetime:
+    stamp = str(dose.get("RadiopharmaceuticalStartDateTime") or "").split("+")[0].split("-")[0]
+    moment = _moment(stamp[:8], stamp[8:]) if len(stamp) >= 12 else None
+    if moment is None:  # time only: the day of the scan, or the day before where that would be later
+        start = _scan_start(dataset)
+        moment = _moment(start.strftime("%Y%m%d"), dose.get("RadiopharmaceuticalStartTime"))
+        if moment is not None and moment > start:
+            moment -= timedelta(days=1)
+    if moment is None:
+        raise InputError("no time of injection: no SUVbw")
+    return moment
+
+
+def _moment(date: Any, time: Any) -> datetime | None:
+    date, time = str(date or ""), str(time or "")
+    try:
+        day, clock = datetime.strptime(date, "%Y%m%d"), float(time[4:] or 0)
+        return day + timedelta(hours=int(time[:2]), minutes=int(time[2:4] or 0), seconds=clock)
+    except ValueError:
+        return None
+
+
+def _number(dataset: Any, keyword: str, words: str) -> float:
+    try:
+        number = float(dataset.get(keyword))
+    except (TypeError, ValueError):
+        number = 0.0
+    if not (np.isfinite(number) and number > 0):
+        raise InputError(f"{words} is missing or not above 0: no SUVbw")
+    return number
+
+
+def _philips_factor(dataset: Any) -> float | None:
+    try:
+        factor = float(dataset.private_block(PHILIPS_SUV[0], PHILIPS)[PHILIPS_SUV[1] & 0xFF].value)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return factor if np.isfinite(factor) and factor > 0 else None
+
+
+def _values(value: Any) -> list[Any]:
+    """A DICOM value of any multiplicity as a list."""
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, str | float | int) else list(value)
+
+
+def window(dataset: Any) -> tuple[float, float] | None:
+    """Black and white of the first window (PS3.3 C.11.2.1.2), in rescaled values; None without one."""
+    try:
+        centre = float(_values(dataset.get("WindowCenter"))[0])
+        width = float(_values(dataset.get("WindowWidth"))[0])
+    except (IndexError, TypeError, ValueError):
+        return None
+    if not (np.isfinite([centre, width]).all() and width > 1):
+        return None
+    # LINEAR: from centre - 0.5 - (width - 1) / 2 to centre - 0.5 + (width - 1) / 2.
+    return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2

@@ -1,0 +1,91 @@
+"""`mmif-trt node --aet MMIF --port 11112 --send-to PACS@host:port`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.console.volumes import PLANES, REGISTRATIONS
+from mmif_trt.image import InputError
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "node",
+        help="a DICOM node: series in, fused series out",
+        description="Takes series by C-STORE, pairs them by patient, study and frame of reference when a "
+        "study has been quiet, fuses, and sends the derived series on. The spool survives a crash.",
+    )
+    parser.add_argument("--aet", required=True, help="our AE title; another Called AE title is rejected")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")
+    parser.add_argument("--send-to", required=True, metavar="AET@HOST:PORT", help="the PACS")
+    parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
+    parser.add_argument("--peer", action="append", default=[], metavar="AET", help="may store; default: any")
+    parser.add_argument("--quiet-s", type=float, default=10.0, help="silence that ends a study; default: 10")
+    parser.add_argument("--http-port", type=int, help="of /health and /metrics")
+    parser.add_argument("--max-per-s", type=float, default=500.0, help="instances a second; default: 500")
+    parser.add_argument("--max-mb", type=int, default=512, help="largest instance; default: 512")
+    parser.add_argument("--keep-s", type=float, default=86_400.0, help="sources are kept; default: a day")
+    parser.add_argument("--retry-s", type=float, default=5.0, help="pause where the PACS is down; default: 5")
+    parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help="PEM files; both directions")
+    parser.add_argument("--plane", choices=PLANES)
+    parser.add_argument("--palette", help="of PET and SPECT")
+    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header")
+    parser.set_defaults(run=run)
+
+
+def settings_of(args: argparse.Namespace) -> Any:
+    from mmif_trt.node.server import Settings
+
+    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to)
+    if not to or not 0 < int(to[3]) < 65536:
+        raise InputError(f"--send-to {args.send_to}: accepted is AET@HOST:PORT")
+    for title in (args.aet, *args.peer):
+        if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
+            raise InputError(f"AE title {title!r}: accepted are 1 to 16 characters, no backslash")
+    for name in ("port", "http_port"):
+        port = getattr(args, name)
+        if port is not None and not 0 < port < 65536:
+            raise InputError(f"--{name.replace('_', '-')} {port}: accepted are 1 to 65535")
+    return Settings(
+        aet=args.aet,
+        port=args.port,
+        host=args.host,
+        spool=args.spool,
+        send_to=(to[1], to[2], int(to[3])),
+        peers=frozenset(args.peer),
+        quiet_s=args.quiet_s,
+        http_port=args.http_port,
+        max_instance_bytes=args.max_mb << 20,
+        max_per_s=args.max_per_s,
+        keep_s=args.keep_s,
+        retry_s=args.retry_s,
+        tls=tuple(args.tls) if args.tls else None,
+        options={key: getattr(args, key) for key in ("plane", "palette", "registration")},
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    import logging
+
+    from mmif_trt.batch import stop_on_signal
+    from mmif_trt.fuser import Fuser
+    from mmif_trt.info import usable_cores
+    from mmif_trt.node.run import serve
+    from mmif_trt.pairs import prove_writable
+
+    settings = settings_of(args)
+    prove_writable(settings.spool)
+    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(form)
+    log = logging.getLogger("mmif_trt.node")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    with stop_on_signal() as (stop, _):
+        serve(settings, Fuser(streams=usable_cores()), stop)
+    return 0

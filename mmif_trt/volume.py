@@ -1,0 +1,180 @@
+"""Volumes: b onto a's grid, then slice by slice through the network along one plane, limits set once.
+
+The order of stages for volumes, as fuser.py has it for pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mmif_trt import colour, geometry, normalise, palettes, tiling
+from mmif_trt.image import MIN_SIDE_PX, Image, InputError
+
+Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# Axes of a displayed stack, as radiologists see it (left on the right), slices along DICOM's normal.
+PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "RIP"}
+MAX_ASPECT = 1.25  # of a pixel; the network was trained on square ones
+
+
+@dataclass(frozen=True)
+class Options:
+    """How two volumes are fused. modality_b and value ranges replace what the files say.
+
+    plane: of the slices that the network sees; None: the one nearest to a's own slices. palette: for a scalar
+    b, a name or UID of palettes.PALETTES; None: by modality (CT: grey). See geometry.align for registration.
+    """
+
+    plane: str | None = None
+    palette: str | None = None
+    registration: str = "header"
+    assume_aligned: bool = False
+    modality_b: str | None = None
+    percentiles_a: tuple[float, float] | None = None
+    percentiles_b: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """image: RGB uint8, or grey uint16 where b is CT without a palette; on a's grid. luma: float32 in [0, 1].
+    plane: of PLANES. record: limits, palette, registration, notes, as JSON would have it."""
+
+    image: Image
+    luma: Image
+    plane: str
+    record: dict[str, Any]
+
+
+def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1) -> Fused:
+    """a: the MRI volume, grey. b: CT, PET or SPECT anywhere in the same space. streams: slices side by side.
+
+    infer: a runtime's, see runtimes. Raises InputError.
+    """
+    a, b, palette, plane = _check(a, b, options)
+    moved, report = geometry.align(a, b, options.registration, assume_aligned=options.assume_aligned)
+    limits_a, how_a = normalise.volume_limits(a, options.percentiles_a)
+    limits_b, how_b = normalise.volume_limits(b, options.percentiles_b)  # of b as it came, not of its edges
+    assert a.affine is not None
+    a_slices, affine = orient(a.data, a.affine, plane)
+    b_slices, _ = orient(moved.data, a.affine, plane)
+    height, width = a_slices.shape[1:3]
+    if min(height, width) < MIN_SIDE_PX:
+        raise InputError(
+            f"{a.source}: {plane} slices of {height} x {width} px; accepted are {MIN_SIDE_PX} px a side"
+        )
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[1:]
+
+    def one(index: int) -> tuple[np.ndarray, np.ndarray]:
+        unit_a = _unit(a_slices[index], limits_a)
+        unit_b = _unit(b_slices[index], limits_b)
+        rgb = palettes.apply(unit_b, palette) if palette else unit_b
+        y = _slice(
+            infer, unit_a, colour.luma(rgb) if rgb.ndim == 3 else rgb, (float(spacing[0]), float(spacing[1]))
+        )
+        if rgb.ndim == 2:
+            return y, normalise.from_unit(y, np.dtype(np.uint16), (0, 65535))
+        return y, normalise.from_unit(colour.recombine(y, rgb), np.dtype(np.uint8), (0, 255))
+
+    is_rgb = bool(palette) or b.is_colour
+    luma = np.empty(a.data.shape, np.float32)
+    pixels = np.empty((*a.data.shape, 3) if is_rgb else a.data.shape, np.uint8 if is_rgb else np.uint16)
+    luma_view, pixel_view = orient(luma, a.affine, plane)[0], orient(pixels, a.affine, plane)[0]
+    with ThreadPoolExecutor(max(1, streams)) as pool:
+        for index, (y, out) in enumerate(pool.map(one, range(len(a_slices)))):
+            luma_view[index], pixel_view[index] = y, out
+    source = f"{a.source} + {b.source}"
+    meaning: dict[str, Any] = {"modality": None, "units": None, "source": source}
+    image = replace(a, data=pixels, value_range=(0.0, 255.0 if is_rgb else 65535.0), **meaning)
+    record = {
+        "plane": plane,
+        "palette": {"name": palette, "uid": palettes.uid(palette)} if palette else None,
+        "registration": report.entry(),
+        "a": _entry(a, limits_a, how_a),
+        "b": _entry(b, limits_b, how_b),
+    }
+    return Fused(image, replace(a, data=luma, value_range=(0.0, 1.0), **meaning), plane, record)
+
+
+def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | None, str]:
+    """a, b with the stated modality, the palette (None: grey) and the plane."""
+    for image in (a, b):
+        if not image.is_volume:
+            raise InputError(f"{image.source}: a picture; accepted with a volume is a volume")
+    if a.is_colour:
+        raise InputError(f"{a.source}: a colour volume; accepted as the first source is a grey MRI")
+    if a.modality not in (None, "mri"):
+        raise InputError(
+            f"{a.source}: {a.modality}; accepted as the first source is an MRI (did a and b swap?)"
+        )
+    if options.modality_b is not None:
+        if b.modality not in (None, options.modality_b):
+            raise InputError(f"{b.source}: {b.modality} by its header; accepted is no other modality for b")
+        b = replace(b, modality=options.modality_b)
+    palette = options.palette
+    if b.is_colour:
+        if palette:
+            raise InputError(f"{b.source}: a colour volume; accepted is a palette for scalar ones only")
+    elif palette is None:
+        if b.modality is None:
+            raise InputError(
+                f"{b.source}: unknown modality; accepted is modality_b (ct, pet or spect), or a palette"
+            )
+        palette = palettes.DEFAULT.get(b.modality)
+    if palette:
+        palettes.table(palette)  # an unknown name is told before the work
+    assert a.affine is not None
+    plane = options.plane or nearest_plane(a.affine)
+    if plane not in PLANES:
+        raise InputError(f"plane {plane!r}; accepted are {', '.join(PLANES)}")
+    return a, b, palette, plane
+
+
+def nearest_plane(affine: np.ndarray) -> str:
+    """The plane whose slices run most along the first axis of the array."""
+    axis = int(np.abs(affine[:3, 0]).argmax())
+    return ("sagittal", "coronal", "axial")[axis]
+
+
+def orient(data: np.ndarray, affine: np.ndarray, plane: str) -> tuple[np.ndarray, np.ndarray]:
+    """A view of [S, H, W(, 3)] as slices of `plane` in display order, and its affine."""
+    from nibabel import orientations
+
+    ours = orientations.io_orientation(affine)
+    turn = orientations.ornt_transform(ours, orientations.axcodes2ornt(tuple(PLANES[plane])))
+    view = data
+    for axis, (_, flip) in enumerate(turn):
+        view = np.flip(view, axis) if flip < 0 else view
+    order = [int(axis) for axis in np.argsort(turn[:, 0])] + list(range(3, data.ndim))
+    return view.transpose(order), affine @ orientations.inv_ornt_aff(turn, data.shape[:3])
+
+
+def _unit(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    unit = (values.astype(np.float32) - np.float32(limits[0])) / np.float32(limits[1] - limits[0])
+    return np.clip(unit, 0, 1, out=unit)
+
+
+def _slice(infer: Network, a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
+    """The network on one slice [H, W] in [0, 1]; on square pixels where the slice's are not, and back."""
+    if not a.any() and not b.any():
+        return np.zeros_like(a)  # black stays black: the network gives the same, slower
+    height, width = a.shape
+    fine = min(spacing_mm)
+    if max(spacing_mm) <= MAX_ASPECT * fine:
+        return tiling.run(infer, a, b)
+    size = (round(width * spacing_mm[1] / fine), round(height * spacing_mm[0] / fine))
+    y = tiling.run(infer, *(cv2.resize(x, size, interpolation=cv2.INTER_LINEAR) for x in (a, b)))
+    return cv2.resize(y, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _entry(image: Image, limits: tuple[float, float], how: str) -> dict[str, Any]:
+    return {
+        "volume": repr(replace(image, source="volume")),
+        "limits": list(limits),
+        "limits_from": how,
+        "notes": list(image.notes),
+    }

@@ -1,0 +1,138 @@
+"""Real DICOM peers for the node's tests: dcmtk's tools and an Orthanc server, on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def needs(*tools: str) -> None:
+    for tool in tools:
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed (apt-get install dcmtk orthanc)")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: Callable[[], Any], seconds: float = 90.0) -> Any:
+    """The first true value of `what`; fails when it takes too long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            found = what()
+        except OSError:
+            found = None
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
+
+
+class Orthanc:
+    def __init__(self, folder: Path) -> None:
+        needs("Orthanc")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dicom, self.http, self.folder = free_port(), free_port(), folder
+        settings = {
+            "Name": "test",
+            "DicomAet": "PACS",
+            "DicomPort": self.dicom,
+            "HttpPort": self.http,
+            "StorageDirectory": str(folder / "db"),
+            "IndexDirectory": str(folder / "db"),
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomAlwaysAllowStore": True,
+        }
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            command = ["Orthanc", str(self.folder / "orthanc.json")]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        until(lambda: self.get("/system"))
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+    def raw(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
+            return bytes(answer.read())
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.raw(path))
+
+
+class Node:
+    """`mmif-trt node` in a process of its own; its log in a file."""
+
+    def __init__(self, folder: Path, pacs_port: int, *options: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.http, self.folder, self.options = free_port(), free_port(), folder, options
+        self.pacs_port = pacs_port
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mmif_trt", "node", "--aet", "MMIF", "--host", "127.0.0.1"]
+        command += [
+            "--port",
+            str(self.port),
+            "--send-to",
+            f"PACS@127.0.0.1:{self.pacs_port}",
+            "--quiet-s",
+            "2",
+        ]
+        command += ["--spool", str(self.folder / "spool"), "--http-port", str(self.http), "--retry-s", "1"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log)
+        until(lambda: b'"ok"' in self.web("/health"))
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(timeout=30)
+
+    def web(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
+            return bytes(answer.read())
+
+    def metric(self, name: str) -> float:
+        lines = [line.split() for line in self.web("/metrics").decode().splitlines()]
+        return next((float(line[1]) for line in lines if line[0] == f"mmif_{name}"), 0.0)
+
+
+def storescu(port: int, folder: Path, called: str = "MMIF", calling: str = "SCANNER") -> int:
+    command = ["storescu", "-aec", called, "-aet", calling, "+sd", "+r", "127.0.0.1", str(port), str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def echoscu(port: int, called: str = "MMIF", calling: str = "SCANNER") -> int:
+    command = ["echoscu", "-aec", called, "-aet", calling, "127.0.0.1", str(port)]
+    return subprocess.run(command, capture_output=True, check=False).returncode

@@ -1,0 +1,150 @@
+"""batch: pairing by rules, one bad file costs one case, a kill loses and doubles nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import phantoms
+import pytest
+from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
+
+import mmif_trt
+from mmif_trt.cli import main
+from mmif_trt.console import cases, decoder
+from mmif_trt.image import InputError
+
+SHAPE, AFFINE = (20, 40, 36), affine_of("SAL", (6, 4, 4), (20, 40, 36))
+
+
+def manifest(folder: Path, count: int) -> Path:
+    write_nifti(folder / "mri.nii", head(grid(AFFINE, SHAPE)), AFFINE)
+    write_nifti(folder / "pet ü.nii.gz", uptake(grid(AFFINE, SHAPE)), AFFINE)
+    rows = [f"case{i:03},mri.nii,pet ü.nii.gz,pet,0,1000,0,1000" for i in range(count)]
+    path = folder / "list.csv"
+    path.write_text("\n".join(["name,a,b,modality_b,low_a,high_a,low_b,high_b", *rows]) + "\n")
+    return path
+
+
+def test_series_are_paired_by_patient_study_and_frame(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = affine_of(spacing=(8, 3, 3), shape=(12, 60, 48))
+    root = tmp_path / "root"
+    write_mr(root / "mr", affine_of())
+    write_mr(root / "mr short", small, (12, 60, 48))
+    write_pet(root / "pt", affine_of())
+    write_pet(root / "other patient", affine_of(), PatientID="PLANTED-2")
+    write_pet(root / "other frame", affine_of(), FrameOfReferenceUID="1.2.3")
+    write_pet(root / "other study", affine_of(), StudyInstanceUID="1.2.4")
+    write_mr(root / "localizer", small, (12, 60, 48), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    (root / "notes.txt").write_text("no DICOM")
+    found, left = cases.plan(str(root))
+    assert len(found) == 1 and len(found[0].a) == 24 and len(found[0].b) == 20
+    assert {Path(path).parent.name for path in (*found[0].a, *found[0].b)} == {"mr", "pt"}
+    assert sum("no MRI of its patient, study and frame" in line for line in left) == 3
+    assert sum("more slices" in line for line in left) == 1 and len(left) == 4
+    assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("not paired") == 4 and "24 files" in shown and "PLANTED" not in shown
+    assert not (tmp_path / "out").exists()
+    assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--quiet", "--format", "dcm"]) == 0
+    fused = mmif_trt.read(tmp_path / "out" / f"{found[0].name}.dcm")
+    direct = mmif_trt.fuse(root / "mr", root / "pt")
+    np.testing.assert_array_equal(fused.data, direct.data)
+
+
+def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path) -> None:
+    path = manifest(tmp_path, 4)
+    (tmp_path / "bad.nii").write_bytes((tmp_path / "mri.nii").read_bytes()[:-100])
+    path.write_text(path.read_text().replace("case001,mri.nii", "case001,bad.nii"))
+    out = tmp_path / "out"
+    assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 1
+    reports = {p.stem: json.loads(p.read_text()) for p in out.glob("*.json")}
+    assert [reports[f"case00{i}"]["status"] for i in range(4)] == ["done", "failed", "done", "done"]
+    assert "accepted is a whole file" in reports["case001"]["message"]
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
+    (tmp_path / "bad.nii").write_bytes((tmp_path / "mri.nii").read_bytes())
+    assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0
+    assert before == {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
+    assert json.loads((out / "case001.json").read_text())["status"] == "done"
+
+
+def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    path, out = manifest(tmp_path, 12), tmp_path / "out"
+    command = [sys.executable, "-m", "mmif_trt", "batch", str(path), "-o", str(out), "--quiet"]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {p.name: p.stat().st_mtime_ns for p in out.glob("*.json")}
+    assert 3 <= len(finished) < 12, "killed in the middle"
+    for part in ("1/2", "2/2"):
+        subprocess.run([*command, "--part", part], check=True)
+    assert len(list(out.glob("case*.json"))) == 12 == len(list(out.glob("case???.nii")))
+    assert finished == {name: (out / name).stat().st_mtime_ns for name in finished}, (
+        "done cases stay untouched"
+    )
+    first = (out / "case000.nii").read_bytes()
+    assert all(p.read_bytes() == first for p in out.glob("case???.nii"))
+    logs = "".join(p.read_text() for p in out.glob("*.log"))
+    names = [line.split()[1] for line in logs.splitlines()]
+    assert set(names) == {f"case{i:03}" for i in range(12)} and len(names) <= 13
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,a\nx,mri.nii\n", "columns"),
+        ("name,a,b\n../x,mri.nii,b.nii\n", "line 2: name '../x'"),
+        ("name,a,b\nx,a,b\nx,a,b\n", "twice"),
+        ("name,a,b,low_a,high_a\nx,a,b,1,\n", "two numbers"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        cases.plan(str(tmp_path / "m.csv"))
+    assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "o"), "--part", "3/2"]) == 2
+
+
+def test_the_reader_is_killed_over_memory_and_time_and_goes_on(tmp_path: Path) -> None:
+    manifest(tmp_path, 0)
+    big = np.zeros((600, 600, 700), np.uint8)  # 252 MB as stored, 3 GB on the way to float32
+    import nibabel
+
+    image = nibabel.Nifti1Image(big, np.eye(4))
+    image.header.set_slope_inter(2, 1)
+    image.to_filename(tmp_path / "big.nii.gz")
+    with decoder.Decoder(megabytes=3500) as reader:
+        with pytest.raises(InputError, match="over the memory limit|died on it"):
+            reader.read((str(tmp_path / "big.nii.gz"),))
+        assert reader.read((str(tmp_path / "mri.nii"),)).data.shape == SHAPE
+    with decoder.Decoder(seconds=0.05) as reader:
+        with pytest.raises(InputError, match="not read within 0.05 s"):
+            reader.read((str(tmp_path / "mri.nii"),))
+        reader.seconds = 60
+        assert reader.read((str(tmp_path / "mri.nii"),)).data.shape == SHAPE
+
+
+def test_what_crosses_the_process_is_what_was_read(tmp_path: Path) -> None:
+    folder = write_mr(tmp_path / "mr", affine_of(turn_deg=(3, 4, 5)))
+    direct = mmif_trt.read(folder)
+    with decoder.Decoder() as reader:
+        image = reader.read(tuple(str(path) for path in sorted(folder.iterdir())))
+    np.testing.assert_array_equal(image.data, direct.data)
+    np.testing.assert_array_equal(image.affine, direct.affine)
+    assert (image.frame, image.modality, image.value_range) == (
+        direct.frame,
+        direct.modality,
+        direct.value_range,
+    )
+    assert [h.SOPInstanceUID for h in image.headers] == [h.SOPInstanceUID for h in direct.headers]
+    assert str(image.headers[0].PatientName) == phantoms.PLANTED["PatientName"]

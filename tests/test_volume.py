@@ -1,0 +1,199 @@
+"""Volumes through geometry, registration, palettes and the network: what lies where, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import phantoms
+import pytest
+from conftest import data_root
+from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
+
+import mmif_trt
+from mmif_trt import geometry, normalise, palettes, volume
+from mmif_trt.image import Image, InputError
+
+SHAPE = (24, 60, 48)
+
+
+def mri(affine: np.ndarray | None = None, shape: tuple[int, int, int] = SHAPE) -> Image:
+    affine = affine_of() if affine is None else affine
+    return Image(head(grid(affine, shape)).astype(np.float32), (0, 800), "mri", affine=affine, source="mri")
+
+
+def pet(affine: np.ndarray, shape: tuple[int, int, int], **changes: object) -> Image:
+    image = Image(
+        uptake(grid(affine, shape)).astype(np.float32), (0, 1000), "pet", affine=affine, source="pet"
+    )
+    return replace(image, **changes)  # type: ignore[arg-type]
+
+
+OTHER_GRIDS = {
+    "opposite hand": (affine_of("SPR", (4, 4, 4), (32, 50, 44)), (32, 50, 44)),
+    "sagittal": (affine_of("LIP", (3, 3, 3), (50, 50, 60)), (50, 50, 60)),
+    "oblique": (affine_of("AIL", (3, 3, 3), (64, 48, 48), (20, 10, -15)), (64, 48, 48)),
+    "sheared": (affine_of("SPL", (4, 3, 3), (32, 60, 48), tilt=0.8), (32, 60, 48)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_GRIDS)
+def test_b_lands_where_its_header_says(name: str) -> None:
+    affine, shape = OTHER_GRIDS[name]
+    a = mri()
+    moved, report = geometry.align(a, pet(affine, shape))
+    truth = uptake(grid(affine_of(), SHAPE))
+    assert moved.data.shape == SHAPE and report.matrix == np.eye(4).tolist()
+    inside, _ = geometry.resample(a, replace(pet(affine, shape), data=np.ones(shape, np.float32)), np.eye(4))
+    covered = inside.data > 0.999
+    assert covered.mean() > 0.5
+    error = np.abs(moved.data - truth)[covered]
+    assert np.percentile(error, 99) < 40 and error.mean() < 5  # linear interpolation of 4 mm voxels
+
+
+@pytest.mark.parametrize("plane", [None, *volume.PLANES])
+def test_the_hot_spot_of_the_left_is_hot_on_the_left(plane: str | None, tmp_path: Path) -> None:
+    """From DICOM MRI and opposite-handed NIfTI PET to RGB NIfTI: red where the uptake is, not opposite."""
+    affine, shape = OTHER_GRIDS["opposite hand"]
+    write_nifti(tmp_path / "pet.nii.gz", uptake(grid(affine, shape)), affine, ">i2")
+    options = {"modality_b": "pet", "palette": "HOT_IRON", "value_range_b": (0, 1000), "plane": plane}
+    fused = mmif_trt.fuse(write_mr(tmp_path / "mri dir", affine_of()), tmp_path / "pet.nii.gz", **options)
+    assert fused.data.shape == (*SHAPE, 3) and fused.data.dtype == np.uint8
+    mmif_trt.write(tmp_path / "out.nii.gz", fused)
+    back = mmif_trt.read(tmp_path / "out.nii.gz")
+    assert back.affine is not None
+
+    def redness(place: np.ndarray) -> float:
+        s, r, c = np.rint(np.linalg.solve(back.affine[:3, :3], place - back.affine[:3, 3])).astype(int)
+        around = back.data[s, r - 1 : r + 2, c - 1 : c + 2].astype(float)
+        return float((around[..., 0] - around[..., 2]).mean())
+
+    left = redness(phantoms.HOT_MM)
+    assert left > 60 and left > 1.5 * redness(phantoms.HOT_MM * (-1, 1, 1))
+
+
+def test_real_spect_of_the_opposite_hand_is_not_mirrored() -> None:
+    folder = data_root() / "templates"
+    if not folder.is_dir():
+        pytest.skip(f"templates not found at {folder}; set MMIF_DATA to the folder that holds templates/")
+    import nibabel
+    from nibabel.processing import resample_from_to
+
+    a, b = mmif_trt.read(folder / "T1.nii"), mmif_trt.read(folder / "SPECT.nii")
+    moved, _ = geometry.align(a, b)
+    theirs = resample_from_to(nibabel.load(folder / "SPECT.nii"), nibabel.load(folder / "T1.nii"), order=1)
+    np.testing.assert_allclose(moved.data, np.asarray(theirs.dataobj).T, atol=1.0)
+    mirrored = np.abs(moved.data[..., ::-1] - moved.data).mean()
+    assert mirrored > 10 * np.abs(moved.data - np.asarray(theirs.dataobj).T).mean(), (
+        "the test can see a mirror"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shift_mm", "turn_deg"), [((12.0, -8.0, 6.0), (0, 0, 0)), ((-5.0, 4.0, 7.0), (6, -4, 8))]
+)
+def test_rigid_finds_a_known_shift_and_turn(shift_mm: tuple[float, ...], turn_deg: tuple[float, ...]) -> None:
+    """b's header is wrong by a known movement; the points of the head must come back within a millimetre."""
+    shape = (44, 60, 50)
+    true = affine_of("SPL", (4, 3, 3), shape)
+    movement = affine_of("RAS", (1, 1, 1), (1, 1, 1), turn_deg, middle=shift_mm)
+    b = replace(pet(true, shape), affine=movement @ true)
+    a = mri(affine_of("SPL", (3, 2.5, 2.5), (48, 64, 56)), (48, 64, 56))
+    moved, report = geometry.align(a, b, "rigid")
+    points = np.array([(x, y, z, 1) for x in (-50, 50) for y in (-60, 60) for z in (-40, 40)], float)
+    error = np.linalg.norm((points @ (np.array(report.matrix) - movement).T)[:, :3], axis=1)
+    assert error.max() < 1.0, f"{error.max():.2f} mm, report {report}"
+    assert report.mutual_information is not None and report.repeatability_mm is not None
+    assert report.mutual_information[1] < report.mutual_information[0] - 0.05 and report.repeatability_mm < 2
+    assert report.rotation_deg == pytest.approx(
+        np.degrees(np.arccos((np.trace(movement[:3, :3]) - 1) / 2)), abs=1
+    )
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+    a = mmif_trt.read(write_mr(tmp_path / "a", affine_of()))
+    refused = {
+        "different frames of reference": {"FrameOfReferenceUID": "1.2.3"},
+        "two patients": {"PatientID": "PLANTED-B"},
+    }
+    for i, (words, tags) in enumerate(refused.items()):
+        b = mmif_trt.read(write_pet(tmp_path / f"b{i}", affine_of(), **tags))
+        with pytest.raises(InputError, match=words) as caught:
+            mmif_trt.fuse(a, b)
+        assert "PLANTED" not in str(caught.value)
+    far = pet(affine_of(middle=(900, 0, 0)), SHAPE)
+    options: dict[str, object]
+    for b, options, words in (
+        (far, {}, "does not reach"),
+        (pet(affine_of(), SHAPE), {"registration": "none"}, "assume_aligned=True"),
+        (pet(affine_of(), (20, 40, 40)), {"registration": "none", "assume_aligned": True}, "one grid"),
+        (pet(affine_of(), SHAPE), {"registration": "affine"}, "header, rigid, none"),
+        (pet(affine_of(), SHAPE), {"palette": "RAINBOW"}, "HOT_IRON"),
+        (pet(affine_of(), SHAPE), {"plane": "oblique"}, "axial, coronal, sagittal"),
+        (pet(affine_of(), SHAPE, modality=None), {}, "modality_b"),
+        (pet(affine_of(), SHAPE), {"modality_b": "ct"}, "pet by its header"),
+        (pet(affine_of(), SHAPE, value_range=None), {}, "no fixed black and white"),
+        (pet(affine_of(), SHAPE), {"percentiles_b": (50, 50)}, "percentiles"),
+        (mri().data[3], {}, "a picture"),
+    ):
+        with pytest.raises(InputError, match=words):
+            mmif_trt.fuse(a, b, **options)
+    with pytest.raises(InputError, match="did a and b swap"):
+        mmif_trt.fuse(pet(affine_of(), SHAPE), a)
+    with pytest.raises(InputError, match="palette: accepted for volumes"):
+        mmif_trt.fuse(mri().data[3], mri().data[3], palette="PET")
+
+
+def test_limits_are_fixed_recorded_and_once_a_volume() -> None:
+    hounsfield = replace(mri(), modality="ct", units="HU", value_range=None)
+    assert normalise.volume_limits(hounsfield, None) == ((-100.0, 900.0), "fixed for ct in HU")
+    limits, how = normalise.volume_limits(hounsfield, (1, 99))
+    np.testing.assert_allclose(limits, np.percentile(hounsfield.data, (1, 99)))
+    assert how == "percentiles 1 and 99 of the volume"
+    # A slice's own extremes must not matter: the same slice fuses to the same in another company.
+    a, b = mri(), pet(affine_of(), SHAPE)
+    whole = mmif_trt.Fuser().fuse_volumes(a, b, plane="axial")
+    dimmer = replace(
+        b, data=np.where(np.arange(24)[:, None, None] == 12, b.data, b.data / 3).astype(np.float32)
+    )
+    again = mmif_trt.Fuser().fuse_volumes(a, dimmer, plane="axial")
+    np.testing.assert_array_equal(whole.image.data[12], again.image.data[12])
+    assert again.luma.data[11].mean() < 0.9 * whole.luma.data[11].mean(), "a dim slice stays dim"
+    assert (
+        whole.record["b"]["limits"] == [0.0, 1000.0]
+        and whole.record["palette"]["uid"] == "1.2.840.10008.1.5.2"
+    )
+
+
+def test_ct_stays_grey_in_16_bits_and_black_stays_black() -> None:
+    a = mri()
+    a.data[:3] = 0  # slices with nothing in them: elsewhere the network decides
+    ct = replace(a, data=a.data - 100, modality="ct", units="HU", value_range=None)
+    fused = mmif_trt.Fuser().fuse_volumes(a, ct)
+    assert fused.image.data.dtype == np.uint16 and not fused.image.is_colour
+    assert fused.plane == "axial" and fused.luma.data.max() > 0.5
+    assert not fused.image.data[:3].any() and fused.image.data[12].any()
+
+
+@pytest.mark.parametrize("plane", volume.PLANES)
+@pytest.mark.parametrize("orientation", ["SPL", "IAR", "LIP", "PSL"])
+def test_display_order_is_the_radiologists_and_nothing_moves(plane: str, orientation: str) -> None:
+    affine = affine_of(orientation, (5, 3, 2), SHAPE, (4, 3, 2))
+    data = head(grid(affine, SHAPE)).astype(np.float32)
+    view, turned = volume.orient(data, affine, plane)
+    np.testing.assert_allclose(view, head(grid(turned, view.shape)), atol=1e-3)
+    assert Image(view, affine=turned).orientation == volume.PLANES[plane] and np.shares_memory(view, data)
+
+
+@pytest.mark.parametrize("name", palettes.PALETTES)
+def test_palettes_are_the_standards(name: str) -> None:
+    """The tables of PS3.6 annex B start black and end white, and a UID names the same one."""
+    np.testing.assert_array_equal(palettes.table(name), palettes.table(palettes.PALETTES[name]))
+    assert (palettes.table(name)[0] == 0).all() and (palettes.table(name)[255] == 1).all()
+    # PS3.6 table B.1.1: HOT IRON is red alone up to entry 127, B.1.3: blue first.
+    assert (palettes.table("HOT_IRON")[1:127, 1:] == 0).all() and palettes.table("HOT_METAL_BLUE")[
+        30
+    ].argmax() == 2
+    unit = np.array([0.0, 0.5, 1.0], np.float32)
+    np.testing.assert_array_equal(palettes.apply(unit, name), palettes.table(name)[[0, 128, 255]])
