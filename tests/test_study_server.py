@@ -21,10 +21,10 @@ from conftest import REPO
 pytest.importorskip("fastapi", reason="needs the study extra: pip install 'mmif-trt[study]'")
 sys.path.insert(0, str(REPO / "benchmarks"))
 
-from study_load import METHODS, Reader, make_study, serving  # noqa: E402
+from study_load import METHODS, Reader, make_study, serving
 
-from mmif_trt.study.gate import MAX_BODY_BYTES, TRIES, Gate  # noqa: E402
-from mmif_trt.study.store import Store  # noqa: E402
+from mmif_trt.study.gate import MAX_BODY_BYTES, TRIES, Gate
+from mmif_trt.study.store import Store
 
 
 def free_port() -> int:
