@@ -119,7 +119,7 @@ def test_sets_may_name_the_methods_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps(config))
     create(read_config(tmp_path / "study.json"), tmp_path / "study")
     db = sqlite3.connect(tmp_path / "study" / FILE)
-    sql = "SELECT method, source_sha256 FROM fused JOIN picture ON picture.id=picture WHERE case_id=? ORDER BY 1"
+    sql = "SELECT method, source_sha256 FROM fused JOIN picture p ON p.id=picture WHERE case_id=? ORDER BY 1"
     first, second = (db.execute(sql, (case,)).fetchall() for case in (1, 2))
     assert first == second and len({digest for _, digest in first}) == 3
 
