@@ -111,6 +111,19 @@ def test_nothing_in_the_folder_or_its_pictures_names_a_method(tmp_path: Path) ->
     assert [store.reader_of(token) for token in tokens] == [1, 2, 3] and store.reader_of("x") is None
 
 
+def test_sets_may_name_the_methods_in_any_order(tmp_path: Path) -> None:
+    config = json.loads(make_config(tmp_path, cases=1).read_text())
+    (one,) = config["sets"]
+    turned = {name: one["methods"][name] for name in reversed(METHODS)}
+    config["sets"] = [one, {**one, "methods": turned}]
+    (tmp_path / "study.json").write_text(json.dumps(config))
+    create(read_config(tmp_path / "study.json"), tmp_path / "study")
+    db = sqlite3.connect(tmp_path / "study" / FILE)
+    sql = "SELECT method, source_sha256 FROM fused JOIN picture p ON p.id=picture WHERE case_id=? ORDER BY 1"
+    first, second = (db.execute(sql, (case,)).fetchall() for case in (1, 2))
+    assert first == second and len({digest for _, digest in first}) == 3
+
+
 def test_the_database_refuses_change(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     store = Store(study)

@@ -159,6 +159,8 @@ def _check(path: str | Path, config: Config) -> None:
     for other in config.sets:
         names = sorted(other.methods)
         require(2 <= len(names) <= MAX_METHODS, "methods", names, f"2 to {MAX_METHODS} methods")
+        taken = [name for name in names if name in ("mri", "other", "equal", "")]
+        require(not taken, "methods", taken, "names other than mri, other and equal")
         require(names == sorted(config.methods), "methods", names, f"the same in every set, {config.methods}")
 
 

@@ -125,8 +125,8 @@ def _insert_case(db: sqlite3.Connection, number: int, case: Case, config: Config
         pictures[key] = _insert_picture(db, image, path)
     row = (number, f"{case.modality}/{case.name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
     db.execute("INSERT INTO cases VALUES (?,?,?,?,?)", row)
-    for method, picture in enumerate(pictures.values(), 1):
-        db.execute("INSERT INTO fused VALUES (?,?,?)", (number, method, picture))
+    for method, name in enumerate(config.methods, 1):  # by name: each set has an order of its own
+        db.execute("INSERT INTO fused VALUES (?,?,?)", (number, method, pictures[name]))
 
 
 def _insert_picture(db: sqlite3.Connection, image: Image, path: str) -> int:
