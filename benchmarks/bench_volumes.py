@@ -3,7 +3,8 @@
     python benchmarks/bench_volumes.py TEMPLATES OUT [--volumes 200]
 
 TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). Network alone: every slice that is
-not black through the runtime, as many side by side as the batch uses, inputs in memory; median of 5 volumes.
+not black through the runtime, as many side by side as the batch uses, inputs in memory; median of 5 volumes,
+measured before and after the batch, the mean of both. The batch's seconds include its start.
 Writes benchmarks/results/volumes_cpu.json.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -60,6 +62,7 @@ def main() -> None:
     rows = [f"v{i:03},{folder}/T1.nii,{folder}/PET.nii,pet,0,0.9,0,1" for i in range(args.volumes)]
     head = "name,a,b,modality_b,low_a,high_a,low_b,high_b"
     (args.out / "list.csv").write_text("\n".join([head, *rows]) + "\n")
+    load = [round(os.getloadavg()[0], 2)]
     before = network_alone_s(args.templates)
     command = [
         "-m",
@@ -81,6 +84,7 @@ def main() -> None:
         "network_alone_volumes_per_s": round(1 / alone, 3),
         "share_of_network": round(args.volumes / seconds * alone, 3),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
+        "load_average_begin_end": [*load, round(os.getloadavg()[0], 2)],
         "conditions": conditions(),
     }
     RESULT.write_text(json.dumps(row, indent=1) + "\n")

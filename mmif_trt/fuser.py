@@ -1,4 +1,4 @@
-"""fuse(a, b) and Fuser: the only place that knows the order of the stages."""
+"""fuse(a, b) and Fuser: the only place that knows the order of the stages (volume.py: that of volumes)."""
 
 from __future__ import annotations
 

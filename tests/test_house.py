@@ -11,7 +11,7 @@ from conftest import REPO
 
 PACKAGE = REPO / "mmif_trt"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
-STAGES = ("io", "normalise", "colour", "tiling", "runtimes", "models")
+STAGES = ("io", "geometry", "palettes", "normalise", "colour", "tiling", "runtimes", "models")
 HEAVY = {"torch", "openvino", "cv2", "PIL", "scipy", "skimage"}
 
 

@@ -1,4 +1,4 @@
-"""Pictures in and out of files: read(path), write(path, image), and one table of formats.
+"""Pictures and volumes in and out of files: read(path), write(path, image), and one table of formats.
 
 A file is decoded whole or refused with one line (InputError), and written whole or not at all (OutputError).
 """
