@@ -1,4 +1,5 @@
-"""The command line: fuse, eval, info, demo. Exit code 0 all well, 1 some failed, 2 usage: nothing done.
+"""The command line: fuse, eval, info, demo, engine. Exit code 0 all well, 1 some failed, 2 usage: nothing
+done.
 
 Heavy imports are inside the functions, so that --help and a mistyped option answer at once.
 """
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmif_trt import engine_cli
 from mmif_trt.image import InputError
 from mmif_trt.info import RESEARCH_USE, conditions, describe, describe_runtime, facts, weights_in_use
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("out", type=Path, metavar="OUT_DIR")
     _add_runtime(demo)
     demo.set_defaults(run=_demo)
+    engine_cli.add(commands)
     return parser
 
 
@@ -116,7 +119,7 @@ def _add_fuse(commands: Any) -> None:
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
-    parser.add_argument("--precision", default="auto", help="auto, bf16 or fp32; default: auto")
+    parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
     parser.add_argument("--threads", type=_count(1024), help="threads of the network; default: by the cores")
 
 
