@@ -109,6 +109,8 @@ def _add_fuse(commands: Any) -> None:
     fuse.add_argument(
         "--workers", type=_count(MAX_WORKERS), help="pairs in hand at once; default: by the cores"
     )
+    decoders = ("auto", "dali", "opencv")
+    fuse.add_argument("--decode", choices=decoders, default="auto", help="what reads the files")
     fuse.add_argument("--overwrite", action="store_true", help="fuse finished pairs again")
     fuse.add_argument("--report", metavar="REPORT.json", help="write what became of each pair, as JSON")
     fuse.add_argument(
@@ -168,6 +170,7 @@ def _fuse(args: argparse.Namespace) -> int:
                 range_b=range_b,
                 stop=stop,
                 on_result=on_result,
+                decode=args.decode,
             )
         total = batch.totals(results, len(plan.pairs), time.perf_counter() - start)
         runtime = describe_runtime(fuser) if fuser else None
@@ -242,6 +245,7 @@ def _report_head(
         "value_range_b",
         "threads",
         "overwrite",
+        "decode",
     )
     return {
         "mmif_trt": __version__,

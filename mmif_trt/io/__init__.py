@@ -68,6 +68,12 @@ def read(path: str | os.PathLike[str]) -> Image:
     An RGB file with equal channels stays RGB. Image.source is the path as given. Raises InputError, one line
     that names the file, for everything that is not one whole picture (see raster.py) or cannot be read.
     """
+    name, form, data = read_bytes(path)
+    return form.decode(data, name)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
+    """(name, format, content) of one picture file, nothing of it looked at yet. Raises InputError."""
     name = _name(path)
     try:
         status = os.stat(name)  # before open, which would wait for a pipe's writer
@@ -83,7 +89,7 @@ def read(path: str | os.PathLike[str]) -> Image:
         raise InputError(f"{name}: no such file; accepted are {' '.join(FORMATS)} files") from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
-    return form.decode(data, name)
+    return name, form, data
 
 
 def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -> None:
