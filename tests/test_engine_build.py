@@ -21,9 +21,10 @@ from mmif_trt.runtimes.half import half
 
 onnx = pytest.importorskip("onnx")
 MIB_8, SLOWEST_S = 8_000_000, 30
-SHAPES = [(1, 256, 256), (8, 256, 256), (32, 256, 256), (1, 512, 512), (32, 512, 512), (1, 1024, 1024)]
-SHAPES += [(8, 512, 512), (8, 1024, 1024), (32, 1024, 1024)]
-PROFILES = [(shape, shape, shape) for shape in SHAPES] + [engine_build.ANY_SHAPE]
+sys.path.insert(0, str(REPO / "engines"))
+from build import release_set  # noqa: E402
+
+PROFILES = list(release_set().values())
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,30 @@ def test_engines_meet_the_bars(profile: Any, tmp_path: Path, monkeypatch: pytest
     assert made.compute_capabilities == ("8.0", "8.6", "8.9", "12.0"), "in one file"
     assert (made.smallest, made.typical, made.largest) == profile
     assert engine_file.read_manifest(tmp_path / "x.engine") == made
+
+
+def test_the_release_set_is_what_was_asked_for() -> None:
+    static = {(n, side, side) for n in (1, 8, 32) for side in (256, 512, 1024)}
+    assert {x[0] for x in PROFILES if x[0] == x[2]} == static and engine_build.ANY_SHAPE in PROFILES
+
+
+def test_verify_script(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from mmif_trt.samples import path as sample_path
+
+    for modality in ("mri", "pet"):
+        (tmp_path / modality).mkdir()
+        (tmp_path / modality / "x.png").write_bytes(sample_path("mri-pet", modality).read_bytes())
+    engine_build.build(tmp_path / "x.engine", "a test", capabilities=("8.6",))
+    command = [sys.executable, str(REPO / "engines" / "verify.py"), str(tmp_path)]
+    command += ["--pairs", str(tmp_path / "mri"), str(tmp_path / "pet")]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "x.engine: files match" in done.stdout and "1 pairs" in done.stdout
+    (tmp_path / "x.engine").write_bytes(b"other")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "SHA-256 is" in done.stdout
 
 
 def test_the_layer_table_tells_fp32_and_unfused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
