@@ -38,7 +38,7 @@ def main() -> int:
             print(f"build.py: {error}", file=sys.stderr)
             return 1
         fused = f"{made.fused_attention} of {made.attention_blocks} attention blocks fused"
-        print(f"{folder / name}: {made.bytes} bytes, {made.build_s} s, {fused}, {made.psnr_db} dB")
+        print(f"{folder / name}: {made.bytes} bytes, {made.build_s} s, {fused}, {made.psnr}")
     return 0
 
 

@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     )
     build.add_argument("--size", type=int, metavar="PX", help="one side length, a multiple of 32")
     build.add_argument("--batch", type=int, help="pairs in one call; needs --size")
+    build.add_argument("--model", default="lagn", help="default: lagn")
     build.add_argument("--cards", metavar="8.6,8.9", help="compute capabilities; default: all that it can")
     build.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: in the user's cache")
     build.set_defaults(run=_build)
@@ -63,13 +64,13 @@ def _build(args: argparse.Namespace) -> int:
     shapes = _shapes(args)
     from mmif_trt.runtimes import engine_build, engine_file
 
-    name = "lagn-fp16" + ("" if args.size is None else f"-b{shapes[0][0]}-{args.size}")
+    name = f"{args.model}-fp16" + ("" if args.size is None else f"-b{shapes[0][0]}-{args.size}")
     path = args.output or engine_file.cache_folder() / f"{name}{engine_file.SUFFIX}"
     if path.suffix != engine_file.SUFFIX:
         raise InputError(f"--output {path}; accepted is a name that ends in {engine_file.SUFFIX}")
     cards = tuple(args.cards.split(",")) if args.cards else None
     with engine_file.locked(path):
-        made = engine_build.build(path, shlex.join(["mmif-trt", *sys.argv[1:]]), shapes, cards)
+        made = engine_build.build(path, shlex.join(["mmif-trt", *sys.argv[1:]]), shapes, cards, args.model)
     print(f"{path}: {_line(made)}")
     return 0
 
@@ -84,7 +85,7 @@ def _line(m: Manifest) -> str:
     return (
         f"{m.model} {m.precision}, batch {batch}, {height} x {width} px, {m.flavour} {m.version} "
         f"for {cards}; "
-        f"{m.bytes} bytes, fused attention {fused}, {m.psnr_db:g} dB ({m.psnr_of})"
+        f"{m.bytes} bytes, fused attention {fused}, {m.psnr}"
     )
 
 

@@ -68,10 +68,10 @@ def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Ru
     if precision in ("auto", "fp16"):
         try:
             return _load("tensorrt", usable["tensorrt"], precision, threads, streams)
-        except InputError as error:
+        except Exception as error:  # whatever a driver or TensorRT raises: the CPU is there
             if precision == "fp16":  # nothing else has it
                 raise
-            passed_over = f"; {error}"
+            passed_over = f"; {' '.join(str(error).split()) or type(error).__name__}"
     name = next((n for n, why_not in usable.items() if not why_not and n != "tensorrt"), "openvino")
     runtime = _load(name, usable[name], precision, threads, streams)
     runtime.note += passed_over

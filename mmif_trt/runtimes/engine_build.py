@@ -222,12 +222,12 @@ def last_error(logger: Any) -> str:
     return " ".join(errors[-1].split()) if errors else "no reason given"
 
 
-def golden_psnr(mixed: ModelProto, model: str = "lagn") -> tuple[float, str]:
-    """The least PSNR in dB of the golden pairs under ONNX Runtime, and what ran; 0 where it is missing."""
+def golden_psnr(mixed: ModelProto, model: str = "lagn") -> tuple[float | None, str]:
+    """The least PSNR in dB of the golden pairs under ONNX Runtime, and what ran; None where it is missing."""
     try:
         import onnxruntime
     except ImportError:
-        return 0.0, "not measured: onnxruntime is not installed"
+        return None, "PSNR not measured: onnxruntime is not installed"
     session = onnxruntime.InferenceSession(mixed.SerializeToString(), providers=["CPUExecutionProvider"])
     a, b, expected = weights.golden(model)
     (fused,) = session.run(None, {"a": a[:, None], "b": b[:, None]})

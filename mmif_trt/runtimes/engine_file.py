@@ -34,7 +34,7 @@ class Manifest:
     smallest, typical, largest: (batch, height, width) of the profile; all equal: the shape is fixed.
     fused_attention: kernels that hold a whole attention block, of attention_blocks; None: the builder printed
     no layer table. float_convolutions: ONNX names of those computed in FP32. psnr_db: the least of the golden
-    pairs against FP32 torch, and psnr_of what ran: ("not measured", 0.0) where nothing could.
+    pairs against FP32 torch, and psnr_of what ran; None where nothing could, and why.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Manifest:
     attention_blocks: int
     fused_attention: int | None
     float_convolutions: tuple[str, ...]
-    psnr_db: float
+    psnr_db: float | None
     psnr_of: str
     build_s: float
     command: str
@@ -59,8 +59,12 @@ class Manifest:
     bytes: int = field(default=0)
 
     @property
-    def is_static(self) -> bool:
-        return self.smallest == self.largest
+    def psnr(self) -> str:
+        return (
+            self.psnr_of
+            if self.psnr_db is None
+            else f"{self.psnr_db:g} dB on the golden pairs, {self.psnr_of}"
+        )
 
     def refuse_shape(self, name: str, shape: Shape) -> None:
         """Raises InputError where (batch, height, width) lies outside the profile or off the window grid."""
