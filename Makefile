@@ -7,7 +7,7 @@ PIP_ARGS ?=
 DATA ?= data
 RUNS ?= runs
 
-.PHONY: demo test lint train-all clean
+.PHONY: demo console test lint train-all clean
 
 # Debian and Ubuntu keep a part of venv in a package of its own.
 VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
@@ -19,6 +19,10 @@ VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-
 
 demo: .venv-demo/done
 	.venv-demo/bin/mmif-trt demo demo
+
+# No torch: TensorRT-RTX, DALI, and PyCUDA built against the toolkit of this machine; no card is needed for it.
+console:
+	PYTHON=$(PYTHON) PIP_ARGS="$(PIP_ARGS)" bash .ci/console.sh .venv-console
 
 # torch first and pinned: a plain "torch" elsewhere in the requirements then finds it there, and the kernels are
 # built against it, not against one of pip's own choice.
@@ -50,4 +54,4 @@ train-all: $(RUNS)/generated/train.safetensors
 		--generated $(RUNS)/generated/train.safetensors --predictability 2 --generated-fused 0.1
 
 clean:
-	rm -rf .venv .venv-demo demo build *.egg-info mmif_trt/_C.*
+	rm -rf .venv .venv-demo .venv-console demo build *.egg-info mmif_trt/_C.*

@@ -1,7 +1,8 @@
 """Latency of one fusion by stage, runtime, precision and size; cold start; the share of a matmul's rate.
 
-    python benchmarks/bench_latency.py [--runtime openvino,torch] [--precision auto,fp32] [--size 256 512]
-        [--batch 1] [--threads 2] [--repeats 100] [--warmup 20] [--json benchmarks/results/latency_cpu.json]
+    python benchmarks/bench_latency.py [--runtime tensorrt,torch,torch-compile,...]
+        [--peer PATH:CALLABLE] [--precision auto,fp32] [--size 256 512] [--batch 1] [--threads 2]
+        [--repeats 100] [--warmup 20] [--stage network,encode] [--json RESULT] [--plot PNG] [--trace TRACE]
 
 The pair is the bundled MRI and PET (colour, the longest path), resized. All runtimes, precisions and sizes
 take turns in rounds of the same run, so that a change of the machine's load meets them all. A turn begins
@@ -12,8 +13,6 @@ take one pair a call.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import plot
 import report
+import rivals
+from cold_start import cold_start
+from trace_events import Trace, peak_memory
 
 from mmif_trt import colour, io, normalise, runtimes, tiling, weights
 from mmif_trt.fuser import Fuser
@@ -32,6 +35,7 @@ from mmif_trt.image import MIN_SIDE_PX, Image, InputError
 from mmif_trt.samples import path as sample_path
 
 ROUNDS = 10
+STAGES = ("decode", "normalise_luma", "network", "recombine", "encode")
 SETTLE = 2  # untimed calls at the beginning of a turn
 ENCODE = io.FORMATS[".png"].encode
 
@@ -73,7 +77,7 @@ class Case:
 
     fuser: Fuser
     asked: list[str]
-    matmul: Callable[[], object]
+    matmul: Callable[[], object] | None
     ms: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     matmul_ms: list[float] = field(default_factory=list)
 
@@ -85,7 +89,7 @@ def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Cas
     for name in names:
         for precision in args.precision:
             try:
-                fuser = Fuser(name, precision, args.threads)
+                fuser = _fuser(name, precision, args.threads)
             except (InputError, ImportError) as error:
                 row = {
                     "status": "refused",
@@ -103,12 +107,23 @@ def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Cas
     return list(cases.values()), refused
 
 
-def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[], object]:
+def _fuser(name: str, precision: str, threads: int) -> Fuser:
+    if name not in rivals.NAMES and ":" not in name:
+        return Fuser(name, precision, threads)
+    fuser = Fuser.__new__(Fuser)  # the stages of the package over a rival's network
+    fuser.runtime = rivals.load(name, precision, threads)
+    return fuser
+
+
+def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[], object] | None:
     """An n x n by n x n product in the runtime's own library and precision. In OpenVINO the second factor is
-    a constant, as weights are, so that it is packed beforehand."""
+    a constant, as weights are, so that it is packed beforehand.
+    None: of that library there is none here."""
+    if runtime.name not in ("torch", "torch-compile", "cuda-graph", "openvino"):
+        return None
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((n, n), np.float32) for _ in range(2))
-    if runtime.name == "torch":
+    if runtime.name != "openvino":
         import torch
 
         x, y = (torch.from_numpy(m).to(runtime.device) for m in (left, right))
@@ -136,7 +151,9 @@ def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[],
     return lambda: request.infer([left], share_inputs=True, share_outputs=True)
 
 
-def run_stages(fuser: Fuser, files: list[tuple[Path, Path]]) -> tuple[dict[str, float], list[np.ndarray]]:
+def run_stages(
+    fuser: Fuser, files: list[tuple[Path, Path]], trace: Trace | None = None
+) -> tuple[dict[str, float], list[np.ndarray]]:
     """ms of each stage over `files`, and the fused pixels. The order of Fuser.fuse_images, written out."""
     ms: dict[str, float] = {}
     last = time.perf_counter()
@@ -144,6 +161,8 @@ def run_stages(fuser: Fuser, files: list[tuple[Path, Path]]) -> tuple[dict[str, 
     def lap(stage: str) -> None:
         nonlocal last
         now = time.perf_counter()
+        if trace:
+            trace.add(f"{fuser.runtime.name} {fuser.runtime.precision}", stage, last, now)
         ms[stage], last = (now - last) * 1e3, now
 
     images = [(io.read(a), io.read(b)) for a, b in files]
@@ -180,7 +199,9 @@ def check_order(fuser: Fuser, files: list[tuple[Path, Path]]) -> None:
         )
 
 
-def measure(cases: list[Case], pairs: dict[int, tuple[Path, Path]], args: argparse.Namespace) -> None:
+def measure(
+    cases: list[Case], pairs: dict[int, tuple[Path, Path]], args: argparse.Namespace, trace: Trace
+) -> None:
     """Fills ms and matmul_ms of every case, turn by turn."""
     turns = [(case, size, [pair] * args.batch) for size, pair in pairs.items() for case in cases]
     for case, size, files in turns:
@@ -194,11 +215,15 @@ def measure(cases: list[Case], pairs: dict[int, tuple[Path, Path]], args: argpar
             for _ in range(SETTLE):
                 run_whole(case.fuser, files)
             for _ in range(args.repeats * (i + 1) // rounds - args.repeats * i // rounds):
-                sample, _ = run_stages(case.fuser, files)
+                trace.push(f"{case.fuser.runtime.name} {size} px")
+                sample, _ = run_stages(case.fuser, files, trace)
+                trace.pop()
                 sample["end_to_end"] = run_whole(case.fuser, files)
                 for stage, ms in sample.items():
                     case.ms[size].setdefault(stage, []).append(ms)
         for case in cases:
+            if case.matmul is None:
+                continue
             case.matmul()
             start = time.perf_counter()
             case.matmul()
@@ -209,7 +234,6 @@ def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a size. Rates are of medians; FLOP = 2 x MAC."""
     runtime = case.fuser.runtime
     config = weights.manifest()["models"]["lagn"]["config"]
-    matmul_gflop_per_s = 2 * args.matmul**3 / float(np.median(case.matmul_ms)) / 1e6
     rows = []
     for size, stages in case.ms.items():
         macs = network_macs(config, size, size)
@@ -221,47 +245,23 @@ def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
             "device": runtime.device,
         }
         row |= {"asked": ", ".join(case.asked), "note": runtime.note, "size_px": size, "batch": args.batch}
-        row |= {"ms": {stage: report.percentiles(samples) for stage, samples in stages.items()}}
+
+        def kept(stage: str) -> bool:
+            return not args.stage or stage in (*args.stage, "network", "end_to_end")
+
+        shown = {s: report.percentiles(x) for s, x in stages.items() if kept(s)}
+        row |= {"ms": shown}
         row |= {"pairs_per_s": round(args.batch * 1e3 / float(np.median(stages["end_to_end"])), 3)}
-        row |= {"gmac": round(macs / 1e9, 6), "gflop_per_s": round(gflop_per_s, 3)}
-        row |= {"matmul": f"{args.matmul}^3 by {runtime.name} {runtime.precision}"}
-        row |= {"matmul_ms": report.percentiles(case.matmul_ms)}
-        row |= {"matmul_gflop_per_s": round(matmul_gflop_per_s, 3)}
-        row |= {"matmul_share": round(gflop_per_s / matmul_gflop_per_s, 5)}
+        if ":" not in runtime.name:  # a peer's work is not known
+            row |= {"gmac": round(macs / 1e9, 6), "gflop_per_s": round(gflop_per_s, 3)}
+        if case.matmul is not None:
+            matmul_gflop_per_s = 2 * args.matmul**3 / float(np.median(case.matmul_ms)) / 1e6
+            row |= {"matmul": f"{args.matmul}^3 by {runtime.name} {runtime.precision}"}
+            row |= {"matmul_ms": report.percentiles(case.matmul_ms)}
+            row |= {"matmul_gflop_per_s": round(matmul_gflop_per_s, 3)}
+            row |= {"matmul_share": round(gflop_per_s / matmul_gflop_per_s, 5)}
         rows.append(row)
     return rows
-
-
-COLD = """
-import json, sys, time
-start = time.perf_counter()
-import mmif_trt
-imported = time.perf_counter()
-mmif_trt.fuse(sys.argv[1], sys.argv[2])
-done = time.perf_counter()
-mmif_trt.fuse(sys.argv[1], sys.argv[2])
-print(json.dumps([imported - start, done - imported, time.perf_counter() - done]))
-"""
-
-
-def cold_start(a: Path, b: Path, count: int) -> dict[str, Any]:
-    """Seconds in `count` new processes: import, first and second fuse of two files by the default runtime."""
-    samples = []
-    for _ in range(count):
-        start = time.perf_counter()
-        command = [sys.executable, "-c", COLD, str(a), str(b)]
-        done = subprocess.run(command, env=report.environment(), capture_output=True, text=True, check=False)
-        if done.returncode:
-            return {"status": "refused", "reason": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-        samples.append([*json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - start])
-    if not samples:
-        return {"status": "refused", "reason": "--cold 0"}
-    names = ("import", "first_fuse", "second_fuse", "whole_process")
-    columns = zip(*samples, strict=True)
-    return {
-        "status": "measured",
-        "s": {name: report.percentiles(x, 4) for name, x in zip(names, columns, strict=True)},
-    }
 
 
 def words(text: str) -> list[str]:
@@ -273,6 +273,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--runtime", type=words, default=list(runtimes.NAMES), help="with commas; default: all"
     )
+    parser.add_argument("--peer", action="append", default=[], metavar="PATH:CALLABLE", help="a torch module")
+    parser.add_argument(
+        "--stage", type=words, default=[], help="of the stages, keep these and network; default: all"
+    )
+    parser.add_argument("--plot", type=Path, help="write a PNG: distributions and stages")
+    parser.add_argument("--trace", type=Path, help="write the stages for Chrome's or Perfetto's trace viewer")
     parser.add_argument("--precision", type=words, default=["auto", "fp32"], help="default: auto,fp32")
     parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="px a side; default: 256 512")
     parser.add_argument(
@@ -290,6 +296,8 @@ def parse() -> argparse.Namespace:
     for name in ("batch", "threads", "repeats", "matmul"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}; accepted are 1 and more")
+    if unknown := set(args.stage) - {*STAGES, "end_to_end"}:
+        parser.error(f"--stage {', '.join(sorted(unknown))}; accepted are {', '.join(STAGES)}, end_to_end")
     if not all(
         MIN_SIDE_PX <= size <= tiling.TILE_PX for size in args.size
     ):  # above it tiles overlap: other MACs
@@ -302,13 +310,24 @@ def main() -> int:
     result: dict[str, Any] = {"what": "bench_latency.py", "conditions": report.conditions()}
     chosen = ("threads", "batch", "repeats", "warmup", "matmul")
     result["settings"] = {name: getattr(args, name) for name in chosen} | {"pair": "MRI and PET"}
+    trace = Trace()
     with tempfile.TemporaryDirectory() as folder:
         pairs = {size: make_pair(Path(folder), size) for size in dict.fromkeys(args.size)}
         result["cold_start"] = cold_start(*make_pair(Path(folder), 256), args.cold)
-        cases, refused = load_cases(args.runtime, args)
-        measure(cases, pairs, args)
+        cases, refused = load_cases([*args.runtime, *args.peer], args)
+        measure(cases, pairs, args, trace)
     result["rows"] = [row for case in cases for row in make_rows(case, args)] + refused
+    result["peak_memory"] = peak_memory()
     result["load_average_end"] = report.load_average()
+    if args.plot and cases:
+        rows = {
+            f"{c.fuser.runtime.name.rpartition('/')[2]} {c.fuser.runtime.precision} {size} px": ms
+            for c in cases
+            for size, ms in c.ms.items()
+        }
+        plot.draw(args.plot, rows, f"mmif_trt {report.conditions()['date']}, batch {args.batch}")
+    if args.trace:
+        trace.write(args.trace)
     if args.json:
         report.write_json(args.json, result)
     print(report.latency_tables(result))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a CUDA machine with torch >= 2.11 can measure, in one command and under 8 minutes:
+# Everything that a CUDA machine with torch >= 2.11 can measure, in one command and under 10 minutes:
 #
 #     OUT=folder bash benchmarks/gpu_suite.sh
 #
@@ -45,5 +45,7 @@ bench ops_cuda_batch 60 bench_ops.py --device cuda --op attention --dtype float1
 bench step_cuda 60 bench_ops.py --device cuda --op step --batch 6
 bench network_cuda 150 bench_network.py --device cuda --size 256
 bench network_cuda_512 90 bench_network.py --device cuda --size 512 --mode eager cuda-graph --batch 1 32
+bench latency_cuda 120 bench_latency.py --runtime torch,torch-compile,cuda-graph --precision fp32 --size 256 512 \
+  --trace "$OUT/latency_cuda.trace.json" --plot "$OUT/latency_cuda.png"
 echo "in $SECONDS s; failed: ${failed[*]:-none}"
 exit "${#failed[@]}"

@@ -174,10 +174,14 @@ def latency_tables(result: dict[str, Any]) -> str:
             [row["runtime"] + (f" on {row['device']}"), row["precision"], row["asked"], row["size_px"]],
         )
         times = [f"{ms[stage][mark]:.2f}" for stage in ("network", "end_to_end") for mark in marks]
-        rates = [f"{row['pairs_per_s']:.1f}", f"{row['gmac']:.3f}", f"{row['gflop_per_s']:.0f}"]
-        main.append(
-            [*known, *times, *rates, f"{row['matmul_gflop_per_s']:.0f}", f"{100 * row['matmul_share']:.0f} %"]
+        rates = [f"{row['pairs_per_s']:.1f}"]
+        rates += [f"{row['gmac']:.3f}", f"{row['gflop_per_s']:.0f}"] if "gmac" in row else ["", ""]
+        rates += (
+            [f"{row['matmul_gflop_per_s']:.0f}", f"{100 * row['matmul_share']:.0f} %"]
+            if "matmul_share" in row
+            else ["", ""]
         )
+        main.append([*known, *times, *rates])
         stages.append(
             [*known[:2], known[3], *(" / ".join(f"{s[mark]:.2f}" for mark in marks) for s in ms.values())]
         )

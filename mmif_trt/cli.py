@@ -1,4 +1,5 @@
-"""The command line: fuse, eval, info, demo. Exit code 0 all well, 1 some failed, 2 usage: nothing done.
+"""The command line: fuse, eval, info, demo, engine. Exit code 0 all well, 1 some failed, 2 usage: nothing
+done.
 
 Heavy imports are inside the functions, so that --help and a mistyped option answer at once.
 """
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmif_trt import engine_cli
 from mmif_trt.console import batch_command, volumes
 from mmif_trt.image import InputError
 from mmif_trt.info import (
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("out", type=Path, metavar="OUT_DIR")
     _add_runtime(demo)
     demo.set_defaults(run=_demo)
+    engine_cli.add(commands)
     report.add(commands)
     study.add(commands)
     return parser
@@ -122,6 +125,8 @@ def _add_fuse(commands: Any) -> None:
     fuse.add_argument(
         "--workers", type=_count(MAX_WORKERS), help="pairs in hand at once; default: by the cores"
     )
+    decoders = ("auto", "dali", "opencv")
+    fuse.add_argument("--decode", choices=decoders, default="auto", help="what reads the files")
     fuse.add_argument("--overwrite", action="store_true", help="fuse finished pairs again")
     fuse.add_argument("--report", metavar="REPORT.json", help="write what became of each pair, as JSON")
     fuse.add_argument(
@@ -133,7 +138,7 @@ def _add_fuse(commands: Any) -> None:
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
-    parser.add_argument("--precision", default="auto", help="auto, bf16 or fp32; default: auto")
+    parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
     parser.add_argument("--threads", type=_count(1024), help="threads of the network; default: by the cores")
 
 
@@ -184,6 +189,7 @@ def _fuse(args: argparse.Namespace) -> int:
                 range_b=range_b,
                 stop=stop,
                 on_result=on_result,
+                decode=args.decode,
             )
         total = batch.totals(results, len(plan.pairs), time.perf_counter() - start)
         runtime = describe_runtime(fuser) if fuser else None
@@ -258,6 +264,7 @@ def _report_head(
         "value_range_b",
         "threads",
         "overwrite",
+        "decode",
     )
     return {
         "mmif_trt": __version__,

@@ -23,7 +23,8 @@ _loading = threading.Lock()
 class Fuser:
     """The network, loaded once. May be called from several threads at once; same input, same output.
 
-    runtime: "auto", "openvino" (CPU) or "torch" (CPU or CUDA). precision: "auto", "fp32" or "bf16".
+    runtime: "auto", "tensorrt" (NVIDIA card), "openvino" (CPU) or "torch" (CPU or CUDA). precision: "auto",
+    "fp32", "bf16" or (TensorRT) "fp16".
     threads: CPU threads of the network; None: all. streams: pictures side by side, the threads shared out
     (more pictures a second for several callers, each a longer wait; the same numbers). `fuser.runtime` says
     what was chosen.

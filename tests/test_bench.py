@@ -93,6 +93,57 @@ def test_latency(tmp_path: Path, module: Any) -> None:
     assert done.stdout.strip() == module("report").latency_tables(result).strip()
 
 
+PEER = """
+import torch
+def make():
+    return Largest()
+class Largest(torch.nn.Module):
+    def forward(self, a, b):
+        return torch.maximum(a, b)
+"""
+
+
+def test_latency_of_rivals_and_peers(tmp_path: Path, module: Any) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "peer.py").write_text(PEER)
+    few = [
+        "--repeats",
+        "2",
+        "--warmup",
+        "1",
+        "--matmul",
+        "64",
+        "--cold",
+        "0",
+        "--size",
+        "64",
+        "--threads",
+        "1",
+    ]
+    few += ["--runtime", "openvino,onnxruntime,cuda-graph", "--precision", "auto", "--stage", "decode"]
+    few += ["--peer", f"{tmp_path}/peer.py:make", "--peer", f"{tmp_path}/peer.py:none"]
+    files = {name: tmp_path / name for name in ("plot", "trace", "json")}
+    done = run("bench_latency.py", *few, *(x for n, f in files.items() for x in (f"--{n}", str(f))))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(files["json"].read_text())
+    rows = {row["runtime"].rpartition("/")[2]: row for row in result["rows"]}
+    measured = {name for name, row in rows.items() if row["status"] == "measured"}
+    assert {"openvino", "onnxruntime", "peer.py:make"} <= measured
+    assert list(rows["openvino"]["ms"]) == ["decode", "network", "end_to_end"]
+    assert "gmac" not in rows["peer.py:make"] and "matmul_share" not in rows["onnxruntime"]
+    assert "no callable 'none'" in rows["peer.py:none"]["reason"]
+    assert result["peak_memory"]["host_mib"] > 20
+    events = json.loads(files["trace"].read_text())["traceEvents"]
+    timed = [event for event in events if event["ph"] == "X"]
+    assert len(timed) == 5 * 2 * len(measured) and all(event["dur"] > 0 for event in timed)
+    assert {event["args"]["name"] for event in events if event["ph"] == "M"} >= {"onnxruntime fp32"}
+    import cv2
+
+    picture = cv2.imread(str(files["plot"]))
+    assert picture is not None and picture.shape[1] == 1200 and picture.std() > 5
+
+
 def test_latency_refuses_what_it_cannot_count() -> None:
     done = run("bench_latency.py", "--size", "2048")
     assert done.returncode == 2 and "accepted are 16 to 1024" in done.stderr

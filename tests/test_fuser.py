@@ -365,7 +365,7 @@ def test_files_are_named(fuser: Fuser, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "cuda"}, r"runtime 'cuda'; accepted are auto, openvino, torch"),
+        ({"runtime": "cuda"}, r"runtime 'cuda'; accepted are auto, tensorrt, openvino, torch"),
         ({"precision": "int8"}, r"precision 'int8'; accepted are auto, fp32, bf16"),
         ({"threads": 0}, r"threads 0; accepted are 1 and more"),
         ({"runtime": "torch", "precision": "bf16"}, r"precision 'bf16': .*; accepted are auto, fp32"),

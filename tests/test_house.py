@@ -12,7 +12,7 @@ from conftest import REPO
 PACKAGE = REPO / "mmif_trt"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 STAGES = ("io", "geometry", "palettes", "normalise", "colour", "tiling", "runtimes", "models")
-HEAVY = {"torch", "openvino", "cv2", "PIL", "scipy", "skimage"}
+HEAVY = {"torch", "openvino", "cv2", "PIL", "scipy", "skimage", "onnx", "nvidia", "pycuda", "tensorrt_rtx"}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:

@@ -3,6 +3,7 @@ folders."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -89,6 +90,17 @@ def test_shell_volumes(tmp_path: Path) -> None:
     subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
     assert (tmp_path / "fused.dcm").stat().st_size and (tmp_path / "sheet.png").stat().st_size
     assert len(list((tmp_path / "FUSED_STUDIES").glob("*_luma.nii"))) == 1
+
+
+def test_shell_engine(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+    (command,) = [block for block in blocks("sh") if "mmif-trt engine" in block]
+    command = command.replace("mmif-trt", f"{sys.executable} -m mmif_trt")
+    environment = {**os.environ, "MMIF_ENGINES": str(tmp_path / "engines")}
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=tmp_path, check=True, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.count("fused attention 4 of 4") == 2
 
 
 def test_shell_train(tmp_path: Path) -> None:

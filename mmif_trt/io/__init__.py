@@ -86,24 +86,34 @@ def read(path: str | os.PathLike[str]) -> Image:
     """
     name = _name(path)
     try:
-        status = os.stat(name)  # before open, which would wait for a pipe's writer
-        if stat.S_ISDIR(status.st_mode):
+        if os.path.isdir(name):
             return dicom.read_folder(name)
+        name, form, data = read_bytes(path)
+        return form.decode(data, name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name}: needs {error.name}; accepted with pip install 'mmif-trt[clinical]'"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
+
+
+def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
+    """(name, format, content) of one file, nothing of it looked at yet. Raises InputError."""
+    name = _name(path)
+    try:
+        status = os.stat(name)  # before open, which would wait for a pipe's writer
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{name}: no regular file; accepted is one picture file")
+            came = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise InputError(f"{name}: {came}; accepted is one picture file")
         form = _DICOM if _is_nameless_dicom(name) else format_of(name)
         most = MAX_VOLUME_BYTES if form.is_volume else MAX_FILE_BYTES
         if status.st_size > most:
             raise InputError(f"{name}: {status.st_size} bytes; accepted are {most} at most")
         with open(name, "rb") as file:
-            data = file.read(most)
-        return form.decode(data, name)
+            return name, form, file.read(most)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file; accepted are {' '.join(FORMATS)} files") from None
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{name}: needs {error.name}; accepted with pip install 'mmif-trt[clinical]'"
-        ) from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
 

@@ -32,17 +32,26 @@ READERS: dict[str, tuple[tuple[bytes, ...], Callable[[bytes], Checked]]] = {
 
 def decode(data: bytes, name: str) -> Image:
     """data: the bytes of a whole file. Raises InputError that begins with `name`."""
+    kind, proven = check(data, name)
+    try:
+        pixels = _pixels(proven, kind)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    return Image(pixels, source=name)
+
+
+def check(data: bytes, name: str) -> tuple[str, Checked]:
+    """The kind of a whole file, and what can be proven of it before it is decoded. Errors as `decode`."""
     kind = next((kind for kind, (signatures, _) in READERS.items() if data.startswith(signatures)), None)
     if kind is None:
         came = f"begins with {data[:8]!r}" if data else "an empty file"
         raise InputError(f"{name}: {came}; accepted are {', '.join(READERS)} files")
     try:
-        pixels = _pixels(READERS[kind][1](data), kind)
+        return kind, READERS[kind][1](data)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except (struct.error, zlib.error, IndexError, ArithmeticError):
         raise InputError(f"{name}: truncated or damaged {kind}; accepted is a whole file") from None
-    return Image(pixels, source=name)
 
 
 def _pixels(checked: Checked, kind: str) -> np.ndarray:

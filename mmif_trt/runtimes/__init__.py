@@ -10,9 +10,10 @@ import numpy as np
 
 from mmif_trt.image import InputError
 
-PRECISIONS = ("auto", "fp32", "bf16")
-# In order of preference on a machine without a GPU: (module of ours, module it needs, how to get that one).
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# In order of preference: (module of ours, module it needs, how to get that one).
 _TABLE = {
+    "tensorrt": ("mmif_trt.runtimes.tensorrt", "", ""),  # needs a card as well: asked in that module
     "openvino": ("mmif_trt.runtimes.openvino", "openvino", "pip install openvino"),
     "torch": ("mmif_trt.runtimes.torch", "torch", "pip install 'mmif-trt[train]'"),
 }
@@ -23,7 +24,7 @@ class Runtime(Protocol):
     """A loaded network. `infer` may be called from several threads at once."""
 
     name: str
-    precision: str  # "fp32" or "bf16": what runs, not what was asked for
+    precision: str  # "fp32", "bf16" or "fp16": what runs, not what was asked for
     device: str
     note: str  # why this precision
     streams: int  # pictures side by side, the threads shared out; 1: all threads on one
@@ -35,12 +36,20 @@ class Runtime(Protocol):
 
 def available() -> dict[str, str]:
     """Each runtime's name, and "" where it can be used, else one line that says why not."""
-    found = {name: importlib.util.find_spec(needs) is not None for name, (_, needs, _) in _TABLE.items()}
-    return {name: "" if found[name] else f"not installed: {_TABLE[name][2]}" for name in _TABLE}
+    return {name: _why_not(name) for name in _TABLE}
+
+
+def _why_not(name: str) -> str:
+    ours, needs, remedy = _TABLE[name]
+    if not needs:
+        missing: str = importlib.import_module(ours).why_not()
+        return missing
+    return "" if importlib.util.find_spec(needs) is not None else f"not installed: {remedy}"
 
 
 def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Runtime:
-    """The runtime `name`, or the first usable one for "auto".
+    """The runtime `name`, or for "auto" the first usable one that takes this precision; its note says why no
+    better one.
 
     streams: pictures to run side by side, at most one a thread; where a runtime cannot, it runs one.
     Raises InputError for an unknown name or precision, for one that is not installed, and for less than one
@@ -53,9 +62,24 @@ def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Ru
         raise InputError(f"precision {precision!r}; accepted are {', '.join(PRECISIONS)}")
     if threads is not None and threads < 1:
         raise InputError(f"threads {threads}; accepted are 1 and more")
-    if name == "auto":
-        name = next((candidate for candidate, why_not in usable.items() if not why_not), NAMES[0])
-    if usable[name]:
-        raise InputError(f"runtime {name!r} is {usable[name]}")
+    if name != "auto":
+        return _load(name, usable[name], precision, threads, streams)
+    passed_over = ""
+    if precision in ("auto", "fp16"):
+        try:
+            return _load("tensorrt", usable["tensorrt"], precision, threads, streams)
+        except Exception as error:  # whatever a driver or TensorRT raises: the CPU is there
+            if precision == "fp16":  # nothing else has it
+                raise
+            passed_over = f"; {' '.join(str(error).split()) or type(error).__name__}"
+    name = next((n for n, why_not in usable.items() if not why_not and n != "tensorrt"), "openvino")
+    runtime = _load(name, usable[name], precision, threads, streams)
+    runtime.note += passed_over
+    return runtime
+
+
+def _load(name: str, why_not: str, precision: str, threads: int | None, streams: int) -> Runtime:
+    if why_not:
+        raise InputError(f"runtime {name!r} is {'not usable: ' if name == 'tensorrt' else ''}{why_not}")
     runtime: Runtime = importlib.import_module(_TABLE[name][0]).load(precision, threads, streams)
     return runtime

@@ -41,6 +41,8 @@ class OpenVinoRuntime:
         self._local = threading.local()
         self._graphs: dict[tuple[int, int] | None, Any] = {}
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "fp16":
+            raise InputError("precision 'fp16': runtime 'tensorrt' has it; accepted are auto, fp32, bf16")
         if precision == "bf16" and not has_bf16:
             raise InputError(
                 "precision 'bf16': this CPU has no bfloat16 instructions; accepted are auto, fp32"

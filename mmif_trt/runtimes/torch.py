@@ -16,7 +16,6 @@ def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
 class TorchRuntime:
     name = "torch"
     precision = "fp32"
-    note = "the reference"
     streams = 1
 
     def __init__(self, precision: str, threads: int | None) -> None:
@@ -24,12 +23,13 @@ class TorchRuntime:
 
         from mmif_trt.models import load_model
 
-        if precision == "bf16":
+        if precision in ("bf16", "fp16"):
             raise InputError(
-                "precision 'bf16': runtime 'torch' is the FP32 reference; accepted are auto, fp32"
+                f"precision {precision!r}: runtime 'torch' is the FP32 reference; accepted are auto, fp32"
             )
         if threads is not None:
             torch.set_num_threads(threads)
+        self.note = "the reference"
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_model("lagn", self.device)
 

@@ -1,0 +1,121 @@
+"""What bench_latency.py can time beside the package's own runtimes: the network in other engines, and peers.
+
+Each is a Runtime: `infer(a, b)` over [H, W] float32 arrays on the host, so copies to and from a card count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmif_trt import runtimes, weights
+from mmif_trt.image import InputError
+
+NAMES = ("torch-compile", "cuda-graph", "onnxruntime")
+
+
+class TorchRival:
+    """A torch module that takes two [1, 1, H, W] tensors and returns one: compiled, as a CUDA graph, or a
+    peer."""
+
+    precision, streams, note = "fp32", 1, "a rival, for comparison"
+
+    def __init__(self, name: str, module: Any, threads: int | None) -> None:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
+        self._network = module.eval().to(self.device) if hasattr(module, "eval") else module
+        self._graphs: dict[tuple[int, int], Any] = {}
+        if name == "torch-compile":
+            self._network = torch.compile(self._network)
+        if name == "cuda-graph" and self.device != "cuda":
+            raise InputError("runtime 'cuda-graph': no CUDA device; accepted is one")
+
+    def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            pair = [torch.from_numpy(np.ascontiguousarray(x)).to(self.device)[None, None] for x in (a, b)]
+            out = self._replay(pair) if self.name == "cuda-graph" else self._network(*pair)
+            fused: np.ndarray = out.reshape(a.shape).float().cpu().numpy()
+        return fused
+
+    def _replay(self, pair: list[Any]) -> Any:
+        import torch
+
+        size = tuple(pair[0].shape[2:])
+        if size not in self._graphs:
+            kept = [x.clone() for x in pair]
+            self._network(*kept)  # what it allocates once must not be captured
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = self._network(*kept)
+            self._graphs[size] = graph, kept, out
+        graph, kept, out = self._graphs[size]
+        for x, y in zip(kept, pair, strict=True):
+            x.copy_(y)
+        graph.replay()
+        return out
+
+
+class OnnxRuntimeRival:
+    name, precision, device, streams = "onnxruntime", "fp32", "CPU", 1
+    note = "a rival, for comparison"
+
+    def __init__(self, threads: int | None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise InputError(
+                "runtime 'onnxruntime' is not installed; accepted is pip install onnxruntime"
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        path = str(weights.verified_path("lagn", "onnx"))
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        fused: np.ndarray = self._session.run(None, {"a": a[None, None], "b": b[None, None]})[0][0, 0]
+        return fused
+
+
+def load(name: str, precision: str, threads: int | None) -> runtimes.Runtime:
+    """The rival `name`, or a peer "path/file.py:callable". Raises InputError."""
+    if precision not in ("auto", "fp32"):
+        raise InputError(f"precision {precision!r}: runtime {name!r} runs FP32; accepted are auto, fp32")
+    if name == "onnxruntime":
+        return OnnxRuntimeRival(threads)
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(f"runtime {name!r} needs torch; accepted is pip install 'mmif-trt[train]'")
+    if name in NAMES:
+        from mmif_trt.models import load_model
+
+        return TorchRival(name, load_model("lagn"), threads)
+    return TorchRival(name, peer(name)(), threads)
+
+
+def peer(given: str) -> Any:
+    """The callable of "path/file.py:callable"; called without arguments it returns a torch module. It is the
+    user's own code, run as such."""
+    path, _, attribute = given.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise InputError(f"--peer {given}: no file {path or given!r}; accepted is PATH:CALLABLE")
+    spec = importlib.util.spec_from_file_location(f"peer_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).resolve().parent))  # its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(Path(path).resolve().parent))
+    if not callable(found := getattr(module, attribute, None)):
+        raise InputError(f"--peer {given}: no callable {attribute!r} in it; accepted is PATH:CALLABLE")
+    return found

@@ -1,0 +1,46 @@
+"""Build the release set of engines: python engines/build.py --out FOLDER
+
+256, 512 and 1024 px at batch 1, 8 and 32, and one engine for every size up to 1024 px and batch 8; each with
+its manifest, each for every card that the TensorRT module here builds for. Prints one line an engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mmif_trt.image import InputError
+from mmif_trt.runtimes import engine_build
+from mmif_trt.runtimes.engine_file import Shape
+
+SIDES_PX = (256, 512, 1024)
+BATCHES = (1, 8, 32)
+
+
+def release_set() -> dict[str, tuple[Shape, Shape, Shape]]:
+    """File name -> smallest, typical and largest (batch, height, width)."""
+    static = {f"lagn-fp16-b{n}-{side}": (n, side, side) for side in SIDES_PX for n in BATCHES}
+    shapes = {name: (shape, shape, shape) for name, shape in static.items()}
+    return {f"{name}.engine": x for name, x in (shapes | {"lagn-fp16": engine_build.ANY_SHAPE}).items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    folder = parser.parse_args().out
+    command = shlex.join(["python", *sys.argv])
+    for name, shapes in release_set().items():
+        try:
+            made = engine_build.build(folder / name, command, shapes)
+        except InputError as error:
+            print(f"build.py: {error}", file=sys.stderr)
+            return 1
+        fused = f"{made.fused_attention} of {made.attention_blocks} attention blocks fused"
+        print(f"{folder / name}: {made.bytes} bytes, {made.build_s} s, {fused}, {made.psnr}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

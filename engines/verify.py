@@ -1,0 +1,77 @@
+"""Verify engines and their network on real pairs: python engines/verify.py FOLDER [--pairs MRI OTHER]
+
+Every engine of FOLDER is compared with its manifest and, where a card is, run on the golden pairs. With
+--pairs, two folders of equal names, the mixed-precision graph in ONNX Runtime is compared with FP32 torch.
+Exit code 1 where a file does not match or a picture has under 55 dB or is off by more than 2/255.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mmif_trt import colour, io, normalise, runtimes, tiling, weights
+from mmif_trt.image import Image, InputError
+from mmif_trt.runtimes import engine_build, engine_file, verify
+from mmif_trt.runtimes.half import half
+
+LARGEST_ERROR = 2 / 255
+
+
+def check_engine(path: Path) -> bool:
+    try:
+        manifest = verify.files(path)
+        if reason := verify.why_not_run(manifest):
+            print(f"{path}: files match; not run: {reason}")
+            return True
+        card, psnr = verify.on_card(path)
+    except InputError as error:
+        print(error)
+        return False
+    print(f"{path}: files match; {psnr:g} dB on the golden pairs by {card}")
+    return psnr >= verify.LOWEST_PSNR_DB
+
+
+def luma(path: Path) -> np.ndarray:
+    """[H, W] in [0, 1]."""
+    image: Image = io.read(path)
+    unit = normalise.to_unit(image)
+    return colour.luma(unit) if image.is_colour else unit
+
+
+def check_graph(mri: Path, other: Path) -> bool:
+    import onnx
+    import onnxruntime
+
+    mixed = half(onnx.load(weights.verified_path("lagn", "onnx")))
+    session = onnxruntime.InferenceSession(mixed.SerializeToString(), providers=["CPUExecutionProvider"])
+    reference = runtimes.load("torch", "fp32", None)
+    lowest, largest, count = np.inf, 0.0, 0
+    for path in sorted(mri.glob("*.png")):
+        a, b = (tiling.padded(luma(x)) for x in (path, other / path.name))
+        (came,) = session.run(None, {"a": a[None, None], "b": b[None, None]})
+        expected = reference.infer(a, b)
+        lowest = min(lowest, engine_build.least_psnr(came[0], expected[None]))
+        largest, count = max(largest, float(np.abs(came[0, 0] - expected).max())), count + 1
+    print(f"{count} pairs of {mri}: at least {lowest:g} dB, off by at most {largest * 255:.3f}/255")
+    return bool(count and lowest >= verify.LOWEST_PSNR_DB and largest <= LARGEST_ERROR)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pairs", type=Path, nargs=2, metavar=("MRI", "OTHER"))
+    given = parser.parse_args()
+    good = [check_engine(path) for path in engine_file.engines_in(given.folder)]
+    if not good:
+        print(f"{given.folder}: no engines")
+    if given.pairs:
+        good.append(check_graph(*given.pairs))
+    return 0 if good and all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

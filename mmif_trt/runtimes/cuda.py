@@ -1,0 +1,195 @@
+"""One NVIDIA card: what the driver says of it, and through PyCUDA its context, streams, buffers and graphs.
+
+The card is asked through the driver library alone (ctypes), so that `mmif-trt info` needs no PyCUDA; PyCUDA
+2026.1 has no CUDA graphs, so these go through the same library. The context is the device's primary one,
+which torch, CuPy and DALI use too: their pointers are valid in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmif_trt.image import InputError
+
+LIBRARY = "libcuda.so.1"
+OLDEST_DRIVER = 12000  # CUDA 12.0
+NO_DEVICE, DRIVER_TOO_OLD = 100, (35, 803)
+CAPTURE_THREAD_LOCAL = 1
+SPIN_S = 0.002  # a fused pair takes less: no sleep in its latency
+
+
+class DeviceError(InputError):
+    """The card or its driver failed; one line, and the run may go on elsewhere."""
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    capability: str  # such as "8.9"
+    driver: str  # the newest CUDA that it knows, such as "13.0"
+
+
+def library() -> Any:
+    """The driver, initialised. Raises DeviceError where there is none, an old one, or no card."""
+    try:
+        cuda = ctypes.CDLL(LIBRARY)
+    except OSError:
+        raise DeviceError(f"no NVIDIA driver ({LIBRARY} cannot be loaded)") from None
+    version = ctypes.c_int()
+    code = cuda.cuInit(0)
+    if code == NO_DEVICE:
+        raise DeviceError("an NVIDIA driver, but no card")
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    if code in DRIVER_TOO_OLD or (not code and version.value < OLDEST_DRIVER):
+        came = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        raise DeviceError(f"the NVIDIA driver is too old: it knows CUDA {came}; accepted are 12.0 and newer")
+    if code:
+        raise DeviceError(f"the NVIDIA driver does not start (cuInit returned {code})")
+    return cuda
+
+
+def card(index: int = 0) -> Card:
+    """Raises DeviceError, see `library`."""
+    cuda = library()
+    count, device, number = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    _ok(cuda.cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount")
+    if not index < count.value:
+        raise DeviceError("an NVIDIA driver, but no card")
+    _ok(cuda.cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")
+    _ok(cuda.cuDeviceGetName(name, len(name), device), "cuDeviceGetName")
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        _ok(cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
+        capability.append(str(number.value))
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    return Card(name.value.decode(errors="replace"), ".".join(capability), driver)
+
+
+def _ok(code: int, call: str) -> None:
+    if code:
+        raise DeviceError(f"{call} failed (CUDA error {code})")
+
+
+class Graph:
+    """A captured sequence of copies and kernels, replayed in one call; `destroy` before its context goes."""
+
+    def __init__(self, cuda: Any, handle: ctypes.c_void_p) -> None:
+        self._cuda, self._handle = cuda, handle
+
+    def launch(self, stream: Any) -> None:
+        _ok(self._cuda.cuGraphLaunch(self._handle, ctypes.c_void_p(stream.handle)), "cuGraphLaunch")
+
+    def destroy(self) -> None:
+        self._cuda.cuGraphExecDestroy(self._handle)
+
+
+class Device:
+    """The card's context and what was made in it. Use inside `with device.current():`, in any thread.
+
+    `errors` is what PyCUDA raises, `memory_error` its case of a full card.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.card = card(index)
+        try:
+            self.driver = importlib.import_module("pycuda.driver")
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise DeviceError(f"PyCUDA cannot be imported ({reason}); accepted is `make console`") from None
+        self.errors, self.memory_error = self.driver.Error, self.driver.MemoryError
+        self._library = library()
+        try:
+            self.driver.init()
+            self._context = self.driver.Device(index).retain_primary_context()
+        except self.errors as error:
+            raise DeviceError(f"{self.card.name}: no context ({error})") from None
+        self._allocations: list[Any] = []
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        finally:
+            self.driver.Context.pop()
+
+    def stream(self) -> Any:
+        return self.driver.Stream()
+
+    def event(self) -> Any:
+        return self.driver.Event()
+
+    def alloc(self, size: int) -> Any:
+        """Device memory, int() is its address; freed by `free` or with the device."""
+        memory = self.driver.mem_alloc(size)
+        self._allocations.append(memory)
+        return memory
+
+    def lend(self, size: int) -> Any:
+        """Device memory that is freed when the last reference to it goes, or with the process's context."""
+        return self.driver.mem_alloc(size)
+
+    def free(self, memory: Any) -> None:
+        self._allocations = [kept for kept in self._allocations if kept is not memory]
+        memory.free()
+
+    def pinned(self, shape: tuple[int, ...]) -> np.ndarray:
+        """float32 in page-locked memory, which copies run over beside kernels."""
+        pinned: np.ndarray = self.driver.pagelocked_empty(shape, np.float32)
+        return pinned
+
+    def upload(self, target: Any, source: np.ndarray, stream: Any) -> None:
+        self.driver.memcpy_htod_async(int(target), source, stream)
+
+    def download(self, target: np.ndarray, source: Any, stream: Any) -> None:
+        self.driver.memcpy_dtoh_async(target, int(source), stream)
+
+    def synchronise(self) -> None:
+        self.driver.Context.synchronize()
+
+    def wait(self, event: Any, seconds: float, what: str) -> None:
+        """Returns when `event` has come. Ctrl-C gets through. Raises DeviceError after `seconds`."""
+        start = time.monotonic()
+        while not event.query():
+            waited = time.monotonic() - start
+            if waited > seconds:
+                raise DeviceError(f"{what}: {self.card.name} did not finish within {seconds:g} s")
+            if waited > SPIN_S:
+                time.sleep(0.0002)
+
+    def capture(self, stream: Any, enqueue: Callable[[], None]) -> Graph:
+        """What `enqueue` puts on `stream`, as a graph; nothing of it runs. Raises DeviceError."""
+        cuda, handle = self._library, ctypes.c_void_p(stream.handle)
+        graph, runnable = ctypes.c_void_p(), ctypes.c_void_p()
+        _ok(cuda.cuStreamBeginCapture_v2(handle, CAPTURE_THREAD_LOCAL), "cuStreamBeginCapture")
+        try:
+            enqueue()
+        finally:  # else the stream would stay in capture for ever
+            code = cuda.cuStreamEndCapture(handle, ctypes.byref(graph))
+        _ok(code, "cuStreamEndCapture")
+        code = cuda.cuGraphInstantiateWithFlags(ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
+        cuda.cuGraphDestroy(graph)
+        _ok(code, "cuGraphInstantiate")
+        return Graph(cuda, runnable)
+
+    def close(self, *, abandon: bool = False) -> None:
+        """Frees what is left. abandon: after a timeout, for freeing would wait for the hung card."""
+        if not abandon:
+            with self.current():
+                for memory in self._allocations:
+                    with contextlib.suppress(self.errors):
+                        memory.free()
+        self._allocations = []
+        with contextlib.suppress(self.errors):
+            self._context.detach()

@@ -1,0 +1,191 @@
+"""Engine files and their manifests: written whole or not at all, loaded only where everything matches.
+
+An engine is native code for one TensorRT version and some cards. Beside NAME.engine lies its
+manifest, NAME.engine.json, which is written last: an engine without one is what an ended build left, and is
+refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mmif_trt import weights
+from mmif_trt.image import InputError
+
+SUFFIX = ".engine"
+REBUILD = "accepted is an engine of `mmif-trt engine build`"
+Shape = tuple[int, int, int]  # batch, height, width
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an engine is. Hashes are SHA-256.
+
+    flavour: the module, "tensorrt" or "tensorrt_rtx"; version: its own. compute_capabilities: such as "8.6".
+    smallest, typical, largest: (batch, height, width) of the profile; all equal: the shape is fixed.
+    fused_attention: kernels that hold a whole attention block, of attention_blocks; None: the builder printed
+    no layer table. float_convolutions: ONNX names of those computed in FP32. psnr_db: the least of the golden
+    pairs against FP32 torch, and psnr_of what ran; None where nothing could, and why.
+    """
+
+    model: str
+    precision: str
+    engine_sha256: str
+    onnx_sha256: str
+    weights_sha256: str
+    flavour: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    smallest: Shape
+    typical: Shape
+    largest: Shape
+    attention_blocks: int
+    fused_attention: int | None
+    float_convolutions: tuple[str, ...]
+    psnr_db: float | None
+    psnr_of: str
+    build_s: float
+    command: str
+    built: str
+    bytes: int = field(default=0)
+
+    @property
+    def psnr(self) -> str:
+        return (
+            self.psnr_of
+            if self.psnr_db is None
+            else f"{self.psnr_db:g} dB on the golden pairs, {self.psnr_of}"
+        )
+
+    def refuse_shape(self, name: str, shape: Shape) -> None:
+        """Raises InputError where (batch, height, width) lies outside the profile or off the window grid."""
+        low, high = self.smallest, self.largest
+        odd = any(side % 32 for side in shape[1:])
+        if odd or not all(x <= y <= z for x, y, z in zip(low, shape, high, strict=True)):
+            batch, height, width = (
+                f"{x}" if x == z else f"{x} to {z}" for x, z in zip(low, high, strict=True)
+            )
+            raise InputError(
+                f"{name}: batch {shape[0]} of {shape[1]} x {shape[2]} px; accepted by this engine are batch "
+                f"{batch}, {height} x {width} px, sides multiples of 32"
+            )
+
+
+def manifest_path(engine: Path) -> Path:
+    return engine.with_name(engine.name + ".json")
+
+
+def read_manifest(engine: Path) -> Manifest:
+    """The manifest beside `engine`, not compared with anything yet. Raises InputError."""
+    path = manifest_path(engine)
+    if not engine.is_file():
+        raise InputError(f"{engine}: no such engine file; {REBUILD}")
+    if not path.is_file():
+        raise InputError(f"{engine}: no manifest {path.name} beside it; {REBUILD}")
+    try:
+        table = json.loads(path.read_text())
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        return Manifest(**given)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        names = ", ".join(f.name for f in fields(Manifest))
+        raise InputError(f"{path}: not a manifest ({reason}); accepted is JSON of {names}") from None
+
+
+def load_checked(engine: Path, flavour: str, version: str, capability: str) -> tuple[bytes, Manifest]:
+    """The engine's bytes, after everything that its manifest says was compared with what is here.
+
+    capability: of the card, such as "8.9". Raises InputError that names what does not match.
+    """
+    manifest = read_manifest(engine)
+    if (manifest.flavour, manifest.version) != (flavour, version):
+        came = f"built by {manifest.flavour} {manifest.version}"
+        raise InputError(f"{engine}: {came}; accepted by this installation is {flavour} {version}")
+    if capability not in manifest.compute_capabilities:
+        accepted = ", ".join(manifest.compute_capabilities)
+        raise InputError(f"{engine}: this card has compute capability {capability}; accepted are {accepted}")
+    refuse_other_network(engine, manifest)
+    data = engine.read_bytes()
+    came = hashlib.sha256(data).hexdigest()
+    if came != manifest.engine_sha256:
+        raise InputError(
+            f"{engine}: SHA-256 is {came}; accepted is {manifest.engine_sha256}, of its manifest"
+        )
+    return data, manifest
+
+
+def refuse_other_network(engine: Path, manifest: Manifest) -> None:
+    """Raises InputError for an engine that was built from other weights than those of this installation."""
+    models = weights.manifest()["models"]
+    if manifest.model not in models:
+        raise InputError(f"{engine}: of model {manifest.model!r}; accepted are {', '.join(models)}")
+    files = models[manifest.model]["files"]
+    built_of = {"onnx": manifest.onnx_sha256, "safetensors": manifest.weights_sha256}
+    for suffix, came in built_of.items():
+        accepted = files[f"{manifest.model}.{suffix}"]["sha256"]
+        if came != accepted:
+            raise InputError(f"{engine}: built from {suffix} {came}; accepted is {accepted}, installed here")
+
+
+def save(engine: Path, data: bytes, manifest: Manifest) -> None:
+    """Both files, the manifest last; a failure leaves no half file. Raises InputError, as on a full disk."""
+    try:
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # never an old manifest beside a new engine
+            manifest_path(engine).unlink()
+        _replace(engine, data)
+        _replace(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+    except OSError as error:
+        accepted = "accepted is a folder that takes files and has room"
+        raise InputError(f"{engine}: cannot be written ({error.strerror}); {accepted}") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.mmif-tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C as well
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def cache_folder() -> Path:
+    """Where engines are kept for this user: $MMIF_ENGINES, or mmif_trt/engines in the user's cache folder."""
+    if given := os.environ.get("MMIF_ENGINES"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmif_trt" / "engines"
+
+
+@contextmanager
+def locked(engine: Path) -> Iterator[None]:
+    """One process at a time builds `engine`; the lock of one that dies goes with it. Raises InputError."""
+    import fcntl
+
+    path = engine.with_name(engine.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115
+    except OSError as error:
+        accepted = "accepted is a folder that takes files and has room"
+        raise InputError(f"{path}: cannot be written ({error.strerror}); {accepted}") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def engines_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
