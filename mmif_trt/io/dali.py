@@ -187,7 +187,10 @@ def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, so
     kinds = [{"uint8": DALIDataType.UINT8, "uint16": DALIDataType.UINT16}[x] for x in types]
     place = "cpu" if device_id is None else "mixed"
 
-    @pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH)
+    # DALI's stubs do not say that device_id may be None: no card.
+    settings: dict[str, Any] = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
+
+    @pipeline_def(prefetch_queue_depth=PREFETCH, **settings)
     def pair() -> Any:
         streams = fn.external_source(source=source, num_outputs=2, dtype=DALIDataType.UINT8, ndim=1)
         return tuple(
@@ -227,9 +230,17 @@ def unit_pipeline(
     place = "cpu" if device_id is None else "mixed"
     levels = [{"uint8": 255, "uint16": 65535}[x] for x in types]
     kinds = [{"uint8": DALIDataType.UINT8, "uint16": DALIDataType.UINT16}[x] for x in types]
-    reading = {"random_shuffle": shuffle, "seed": seed, "shard_id": shard, "num_shards": shards}
+    reading: dict[str, Any] = {
+        "random_shuffle": shuffle,
+        "seed": seed,
+        "shard_id": shard,
+        "num_shards": shards,
+    }
 
-    @pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH)
+    # DALI's stubs do not say that device_id may be None: no card.
+    settings: dict[str, Any] = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
+
+    @pipeline_def(prefetch_queue_depth=PREFETCH, **settings)
     def pair() -> Any:
         rgb = []
         for side, files in enumerate((files_a, files_b)):

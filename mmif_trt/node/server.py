@@ -67,10 +67,10 @@ class Receiver:
 
     def start(self) -> None:
         from pynetdicom import AE, AllStoragePresentationContexts, evt
-        from pynetdicom.sop_class import Verification
+        from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes datasets
-        ae = AE(self.settings.aet)
+        ae: Any = AE(self.settings.aet)
         ae.maximum_pdu_size = MAX_PDU_BYTES
         ae.maximum_associations = self.settings.max_associations
         ae.require_called_aet = True
