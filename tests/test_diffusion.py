@@ -16,6 +16,7 @@ import torch
 from conftest import REPO
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from training_data import write_sets
 
 from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import KINDS, Autoencoder, AutoencoderConfig
@@ -41,20 +42,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three tiny sets of 64 x 64: smooth textures, and blobs."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:64, :64]
-    for modality in data.SETS:
-        for split in ("train", "val"):
-            for i in range(2):
-                texture = cv2.GaussianBlur(rng.random((64, 64)), (0, 0), 2)
-                texture = (texture - texture.min()) / np.ptp(texture)
-                blob = np.exp(-((x - rng.integers(20, 44)) ** 2 + (y - rng.integers(20, 44)) ** 2) / 200)
-                for kind, picture in (("mri", texture), (modality, blob)):
-                    path = tmp_path / "data" / f"mri-{modality}" / split / kind / f"{split}{i}_slice.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    assert cv2.imwrite(str(path), np.rint(255 * picture).astype(np.uint8))
-    return tmp_path / "data"
+    return write_sets(tmp_path / "data", "{split}{i}_slice")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from conftest import REPO
 from safetensors import safe_open
 from safetensors.torch import load_file
+from training_data import write_sets
 
 from mmif_trt import metrics
 from mmif_trt.image import InputError
@@ -40,20 +41,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three tiny sets; a is a smooth picture, b a bright blob of its own."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:64, :64]
-    for modality in data.SETS:
-        for split in ("train", "val"):
-            for i in range(2):
-                texture = cv2.GaussianBlur(rng.random((64, 64)), (0, 0), 2)
-                texture = (texture - texture.min()) / np.ptp(texture)
-                blob = np.exp(-((x - rng.integers(20, 44)) ** 2 + (y - rng.integers(20, 44)) ** 2) / 200)
-                for kind, picture in (("mri", texture), (modality, blob)):
-                    path = tmp_path / "data" / f"mri-{modality}" / split / kind / f"{i}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    assert cv2.imwrite(str(path), np.rint(255 * picture).astype(np.uint8))
-    return tmp_path / "data"
+    return write_sets(tmp_path / "data", "{i}")
 
 
 def pictures(seed: int, count: int = 2, side: int = 48) -> torch.Tensor:
