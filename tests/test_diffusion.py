@@ -117,6 +117,14 @@ def test_a_given_half_has_no_part_in_the_loss(monkeypatch: pytest.MonkeyPatch) -
     assert loss.item() < 1e-9 and terms["mri"] == 0
 
 
+def test_errors_under_little_noise_weigh_little() -> None:
+    t_a = torch.tensor([TIMES / 2, TIMES * 2 / 100, 0.0])
+    weight = diffusion.error_weight(normal(3, 8, 4, 4), t_a, torch.full((3,), float(TIMES)))
+    assert (weight[:, 4:] == 1).all() and (weight[0, :4] == 1).all() and (weight[2, :4] == 0).all()
+    sigma = alpha_sigma(t_a[1])[1]
+    torch.testing.assert_close(weight[1, :4], ((sigma / diffusion.FULL_SIGMA) ** 4).expand(4, 1, 1))
+
+
 @pytest.mark.parametrize("steps", [10, 25])
 def test_ddim_finds_what_the_denoiser_knows(steps: int) -> None:
     z = normal(2, 8, 16, 16)

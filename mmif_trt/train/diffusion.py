@@ -23,6 +23,7 @@ from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig
 from mmif_trt.train import autoencoder, data, loop
 
 JOINT, GIVEN = 0.3, 0.25  # share of the batch: both halves at one time; MRI given; other given; the rest free
+FULL_SIGMA = 0.45  # share of noise from which an error of v counts in full
 MAX_SHIFT = 2  # latent places by which a slice is moved at random
 
 
@@ -101,6 +102,17 @@ def batch(
     return joined, noise, t_a, t_b, torch.tensor([MODALITIES.index(modalities[i]) for i in chosen])
 
 
+def error_weight(z: Tensor, t_a: Tensor, t_b: Tensor) -> Tensor:
+    """[B, C, 1, 1]: weight of v's squared error: 1 from FULL_SIGMA on, its fourth power below.
+
+    An error of the clean latent is one of v over sigma: with equal weights the last traces of noise, the
+    texture, outweigh the anatomy (after the same steps they did; compare the min-SNR weights of Hang et al.,
+    ICCV 2023).
+    """
+    _, sigma = both_halves(z, t_a, t_b)
+    return (sigma / FULL_SIGMA).clamp(max=1) ** 4
+
+
 def objective(
     model: Denoiser, config: DiffusionTraining, latents: list[Tensor], modalities: list[str]
 ) -> loop.Objective:
@@ -111,7 +123,7 @@ def objective(
         noisy, v = diffused(z, noise, t_a, t_b)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = model(noisy, t_a, t_b, modality)
-        a, b = ((x**2).mean((1, 2, 3)) for x in (predicted - v).chunk(2, 1))
+        a, b = (x.mean((1, 2, 3)) for x in (error_weight(z, t_a, t_b) * (predicted - v) ** 2).chunk(2, 1))
         # A given half holds no noise: its v is the noise itself, which nobody can know. A dropped one holds
         # nothing else: its v is -z, the mean of what z may be.
         a, b = a * (t_a > 0), b * (t_b > 0)
