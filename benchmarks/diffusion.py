@@ -11,7 +11,6 @@ training image.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from mmif_trt.metrics import mi
 from mmif_trt.models.autoencoder import Autoencoder
 from mmif_trt.models.denoiser import Denoiser
 from mmif_trt.train import autoencoder, data, diffusion, generate
+from mmif_trt.weights import sha256
 
 REPO = Path(__file__).resolve().parent.parent
 NEIGHBOURHOOD = 5  # latent places a side
@@ -84,7 +84,7 @@ def rmse(told: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> float:
 def regressed(joint: Autoencoder, training: data.Pairs, held_out: data.Pairs, multiple: int) -> np.ndarray:
     """[2, n, H, W] float: either half of the held-out pairs by regression."""
     latents = diffusion.encoded(joint, training, multiple).flatten(0, 1)
-    given = diffusion.encoded(joint, held_out, multiple)[0]
+    given = diffusion.encoded(joint, held_out, multiple, (False,))[0]
     height, width = held_out.a.shape[1:]
     out = []
     for wanted, kind in enumerate(("mri", training.modality)):
@@ -135,7 +135,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "conditions": conditions() | {"commit": commit()},
         "settings": {"pairs": args.pairs, "samples": args.samples, "steps": args.steps},
-        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in told.items()},
+        "sha256": {name: sha256(path) for name, path in told.items()},
         "psnr_db": autoencoder.psnr(joint, held_out),
         "sets": {},
     }

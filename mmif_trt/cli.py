@@ -1,5 +1,4 @@
-"""The command line: fuse, eval, info, demo, engine. Exit code 0 all well, 1 some failed, 2 usage: nothing
-done.
+"""The command line. Exit code 0 all well, 1 some failed, 2 usage: nothing done.
 
 Heavy imports are inside the functions, so that --help and a mistyped option answer at once.
 """

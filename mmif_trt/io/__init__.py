@@ -41,7 +41,7 @@ class Format:
 
 
 def _not_by_write(image: Image) -> bytes:
-    raise InputError("DICOM needs a study to belong to; accepted is mmif-trt fuse --dicom")
+    raise InputError("DICOM needs a study to belong to; accepted is mmif-trt fuse A B -o OUT.dcm")
 
 
 _DICOM = Format("DICOM", tuple(DTYPE_RANGE), dicom.decode, _not_by_write, True)

@@ -17,8 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mmif_trt.models.autoencoder import KINDS, STRIDE, Autoencoder, AutoencoderConfig
 from mmif_trt.ops import reference
 from mmif_trt.train import data, loop
-
-FOREGROUND = 2 / 255
+from mmif_trt.train.losses import FOREGROUND
 
 
 @dataclass(frozen=True)

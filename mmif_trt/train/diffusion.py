@@ -36,19 +36,21 @@ class DiffusionTraining(loop.Schedule):
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
 
 
-def padded(x: Tensor, multiple: int) -> Tensor:
+def padded(x: Tensor, multiple: int, mirrors: tuple[bool, ...] = (False, True)) -> Tensor:
     """Zero-padded at the bottom and the right to multiples."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % multiple, 0, -height % multiple))
 
 
 @torch.no_grad()
-def encoded(model: Autoencoder, pairs: data.Pairs, multiple: int) -> Tensor:
-    """[2, n, 2 channels, h, w] latents of every pair, as it is and mirrored left to right; float32 on the
-    CPU.
+def encoded(
+    model: Autoencoder, pairs: data.Pairs, multiple: int, mirrors: tuple[bool, ...] = (False, True)
+) -> Tensor:
+    """[len(mirrors), n, 2 channels, h, w] latents of every pair, as it is (False) or mirrored left to right
+    (True); float32 on the CPU.
     """
     out = []
-    for mirrored in (False, True):
+    for mirrored in mirrors:
         halves = []
         for kind, images in (("mri", pairs.a), (pairs.modality, pairs.b)):
             x = torch.from_numpy(images[..., ::-1].copy() if mirrored else images)[:, None].float() / 255

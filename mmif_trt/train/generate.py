@@ -28,6 +28,7 @@ from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
 from mmif_trt.train import autoencoder, data, diffusion, loop
+from mmif_trt.weights import sha256
 
 STEPS = (10, 50)  # accepted numbers of DDIM steps
 BATCH = 8
@@ -91,7 +92,7 @@ def cross_generate(
 ) -> np.ndarray:
     """[2, n, H, W] uint8: each MRI as its other image lets one expect it, each other as its MRI does."""
     height, width = pairs.a.shape[1:]
-    latents = diffusion.encoded(joint, pairs, model.config.multiple)[0]
+    latents = diffusion.encoded(joint, pairs, model.config.multiple, (False,))[0]
     out = np.empty((2, *pairs.a.shape), np.uint8)
     bar = tqdm(total=2 * len(latents), unit="image", desc=f"mri-{pairs.modality}", mininterval=5)
     for wanted, kind in enumerate(("mri", pairs.modality)):
@@ -184,7 +185,7 @@ def run(given: argparse.Namespace) -> Path:
     given.out.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     told = {"autoencoder": given.autoencoder, "diffusion": given.diffusion}
-    metadata = {k: hashlib.sha256(path.read_bytes()).hexdigest() for k, path in told.items()}
+    metadata = {k: sha256(path) for k, path in told.items()}
     metadata |= {"steps": str(given.steps), "samples": str(given.samples), "seed": str(given.seed)}
     for pairs in sets:
         images = cross_generate(joint, model, pairs, given.steps, given.samples, given.seed)
