@@ -4,13 +4,16 @@
     table                              benchmarks/ablation.md from benchmarks/results/ablation.json
 
 Every run of a variant has the same budget, data and seeds; it is fused in FP32 and scored on the 8-bit luma
-of the validation pairs, the whole picture and its foreground. A run whose row is there is not made again.
+of the validation pairs, the whole picture and its foreground. A run whose row is there is not made again;
+several processes may share the work, each its own --variant or --seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +37,8 @@ VARIANTS: dict[str, tuple[str, float, float]] = {  # branches, weight of predict
     "predictability weights": ("both", PREDICTABILITY, 0),
     "generated-fused term": ("both", 0, GENERATED_FUSED),
     "both": ("both", PREDICTABILITY, GENERATED_FUSED),
-    "both, local branch only": ("local", PREDICTABILITY, GENERATED_FUSED),
-    "both, global branch only": ("global", PREDICTABILITY, GENERATED_FUSED),
+    "without diffusion, local branch only": ("local", 0, 0),
+    "without diffusion, global branch only": ("global", 0, 0),
 }
 CLINICAL = ("detail", "function")
 
@@ -70,25 +73,40 @@ def score(model: LAGN, pairs: data.Pairs) -> dict[str, dict[str, float]]:
     }
 
 
+def load() -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    return report
+
+
+def add(row: dict[str, Any]) -> None:
+    """Put a row beside those that are there by now, of other processes too."""
+    folder = os.open(RESULTS.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        report = load()
+        report["rows"].append(row)
+        report["conditions"] = conditions()
+        write_atomic(RESULTS, (json.dumps(report, indent=1) + "\n").encode())
+    finally:
+        os.close(folder)
+
+
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     held_out = data.read_sets(args.data, "val")
     for seed in args.seeds:
         for variant in args.variant or VARIANTS:
             key = {"variant": variant, "seed": seed, "steps": args.steps}
-            if any(key.items() <= row.items() for row in report["rows"]):
+            if any(key.items() <= row.items() for row in load()["rows"]):
                 continue
             config = configuration(variant, seed, args.steps)
             out = args.runs / f"{variant.replace(' ', '-').replace(',', '')}-{args.steps}-{seed}"
-            needed = args.generated if variant != "without diffusion" else None
+            needed = args.generated if config.loss.predictability or config.loss.generated_fused else None
             checkpoint = fusion.train(config, args.data, out, generated=needed)
             tensors, _ = loop.read_average(checkpoint)
             model: LAGN = loop.built(checkpoint, lambda m=config.model: LAGN(m), tensors)  # type: ignore[misc]
             sets = {f"mri-{pairs.modality}": score(model, pairs) for pairs in held_out}
-            report["rows"].append(key | {"commit": commit(), "kernels": ops.KERNELS, "sets": sets})
-            report["conditions"] = conditions()
-            write_atomic(RESULTS, (json.dumps(report, indent=1) + "\n").encode())
+            add(key | {"commit": commit(), "kernels": ops.KERNELS, "sets": sets})
 
 
 def cell(values: list[float]) -> str:
@@ -109,7 +127,7 @@ def lines(rows: list[dict[str, Any]], name: str, part: str) -> list[str]:
 
 
 def table(args: argparse.Namespace) -> None:
-    report = json.loads(RESULTS.read_text())
+    report = load()
     steps = sorted({row["steps"] for row in report["rows"]})
     commits = sorted({row["commit"] for row in report["rows"]})
     page = [
@@ -138,7 +156,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("run")
     one.add_argument("--data", type=Path, required=True)
-    one.add_argument("--generated", type=Path, required=True)
+    one.add_argument("--generated", type=Path, help="what train/generate.py wrote; for diffusion only")
     one.add_argument("--runs", type=Path, required=True, help="folder for the runs, outside the repository")
     one.add_argument("--variant", choices=VARIANTS, action="append")
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
