@@ -23,7 +23,7 @@ class AutoencoderConfig:
     """Dimensions of every encoder and decoder; stored beside the weights."""
 
     dim: int = 48
-    depth: int = 2
+    depth: int = 3
     channels: int = 8  # of the latent of one image
 
     def as_dict(self) -> dict[str, int]:

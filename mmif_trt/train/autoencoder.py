@@ -22,13 +22,13 @@ from mmif_trt.train.losses import FOREGROUND
 
 @dataclass(frozen=True)
 class AutoencoderTraining(loop.Schedule):
-    steps: int = 5000
-    batch_size: int = 6
+    steps: int = 7000
+    batch_size: int = 8
     learning_rate: float = 2e-3
     crop_px: int = 64
-    squared: float = 10.0
-    gradient: float = 0.1
-    kl: float = 1e-6
+    squared: float = 30.0
+    gradient: float = 0.02
+    kl: float = 1e-7
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
 

@@ -29,7 +29,7 @@ MAX_SHIFT = 2  # latent places by which a slice is moved at random
 
 @dataclass(frozen=True)
 class DiffusionTraining(loop.Schedule):
-    steps: int = 12000
+    steps: int = 8000
     batch_size: int = 8
     learning_rate: float = 1e-3
     ema_decay: float = 0.998
