@@ -108,7 +108,8 @@ def main() -> None:
         "torch": torch.__version__,
         "opset": OPSET,
     }
-    (folder / "manifest.json").write_text(json.dumps({"models": {"lagn": record}}, indent=1) + "\n")
+    manifest = weights.manifest() | {"models": {"lagn": record}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(json.dumps(record["files"], indent=1))
 
 

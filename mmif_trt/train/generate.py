@@ -28,7 +28,7 @@ from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
 from mmif_trt.train import autoencoder, data, diffusion, loop
-from mmif_trt.weights import sha256
+from mmif_trt.weights import sha256, verified_diffusion
 
 STEPS = (10, 50)  # accepted numbers of DDIM steps
 BATCH = 8
@@ -181,10 +181,14 @@ def write_sheets(out: Path, pairs: data.Pairs, generated: np.ndarray, drawn: np.
 
 def run(given: argparse.Namespace) -> Path:
     sets = data.read_sets(given.data, given.split)
-    joint, model = autoencoder.load(given.autoencoder), diffusion.load(given.diffusion)
+    if (given.autoencoder is None) != (given.diffusion is None):
+        raise InputError("--autoencoder or --diffusion alone; accepted are both of one training, or neither")
+    first = given.autoencoder or verified_diffusion("autoencoder")
+    second = given.diffusion or verified_diffusion("denoiser")
+    joint, model = autoencoder.load(first), diffusion.load(second)
     given.out.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
-    told = {"autoencoder": given.autoencoder, "diffusion": given.diffusion}
+    told = {"autoencoder": first, "diffusion": second}
     metadata = {k: sha256(path) for k, path in told.items()}
     metadata |= {"steps": str(given.steps), "samples": str(given.samples), "seed": str(given.seed)}
     for pairs in sets:
@@ -204,8 +208,9 @@ def run(given: argparse.Namespace) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m mmif_trt.train.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with mri-ct, mri-pet, mri-spect")
-    parser.add_argument("--autoencoder", type=Path, required=True, help="checkpoint of the first training")
-    parser.add_argument("--diffusion", type=Path, required=True, help="checkpoint of the second")
+    shipped = "; the shipped one by default"
+    parser.add_argument("--autoencoder", type=Path, help=f"checkpoint of the first training{shipped}")
+    parser.add_argument("--diffusion", type=Path, help=f"checkpoint of the second{shipped}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--split", default="train")
     parser.add_argument("--steps", type=int, default=10, help=f"of DDIM, {STEPS[0]} to {STEPS[1]}")

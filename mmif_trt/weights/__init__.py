@@ -23,8 +23,8 @@ def sha256(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def manifest() -> dict[str, Any]:
-    """weights/manifest.json: for each model its files with SHA-256, dimensions, preprocessing and
-    provenance."""
+    """weights/manifest.json: files with SHA-256, dimensions, preprocessing and provenance, of each model that
+    fuses ("models") and of the latent diffusion that their training used ("diffusion")."""
     path = FOLDER / "manifest.json"
     if not path.is_file():
         raise InputError(
@@ -43,12 +43,22 @@ def verified_path(name: str, suffix: str) -> Path:
     models = manifest()["models"]
     if name not in models:
         raise InputError(f"model {name!r}; accepted are {', '.join(models)}")
-    path = FOLDER / f"{name}.{suffix}"
+    return _verified(models[name]["files"], f"{name}.{suffix}")
+
+
+@lru_cache(maxsize=2)
+def verified_diffusion(name: str) -> Path:
+    """The checkpoint of the "autoencoder" or the "denoiser", verified as verified_path does."""
+    return _verified(manifest()["diffusion"]["files"], f"{name}.safetensors")
+
+
+def _verified(files: dict[str, Any], name: str) -> Path:
+    path = FOLDER / name
     if not path.is_file():
         raise InputError(
             f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)"
         )
-    accepted, came = models[name]["files"][path.name]["sha256"], sha256(path)
+    accepted, came = files[name]["sha256"], sha256(path)
     if came != accepted:
         raise InputError(f"{path}: SHA-256 is {came}; accepted is {accepted} (reinstall mmif-trt)")
     return path
