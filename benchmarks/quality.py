@@ -26,7 +26,7 @@ from typing import Any
 from mmif_trt.evaluate import BASELINES, Table, evaluate, mean_rank
 from mmif_trt.image import InputError
 from mmif_trt.io import write_atomic
-from mmif_trt.metrics import ALL, RANKED
+from mmif_trt.metrics import ALL, RANKED, foreground_metrics
 
 REPO = Path(__file__).resolve().parent.parent
 SETS = ("mri-ct", "mri-pet", "mri-spect")
@@ -40,7 +40,10 @@ NOT_COMPARED = {
 
 
 def load(path: Path) -> dict[str, Any]:
-    """{"conditions": {method: {...}}, "sets": {set: {"n": pairs, "rows": {method: {metric: value}}}}}."""
+    """{"conditions": {method: {...}}, "sets": {set: {"n": pairs, "rows": {method: {metric: value}}}}}.
+
+    Sets that were scored here have "foreground" rows too.
+    """
     if not path.exists():
         return {"conditions": {}, "sets": {}}
     report: dict[str, Any] = json.loads(path.read_text())
@@ -63,6 +66,12 @@ def merge(report: dict[str, Any], name: str, pairs: int, rows: Table) -> None:
         }
 
 
+def merge_foreground(report: dict[str, Any], name: str, rows: Table) -> None:
+    entry = report["sets"][name].setdefault("foreground", {})
+    for method, values in rows.items():
+        entry[method] = {key: None if math.isnan(x) else round(x, DECIMALS) for key, x in values.items()}
+
+
 def score(args: argparse.Namespace) -> None:
     if (args.fused is None) != (args.name is None):
         raise InputError(
@@ -71,8 +80,11 @@ def score(args: argparse.Namespace) -> None:
     report = load(args.out)
     for name in SETS:
         fused = None if args.fused is None else args.fused / name
-        scores = evaluate(args.data / name / SPLIT, fused, method=args.name or "fused", baselines=True)
+        pairs, method = args.data / name / SPLIT, args.name or "fused"
+        scores = evaluate(pairs, fused, method=method, baselines=True)
         merge(report, name, scores.pairs, scores.means)
+        inside = evaluate(pairs, fused, method=method, baselines=True, measure=foreground_metrics)
+        merge_foreground(report, name, inside.means)
     made = {"commit": commit(), "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"}
     made |= {"command": command(args), "split": SPLIT}
     for method in BASELINES:
@@ -125,6 +137,8 @@ def tables(report: dict[str, Any]) -> str:
         parts += [f"### {name.upper().replace('-', ' and ')}, {entry['n']} pairs", ""]
         parts += [*table(name, entry["rows"], report["conditions"]), ""]
     parts.append("Best of a column in bold; the columns from AG on do not count for the mean rank.")
+    if inside := foreground_table(report):
+        parts += ["", *inside, ""]
     if any(entry["kind"] == "peer" for entry in report["conditions"].values()):
         parts.append("Peers ran from their released weights; they may have seen these pairs in training.")
     for method, made in report["conditions"].items():
@@ -151,6 +165,23 @@ def table(name: str, rows: dict[str, dict[str, float | None]], conditions: dict[
             text = "-" if math.isnan(value) else f"{value:.{DECIMALS}f}"
             cells.append(emphasise(text, value == best[key]))
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def foreground_table(report: dict[str, Any]) -> list[str]:
+    """The ranked measures over pixels where either source is above 2 of 255; peers' pictures are not here."""
+    rows = [
+        (name, method, values)
+        for name, entry in report["sets"].items()
+        for method, values in entry.get("foreground", {}).items()
+    ]
+    if not rows:
+        return []
+    keys = list(rows[0][2])
+    lines = [f"| foreground only | | {' | '.join(keys)} |", "|---|---|" + "---:|" * len(keys)]
+    for name, method, values in rows:
+        cells = ["-" if values[key] is None else f"{values[key]:.{DECIMALS}f}" for key in keys]
+        lines.append(f"| {name} | {method} | {' | '.join(cells)} |")
     return lines
 
 

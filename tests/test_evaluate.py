@@ -238,6 +238,8 @@ def test_the_benchmark_from_pictures_to_page(
     assert quality.main(["import-peers", str(tmp_path / "peers.json"), *out]) == 0
     report = json.loads((tmp_path / "q.json").read_text())
     assert list(report["sets"]["mri-ct"]["rows"]) == ["LAGN", "average", "max", "Peer"]
+    inside = report["sets"]["mri-ct"]["foreground"]
+    assert list(inside) == ["LAGN", "average", "max"] and inside["max"]["EN"] > 0
     assert report["sets"]["mri-ct"]["n"] == 3 and report["conditions"]["Peer"]["kind"] == "peer"
     assert not Path(report["conditions"]["LAGN"]["command"].split()[4]).is_absolute()
     page = tmp_path / "page.md"
@@ -247,6 +249,7 @@ def test_the_benchmark_from_pictures_to_page(
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith(f"{quality.END}\nafter\n") and "stale" not in text
     assert text.count("| Peer |") == text.count("| **99.000** |") == text.count("| LAGN (ours) |") == 3
+    assert text.count("| LAGN |") == 3  # of the foreground
     page.write_text("no markers")
     assert quality.main(["table", "--write", str(page), *out]) == 2
     assert "accepted is" in capsys.readouterr().err
