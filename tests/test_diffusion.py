@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_data import write_sets
 
+from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import KINDS, Autoencoder, AutoencoderConfig
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, alpha_sigma
@@ -328,6 +329,33 @@ def test_the_chain_from_pictures_to_training_with_generated_ones(
         fusion.train(config, chain["data"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert load_file(fusion.train(config, chain["data"], tmp_path / "fused", generated=made))
+
+
+def test_a_released_diffusion_is_the_trained_one_in_half_precision(
+    chain: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(REPO / "engines"))
+    release = __import__("export_diffusion").release
+    for name, load in (("autoencoder", autoencoder.load), ("diffusion", diffusion.load)):
+        entry = release(chain[name], tmp_path / f"{name}.safetensors")
+        released, trained = load(tmp_path / f"{name}.safetensors"), load(chain[name])
+        assert released.config == trained.config and entry["steps"] == 4
+        for key, value in trained.state_dict().items():
+            torch.testing.assert_close(released.state_dict()[key], value.half().float(), rtol=0, atol=0)
+        assert entry["bytes"] < chain[name].stat().st_size / 4  # no moments, no second network, half
+
+
+def test_the_shipped_diffusion_generates_by_default(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--data", str(root), "--out", str(tmp_path / "made"), "--samples", "1", "--threads", "2"]
+    assert generate.main([*told, "--autoencoder", str(root)]) == 2
+    assert "accepted are both of one training, or neither" in capsys.readouterr().err
+    assert generate.main(told) == 0
+    files = weights.manifest()["diffusion"]["files"]
+    report = capsys.readouterr().out
+    for name, key in (("autoencoder", "autoencoder"), ("denoiser", "diffusion")):
+        assert json.loads(report[report.index("{") :])[key] == files[f"{name}.safetensors"]["sha256"]
 
 
 def test_generated_crops_stay_with_their_originals(root: Path) -> None:
