@@ -180,9 +180,26 @@ def test_each_image_is_told_from_the_other(root: Path) -> None:
     assert all(b == 0 for _, b in given[:20]) and all(a == 0 for a, _ in given[20:])
 
 
-@pytest.mark.parametrize("steps", [9, 51])
-def test_steps_are_10_to_50(steps: int) -> None:
-    with pytest.raises(InputError, match=rf"steps {steps}; accepted are 10 to 50"):
+def test_one_step_gives_the_mean_of_the_distribution() -> None:
+    """Of a scalar Gaussian pair the best denoiser is known: at full noise it answers with the regression."""
+    correlation = 0.8
+
+    class Gaussian(Oracle):
+        def forward(self, noisy: Tensor, t_a: Tensor, t_b: Tensor, modality: Tensor) -> Tensor:
+            assert t_a[0] == TIMES and t_b[0] == 0
+            noise, given = noisy.chunk(2, 1)
+            return torch.cat([-correlation * given, noise], 1)  # v = alpha noise - sigma E[z | given]
+
+    given = normal(3, 4, 8, 8, seed=2)
+    model: Any = Gaussian(given)
+    for seed in (0, 1):
+        got = generate.sample(model, normal(3, 8, 8, 8, seed=seed), "ct", (1, given), 1)
+        torch.testing.assert_close(got, torch.cat([correlation * given, given], 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [0, 2, 9, 51])
+def test_steps_are_1_or_10_to_50(steps: int) -> None:
+    with pytest.raises(InputError, match=rf"steps {steps}; accepted are 1, and 10 to 50"):
         generate.sample(Oracle(normal(1, 8, 4, 4)), normal(1, 8, 4, 4), "ct", None, steps)  # type: ignore[arg-type]
 
 
@@ -314,7 +331,7 @@ def test_the_chain_from_pictures_to_training_with_generated_ones(
         assert len(np.unique(pairs.generated)) > 2
         for kind in ("cross", "joint"):
             sheet = cv2.imread(str(chain["out"] / f"{kind}-{pairs.modality}.png"))
-            assert sheet is not None and sheet.shape[0] == (4 if kind == "cross" else 2) * 68
+            assert sheet is not None and sheet.shape[0] == (6 if kind == "cross" else 2) * 68
     a, b, _ = data.batch(sets, 0, 0, 3, 32)
     assert a.shape == b.shape == (3, 2, 32, 32)
     model = LAGNConfig(local_dim=8, global_dim=32, global_depth=2)

@@ -3,8 +3,9 @@
 For every pair the MRI as the other image lets one expect it, and the other as the MRI does, once, into
 DIR/SPLIT.safetensors for the training of LAGN; and contact sheets of those and of pairs drawn from the joint
 distribution, DIR/cross-MODALITY.png and DIR/joint-MODALITY.png.
-DDIM (Song et al., ICLR 2021) without added noise; what is kept is the mean of several draws: it is what can
-be expected, and the chance detail of one draw would pass for knowledge.
+DDIM (Song et al., ICLR 2021) without added noise draws images. What is kept for the training is their
+expectation, the denoiser's answer to pure noise beside the given half: the chance detail of a draw would pass
+for knowledge.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
 from mmif_trt.train import autoencoder, data, diffusion, loop
 from mmif_trt.weights import sha256, verified_diffusion
 
-STEPS = (10, 50)  # accepted numbers of DDIM steps
+STEPS = (10, 50)  # accepted numbers of DDIM steps, beside 1
+DRAW_STEPS = 20  # of the draws on the contact sheets
 BATCH = 8
 
 
@@ -46,12 +48,13 @@ def sample(
     """Latents [B, 2 channels, h, w] of the joint distribution, or of a conditional where a half is given.
 
     noise: shaped as the result, N(0, 1); the same noise gives the same latents. given: (0, z of the MRI) or
-    (1, z of the other), [B, channels, h, w]. guidance: 1 is the conditional as learnt, above it leans away
-    from what the half would be without the given one (Ho and Salimans, 2022).
+    (1, z of the other), [B, channels, h, w]. steps: 1 gives the mean of all that could be drawn, as pure
+    noise says nothing and the given half all that is known. guidance: 1 is the conditional as learnt, above
+    it leans away from what the half would be without the given one (Ho and Salimans, 2022).
     Raises InputError for a number of steps outside STEPS.
     """
-    if not STEPS[0] <= steps <= STEPS[1]:
-        raise InputError(f"steps {steps}; accepted are {STEPS[0]} to {STEPS[1]}")
+    if steps != 1 and not STEPS[0] <= steps <= STEPS[1]:
+        raise InputError(f"steps {steps}; accepted are 1, and {STEPS[0]} to {STEPS[1]}")
     halves = list(noise.chunk(2, 1))
     alone = None if given is None else halves[given[0]]
     if given is not None:
@@ -168,12 +171,19 @@ def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
     return np.vstack([np.hstack([np.pad(x, 2, constant_values=64) for x in row]) for row in rows])
 
 
-def write_sheets(out: Path, pairs: data.Pairs, generated: np.ndarray, drawn: np.ndarray) -> None:
-    """Rows MRI, MRI from other, other, other from MRI; and rows MRI, other of the joint samples."""
+def write_sheets(out: Path, joint: Autoencoder, model: Denoiser, pairs: data.Pairs, seed: int) -> None:
+    """cross-MODALITY.png, rows MRI, as expected, as drawn, other, as expected, as drawn; and
+    joint-MODALITY.png, rows MRI and other of pairs drawn from the joint distribution.
+    """
+    assert pairs.generated is not None
     chosen = np.linspace(0, len(pairs.names) - 1, min(8, len(pairs.names))).round().astype(int)
-    planes = (pairs.a, generated[0], pairs.b, generated[1])
-    cross = sheet([[plane[i] for i in chosen] for plane in planes])
-    for name, picture in (("cross", cross), ("joint", sheet([list(plane[:8]) for plane in drawn]))):
+    some = replace(pairs, a=pairs.a[chosen], b=pairs.b[chosen], generated=None)
+    drawn = cross_generate(joint, model, some, DRAW_STEPS, 1, seed)
+    expected = pairs.generated[:, chosen]
+    cross = sheet([list(plane) for plane in (some.a, expected[0], drawn[0], some.b, expected[1], drawn[1])])
+    shape = (pairs.a.shape[1], pairs.a.shape[2])
+    both = joint_samples(joint, model, pairs.modality, 8, shape, DRAW_STEPS, seed)
+    for name, picture in (("cross", cross), ("joint", sheet([list(plane) for plane in both]))):
         path = out / f"{name}-{pairs.modality}.png"
         if not cv2.imwrite(str(path), picture):
             raise OSError(f"{path}: cannot be written")
@@ -193,9 +203,7 @@ def run(given: argparse.Namespace) -> Path:
     metadata |= {"steps": str(given.steps), "samples": str(given.samples), "seed": str(given.seed)}
     for pairs in sets:
         images = cross_generate(joint, model, pairs, given.steps, given.samples, given.seed)
-        shape = (pairs.a.shape[1], pairs.a.shape[2])
-        drawn = joint_samples(joint, model, pairs.modality, 8, shape, max(given.steps, 30), given.seed)
-        write_sheets(given.out, pairs, images, drawn)
+        write_sheets(given.out, joint, model, replace(pairs, generated=images), given.seed)
         tensors[pairs.modality], metadata[pairs.modality] = images, names_key(pairs)
     path: Path = given.out / f"{given.split}.safetensors"
     temporary = path.with_suffix(".tmp")
@@ -213,8 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--diffusion", type=Path, help=f"checkpoint of the second{shipped}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--steps", type=int, default=10, help=f"of DDIM, {STEPS[0]} to {STEPS[1]}")
-    parser.add_argument("--samples", type=int, default=2, help="draws to take the mean of")
+    steps = f"1: the expectation, {STEPS[0]} to {STEPS[1]}: draws by DDIM"
+    parser.add_argument("--steps", type=int, default=1, help=steps)
+    parser.add_argument("--samples", type=int, default=4, help="to take the mean of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args(arguments)
