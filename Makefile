@@ -49,9 +49,12 @@ $(RUNS)/generated/train.safetensors: .venv/done
 		--autoencoder $(RUNS)/autoencoder/checkpoint.safetensors \
 		--diffusion $(RUNS)/diffusion/checkpoint.safetensors
 
+WITH_DIFFUSION = --generated $(RUNS)/generated/train.safetensors --predictability 4 --generated-fused 0.2
+# The second stage brings bfloat16, as the CPU runs it, to within a level of FP32.
 train-all: $(RUNS)/generated/train.safetensors
-	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion \
-		--generated $(RUNS)/generated/train.safetensors --predictability 2 --generated-fused 0.1
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/rounded $(WITH_DIFFUSION) \
+		--init $(RUNS)/fusion/checkpoint.safetensors --steps 800 --learning-rate 4e-4 --rounding 8 --seed 1
 
 clean:
 	rm -rf .venv .venv-demo .venv-console demo build *.egg-info mmif_trt/_C.*

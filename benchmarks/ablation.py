@@ -31,7 +31,7 @@ from mmif_trt.train import data, fusion, loop
 
 REPO = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = REPO / "benchmarks/results/ablation.json", REPO / "benchmarks/ablation.md"
-PREDICTABILITY, GENERATED_FUSED = 2.0, 0.1
+PREDICTABILITY, GENERATED_FUSED = 4.0, 0.2
 VARIANTS: dict[str, tuple[str, float, float]] = {  # branches, weight of predictability, of generated-fused
     "without diffusion": ("both", 0, 0),
     "predictability weights": ("both", PREDICTABILITY, 0),
