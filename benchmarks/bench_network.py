@@ -17,7 +17,7 @@ from typing import Any
 
 import report
 import torch
-from bench_latency import network_macs
+from flops import network_macs
 from timing import Phases, peak_mib, take_turns
 from torch import Tensor
 

@@ -148,52 +148,57 @@ def _plain(value: Any) -> str:
 
 def latency_tables(result: dict[str, Any]) -> str:
     """Markdown of bench_latency.py's result: network and end to end, then every stage, then cold start."""
-    head = [
-        "runtime",
-        "precision",
-        "asked",
-        "size px",
-        "network p50 ms",
-        "p95",
-        "p99",
-        "min",
-        "end to end p50 ms",
-        "p95",
-    ]
-    head += ["p99", "min", "pairs/s", "GMAC", "GFLOP/s", "matmul GFLOP/s", "share"]
+    measured = [row for row in result["rows"] if row["status"] == "measured"]
     marks = ("p50", "p95", "p99", "min")
-    main, stages = [], []
+    head = ["runtime", "precision", "asked", "size px", "batch"]
+    head += ["network p50 ms", "p95", "p99", "min", "end to end p50 ms", "p95", "p99", "min"]
+    head += ["pairs/s", "network pairs/s", "GMAC", "GFLOP/s", "matmul GFLOP/s", "share"]
+    on_card = any("device_mib" in row for row in measured)
+    head += ["device MiB"] if on_card else []
+    main = []
     for row in result["rows"]:
         if row["status"] == "refused":
-            main.append(
-                [row["runtime"], "none", row["asked"], f"refused: {row['reason']}", *[""] * (len(head) - 4)]
-            )
+            known = [row["runtime"], row.get("precision", "none"), row["asked"], row.get("size_px", "")]
+            main.append([*known, f"refused: {row['reason']}", *[""] * (len(head) - 5)])
             continue
-        ms, known = (
-            row["ms"],
-            [row["runtime"] + (f" on {row['device']}"), row["precision"], row["asked"], row["size_px"]],
-        )
-        times = [f"{ms[stage][mark]:.2f}" for stage in ("network", "end_to_end") for mark in marks]
-        rates = [f"{row['pairs_per_s']:.1f}"]
+        ms = row["ms"]
+        known = [f"{row['runtime']} on {row['device']}", row["precision"], row["asked"], row["size_px"]]
+        times = [_ms(ms[stage][mark]) for stage in ("network", "end_to_end") for mark in marks]
+        rates = [f"{row['pairs_per_s']:.1f}", f"{row['batch'] * 1e3 / ms['network']['p50']:.1f}"]
         rates += [f"{row['gmac']:.3f}", f"{row['gflop_per_s']:.0f}"] if "gmac" in row else ["", ""]
         rates += (
             [f"{row['matmul_gflop_per_s']:.0f}", f"{100 * row['matmul_share']:.0f} %"]
             if "matmul_share" in row
             else ["", ""]
         )
-        main.append([*known, *times, *rates])
-        stages.append(
-            [*known[:2], known[3], *(" / ".join(f"{s[mark]:.2f}" for mark in marks) for s in ms.values())]
-        )
+        rates += [row.get("device_mib", "")] if on_card else []
+        main.append([*known, row["batch"], *times, *rates])
     parts = [sentence(result), markdown(head, main)]
-    if stages:
-        names = next(row["ms"] for row in result["rows"] if row["status"] == "measured")
-        parts += [
-            "Every stage, p50 / p95 / p99 / min in ms:",
-            markdown(["runtime", "precision", "size px", *names], stages),
-        ]
+    if measured:
+        parts += ["Every stage, p50 / p95 / p99 / min in ms:", _stages(measured, marks)]
     parts += _cold_start(result["cold_start"])
     return "\n\n".join(parts)
+
+
+def _stages(rows: list[dict[str, Any]], marks: Sequence[str]) -> str:
+    """A column a stage that any row has, in the order of the row that has most: those of a card are only
+    there."""
+    names: list[str] = max((list(row["ms"]) for row in rows), key=len)
+    lines = []
+    for row in rows:
+        times = [
+            " / ".join(_ms(row["ms"][name][mark]) for mark in marks) if name in row["ms"] else ""
+            for name in names
+        ]
+        lines.append(
+            [f"{row['runtime']} on {row['device']}", row["precision"], row["size_px"], row["batch"], *times]
+        )
+    return markdown(["runtime", "precision", "size px", "batch", *names], lines)
+
+
+def _ms(x: float) -> str:
+    """Hundredths; below a tenth of a millisecond, as copies on a card are, all that was measured."""
+    return f"{x:.2f}" if x >= 0.1 or x == 0 else f"{x:.4f}"
 
 
 def _cold_start(cold: dict[str, Any]) -> list[str]:

@@ -245,9 +245,7 @@ def test_macs_are_those_of_the_network(size: tuple[int, int], module: Any) -> No
     a = torch.rand(1, 1, height, width)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(a, a)
-    assert (
-        2 * module("bench_latency").network_macs(model.config.as_dict(), *size) == counter.get_total_flops()
-    )
+    assert 2 * module("flops").network_macs(model.config.as_dict(), *size) == counter.get_total_flops()
 
 
 def test_the_readme_shows_the_committed_results() -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_card import Error, FakeCard, MemoryFull, network
+from fake_engine import cache_of, engine, install
 
-from mmif_trt import Fuser, InputError, runtimes, weights
-from mmif_trt.runtimes import cuda, device_array, engine_build, engine_file, tensorrt
+from mmif_trt import Fuser, InputError, runtimes
+from mmif_trt.runtimes import cuda, device_array, engine_file
 from mmif_trt.runtimes.cuda import DeviceError
 from mmif_trt.runtimes.engine import Engine
-from mmif_trt.runtimes.engine_file import Manifest
 
 Change = Callable[..., Path]
 
@@ -30,14 +28,7 @@ def pair(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
-    made = FakeCard()
-    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: made)
-    package = type(sys)("pycuda")
-    package.__spec__ = ModuleSpec("pycuda", None)
-    monkeypatch.setitem(sys.modules, "pycuda", package)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", made.driver())
-    trt = made.tensorrt()
-    monkeypatch.setattr(engine_build, "module", lambda: trt)
+    made = install(monkeypatch)
     yield made
     gc.collect()
     assert made.depth == 0, "every pushed context is popped"
@@ -46,35 +37,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return engine(tmp_path / "x.engine")
-
-
-def engine(path: Path, **changes: Any) -> Path:
-    data = b"not a real engine"
-    files = weights.manifest()["models"]["lagn"]["files"]
-    facts: dict[str, Any] = {
-        "model": "lagn",
-        "precision": "fp16",
-        "engine_sha256": engine_file.hashlib.sha256(data).hexdigest(),
-        "onnx_sha256": files["lagn.onnx"]["sha256"],
-        "weights_sha256": files["lagn.safetensors"]["sha256"],
-        "flavour": "tensorrt_rtx",
-        "version": "1.0",
-        "compute_capabilities": ("8.6", "8.9"),
-        "smallest": (1, 32, 32),
-        "typical": (1, 64, 64),
-        "largest": (4, 128, 128),
-        "attention_blocks": 4,
-        "fused_attention": 4,
-        "float_convolutions": (),
-        "psnr_db": 60.0,
-        "psnr_of": "a test",
-        "build_s": 1.0,
-        "command": "a test",
-        "built": datetime.now().isoformat(),
-        "bytes": len(data),
-    }
-    engine_file.save(path, data, Manifest(**(facts | changes)))
-    return path
 
 
 # What comes out
@@ -119,6 +81,24 @@ def test_a_run_that_is_left_early_leaves_nothing_in_flight(fake: FakeCard, path:
         run.close()
         assert not any(stream.work for stream in fake.streams.values())
         np.testing.assert_array_equal(e(*pair(64, 64)), network(*pair(64, 64)))
+
+
+def test_the_parts_of_a_call_are_timed_by_the_card(fake: FakeCard, path: Path) -> None:
+    with Engine(path) as e:
+        e(*pair(64, 64))
+        e(*pair(64, 64))
+        assert e.parts_ms == [] and not fake.times, "not asked for"
+        e.time_parts()
+        for call in range(4):  # plain, captured, replayed
+            fake.clock += 100  # what is between two calls counts for neither
+            np.testing.assert_array_equal(e(*pair(64, 64, seed=call)), network(*pair(64, 64, seed=call)))
+            assert e.parts_ms == [2.0, 5.0, 2.0], call
+        assert "cuGraphLaunch" in fake.calls and e.graphs
+        assert e.device_bytes == len(e.data) + 2 * 1000 + 4 * 3 * sum(slot.count for slot in e._slots)
+        fake.faults["cuEventElapsedTime"] = 400
+        with pytest.raises(DeviceError, match="cuEventElapsedTime failed .CUDA error 400."):
+            e(*pair(64, 64))
+    assert not fake.times, "the events are given back"
 
 
 class OnCard:
@@ -388,15 +368,7 @@ def test_no_driver_and_no_pycuda(monkeypatch: pytest.MonkeyPatch, fake: FakeCard
 @pytest.fixture
 def usable(fake: FakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A card, the modules, an empty cache; the list of the engines that were built."""
-    monkeypatch.setenv("MMIF_ENGINES", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
-    built: list[Path] = []
-
-    def build(path: Path, command: str, capabilities: tuple[str, ...]) -> None:
-        built.append(engine(path, compute_capabilities=capabilities, largest=(8, 1024, 1024)))
-
-    monkeypatch.setattr(engine_build, "build", build)
-    return built
+    return cache_of(monkeypatch, tmp_path / "cache")
 
 
 def test_auto_takes_tensorrt_and_builds_once(fake: FakeCard, usable: list[Path]) -> None:

@@ -22,6 +22,17 @@ class View:
     ordered: bool
 
 
+class DeviceArray:
+    """float32 on the card, freed with its last reference; torch.as_tensor and cupy.asarray take it."""
+
+    def __init__(self, memory: Any, shape: tuple[int, ...]) -> None:
+        self.memory, self.shape = memory, shape
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": "<f4", "data": (int(self.memory), False), "version": 3}
+
+
 def is_on_device(x: Any) -> bool:
     """Does x lie on a CUDA device? (A torch tensor on the CPU has `__dlpack__` too.)"""
     if hasattr(x, "__dlpack_device__"):

@@ -1,0 +1,79 @@
+"""The fake card in the places of the driver, PyCUDA and TensorRT, and engine files with manifests for it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import sys
+from datetime import datetime
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_card import FakeCard
+
+from mmif_trt import weights
+from mmif_trt.runtimes import cuda, engine_build, engine_file, tensorrt
+from mmif_trt.runtimes.engine_file import Manifest
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> FakeCard:
+    made = FakeCard()
+    real = ctypes.CDLL
+    monkeypatch.setattr(
+        cuda.ctypes, "CDLL", lambda name, *a, **k: made if name == cuda.LIBRARY else real(name, *a, **k)
+    )
+    package = type(sys)("pycuda")
+    package.__spec__ = ModuleSpec("pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", made.driver())
+    trt = made.tensorrt()
+    monkeypatch.setattr(engine_build, "module", lambda: trt)
+    return made
+
+
+def cache_of(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
+    """An empty cache of engines, and modules that are found; the list of the engines that were built."""
+    monkeypatch.setenv("MMIF_ENGINES", str(folder))
+    here, find = (*engine_build.MODULES, "pycuda"), importlib.util.find_spec
+    monkeypatch.setattr(
+        tensorrt.importlib.util, "find_spec", lambda name, *a: object() if name in here else find(name, *a)
+    )
+    built: list[Path] = []
+
+    def build(path: Path, command: str, capabilities: tuple[str, ...]) -> None:
+        built.append(engine(path, compute_capabilities=capabilities, largest=(8, 1024, 1024)))
+
+    monkeypatch.setattr(engine_build, "build", build)
+    return built
+
+
+def engine(path: Path, **changes: Any) -> Path:
+    data = b"not a real engine"
+    files = weights.manifest()["models"]["lagn"]["files"]
+    facts: dict[str, Any] = {
+        "model": "lagn",
+        "precision": "fp16",
+        "engine_sha256": hashlib.sha256(data).hexdigest(),
+        "onnx_sha256": files["lagn.onnx"]["sha256"],
+        "weights_sha256": files["lagn.safetensors"]["sha256"],
+        "flavour": "tensorrt_rtx",
+        "version": "1.0",
+        "compute_capabilities": ("8.6", "8.9"),
+        "smallest": (1, 32, 32),
+        "typical": (1, 64, 64),
+        "largest": (4, 128, 128),
+        "attention_blocks": 4,
+        "fused_attention": 4,
+        "float_convolutions": (),
+        "psnr_db": 60.0,
+        "psnr_of": "a test",
+        "build_s": 1.0,
+        "command": "a test",
+        "built": datetime.now().isoformat(),
+        "bytes": len(data),
+    }
+    engine_file.save(path, data, Manifest(**(facts | changes)))
+    return path
