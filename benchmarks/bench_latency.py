@@ -195,7 +195,11 @@ def warm_up(case: Case, turn: Turn, files: list[tuple[Path, Path]], calls: int) 
 
 
 def measure(
-    cases: list[Case], pairs: dict[int, tuple[Path, Path]], args: argparse.Namespace, trace: Trace
+    cases: list[Case],
+    pairs: dict[int, tuple[Path, Path]],
+    args: argparse.Namespace,
+    trace: Trace,
+    after_round: Callable[[], None],
 ) -> None:
     """Fills ms, device_mib and matmul_ms of every case, turn by turn."""
     all_turns = [
@@ -230,6 +234,7 @@ def measure(
             start = time.perf_counter()
             case.matmul()
             case.matmul_ms.append((time.perf_counter() - start) * 1e3)
+        after_round()
 
 
 def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -319,8 +324,12 @@ def main() -> int:
         pairs = {size: make_pair(Path(folder), size) for size in dict.fromkeys(args.size)}
         result["cold_start"] = cold_start(*make_pair(Path(folder), 256), args.cold)
         cases, refused = load_cases([*args.runtime, *args.peer], args)
-        measure(cases, pairs, args, trace)
-    result["rows"] = [row for case in cases for row in make_rows(case, args)] + refused
+
+        def so_far() -> None:
+            result["rows"] = [row for case in cases for row in make_rows(case, args)] + refused
+            report.write_so_far(args.json, result)
+
+        measure(cases, pairs, args, trace, so_far)
     result["peak_memory"] = peak_memory()
     result["load_average_end"] = report.load_average()
     if args.plot and cases:

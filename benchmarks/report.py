@@ -108,8 +108,17 @@ def percentiles(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all: a benchmark that is ended at its limit leaves the rows that it had written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def write_so_far(path: Path | None, result: dict[str, Any]) -> None:
+    """The rows of a run that goes on; "unfinished" is gone from the last write."""
+    if path:
+        write_json(path, {**result, "unfinished": True, "load_average_end": load_average()})
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

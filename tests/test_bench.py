@@ -217,17 +217,6 @@ def test_network(tmp_path: Path) -> None:
     assert all(row["copy_ms"]["to_device"]["min"] > 0 and row["peak_mib"] > 0 for row in result["rows"])
 
 
-def test_the_gpu_suite_says_what_it_needs() -> None:
-    done = subprocess.run(
-        ["bash", str(BENCHMARKS / "gpu_suite.sh")],
-        env={k: v for k, v in os.environ.items() if k != "OUT"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode and "name a folder for the results in OUT" in done.stderr
-
-
 def test_batch_ends_with_the_reason_of_the_command_line() -> None:
     done = run("bench_batch.py", "--pairs", "1", "--precision", "fp7")
     assert done.returncode != 0 and "fp7" in done.stderr
