@@ -260,13 +260,28 @@ class FakeCard:
 
     # TensorRT
 
+    def compile(self, cache: RuntimeCache | None, kernel: str) -> None:
+        """What TensorRT-RTX does on the card when a kernel is first wanted; a cache remembers."""
+        if cache is None or kernel not in cache.kernels:
+            self.call("compile")
+        if cache is not None:
+            cache.kernels.add(kernel)
+
+    def _make_context(self, config: RuntimeConfig | None = None) -> Any:
+        made = Context(self)
+        made.cache = config.cache if config else None
+        self.compile(made.cache, "load")
+        return self.call("create_execution_context", made)
+
     def tensorrt(self, name: str = "tensorrt_rtx", version: str = "1.0") -> Any:
         class ILogger:
             pass
 
         engine = SimpleNamespace(num_io_tensors=3, get_tensor_name=lambda i: ("a", "b", "fused")[i])
         engine.device_memory_size_v2 = 1000
-        engine.create_execution_context = lambda: self.call("create_execution_context", Context(self))
+        engine.create_execution_context = self._make_context
+        if name == "tensorrt_rtx":
+            engine.create_runtime_config = lambda: RuntimeConfig(self)
 
         class Runtime:
             def __init__(runtime, logger: Any) -> None:
@@ -278,14 +293,49 @@ class FakeCard:
         return SimpleNamespace(__name__=name, __version__=version, ILogger=ILogger, Runtime=Runtime)
 
 
+class RuntimeCache:
+    """tensorrt_rtx.IRuntimeCache: the shapes whose kernels were compiled, good for one kind of card."""
+
+    def __init__(self, card: FakeCard) -> None:
+        self.card, self.kernels = card, set[str]()
+
+    def serialize(self) -> bytes | None:
+        made: bytes | None = self.card.call(
+            "cache.serialize", f"{self.card.capability}:{','.join(sorted(self.kernels))}".encode()
+        )
+        return made
+
+    def deserialize(self, data: bytes) -> bool:
+        capability, _, kernels = data.decode().partition(":")
+        if not self.card.call("cache.deserialize", capability == str(self.card.capability)):
+            return False
+        self.kernels |= set(filter(None, kernels.split(",")))
+        return True
+
+
+class RuntimeConfig:
+    def __init__(self, card: FakeCard) -> None:
+        self.card, self.cache = card, RuntimeCache(card)
+
+    def create_runtime_cache(self) -> RuntimeCache | None:
+        made: RuntimeCache | None = self.card.call("create_runtime_cache", RuntimeCache(self.card))
+        return made
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return bool(self.card.call("set_runtime_cache", True))
+
+
 class Context:
     def __init__(self, card: FakeCard) -> None:
         self.card = card
+        self.cache: RuntimeCache | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
+        self.card.compile(self.cache, "x".join(map(str, shape)))
         return bool(self.card.call(f"set_input_shape:{name}", True))
 
     def infer_shapes(self) -> list[str]:

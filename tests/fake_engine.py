@@ -9,6 +9,7 @@ import sys
 from datetime import datetime
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from mmif_trt.runtimes import cuda, engine_build, engine_file, tensorrt
 from mmif_trt.runtimes.engine_file import Manifest
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> FakeCard:
+def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> FakeCard:
+    """cache: for engines and kernels, in the place of this user's."""
+    monkeypatch.setenv("MMIF_ENGINES", str(cache))
     made = FakeCard()
     real = ctypes.CDLL
     monkeypatch.setattr(
@@ -34,9 +37,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeCard:
     return made
 
 
-def cache_of(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
-    """An empty cache of engines, and modules that are found; the list of the engines that were built."""
-    monkeypatch.setenv("MMIF_ENGINES", str(folder))
+def usable_modules(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Modules that are found, and a builder; the list of the engines that were built."""
     here, find = (*engine_build.MODULES, "pycuda"), importlib.util.find_spec
     monkeypatch.setattr(
         tensorrt.importlib.util, "find_spec", lambda name, *a: object() if name in here else find(name, *a)
@@ -77,3 +79,39 @@ def engine(path: Path, **changes: Any) -> Path:
     }
     engine_file.save(path, data, Manifest(**(facts | changes)))
     return path
+
+
+class Full:
+    """The builder's side of the full TensorRT, which builds for the card that is here and asks nothing of
+    compute capabilities. `asked` keeps what was set."""
+
+    def __init__(self, made: FakeCard, version: str = "11.4") -> None:
+        self.asked: dict[str, Any] = {}
+        self.module = made.tensorrt("tensorrt", version)
+        parts = {"Builder": self._builder, "OnnxParser": self._parser}
+        parts["NetworkDefinitionCreationFlag"] = SimpleNamespace(STRONGLY_TYPED=1)
+        parts["ProfilingVerbosity"] = SimpleNamespace(DETAILED="detailed")
+        for name, part in parts.items():
+            setattr(self.module, name, part)
+
+    def _builder(self, logger: Any) -> Any:
+        def create_network(flags: int) -> str:
+            self.asked["flags"] = flags
+            return "network"
+
+        def add_optimization_profile(profile: Any) -> int:
+            self.asked["profile"] = profile.shapes
+            return 0
+
+        config = SimpleNamespace(add_optimization_profile=add_optimization_profile)
+        shapes: dict[str, Any] = {}
+        profile = SimpleNamespace(shapes=shapes, set_shape=lambda name, *x: shapes.update({name: x}))
+        return SimpleNamespace(
+            create_network=create_network,
+            create_builder_config=lambda: config,
+            create_optimization_profile=lambda: profile,
+            build_serialized_network=lambda network, config: b"a plan",
+        )
+
+    def _parser(self, network: Any, logger: Any) -> Any:
+        return SimpleNamespace(parse=lambda data: bool(data), num_errors=0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import REPO
 from fake_card import FakeCard
-from fake_engine import cache_of, install
+from fake_engine import install, usable_modules
 
 FEW = ["--repeats", "3", "--warmup", "1", "--matmul", "64", "--cold", "0", "--threads", "1", "--size", "64"]
 OF_A_CARD = ["host_to_device", "network", "device_to_host", "call_overhead"]
@@ -27,8 +27,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCard:
-    made = install(monkeypatch)
-    cache_of(monkeypatch, tmp_path / "cache")
+    made = install(monkeypatch, tmp_path / "cache")
+    usable_modules(monkeypatch)
     return made
 
 

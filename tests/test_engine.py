@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_card import Error, FakeCard, MemoryFull, network
-from fake_engine import cache_of, engine, install
+from fake_engine import engine, install, usable_modules
 
 from mmif_trt import Fuser, InputError, runtimes
 from mmif_trt.runtimes import cuda, device_array, engine_file
@@ -27,8 +27,8 @@ def pair(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
-    made = install(monkeypatch)
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCard]:
+    made = install(monkeypatch, tmp_path / "cache")
     yield made
     gc.collect()
     assert made.depth == 0, "every pushed context is popped"
@@ -366,9 +366,9 @@ def test_no_driver_and_no_pycuda(monkeypatch: pytest.MonkeyPatch, fake: FakeCard
 
 
 @pytest.fixture
-def usable(fake: FakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def usable(fake: FakeCard, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A card, the modules, an empty cache; the list of the engines that were built."""
-    return cache_of(monkeypatch, tmp_path / "cache")
+    return usable_modules(monkeypatch)
 
 
 def test_auto_takes_tensorrt_and_builds_once(fake: FakeCard, usable: list[Path]) -> None:

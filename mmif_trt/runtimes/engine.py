@@ -22,6 +22,7 @@ from mmif_trt.runtimes import device_array, engine_build, engine_file
 from mmif_trt.runtimes.cuda import Device, DeviceError, Graph, Marks
 from mmif_trt.runtimes.device_array import DeviceArray
 from mmif_trt.runtimes.engine_file import Shape
+from mmif_trt.runtimes.kernel_cache import KernelCache, path_of
 
 INPUTS, OUTPUT = ("a", "b"), "fused"
 SLOTS = 2
@@ -61,6 +62,7 @@ class Engine:
         self._closed = False
         self._owner = 0  # the thread inside `run`
         self.graphs = True  # False where capture failed once
+        self.kernels: Any = None
         self.parts_ms: list[float] = []  # of the last call from host arrays, see `time_parts`
         trt = engine_build.module()
         engine_file.read_manifest(self.path)  # before the card: a missing file is said as such
@@ -77,7 +79,7 @@ class Engine:
 
     def _load(self, trt: Any) -> None:
         self._logger = engine_build.make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+        self._runtime = engine_build.made(lambda: trt.Runtime(self._logger), "Runtime", self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(self.data)
         if self._engine is None:
             raise DeviceError(
@@ -86,13 +88,15 @@ class Engine:
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         if names != {*INPUTS, OUTPUT}:
             raise DeviceError(f"{self.path}: tensors {sorted(names)}; accepted are {[*INPUTS, OUTPUT]}")
+        self.kernels = KernelCache(self._engine, path_of(self.manifest, self.device.card))
         for _ in range(SLOTS):
-            context = self._engine.create_execution_context()
+            context = self.kernels.context()
             if context is None:
                 raise DeviceError(
                     f"{self.path}: no execution context: {engine_build.last_error(self._logger)}"
                 )
             self._slots.append(Slot(context, self.device.stream(), self.device.event()))
+        self.kernels.save()  # now, for a process that is killed never closes
 
     def __enter__(self) -> Engine:
         return self
@@ -109,12 +113,13 @@ class Engine:
         with contextlib.suppress(device.errors), device.current():
             if not self._broken and slots:
                 device.synchronise()  # nothing is freed that the card still writes
+                self.kernels.save()  # with those of the shapes that came
             for slot in slots:
                 for made in (slot.graph, slot.marks):
                     if made:
                         made.destroy()
             slots.clear()
-            self._engine = self._runtime = None
+            self.kernels = self._engine = self._runtime = None
         device.close(abandon=bool(self._broken))
 
     def time_parts(self) -> None:

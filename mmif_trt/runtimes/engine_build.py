@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -148,18 +148,20 @@ def compile_graph(
 ) -> tuple[bytes, list[str], tuple[str, ...]]:
     """The plan, the builder's log, and the compute capabilities it is for. Raises InputError."""
     logger = make_logger(trt)
-    builder = _made(trt.Builder(logger), "Builder", logger)
-    flags = trt.NetworkDefinitionCreationFlag
-    network = _made(builder.create_network(1 << int(flags.STRONGLY_TYPED)), "create_network", logger)
-    parser = _made(trt.OnnxParser(network, logger), "OnnxParser", logger)
+    builder = made(lambda: trt.Builder(logger), "Builder", logger)
+    typed = 1 << int(
+        trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    )  # 10.x asks for it, 11.x knows no other
+    network = made(lambda: builder.create_network(typed), "create_network", logger)
+    parser = made(lambda: trt.OnnxParser(network, logger), "OnnxParser", logger)
     if not parser.parse(graph.SerializeToString()):
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise InputError(f"TensorRT cannot parse the ONNX graph: {errors or 'no reason given'}")
-    config = _made(builder.create_builder_config(), "create_builder_config", logger)
+    config = made(builder.create_builder_config, "create_builder_config", logger)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     built_for = _set_capabilities(trt, config, capabilities)
     if shapes[0] != shapes[2]:
-        profile = _made(builder.create_optimization_profile(), "create_optimization_profile", logger)
+        profile = made(builder.create_optimization_profile, "create_optimization_profile", logger)
         for name in ("a", "b"):  # returns None in some versions, a bool in others
             if profile.set_shape(name, *((n, 1, h, w) for n, h, w in shapes)) is False:
                 raise InputError(
@@ -197,7 +199,13 @@ def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...] | No
     return tuple(names)
 
 
-def _made(thing: Any, what: str, logger: Any) -> Any:
+def made(make: Callable[[], Any], what: str, logger: Any) -> Any:
+    """What TensorRT makes. Raises InputError where it makes nothing: methods return None then, constructors
+    raise pybind11's TypeError, as the full TensorRT's do without a card."""
+    try:
+        thing = make()
+    except TypeError:
+        thing = None
     if thing is None:
         raise InputError(f"TensorRT: {what} failed: {last_error(logger)}")
     return thing

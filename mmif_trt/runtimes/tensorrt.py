@@ -65,7 +65,7 @@ class TensorRtRuntime:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.device = engine.device.card.name
-        self.note = engine.manifest.psnr
+        self.note = "; ".join(filter(None, [engine.manifest.psnr, engine.kernels.note]))
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         pair = (np.ascontiguousarray(x, np.float32) for x in (a, b))
