@@ -226,6 +226,7 @@ def batch_table(result: dict[str, Any]) -> str:
     head = [
         "pairs",
         "runtime",
+        "decode",
         "workers",
         "folder pairs/s",
         "with start-up",
@@ -238,14 +239,17 @@ def batch_table(result: dict[str, Any]) -> str:
         network = row["network_only_pairs_per_s"]
         peak = row["peak_rss_mib"]
         rows.append(
-            [row["pairs"], f"{row['runtime']['name']} {row['runtime']['precision']}", row["workers"]]
+            [row["pairs"], f"{row['runtime']['name']} {row['runtime']['precision']}"]
+            + [row.get("decode", "auto"), row["workers"]]
             + [f"{row[key]:.1f}" for key in ("pairs_per_s", "pairs_per_s_with_start")]
             + [f"{network[key]:.1f}" for key in ("one_caller", "all_callers")]
             + [f"{100 * row[key]:.0f} %" for key in ("ratio", "ratio_all_callers")]
             + ["not measured" if peak is None else f"{peak:.0f}"]
         )
     growth = result["peak_growth"]
-    last = [f"Peak memory of the last row against the first: {100 * growth - 100:+.1f} %."] if growth else []
+    last = (
+        [f"Peak memory of the most pairs against the fewest: {100 * growth - 100:+.1f} %."] if growth else []
+    )
     return "\n\n".join([sentence(result), markdown(head, rows), *last])
 
 

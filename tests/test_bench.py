@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -151,11 +152,13 @@ def test_latency_refuses_what_it_cannot_count() -> None:
 
 def test_batch(tmp_path: Path, module: Any) -> None:
     out = tmp_path / "batch.json"
-    done = run("bench_batch.py", "--pairs", "6", "4", "--threads", "1", "--workers", "2", "--json", str(out))
+    decoders = ["opencv", "dali"] if importlib.util.find_spec("nvidia.dali") else ["opencv"]
+    options = ["--pairs", "5", "--threads", "1", "--workers", "2", "--decode", *decoders]
+    done = run("bench_batch.py", *options, "--json", str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     check_conditions(result)
-    assert [row["pairs"] for row in result["rows"]] == [6, 4]
+    assert [(row["pairs"], row["decode"]) for row in result["rows"]] == [(5, x) for x in decoders]
     for row in result["rows"]:
         assert row["workers"] == 2 and row["runtime"]["name"] in runtimes.NAMES
         network = row["network_only_pairs_per_s"]

@@ -14,7 +14,7 @@ from fake_card import Error, FakeCard, MemoryFull, network
 from fake_engine import engine, install, usable_modules
 
 from mmif_trt import Fuser, InputError, runtimes
-from mmif_trt.runtimes import cuda, device_array, engine_file
+from mmif_trt.runtimes import cuda, engine_build, engine_file, tensorrt
 from mmif_trt.runtimes.cuda import DeviceError
 from mmif_trt.runtimes.engine import Engine
 
@@ -148,34 +148,10 @@ def test_device_arrays_that_do_not_fit_are_refused(fake: FakeCard, path: Path) -
             e(other, OnCard(fake, b))
         other = OnCard(fake, a)
         other.__cuda_array_interface__["strides"] = (4, 256)
-        with pytest.raises(InputError, match=r"a: strides \(4, 256\); accepted is a C-contiguous array"):
+        with pytest.raises(
+            InputError, match=r"a: strides \(4, 256\) in bytes; accepted is a C-contiguous array"
+        ):
             e(other, OnCard(fake, b))
-
-
-def test_dlpack_is_read_without_a_copy() -> None:
-    class Said:
-        """A producer that tells where it lies and hears the stream; NumPy makes the capsule."""
-
-        def __init__(self, x: np.ndarray, kind: int) -> None:
-            self.x, self.kind, self.heard = x, kind, 0
-
-        def __dlpack_device__(self) -> tuple[int, int]:
-            return self.kind, 0
-
-        def __dlpack__(self, stream: int) -> Any:
-            self.heard = stream
-            return self.x.__dlpack__()
-
-    x = pair(3, 5)[0]
-    assert device_array.is_on_device(Said(x, 2)) and not device_array.is_on_device(Said(x, 1))
-    assert not device_array.is_on_device(x)
-    producer = Said(x[1:], 2)
-    seen = device_array.view(producer, "a", 77)
-    assert (seen.pointer, seen.shape, producer.heard) == (x[1:].ctypes.data, (2, 5), 77) and seen.ordered
-    with pytest.raises(InputError, match=r"a: strides \(5, 2\) in elements; accepted is a C-contiguous"):
-        device_array.view(Said(x[:, ::2], 2), "a", 0)
-    with pytest.raises(InputError, match="a: DLPack type 2 of 64 bits; accepted on the card is float32"):
-        device_array.view(Said(x.astype(np.float64), 2), "a", 0)
 
 
 # What is refused
@@ -331,6 +307,46 @@ def test_files_that_are_missing_or_changed(fake: FakeCard, path: Path) -> None:
 # The driver and the choice of the runtime
 
 
+def wheels(monkeypatch: pytest.MonkeyPatch, *installed: str) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise engine_build.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(engine_build.metadata, "version", version)
+    find = tensorrt.importlib.util.find_spec
+    monkeypatch.setattr(
+        tensorrt.importlib.util,
+        "find_spec",
+        lambda name, *a: (
+            None if name == "tensorrt" else object() if name == "tensorrt_rtx" else find(name, *a)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wheel", "version", "refused"),
+    [
+        ("tensorrt-rtx-cu13", 12090, "CUDA 13.0 and newer, which is driver 580 and newer"),
+        ("tensorrt-rtx-cu13", 13000, ""),
+        ("tensorrt-rtx-cu12", 12000, ""),
+        ("tensorrt-cu13", 12000, ""),  # of the other module
+        ("", 12000, ""),  # not from a wheel: not known
+    ],
+)
+def test_a_wheel_needs_the_driver_of_its_cuda(
+    fake: FakeCard, path: Path, monkeypatch: pytest.MonkeyPatch, wheel: str, version: int, refused: str
+) -> None:
+    wheels(monkeypatch, *filter(None, [wheel]))
+    fake.version = version
+    if not refused:
+        Engine(path).close()
+        return
+    with pytest.raises(DeviceError, match=refused):
+        Engine(path)
+    assert refused in tensorrt.why_not() and fake.contexts == 0
+
+
 @pytest.mark.parametrize(
     ("fault", "version", "text"),
     [
@@ -338,10 +354,19 @@ def test_files_that_are_missing_or_changed(fake: FakeCard, path: Path) -> None:
         ({"cuDeviceGetCount": 0}, 13000, "an NVIDIA driver, but no card"),
         ({"cuInit": 35}, 10020, "too old: it knows CUDA 10.2; accepted are 12.0 and newer"),
         ({}, 11080, "too old: it knows CUDA 11.8"),
+        ({}, 12040, "too old for tensorrt-rtx-cu13: it knows CUDA 12.4; accepted are CUDA 13.0 and newer"),
         ({"cuInit": 999}, 13000, "does not start .cuInit returned 999"),
     ],
 )
-def test_drivers(fake: FakeCard, path: Path, fault: dict[str, Any], version: int, text: str) -> None:
+def test_drivers(
+    fake: FakeCard,
+    path: Path,
+    fault: dict[str, Any],
+    version: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wheels(monkeypatch, "tensorrt-rtx-cu13")
     fake.faults, fake.version = fault, version
     with pytest.raises(DeviceError, match=text):
         Engine(path)

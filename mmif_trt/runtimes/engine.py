@@ -48,9 +48,9 @@ class Slot:
 class Engine:
     """An engine file on the card, after its manifest was compared with it. May be called by several threads.
 
-    engine(a, b): two float32 arrays [H, W], [B, H, W] or [B, 1, H, W] in [0, 1], both NumPy or both on the
-    card (DLPack or `__cuda_array_interface__`); the result has the shape that came, a NumPy array or a
-    `DeviceArray`, the caller's own. `run` keeps two pairs in flight.
+    engine(a, b): two float32 arrays [H, W], [B, H, W] or [B, 1, H, W] in [0, 1], both on the host (NumPy, or
+    DLPack: torch) or both on the card (DLPack or `__cuda_array_interface__`); the result has the shape that
+    came, a NumPy array or a `DeviceArray`, the caller's own. `run` keeps two pairs in flight.
     Raises InputError for what does not match, DeviceError (an InputError) where the card fails.
     """
 
@@ -68,6 +68,7 @@ class Engine:
         engine_file.read_manifest(self.path)  # before the card: a missing file is said as such
         self.device = Device()
         try:
+            engine_build.refuse_old_driver(trt.__name__, self.device.card)
             self.data, self.manifest = engine_file.load_checked(
                 self.path, trt.__name__, trt.__version__, self.device.card.capability
             )
@@ -172,12 +173,14 @@ class Engine:
 
     def _start(self, slot: Slot, a: Any, b: Any) -> Any:
         """Puts one pair on its way; returns what `_finish` needs."""
-        on_device = [device_array.is_on_device(x) for x in (a, b)]
+        on_device = [device_array.is_on_device(x, name) for x, name in zip((a, b), INPUTS, strict=True)]
         if on_device[0] != on_device[1]:
-            raise InputError("a and b: one on the card, one not; accepted are both on the card or both NumPy")
+            raise InputError(
+                "a and b: one on the card, one not; accepted are both on the card or both on the host"
+            )
         if on_device[0]:
             return self._start_on_device(slot, a, b)
-        arrays = [_host_array(x, name) for x, name in zip((a, b), INPUTS, strict=True)]
+        arrays = [device_array.host_array(x, name) for x, name in zip((a, b), INPUTS, strict=True)]
         shape = self._shape(*(x.shape for x in arrays))
         with self.device.current(), self._said(shape):
             self._fit(slot, shape)
@@ -318,10 +321,3 @@ class Engine:
 
 def _text(shape: Shape) -> str:
     return f"batch {shape[0]} of {shape[1]} x {shape[2]} px"
-
-
-def _host_array(x: Any, name: str) -> np.ndarray:
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        came = f"dtype {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise InputError(f"{name}: {came}; accepted are float32 NumPy arrays and arrays on the card")
-    return x

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import numpy as np
 from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.runtimes import engine_file
+from mmif_trt.runtimes.cuda import Card, DeviceError
 from mmif_trt.runtimes.engine_file import Manifest, Shape
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 MODULES = ("tensorrt", "tensorrt_rtx")  # the first that imports is taken
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 ANY_SHAPE: tuple[Shape, Shape, Shape] = ((1, 32, 32), (1, 256, 256), (8, 1024, 1024))
+OLDEST_DRIVERS = {13: 580, 12: 525}  # CUDA of a wheel -> branch of the driver that first knew it
 REMEDY = "pip install 'mmif-trt[console]' (RTX cards), or NVIDIA's tensorrt 10.x or 11.x (any card)"
 
 
@@ -46,6 +49,23 @@ def module() -> ModuleType:
             return found
         reasons.append(f"{name}: no Builder in it")
     raise InputError(f"TensorRT is not installed ({'; '.join(reasons)}); accepted is {REMEDY}")
+
+
+def refuse_old_driver(name: str, card: Card) -> None:
+    """Raises DeviceError where the wheel that brought module `name` is of a newer CUDA than the driver's: its
+    first call would fail with a number. An installation by other means is not known, and left alone."""
+    for cuda, branch in OLDEST_DRIVERS.items():
+        wheel = f"{name.replace('_', '-')}-cu{cuda}"
+        try:
+            metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+        if int(card.driver.split(".")[0]) < cuda:
+            raise DeviceError(
+                f"the NVIDIA driver is too old for {wheel}: it knows CUDA {card.driver}; "
+                f"accepted are CUDA {cuda}.0 and newer, which is driver {branch} and newer"
+            )
+        return
 
 
 @dataclass(frozen=True)

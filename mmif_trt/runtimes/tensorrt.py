@@ -20,11 +20,14 @@ from mmif_trt.runtimes.engine import Engine
 def why_not() -> str:
     """Everything that is missing for TensorRT here, in one line; "" where nothing is."""
     missing = []
+    found = next((name for name in engine_build.MODULES if importlib.util.find_spec(name)), None)
     try:
-        card()
+        here = card()
+        if found:
+            engine_build.refuse_old_driver(found, here)
     except DeviceError as error:
         missing.append(str(error))
-    if not any(importlib.util.find_spec(name) for name in engine_build.MODULES):
+    if found is None:
         missing.append("no tensorrt or tensorrt_rtx module")
     if importlib.util.find_spec("pycuda") is None:
         missing.append("no PyCUDA (make console)")
