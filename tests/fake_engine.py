@@ -24,9 +24,9 @@ def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> FakeCard:
     """cache: for engines and kernels, in the place of this user's."""
     monkeypatch.setenv("MMIF_ENGINES", str(cache))
     made = FakeCard()
-    real = ctypes.CDLL
+    real, driver = ctypes.CDLL, cuda.LIBRARY
     monkeypatch.setattr(
-        cuda.ctypes, "CDLL", lambda name, *a, **k: made if name == cuda.LIBRARY else real(name, *a, **k)
+        cuda.ctypes, "CDLL", lambda name, *a, **k: made if name == driver else real(name, *a, **k)
     )
     package = type(sys)("pycuda")
     package.__spec__ = ModuleSpec("pycuda", None)

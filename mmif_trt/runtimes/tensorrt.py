@@ -6,6 +6,7 @@ The engine lies in a cache of this user, and is built there on first use.
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,8 @@ class TensorRtRuntime:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # With the last reference, and before the interpreter ends, after Ctrl-C too: the card is given back.
+        weakref.finalize(self, engine.close)
         self.device = engine.device.card.name
         self.note = "; ".join(filter(None, [engine.manifest.psnr, engine.kernels.note]))
 
