@@ -317,6 +317,8 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     result: dict[str, Any] = {"what": "bench_latency.py", "conditions": report.conditions()}
+    if card := report.card_facts():
+        result["conditions"]["device"] = card
     chosen = ("threads", "batch", "repeats", "warmup", "matmul")
     result["settings"] = {name: getattr(args, name) for name in chosen} | {"pair": "MRI and PET"}
     trace = Trace()

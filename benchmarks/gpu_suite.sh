@@ -63,7 +63,8 @@ step tests 50 "$PYTHON" -m pytest -q -k "cuda" tests/test_window_attention.py te
 bench network 30 bench_network.py --device "$DEVICE" --size 256 --mode eager cuda-graph
 bench latency 50 bench_latency.py --runtime torch,cuda-graph --precision fp32 --size 256 --batch 1 8 --cold 1 \
   --repeats 60 --trace "$OUT/latency.trace.json" --plot "$OUT/latency.png"
-bench attention 60 bench_ops.py --device "$DEVICE" --op attention --dtype float16 float32 --scale 1 4
+bench attention 60 bench_ops.py --device "$DEVICE" --op attention --scale 4 1 \
+  --dtype bfloat16 float16 float32
 bench loss 30 bench_ops.py --device "$DEVICE" --op loss --scale 1 4
 bench step 15 bench_ops.py --device "$DEVICE" --op step --batch 6
 bench attention_batch 20 bench_ops.py --device "$DEVICE" --op attention --dtype float16 --scale 2 --batch 64

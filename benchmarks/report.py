@@ -24,6 +24,7 @@ import numpy as np
 
 import mmif_trt
 from mmif_trt import __version__, info, weights
+from mmif_trt.runtimes import cuda
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
@@ -54,20 +55,33 @@ def device_facts(device: Any) -> dict[str, Any]:
 
     if device.type != "cuda":
         return {"name": device.type, "torch": torch.__version__, "isa": os.environ.get("MMIF_ISA", "best")}
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        driver = ""
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "memory_gib": round(properties.total_memory / 2**30, 1),
-        "driver": driver or None,
+        "driver": _driver(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
+
+
+def card_facts() -> dict[str, Any] | None:
+    """As device_facts, of the card that the driver names, without torch; None where there is none."""
+    try:
+        here = cuda.card()
+    except cuda.DeviceError:
+        return None
+    facts = {"name": here.name, "compute_capability": here.capability}
+    return facts | {"driver": _driver(), "cuda": here.driver}
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def load_average() -> list[float] | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import REPO
 from fake_card import Error, FakeCard, MemoryFull
-from fake_engine import engine, install, usable_modules
+from fake_engine import Light, engine, install, usable_modules
 
 from mmif_trt import Fuser, InputError, cli, io
 from mmif_trt.image import Image
@@ -40,17 +40,6 @@ def pair(tmp_path: Path) -> list[str]:
     for path in files:
         io.write(path, Image(rng.integers(0, 256, (50, 71), np.uint8)))
     return [str(path) for path in files]
-
-
-class Light:
-    """In OpenVINO's place where only the way to it is of interest: it takes a second to load."""
-
-    name, precision, device, streams = "openvino", "fp32", "CPU", 1
-
-    def __init__(self) -> None:
-        self.note = "light"
-
-    infer = staticmethod(np.maximum)
 
 
 def no_driver(fake: FakeCard, cache: Path, patch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_tensorrt_on_a_card(
     stages = next(line for line in said.splitlines() if "host_to_device" in line)
     assert [x.strip() for x in stages.strip("| ").split("|")][4:] == ORDER
     assert "| device MiB |" in said and "refused: batch 16" in said
-    assert not fake.faults
+    assert result["conditions"]["device"]["name"] == "Fake RTX" and "on Fake RTX (driver " in said
 
 
 def test_torch_between_events(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

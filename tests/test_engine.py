@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_card import Error, FakeCard, MemoryFull, network
-from fake_engine import engine, install, usable_modules
+from fake_engine import Light, engine, install, usable_modules
 
 from mmif_trt import Fuser, InputError, runtimes
-from mmif_trt.runtimes import cuda, engine_build, engine_file, tensorrt
+from mmif_trt.runtimes import cuda, engine_build, engine_file, openvino, tensorrt
 from mmif_trt.runtimes.cuda import DeviceError
 from mmif_trt.runtimes.engine import Engine
 
@@ -367,6 +367,7 @@ def test_drivers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wheels(monkeypatch, "tensorrt-rtx-cu13")
+    monkeypatch.setattr(openvino, "load", lambda *_: Light())
     fake.faults, fake.version = fault, version
     with pytest.raises(DeviceError, match=text):
         Engine(path)
