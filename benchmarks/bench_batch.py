@@ -6,7 +6,7 @@
 The pairs are the bundled samples, shifted by up to 4 px and with noise of 1 level (8 bit) where they are not
 black. The folder is fused by the command line in a process of its own. The network alone runs on decoded
 pairs, in fresh processes right before and right after it; the mean of the two counts. Each decoder is a row
-of its own over the same files, one after the other. Everything lies in a temporary folder (TMPDIR).
+of its own over equal files, one after the other. Everything lies in a temporary folder (TMPDIR).
 """
 
 from __future__ import annotations

@@ -137,6 +137,7 @@ def test_what_takes_one_pair_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch
     peer.write_text(
         "import torch\n"
         "def make():\n    return One()\n"
+        "def broken():\n    return lambda a, b: a.no_such_thing\n"
         "class One(torch.nn.Module):\n"
         "    def forward(self, a, b):\n"
         "        if len(a) > 1:\n            raise ValueError('one pair only')\n"
@@ -156,7 +157,8 @@ def test_what_takes_one_pair_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch
     result = run(bench, monkeypatch, *options, str(tmp_path / "x"))
     rows = {(row["runtime"].rpartition("/")[2], row["batch"]): row for row in result["rows"]}
     assert rows["peer.py:make", 1]["status"] == "measured"
-    assert rows["peer.py:make", 2]["reason"] == "batch 2: one pair only"
+    assert rows["peer.py:make", 2]["reason"] == "batch 2: ValueError: one pair only"
+    assert "AttributeError" in rows["peer.py:broken", 1]["reason"], "and the others still count"
 
 
 def test_each_stage_and_each_call_is_an_nvtx_range(

@@ -169,9 +169,8 @@ def compile_graph(
     """The plan, the builder's log, and the compute capabilities it is for. Raises InputError."""
     logger = make_logger(trt)
     builder = made(lambda: trt.Builder(logger), "Builder", logger)
-    typed = 1 << int(
-        trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    )  # 10.x asks for it, 11.x knows no other
+    # 10.x takes the types of the graph only when asked, 11.x and TensorRT-RTX know no other way.
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = made(lambda: builder.create_network(typed), "create_network", logger)
     parser = made(lambda: trt.OnnxParser(network, logger), "OnnxParser", logger)
     if not parser.parse(graph.SerializeToString()):

@@ -35,10 +35,8 @@ class KernelCache:
         self._engine, self._config, self._cache = engine, None, None
         self._stored = b""  # digest of what the file holds
         config = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
-        if config is None or not hasattr(
-            config, "create_runtime_cache"
-        ):  # the full TensorRT compiles nothing
-            return
+        if config is None or not hasattr(config, "create_runtime_cache"):
+            return  # the full TensorRT: its engines are machine code
         cache = config.create_runtime_cache()
         if cache is None:
             self.note = "no kernel cache: TensorRT makes none"
