@@ -150,6 +150,8 @@ def test_what_takes_one_pair_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch
         "auto",
         "--peer",
         f"{peer}:make",
+        "--peer",
+        f"{peer}:broken",
         "--batch",
         "1",
         "2",
