@@ -1,12 +1,12 @@
 """Folder throughput: pairs/s from files to files against the network alone, and the peak memory.
 
     python benchmarks/bench_batch.py [--pairs 500 5000] [--runtime auto] [--threads N] [--workers N]
-        [--json benchmarks/results/batch_cpu.json]
+        [--decode opencv dali] [--json benchmarks/results/batch_cpu.json]
 
 The pairs are the bundled samples, shifted by up to 4 px and with noise of 1 level (8 bit) where they are not
 black. The folder is fused by the command line in a process of its own. The network alone runs on decoded
-pairs, in fresh processes right before and right after it; the mean of the two counts. Everything lies in a
-temporary folder (TMPDIR).
+pairs, in fresh processes right before and right after it; the mean of the two counts. Each decoder is a row
+of its own over equal files, one after the other. Everything lies in a temporary folder (TMPDIR).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Setting:
     precision: str
     threads: int | None
     workers: int
+    decode: str
 
 
 def vary(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -128,6 +129,7 @@ def run_folder(root: Path, setting: Setting) -> tuple[dict[str, Any], float, flo
         str(setting.workers),
     ]
     command += ["--threads", str(setting.threads)] if setting.threads else []
+    command += ["--decode", setting.decode]
     with open(root / "stderr", "w+") as stderr:  # a pipe that nobody reads could fill up
         start = time.perf_counter()
         with subprocess.Popen(command, env=report.environment(), stderr=stderr) as process:
@@ -174,6 +176,7 @@ def measure(count: int, setting: Setting) -> dict[str, Any]:
         "pairs": count,
         "runtime": done["runtime"],
         "workers": done["settings"]["workers"],
+        "decode": setting.decode,
         "pairs_per_s": round(rate, 3),
         "pairs_per_s_with_start": round(count / seconds, 3),
         "network_only_pairs_per_s": {key: round(value, 3) for key, value in network.items()},
@@ -194,15 +197,18 @@ def main() -> int:
     parser.add_argument("--precision", default="auto", help="default: auto")
     parser.add_argument("--threads", type=int, help="of the network; default: the runtime's own choice")
     parser.add_argument("--workers", type=int, default=default_workers(), help="default: as the command line")
+    parser.add_argument(
+        "--decode", nargs="+", choices=("auto", "opencv", "dali"), default=["auto"], help="one row each"
+    )
     parser.add_argument("--json", type=Path, help="also write the result there")
     args = parser.parse_args()
     if min([*args.pairs, args.workers]) < 1:
         parser.error(f"--pairs {args.pairs}, --workers {args.workers}; accepted are 1 and more")
-    setting = Setting(args.runtime, args.precision, args.threads, args.workers)
+    settings = [Setting(args.runtime, args.precision, args.threads, args.workers, x) for x in args.decode]
     result: dict[str, Any] = {"what": "bench_batch.py", "conditions": report.conditions()}
     result["settings"] = {"threads": args.threads, "size_px": 256}
-    result["rows"] = [measure(count, setting) for count in args.pairs]
-    peaks = [row["peak_rss_mib"] for row in result["rows"]]
+    result["rows"] = [measure(count, setting) for count in args.pairs for setting in settings]
+    peaks = [row["peak_rss_mib"] for row in result["rows"] if row["decode"] == args.decode[0]]
     result["peak_growth"] = round(peaks[-1] / peaks[0], 4) if len(peaks) > 1 and all(peaks) else None
     result["load_average_end"] = report.load_average()
     if args.json:

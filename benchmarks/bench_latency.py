@@ -1,13 +1,14 @@
-"""Latency of one fusion by stage, runtime, precision and size; cold start; the share of a matmul's rate.
+"""Latency of one fusion by stage, runtime, precision, size and batch; cold start; share of a matmul's rate.
 
     python benchmarks/bench_latency.py [--runtime tensorrt,torch,torch-compile,...]
-        [--peer PATH:CALLABLE] [--precision auto,fp32] [--size 256 512] [--batch 1] [--threads 2]
+        [--peer PATH:CALLABLE] [--precision auto,fp32] [--size 256 512] [--batch 1 8] [--threads 2]
         [--repeats 100] [--warmup 20] [--stage network,encode] [--json RESULT] [--plot PNG] [--trace TRACE]
 
-The pair is the bundled MRI and PET (colour, the longest path), resized. All runtimes, precisions and sizes
-take turns in rounds of the same run, so that a change of the machine's load meets them all. A turn begins
-with untimed calls, in which the thread pool of the one before comes to rest. A batch is a loop: the runtimes
-take one pair a call.
+The pair is the bundled MRI and PET (colour, the longest path), resized. All runtimes, precisions, sizes and
+batches take turns in rounds of the same run, so that a change of the machine's load meets them all. A turn
+begins with untimed calls, in which the thread pool of the one before comes to rest. A batch is one call of
+the network on [B, H, W]; what takes no batch, or none so large, is a row that says so. The other stages do
+one picture after the other. On a card the network's call is split by CUDA events, see card_stages.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ import numpy as np
 import plot
 import report
 import rivals
+from card_stages import OVERHEAD, Card, card_of, split
 from cold_start import cold_start
+from flops import make_matmul, network_macs
 from trace_events import Trace, peak_memory
 
 from mmif_trt import colour, io, normalise, runtimes, tiling, weights
@@ -35,29 +39,12 @@ from mmif_trt.image import MIN_SIDE_PX, Image, InputError
 from mmif_trt.samples import path as sample_path
 
 ROUNDS = 10
-STAGES = ("decode", "normalise_luma", "network", "recombine", "encode")
+STAGES = (
+    *("decode", "normalise_luma", "host_to_device", "network", "device_to_host", OVERHEAD),
+    *("recombine", "encode"),
+)
 SETTLE = 2  # untimed calls at the beginning of a turn
 ENCODE = io.FORMATS[".png"].encode
-
-
-def network_macs(config: dict[str, int], height: int, width: int) -> int:
-    """Multiply-accumulates of LAGN's convolutions, linear layers and attention for one pair, padded.
-
-    config: LAGNConfig's fields. What is element-wise (normalisation, GELU, softmax, blend) is not counted, as
-    is usual. tests/test_bench.py compares with torch's own counter.
-    """
-    multiple = 4 * config["window"]
-    height, width = (-(-side // multiple) * multiple for side in (height, width))
-    half, quarter = height * width // 4, height * width // 16
-    local, wide, tokens = config["local_dim"], config["global_dim"], config["window"] ** 2
-    local_block = 9 * local + 2 * (local * 2 * local)  # depthwise 3x3, expand, reduce
-    global_block = 4 * wide**2 + 2 * (wide * 2 * wide) + 2 * tokens * wide  # qkv and proj, MLP, QK^T and AV
-    at_half = 9 * 8 * local + (config["local_depth"] + config["decoder_depth"]) * local_block
-    at_half += 2 * local * local + 9 * local * 4  # gate, head
-    at_quarter = (
-        4 * local * wide + config["global_depth"] * global_block + wide * 4 * local
-    )  # embed, blocks, unembed
-    return half * at_half + quarter * at_quarter
 
 
 def make_pair(folder: Path, size_px: int) -> tuple[Path, Path]:
@@ -71,14 +58,21 @@ def make_pair(folder: Path, size_px: int) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
+Turn = tuple[int, int]  # px a side, pairs a call
+
+
 @dataclass
 class Case:
-    """One runtime at one precision. ms: size_px -> stage -> samples; matmul_ms: samples."""
+    """One runtime at one precision. ms: stage -> samples; device_mib: the peak on its card; refused: why a
+    turn cannot be measured; matmul_ms: samples."""
 
     fuser: Fuser
     asked: list[str]
     matmul: Callable[[], object] | None
-    ms: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    card: Card | None = None
+    ms: dict[Turn, dict[str, list[float]]] = field(default_factory=dict)
+    device_mib: dict[Turn, float] = field(default_factory=dict)
+    refused: dict[Turn, str] = field(default_factory=dict)
     matmul_ms: list[float] = field(default_factory=list)
 
 
@@ -103,7 +97,8 @@ def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Cas
             if key in cases:  # "auto" came to the same
                 cases[key].asked.append(precision)
             else:
-                cases[key] = Case(fuser, [precision], make_matmul(fuser.runtime, args.matmul, args.threads))
+                matmul = make_matmul(fuser.runtime, args.matmul, args.threads)
+                cases[key] = Case(fuser, [precision], matmul, card_of(fuser.runtime))
     return list(cases.values()), refused
 
 
@@ -115,112 +110,125 @@ def _fuser(name: str, precision: str, threads: int) -> Fuser:
     return fuser
 
 
-def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[], object] | None:
-    """An n x n by n x n product in the runtime's own library and precision. In OpenVINO the second factor is
-    a constant, as weights are, so that it is packed beforehand.
-    None: of that library there is none here."""
-    if runtime.name not in ("torch", "torch-compile", "cuda-graph", "openvino"):
-        return None
-    rng = np.random.default_rng(0)
-    left, right = (rng.standard_normal((n, n), np.float32) for _ in range(2))
-    if runtime.name != "openvino":
-        import torch
-
-        x, y = (torch.from_numpy(m).to(runtime.device) for m in (left, right))
-
-        def product() -> object:
-            with torch.inference_mode():
-                out = x @ y
-                if out.is_cuda:
-                    torch.cuda.synchronize()
-            return out
-
-        return product
-    import openvino
-    from openvino import opset13 as ops
-
-    x = ops.parameter([n, n], np.float32)
-    model = openvino.Model([ops.matmul(x, ops.constant(right), False, False)], [x])
-    hint = {"bf16": "bf16", "fp32": "f32"}[runtime.precision]
-    options = {
-        "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
-    return lambda: request.infer([left], share_inputs=True, share_outputs=True)
-
-
 def run_stages(
-    fuser: Fuser, files: list[tuple[Path, Path]], trace: Trace | None = None
+    case: Case, files: list[tuple[Path, Path]], trace: Trace | None = None
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """ms of each stage over `files`, and the fused pixels. The order of Fuser.fuse_images, written out."""
     ms: dict[str, float] = {}
-    last = time.perf_counter()
+    runtime = case.fuser.runtime
 
-    def lap(stage: str) -> None:
-        nonlocal last
-        now = time.perf_counter()
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
         if trace:
-            trace.add(f"{fuser.runtime.name} {fuser.runtime.precision}", stage, last, now)
-        ms[stage], last = (now - last) * 1e3, now
+            trace.push(name)
+        start = time.perf_counter()
+        yield
+        end = time.perf_counter()
+        if trace:
+            trace.pop()
+            trace.add(f"{runtime.name} {runtime.precision}", name, start, end)
+        ms[name] = (end - start) * 1e3
 
-    images = [(io.read(a), io.read(b)) for a, b in files]
-    lap("decode")
-    units = [(normalise.to_unit(a), normalise.to_unit(b)) for a, b in images]
-    lumas = [(a, colour.luma(b)) for a, b in units]
-    lap("normalise_luma")
-    fused = [tiling.run(fuser.runtime.infer, a, b) for a, b in lumas]
-    lap("network")
-    rgb = [colour.recombine(y, b) for y, (_, b) in zip(fused, units, strict=True)]
-    pixels = [normalise.from_unit(x, np.dtype(np.uint8), (0, 255)) for x in rgb]
-    lap("recombine")
-    for x in pixels:
-        ENCODE(Image(x))
-    lap("encode")
-    return ms, pixels
+    with stage("decode"):
+        images = [(io.read(a), io.read(b)) for a, b in files]
+    with stage("normalise_luma"):
+        units = [(normalise.to_unit(a), normalise.to_unit(b)) for a, b in images]
+        lumas = [(a, colour.luma(b)) for a, b in units]
+    with stage("network"):
+        fused = run_network((case.card or runtime).infer, lumas)
+    if case.card:
+        ms |= split(ms["network"], case.card.laps)
+        case.card.laps.clear()
+    with stage("recombine"):
+        rgb = [colour.recombine(y, b) for y, (_, b) in zip(fused, units, strict=True)]
+        pixels = [normalise.from_unit(x, np.dtype(np.uint8), (0, 255)) for x in rgb]
+    with stage("encode"):
+        for x in pixels:
+            ENCODE(Image(x))
+    return {name: ms[name] for name in STAGES if name in ms}, pixels
 
 
-def run_whole(fuser: Fuser, files: list[tuple[Path, Path]]) -> float:
+def run_network(infer: tiling.Network, lumas: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """One call for one pair or a batch of equal size; no pair is so large that it goes in tiles."""
+    if len(lumas) == 1:
+        return [tiling.run(infer, *lumas[0])]
+    height, width = lumas[0][0].shape
+    a, b = (np.stack([tiling.padded(pair[k]) for pair in lumas]) for k in (0, 1))
+    return list(infer(a, b)[:, :height, :width])
+
+
+def run_whole(case: Case, files: list[tuple[Path, Path]]) -> float:
     """ms from the files to encoded bytes; writing them to a disk is not in it (bench_batch.py has it)."""
     start = time.perf_counter()
-    for a, b in files:
-        ENCODE(fuser.fuse_images(io.read(a), io.read(b)))
+    if len(files) > 1:
+        run_stages(case, files)
+    else:
+        ENCODE(case.fuser.fuse_images(*map(io.read, files[0])))
     return (time.perf_counter() - start) * 1e3
 
 
-def check_order(fuser: Fuser, files: list[tuple[Path, Path]]) -> None:
-    """The stages timed apart must be those of the Fuser, or their times mean nothing."""
-    _, pixels = run_stages(fuser, files)
-    whole = fuser.fuse_images(io.read(files[0][0]), io.read(files[0][1])).data
-    if not np.array_equal(pixels[0], whole):
+def check_order(case: Case, files: list[tuple[Path, Path]]) -> None:
+    """The stages timed apart must be those of the Fuser, or their times mean nothing. A batch in half
+    precision may round otherwise, each way within a level of FP32; so may two calls on a card."""
+    _, pixels = run_stages(case, files)
+    whole = case.fuser.fuse_images(*map(io.read, files[0])).data.astype(int)
+    tolerance = 2 if len(files) > 1 else 1 if case.card else 0
+    if max(np.abs(x - whole).max() for x in pixels) > tolerance:
         raise SystemExit(
             "bench_latency: run_stages gives another picture than Fuser.fuse_images; bring it up to date"
         )
 
 
+def warm_up(case: Case, turn: Turn, files: list[tuple[Path, Path]], calls: int) -> bool:
+    """False: refused, with the reason: a batch that this runtime or its card does not take, a graph that
+    cannot be captured, a full card. The others still count."""
+    try:
+        check_order(case, files)
+        for _ in range(calls):
+            run_whole(case, files)
+    except Exception as error:  # a peer's module, torch and drivers raise what they like
+        reason = " ".join(str(error).split())
+        if not isinstance(error, InputError):
+            reason = f"{type(error).__name__}: {reason}"
+        case.refused[turn] = f"batch {turn[1]}: {reason}"
+        return False
+    case.ms[turn] = {}
+    return True
+
+
 def measure(
-    cases: list[Case], pairs: dict[int, tuple[Path, Path]], args: argparse.Namespace, trace: Trace
+    cases: list[Case],
+    pairs: dict[int, tuple[Path, Path]],
+    args: argparse.Namespace,
+    trace: Trace,
+    after_round: Callable[[], None],
 ) -> None:
-    """Fills ms and matmul_ms of every case, turn by turn."""
-    turns = [(case, size, [pair] * args.batch) for size, pair in pairs.items() for case in cases]
-    for case, size, files in turns:
-        check_order(case.fuser, files)
-        case.ms[size] = {}
-        for _ in range(args.warmup):
-            run_whole(case.fuser, files)
+    """Fills ms, device_mib and matmul_ms of every case, turn by turn."""
+    all_turns = [
+        (case, (size, batch), [pair] * batch)
+        for size, pair in pairs.items()
+        for batch in dict.fromkeys(args.batch)
+        for case in cases
+    ]
+    turns = [
+        (case, turn, files) for case, turn, files in all_turns if warm_up(case, turn, files, args.warmup)
+    ]
     rounds = min(ROUNDS, args.repeats)
     for i in range(rounds):
-        for case, size, files in turns:
+        for case, turn, files in turns:
+            if case.card:
+                case.card.forget_peak()
             for _ in range(SETTLE):
-                run_whole(case.fuser, files)
+                run_whole(case, files)
             for _ in range(args.repeats * (i + 1) // rounds - args.repeats * i // rounds):
-                trace.push(f"{case.fuser.runtime.name} {size} px")
-                sample, _ = run_stages(case.fuser, files, trace)
+                trace.push(f"{case.fuser.runtime.name} {turn[0]} px, batch {turn[1]}")
+                sample, _ = run_stages(case, files, trace)
                 trace.pop()
-                sample["end_to_end"] = run_whole(case.fuser, files)
+                sample["end_to_end"] = run_whole(case, files)
                 for stage, ms in sample.items():
-                    case.ms[size].setdefault(stage, []).append(ms)
+                    case.ms[turn].setdefault(stage, []).append(ms)
+            if case.card:
+                case.device_mib[turn] = max(case.device_mib.get(turn, 0.0), case.card.peak_mib())
         for case in cases:
             if case.matmul is None:
                 continue
@@ -228,30 +236,30 @@ def measure(
             start = time.perf_counter()
             case.matmul()
             case.matmul_ms.append((time.perf_counter() - start) * 1e3)
+        after_round()
 
 
 def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a size. Rates are of medians; FLOP = 2 x MAC."""
+    """One row a size and batch. Rates are of medians; FLOP = 2 x MAC."""
     runtime = case.fuser.runtime
     config = weights.manifest()["models"]["lagn"]["config"]
-    rows = []
-    for size, stages in case.ms.items():
+    known = {"runtime": runtime.name, "precision": runtime.precision, "device": runtime.device}
+    known |= {"asked": ", ".join(case.asked), "note": runtime.note}
+    rows: list[dict[str, Any]] = []
+    for (size, batch), stages in case.ms.items():
         macs = network_macs(config, size, size)
-        gflop_per_s = 2 * macs * args.batch / float(np.median(stages["network"])) / 1e6
-        row: dict[str, Any] = {
-            "status": "measured",
-            "runtime": runtime.name,
-            "precision": runtime.precision,
-            "device": runtime.device,
-        }
-        row |= {"asked": ", ".join(case.asked), "note": runtime.note, "size_px": size, "batch": args.batch}
+        network_ms = float(np.median(stages["network"]))
+        gflop_per_s = 2 * macs * batch / network_ms / 1e6
+        row: dict[str, Any] = {"status": "measured", **known, "size_px": size, "batch": batch}
 
         def kept(stage: str) -> bool:
             return not args.stage or stage in (*args.stage, "network", "end_to_end")
 
-        shown = {s: report.percentiles(x) for s, x in stages.items() if kept(s)}
-        row |= {"ms": shown}
-        row |= {"pairs_per_s": round(args.batch * 1e3 / float(np.median(stages["end_to_end"])), 3)}
+        row |= {"ms": {stage: report.percentiles(ms, 4) for stage, ms in stages.items() if kept(stage)}}
+        row |= {"pairs_per_s": round(batch * 1e3 / float(np.median(stages["end_to_end"])), 3)}
+        row |= {"network_pairs_per_s": round(batch * 1e3 / network_ms, 3)}
+        if (size, batch) in case.device_mib:
+            row |= {"device_mib": round(case.device_mib[size, batch], 1)}
         if ":" not in runtime.name:  # a peer's work is not known
             row |= {"gmac": round(macs / 1e9, 6), "gflop_per_s": round(gflop_per_s, 3)}
         if case.matmul is not None:
@@ -261,6 +269,8 @@ def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
             row |= {"matmul_gflop_per_s": round(matmul_gflop_per_s, 3)}
             row |= {"matmul_share": round(gflop_per_s / matmul_gflop_per_s, 5)}
         rows.append(row)
+    for (size, batch), reason in case.refused.items():
+        rows.append({"status": "refused", **known, "size_px": size, "batch": batch, "reason": reason})
     return rows
 
 
@@ -282,7 +292,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", type=words, default=["auto", "fp32"], help="default: auto,fp32")
     parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="px a side; default: 256 512")
     parser.add_argument(
-        "--batch", type=int, default=1, help="pairs a timed call, one after the other; default: 1"
+        "--batch", type=int, nargs="+", default=[1], help="pairs a call of the network; default: 1"
     )
     parser.add_argument(
         "--threads", type=int, default=2, help="of the network and the matrix product; default: 2"
@@ -294,8 +304,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the result there")
     args = parser.parse_args()
     for name in ("batch", "threads", "repeats", "matmul"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}; accepted are 1 and more")
+        given = getattr(args, name)
+        if min(given if isinstance(given, list) else [given]) < 1:
+            parser.error(f"--{name} {given}; accepted are 1 and more")
     if unknown := set(args.stage) - {*STAGES, "end_to_end"}:
         parser.error(f"--stage {', '.join(sorted(unknown))}; accepted are {', '.join(STAGES)}, end_to_end")
     if not all(
@@ -308,6 +319,8 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     result: dict[str, Any] = {"what": "bench_latency.py", "conditions": report.conditions()}
+    if card := report.card_facts():
+        result["conditions"]["device"] = card
     chosen = ("threads", "batch", "repeats", "warmup", "matmul")
     result["settings"] = {name: getattr(args, name) for name in chosen} | {"pair": "MRI and PET"}
     trace = Trace()
@@ -315,17 +328,24 @@ def main() -> int:
         pairs = {size: make_pair(Path(folder), size) for size in dict.fromkeys(args.size)}
         result["cold_start"] = cold_start(*make_pair(Path(folder), 256), args.cold)
         cases, refused = load_cases([*args.runtime, *args.peer], args)
-        measure(cases, pairs, args, trace)
-    result["rows"] = [row for case in cases for row in make_rows(case, args)] + refused
+
+        def so_far() -> None:
+            result["rows"] = [row for case in cases for row in make_rows(case, args)] + refused
+            report.write_so_far(args.json, result)
+
+        measure(cases, pairs, args, trace, so_far)
     result["peak_memory"] = peak_memory()
     result["load_average_end"] = report.load_average()
-    if args.plot and cases:
+    if args.plot:
         rows = {
-            f"{c.fuser.runtime.name.rpartition('/')[2]} {c.fuser.runtime.precision} {size} px": ms
+            f"{c.fuser.runtime.name.rpartition('/')[2]} {c.fuser.runtime.precision} {size} px"
+            + (f", batch {batch}" if args.batch != [1] else ""): ms
             for c in cases
-            for size, ms in c.ms.items()
+            for (size, batch), ms in c.ms.items()
         }
-        plot.draw(args.plot, rows, f"mmif_trt {report.conditions()['date']}, batch {args.batch}")
+        batches = " ".join(map(str, args.batch))
+        if rows:
+            plot.draw(args.plot, rows, f"mmif_trt {report.conditions()['date']}, batch {batches}")
     if args.trace:
         trace.write(args.trace)
     if args.json:

@@ -17,7 +17,7 @@ from typing import Any
 
 import report
 import torch
-from bench_latency import network_macs
+from flops import network_macs
 from timing import Phases, peak_mib, take_turns
 from torch import Tensor
 
@@ -136,9 +136,10 @@ def main() -> int:
     result["conditions"]["device"] = report.device_facts(device)
     result["settings"] = {name: getattr(args, name) for name in ("rounds", "warmup", "threads")}
     result["settings"] |= {"device": args.device, "kernels": ops.KERNELS}
-    result["rows"] = [
-        row for size in args.size for batch in args.batch for row in rows_of(size, batch, args, device)
-    ]
+    result["rows"] = []
+    for size, batch in [(size, batch) for size in args.size for batch in args.batch]:
+        result["rows"] += rows_of(size, batch, args, device)
+        report.write_so_far(args.json, result)
     result["load_average_end"] = report.load_average()
     if args.json:
         report.write_json(args.json, result)

@@ -92,8 +92,8 @@ def both_ways(call: Callable[..., Tensor], inputs: Any, mark: Callable[[], None]
     mark()
 
 
-def attention_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    config, rows = LAGNConfig(), []
+def attention_cases(args: argparse.Namespace, device: torch.device) -> None:
+    config = LAGNConfig()
     heads, side = config.global_dim // config.head_dim, args.crop // STRIDE
     for scale, dtype, shift in [(s, d, t) for s in args.scale for d in args.dtype for t in (0, 4)]:
         shape = (args.batch, side * scale, side * scale)
@@ -113,14 +113,12 @@ def attention_cases(args: argparse.Namespace, device: torch.device) -> list[dict
             n: partial(both_ways, f) for n, f in attention_rivals(device, shift).items()
         }
         title = {"op": "window_attention", "shape": list(qkv.shape), "dtype": dtype, "shift": shift}
-        rows += measured(title, rivals, inputs, moved, args, device)
-    return rows
+        measure(title, rivals, inputs, moved, args, device)
 
 
-def loss_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def loss_cases(args: argparse.Namespace, device: torch.device) -> None:
     from mmif_trt.ops.fusion_loss import fusion_loss
 
-    rows = []
     for scale in args.scale:
         side = args.crop * scale
 
@@ -145,16 +143,14 @@ def loss_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str,
         }
         rivals: dict[str, Phases] = {name: partial(phases, call) for name, call in calls.items()}
         title = {"op": "fusion_loss", "shape": [args.batch, 1, side, side], "dtype": "float32", "shift": None}
-        rows += measured(title, rivals, inputs, moved, args, device)
-    return rows
+        measure(title, rivals, inputs, moved, args, device)
 
 
-def step_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def step_cases(args: argparse.Namespace, device: torch.device) -> None:
     """An optimiser step of train/fusion.py on made-up pairs, in both precisions, with and without kernels."""
     from mmif_trt.train import fusion
     from mmif_trt.train.losses import fusion_loss
 
-    rows = []
     modalities = [("ct", "pet", "spect")[i % 3] for i in range(args.batch)]
     sides = (args.batch, 1, args.crop, args.crop)
     inputs = [(torch.rand(sides, device=device), torch.rand(sides, device=device)) for _ in range(INPUT_SETS)]
@@ -186,19 +182,19 @@ def step_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str,
                 step(pair, mark)
 
         title = {"op": "training step", "shape": list(sides), "dtype": dtype, "shift": None}
-        rows += measured(title, {"kernel": step, "eager": plain}, inputs, {}, args, device)
-    return rows
+        measure(title, {"kernel": step, "eager": plain}, inputs, {}, args, device)
 
 
-def measured(
+def measure(
     title: dict[str, Any],
     rivals: dict[str, Phases],
     inputs: list[Any],
     moved: dict[str, int],
     args: argparse.Namespace,
     device: torch.device,
-) -> list[dict[str, Any]]:
-    """One row a rival: percentiles of forward, backward and both, speed-up over each rival's both, memory."""
+) -> None:
+    """A row a rival into args.result: percentiles of forward, backward and both, speed-up over each rival's
+    both, memory."""
     rows = []
     samples = take_turns(rivals, inputs, args.rounds, args.warmup)
     for name, phases in samples.items():
@@ -220,7 +216,8 @@ def measured(
     for row in rows:
         if "ms" in row and kernel:
             row["kernel_is_faster"] = round(row["ms"]["both"]["p50"] / kernel, 3)
-    return rows
+    args.result["rows"] += rows
+    report.write_so_far(args.json, args.result)
 
 
 CASES = {"attention": attention_cases, "loss": loss_cases, "step": step_cases}
@@ -249,7 +246,10 @@ def main() -> int:
     result["settings"] = {name: getattr(args, name) for name in chosen}
     result["settings"] |= {"device": args.device, "kernels": ops.KERNELS}
     result["settings"]["copy GB/s"] = round(args.copy_gb_per_s, 1)
-    result["rows"] = [row for op in args.op for row in CASES[op](args, device)]
+    result["rows"] = []
+    args.result = result
+    for op in args.op:
+        CASES[op](args, device)
     result["load_average_end"] = report.load_average()
     if args.json:
         report.write_json(args.json, result)

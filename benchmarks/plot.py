@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, LEFT, ROW, BINS = 1200, 340, 56, 120
-COLOURS = ["#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#b279a2"]  # of the stages, in order
+# Of the stages, in the order in which they come.
+COLOURS = ["#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#b279a2", "#e45756", "#9d755d", "#bab0ac"]
 
 
 def draw(path: Path, samples: dict[str, dict[str, list[float]]], title: str) -> None:
@@ -50,16 +51,18 @@ def _bars(pen: Any, font: Any, samples: dict[str, dict[str, list[float]]], y: in
     }
     scale = (WIDTH - LEFT - 100) / max(sum(stages.values()) for stages in medians.values())
     x = 20
-    for i, name in enumerate(next(iter(medians.values()))):
-        pen.rectangle((x, y + 3, x + 12, y + 15), COLOURS[i % len(COLOURS)])
+    colours: dict[str, str] = {}  # rows on a card have stages that others have not
+    for name in max(medians.values(), key=len):
+        colours[name] = COLOURS[len(colours) % len(COLOURS)]
+        pen.rectangle((x, y + 3, x + 12, y + 15), colours[name])
         pen.text((x + 18, y), name, "black", font)
         x += 40 + int(font.getlength(name))
     y += 26
     for row, stages in medians.items():
         pen.text((20, y + ROW // 3), row, "black", font)
         at = float(LEFT)
-        for i, ms in enumerate(stages.values()):
-            pen.rectangle((at, y + 6, at + ms * scale, y + ROW - 8), COLOURS[i % len(COLOURS)])
+        for name, ms in stages.items():
+            pen.rectangle((at, y + 6, at + ms * scale, y + ROW - 8), colours[name])
             at += ms * scale
         pen.text((at + 6, y + ROW // 3), f"{sum(stages.values()):.3g} ms", "black", font)
         y += ROW

@@ -24,6 +24,7 @@ import numpy as np
 
 import mmif_trt
 from mmif_trt import __version__, info, weights
+from mmif_trt.runtimes import cuda
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
@@ -54,20 +55,33 @@ def device_facts(device: Any) -> dict[str, Any]:
 
     if device.type != "cuda":
         return {"name": device.type, "torch": torch.__version__, "isa": os.environ.get("MMIF_ISA", "best")}
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        driver = ""
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "memory_gib": round(properties.total_memory / 2**30, 1),
-        "driver": driver or None,
+        "driver": _driver(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
+
+
+def card_facts() -> dict[str, Any] | None:
+    """As device_facts, of the card that the driver names, without torch; None where there is none."""
+    try:
+        here = cuda.card()
+    except cuda.DeviceError:
+        return None
+    facts = {"name": here.name, "compute_capability": here.capability}
+    return facts | {"driver": _driver(), "cuda": here.driver}
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def load_average() -> list[float] | None:
@@ -108,8 +122,17 @@ def percentiles(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all: a benchmark that is ended at its limit leaves the rows that it had written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def write_so_far(path: Path | None, result: dict[str, Any]) -> None:
+    """The rows of a run that goes on; "unfinished" is gone from the last write."""
+    if path:
+        write_json(path, {**result, "unfinished": True, "load_average_end": load_average()})
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -148,52 +171,57 @@ def _plain(value: Any) -> str:
 
 def latency_tables(result: dict[str, Any]) -> str:
     """Markdown of bench_latency.py's result: network and end to end, then every stage, then cold start."""
-    head = [
-        "runtime",
-        "precision",
-        "asked",
-        "size px",
-        "network p50 ms",
-        "p95",
-        "p99",
-        "min",
-        "end to end p50 ms",
-        "p95",
-    ]
-    head += ["p99", "min", "pairs/s", "GMAC", "GFLOP/s", "matmul GFLOP/s", "share"]
+    measured = [row for row in result["rows"] if row["status"] == "measured"]
     marks = ("p50", "p95", "p99", "min")
-    main, stages = [], []
+    head = ["runtime", "precision", "asked", "size px", "batch"]
+    head += ["network p50 ms", "p95", "p99", "min", "end to end p50 ms", "p95", "p99", "min"]
+    head += ["pairs/s", "network pairs/s", "GMAC", "GFLOP/s", "matmul GFLOP/s", "share"]
+    on_card = any("device_mib" in row for row in measured)
+    head += ["device MiB"] if on_card else []
+    main = []
     for row in result["rows"]:
         if row["status"] == "refused":
-            main.append(
-                [row["runtime"], "none", row["asked"], f"refused: {row['reason']}", *[""] * (len(head) - 4)]
-            )
+            known = [row["runtime"], row.get("precision", "none"), row["asked"], row.get("size_px", "")]
+            main.append([*known, f"refused: {row['reason']}", *[""] * (len(head) - 5)])
             continue
-        ms, known = (
-            row["ms"],
-            [row["runtime"] + (f" on {row['device']}"), row["precision"], row["asked"], row["size_px"]],
-        )
-        times = [f"{ms[stage][mark]:.2f}" for stage in ("network", "end_to_end") for mark in marks]
-        rates = [f"{row['pairs_per_s']:.1f}"]
+        ms = row["ms"]
+        known = [f"{row['runtime']} on {row['device']}", row["precision"], row["asked"], row["size_px"]]
+        times = [_ms(ms[stage][mark]) for stage in ("network", "end_to_end") for mark in marks]
+        rates = [f"{row['pairs_per_s']:.1f}", f"{row['batch'] * 1e3 / ms['network']['p50']:.1f}"]
         rates += [f"{row['gmac']:.3f}", f"{row['gflop_per_s']:.0f}"] if "gmac" in row else ["", ""]
         rates += (
             [f"{row['matmul_gflop_per_s']:.0f}", f"{100 * row['matmul_share']:.0f} %"]
             if "matmul_share" in row
             else ["", ""]
         )
-        main.append([*known, *times, *rates])
-        stages.append(
-            [*known[:2], known[3], *(" / ".join(f"{s[mark]:.2f}" for mark in marks) for s in ms.values())]
-        )
+        rates += [row.get("device_mib", "")] if on_card else []
+        main.append([*known, row["batch"], *times, *rates])
     parts = [sentence(result), markdown(head, main)]
-    if stages:
-        names = next(row["ms"] for row in result["rows"] if row["status"] == "measured")
-        parts += [
-            "Every stage, p50 / p95 / p99 / min in ms:",
-            markdown(["runtime", "precision", "size px", *names], stages),
-        ]
+    if measured:
+        parts += ["Every stage, p50 / p95 / p99 / min in ms:", _stages(measured, marks)]
     parts += _cold_start(result["cold_start"])
     return "\n\n".join(parts)
+
+
+def _stages(rows: list[dict[str, Any]], marks: Sequence[str]) -> str:
+    """A column a stage that any row has, in the order of the row that has most: those of a card are only
+    there."""
+    names: list[str] = max((list(row["ms"]) for row in rows), key=len)
+    lines = []
+    for row in rows:
+        times = [
+            " / ".join(_ms(row["ms"][name][mark]) for mark in marks) if name in row["ms"] else ""
+            for name in names
+        ]
+        lines.append(
+            [f"{row['runtime']} on {row['device']}", row["precision"], row["size_px"], row["batch"], *times]
+        )
+    return markdown(["runtime", "precision", "size px", "batch", *names], lines)
+
+
+def _ms(x: float) -> str:
+    """Hundredths; below a tenth of a millisecond, as copies on a card are, all that was measured."""
+    return f"{x:.2f}" if x >= 0.1 or x == 0 else f"{x:.4f}"
 
 
 def _cold_start(cold: dict[str, Any]) -> list[str]:
@@ -212,6 +240,7 @@ def batch_table(result: dict[str, Any]) -> str:
     head = [
         "pairs",
         "runtime",
+        "decode",
         "workers",
         "folder pairs/s",
         "with start-up",
@@ -224,14 +253,17 @@ def batch_table(result: dict[str, Any]) -> str:
         network = row["network_only_pairs_per_s"]
         peak = row["peak_rss_mib"]
         rows.append(
-            [row["pairs"], f"{row['runtime']['name']} {row['runtime']['precision']}", row["workers"]]
+            [row["pairs"], f"{row['runtime']['name']} {row['runtime']['precision']}"]
+            + [row.get("decode", "auto"), row["workers"]]
             + [f"{row[key]:.1f}" for key in ("pairs_per_s", "pairs_per_s_with_start")]
             + [f"{network[key]:.1f}" for key in ("one_caller", "all_callers")]
             + [f"{100 * row[key]:.0f} %" for key in ("ratio", "ratio_all_callers")]
             + ["not measured" if peak is None else f"{peak:.0f}"]
         )
     growth = result["peak_growth"]
-    last = [f"Peak memory of the last row against the first: {100 * growth - 100:+.1f} %."] if growth else []
+    last = (
+        [f"Peak memory of the most pairs against the fewest: {100 * growth - 100:+.1f} %."] if growth else []
+    )
     return "\n\n".join([sentence(result), markdown(head, rows), *last])
 
 

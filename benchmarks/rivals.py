@@ -1,6 +1,7 @@
 """What bench_latency.py can time beside the package's own runtimes: the network in other engines, and peers.
 
-Each is a Runtime: `infer(a, b)` over [H, W] float32 arrays on the host, so copies to and from a card count.
+Each is a Runtime: `infer(a, b)` over [H, W] or [B, H, W] float32 arrays on the host, so copies to and from a
+card count.
 """
 
 from __future__ import annotations
@@ -15,53 +16,49 @@ import numpy as np
 
 from mmif_trt import runtimes, weights
 from mmif_trt.image import InputError
+from mmif_trt.runtimes.torch import TorchRuntime
 
 NAMES = ("torch-compile", "cuda-graph", "onnxruntime")
 
 
-class TorchRival:
-    """A torch module that takes two [1, 1, H, W] tensors and returns one: compiled, as a CUDA graph, or a
+class TorchRival(TorchRuntime):
+    """A torch module that takes two [B, 1, H, W] tensors and returns one: compiled, as a CUDA graph, or a
     peer."""
 
-    precision, streams, note = "fp32", 1, "a rival, for comparison"
+    note = "a rival, for comparison"
 
     def __init__(self, name: str, module: Any, threads: int | None) -> None:
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
-        self._network = module.eval().to(self.device) if hasattr(module, "eval") else module
-        self._graphs: dict[tuple[int, int], Any] = {}
-        if name == "torch-compile":
-            self._network = torch.compile(self._network)
-        if name == "cuda-graph" and self.device != "cuda":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda-graph" and device != "cuda":
             raise InputError("runtime 'cuda-graph': no CUDA device; accepted is one")
+        module = module.eval().to(device) if hasattr(module, "eval") else module
+        super().__init__(torch.compile(module) if name == "torch-compile" else module, device)
+        self.name = name
+        self._graphs: dict[tuple[int, ...], Any] = {}
 
-    def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            pair = [torch.from_numpy(np.ascontiguousarray(x)).to(self.device)[None, None] for x in (a, b)]
-            out = self._replay(pair) if self.name == "cuda-graph" else self._network(*pair)
-            fused: np.ndarray = out.reshape(a.shape).float().cpu().numpy()
-        return fused
+    def network(self, a: Any, b: Any) -> Any:
+        return self._replay([a, b]) if self.name == "cuda-graph" else super().network(a, b)
 
     def _replay(self, pair: list[Any]) -> Any:
         import torch
 
-        size = tuple(pair[0].shape[2:])
-        if size not in self._graphs:
-            kept = [x.clone() for x in pair]
-            self._network(*kept)  # what it allocates once must not be captured
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                out = self._network(*kept)
-            self._graphs[size] = graph, kept, out
-        graph, kept, out = self._graphs[size]
-        for x, y in zip(kept, pair, strict=True):
-            x.copy_(y)
-        graph.replay()
+        with torch.inference_mode():
+            shape = tuple(pair[0].shape)
+            if shape not in self._graphs:
+                kept = [x.clone() for x in pair]
+                self._module(*kept)  # what it allocates once must not be captured
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    out = self._module(*kept)
+                self._graphs[shape] = graph, kept, out
+            graph, kept, out = self._graphs[shape]
+            for x, y in zip(kept, pair, strict=True):
+                x.copy_(y)
+            graph.replay()
         return out
 
 
@@ -82,7 +79,8 @@ class OnnxRuntimeRival:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        fused: np.ndarray = self._session.run(None, {"a": a[None, None], "b": b[None, None]})[0][0, 0]
+        pair = {name: x.reshape(-1, 1, *x.shape[-2:]) for name, x in (("a", a), ("b", b))}
+        fused: np.ndarray = self._session.run(None, pair)[0].reshape(a.shape)
         return fused
 
 

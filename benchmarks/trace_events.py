@@ -11,25 +11,20 @@ from typing import Any
 
 
 class Trace:
-    """Collects (runtime, stage, start, end) in seconds; `nvtx` marks them where the module is installed."""
+    """Collects (runtime, stage, start, end) in seconds. `push` and `pop` mark NVTX ranges, by torch where it
+    sees a card, else by the package nvtx where that is installed (the console has no torch)."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        try:
-            self._nvtx: Any = importlib.import_module("torch.cuda.nvtx")
-            import torch
-
-            self._nvtx = self._nvtx if torch.cuda.is_available() else None
-        except ImportError:
-            self._nvtx = None
+        self._push, self._pop = _nvtx()
 
     def push(self, name: str) -> None:
-        if self._nvtx:
-            self._nvtx.range_push(name)
+        if self._push:
+            self._push(name)
 
     def pop(self) -> None:
-        if self._nvtx:
-            self._nvtx.range_pop()
+        if self._pop:
+            self._pop()
 
     def add(self, row: str, stage: str, start_s: float, end_s: float) -> None:
         event = {"name": stage, "ph": "X", "pid": os.getpid(), "tid": row}
@@ -45,6 +40,21 @@ class Trace:
         events = [event | {"tid": rows.index(event["tid"])} for event in self.events]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"traceEvents": names + events, "displayTimeUnit": "ms"}))
+
+
+def _nvtx() -> tuple[Any, Any]:
+    """What begins and ends a range; (None, None) where nothing can."""
+    try:
+        torch: Any = importlib.import_module("torch")
+        if torch.cuda.is_available():
+            return torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop
+    except ImportError:
+        pass
+    try:
+        nvtx: Any = importlib.import_module("nvtx")
+    except ImportError:
+        return None, None
+    return nvtx.push_range, nvtx.pop_range
 
 
 def peak_memory() -> dict[str, float | None]:

@@ -81,7 +81,7 @@ class Event:
 
 
 class FakeCard:
-    """Everything that the runner reaches; `install` puts it in the places of the real ones."""
+    """Everything that the runner reaches; fake_engine.install puts it in their places."""
 
     capability = (8, 9)
     version = 13000
@@ -94,6 +94,8 @@ class FakeCard:
         self.faults: dict[str, Any] = {}
         self.calls: list[str] = []
         self.depth, self.contexts, self.most_in_flight = 0, 0, 0
+        self.clock = 0.0  # ms: a copy to the card takes 1, the network 5, a copy back 2
+        self.times: dict[int, float | None] = {}  # of timing events; None: never recorded with a time
 
     def call(self, name: str, value: Any = None) -> Any:
         self.calls.append(name)
@@ -165,12 +167,18 @@ class FakeCard:
                 raise RuntimeError("the card reads host memory that was freed")
             values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
             self.at(target)[:count] = values
+            self.clock += 1
 
         stream.put(copy)
 
     def _download(self, target: np.ndarray, source: int, stream: Stream) -> None:
         self.call("download")
-        stream.put(lambda: np.copyto(target, self.at(source)[: target.size]))
+
+        def copy() -> None:
+            np.copyto(target, self.at(source)[: target.size])
+            self.clock += 2
+
+        stream.put(copy)
 
     # libcuda
 
@@ -223,14 +231,57 @@ class FakeCard:
         self.streams[stream.value].work.extend([] if code else self.graphs[graph.value])
         return code
 
+    def cuEventCreate(self, out: Any, flags: Any) -> int:
+        out._obj.value = next(self.addresses)
+        self.times[out._obj.value] = None
+        return int(self.call("cuEventCreate", 0))
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        del self.times[event.value]
+        return 0
+
+    def cuEventRecordWithFlags(self, event: Any, handle: Any, flags: Any) -> int:
+        """As the driver: external in a capture only, and there a plain record carries no time."""
+        stream, external = self.streams[handle.value], bool(flags.value)
+        if external and stream.capturing is None:
+            return 1
+        if not external and stream.capturing is not None:
+            self.times[event.value] = None
+            return 0
+        stream.put(lambda: self.times.__setitem__(event.value, self.clock))
+        return int(self.call("cuEventRecordWithFlags", 0))
+
+    def cuEventElapsedTime(self, out: Any, start: Any, end: Any) -> int:
+        times = [self.times[event.value] for event in (start, end)]
+        if times[0] is None or times[1] is None:
+            return 400
+        out._obj.value = times[1] - times[0]
+        return int(self.call("cuEventElapsedTime", 0))
+
     # TensorRT
+
+    def compile(self, cache: RuntimeCache | None, kernel: str) -> None:
+        """What TensorRT-RTX does on the card when a kernel is first wanted; a cache remembers."""
+        if cache is None or kernel not in cache.kernels:
+            self.call("compile")
+        if cache is not None:
+            cache.kernels.add(kernel)
+
+    def _make_context(self, config: RuntimeConfig | None = None) -> Any:
+        made = Context(self)
+        made.cache = config.cache if config else None
+        self.compile(made.cache, "load")
+        return self.call("create_execution_context", made)
 
     def tensorrt(self, name: str = "tensorrt_rtx", version: str = "1.0") -> Any:
         class ILogger:
             pass
 
         engine = SimpleNamespace(num_io_tensors=3, get_tensor_name=lambda i: ("a", "b", "fused")[i])
-        engine.create_execution_context = lambda: self.call("create_execution_context", Context(self))
+        engine.device_memory_size_v2 = 1000
+        engine.create_execution_context = self._make_context
+        if name == "tensorrt_rtx":
+            engine.create_runtime_config = lambda: RuntimeConfig(self)
 
         class Runtime:
             def __init__(runtime, logger: Any) -> None:
@@ -242,14 +293,49 @@ class FakeCard:
         return SimpleNamespace(__name__=name, __version__=version, ILogger=ILogger, Runtime=Runtime)
 
 
+class RuntimeCache:
+    """tensorrt_rtx.IRuntimeCache: the shapes whose kernels were compiled, good for one kind of card."""
+
+    def __init__(self, card: FakeCard) -> None:
+        self.card, self.kernels = card, set[str]()
+
+    def serialize(self) -> bytes | None:
+        made: bytes | None = self.card.call(
+            "cache.serialize", f"{self.card.capability}:{','.join(sorted(self.kernels))}".encode()
+        )
+        return made
+
+    def deserialize(self, data: bytes) -> bool:
+        capability, _, kernels = data.decode().partition(":")
+        if not self.card.call("cache.deserialize", capability == str(self.card.capability)):
+            return False
+        self.kernels |= set(filter(None, kernels.split(",")))
+        return True
+
+
+class RuntimeConfig:
+    def __init__(self, card: FakeCard) -> None:
+        self.card, self.cache = card, RuntimeCache(card)
+
+    def create_runtime_cache(self) -> RuntimeCache | None:
+        made: RuntimeCache | None = self.card.call("create_runtime_cache", RuntimeCache(self.card))
+        return made
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return bool(self.card.call("set_runtime_cache", True))
+
+
 class Context:
     def __init__(self, card: FakeCard) -> None:
         self.card = card
+        self.cache: RuntimeCache | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
+        self.card.compile(self.cache, "x".join(map(str, shape)))
         return bool(self.card.call(f"set_input_shape:{name}", True))
 
     def infer_shapes(self) -> list[str]:
@@ -274,6 +360,7 @@ class Context:
         def run() -> None:
             a, b = (self.card.at(at[name])[:count] for name in ("a", "b"))
             self.card.at(at["fused"])[:count] = network(a, b)
+            self.card.clock += 5
 
         self.card.streams[handle].put(run)
         return True

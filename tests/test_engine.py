@@ -5,20 +5,18 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_card import Error, FakeCard, MemoryFull, network
+from fake_engine import Light, engine, install, usable_modules
 
-from mmif_trt import Fuser, InputError, runtimes, weights
-from mmif_trt.runtimes import cuda, device_array, engine_build, engine_file, tensorrt
+from mmif_trt import Fuser, InputError, runtimes
+from mmif_trt.runtimes import cuda, engine_build, engine_file, openvino, tensorrt
 from mmif_trt.runtimes.cuda import DeviceError
 from mmif_trt.runtimes.engine import Engine
-from mmif_trt.runtimes.engine_file import Manifest
 
 Change = Callable[..., Path]
 
@@ -29,15 +27,8 @@ def pair(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
-    made = FakeCard()
-    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: made)
-    package = type(sys)("pycuda")
-    package.__spec__ = ModuleSpec("pycuda", None)
-    monkeypatch.setitem(sys.modules, "pycuda", package)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", made.driver())
-    trt = made.tensorrt()
-    monkeypatch.setattr(engine_build, "module", lambda: trt)
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCard]:
+    made = install(monkeypatch, tmp_path / "cache")
     yield made
     gc.collect()
     assert made.depth == 0, "every pushed context is popped"
@@ -46,35 +37,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return engine(tmp_path / "x.engine")
-
-
-def engine(path: Path, **changes: Any) -> Path:
-    data = b"not a real engine"
-    files = weights.manifest()["models"]["lagn"]["files"]
-    facts: dict[str, Any] = {
-        "model": "lagn",
-        "precision": "fp16",
-        "engine_sha256": engine_file.hashlib.sha256(data).hexdigest(),
-        "onnx_sha256": files["lagn.onnx"]["sha256"],
-        "weights_sha256": files["lagn.safetensors"]["sha256"],
-        "flavour": "tensorrt_rtx",
-        "version": "1.0",
-        "compute_capabilities": ("8.6", "8.9"),
-        "smallest": (1, 32, 32),
-        "typical": (1, 64, 64),
-        "largest": (4, 128, 128),
-        "attention_blocks": 4,
-        "fused_attention": 4,
-        "float_convolutions": (),
-        "psnr_db": 60.0,
-        "psnr_of": "a test",
-        "build_s": 1.0,
-        "command": "a test",
-        "built": datetime.now().isoformat(),
-        "bytes": len(data),
-    }
-    engine_file.save(path, data, Manifest(**(facts | changes)))
-    return path
 
 
 # What comes out
@@ -119,6 +81,24 @@ def test_a_run_that_is_left_early_leaves_nothing_in_flight(fake: FakeCard, path:
         run.close()
         assert not any(stream.work for stream in fake.streams.values())
         np.testing.assert_array_equal(e(*pair(64, 64)), network(*pair(64, 64)))
+
+
+def test_the_parts_of_a_call_are_timed_by_the_card(fake: FakeCard, path: Path) -> None:
+    with Engine(path) as e:
+        e(*pair(64, 64))
+        e(*pair(64, 64))
+        assert e.parts_ms == [] and not fake.times, "not asked for"
+        e.time_parts()
+        for call in range(4):  # plain, captured, replayed
+            fake.clock += 100  # what is between two calls counts for neither
+            np.testing.assert_array_equal(e(*pair(64, 64, seed=call)), network(*pair(64, 64, seed=call)))
+            assert e.parts_ms == [2.0, 5.0, 2.0], call
+        assert "cuGraphLaunch" in fake.calls and e.graphs
+        assert e.device_bytes == len(e.data) + 2 * 1000 + 4 * 3 * sum(slot.count for slot in e._slots)
+        fake.faults["cuEventElapsedTime"] = 400
+        with pytest.raises(DeviceError, match="cuEventElapsedTime failed .CUDA error 400."):
+            e(*pair(64, 64))
+    assert not fake.times, "the events are given back"
 
 
 class OnCard:
@@ -168,34 +148,10 @@ def test_device_arrays_that_do_not_fit_are_refused(fake: FakeCard, path: Path) -
             e(other, OnCard(fake, b))
         other = OnCard(fake, a)
         other.__cuda_array_interface__["strides"] = (4, 256)
-        with pytest.raises(InputError, match=r"a: strides \(4, 256\); accepted is a C-contiguous array"):
+        with pytest.raises(
+            InputError, match=r"a: strides \(4, 256\) in bytes; accepted is a C-contiguous array"
+        ):
             e(other, OnCard(fake, b))
-
-
-def test_dlpack_is_read_without_a_copy() -> None:
-    class Said:
-        """A producer that tells where it lies and hears the stream; NumPy makes the capsule."""
-
-        def __init__(self, x: np.ndarray, kind: int) -> None:
-            self.x, self.kind, self.heard = x, kind, 0
-
-        def __dlpack_device__(self) -> tuple[int, int]:
-            return self.kind, 0
-
-        def __dlpack__(self, stream: int) -> Any:
-            self.heard = stream
-            return self.x.__dlpack__()
-
-    x = pair(3, 5)[0]
-    assert device_array.is_on_device(Said(x, 2)) and not device_array.is_on_device(Said(x, 1))
-    assert not device_array.is_on_device(x)
-    producer = Said(x[1:], 2)
-    seen = device_array.view(producer, "a", 77)
-    assert (seen.pointer, seen.shape, producer.heard) == (x[1:].ctypes.data, (2, 5), 77) and seen.ordered
-    with pytest.raises(InputError, match=r"a: strides \(5, 2\) in elements; accepted is a C-contiguous"):
-        device_array.view(Said(x[:, ::2], 2), "a", 0)
-    with pytest.raises(InputError, match="a: DLPack type 2 of 64 bits; accepted on the card is float32"):
-        device_array.view(Said(x.astype(np.float64), 2), "a", 0)
 
 
 # What is refused
@@ -351,6 +307,46 @@ def test_files_that_are_missing_or_changed(fake: FakeCard, path: Path) -> None:
 # The driver and the choice of the runtime
 
 
+def wheels(monkeypatch: pytest.MonkeyPatch, *installed: str) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise engine_build.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(engine_build.metadata, "version", version)
+    find = tensorrt.importlib.util.find_spec
+    monkeypatch.setattr(
+        tensorrt.importlib.util,
+        "find_spec",
+        lambda name, *a: (
+            None if name == "tensorrt" else object() if name == "tensorrt_rtx" else find(name, *a)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wheel", "version", "refused"),
+    [
+        ("tensorrt-rtx-cu13", 12090, "CUDA 13.0 and newer, which is driver 580 and newer"),
+        ("tensorrt-rtx-cu13", 13000, ""),
+        ("tensorrt-rtx-cu12", 12000, ""),
+        ("tensorrt-cu13", 12000, ""),  # of the other module
+        ("", 12000, ""),  # not from a wheel: not known
+    ],
+)
+def test_a_wheel_needs_the_driver_of_its_cuda(
+    fake: FakeCard, path: Path, monkeypatch: pytest.MonkeyPatch, wheel: str, version: int, refused: str
+) -> None:
+    wheels(monkeypatch, *filter(None, [wheel]))
+    fake.version = version
+    if not refused:
+        Engine(path).close()
+        return
+    with pytest.raises(DeviceError, match=refused):
+        Engine(path)
+    assert refused in tensorrt.why_not() and fake.contexts == 0
+
+
 @pytest.mark.parametrize(
     ("fault", "version", "text"),
     [
@@ -358,10 +354,20 @@ def test_files_that_are_missing_or_changed(fake: FakeCard, path: Path) -> None:
         ({"cuDeviceGetCount": 0}, 13000, "an NVIDIA driver, but no card"),
         ({"cuInit": 35}, 10020, "too old: it knows CUDA 10.2; accepted are 12.0 and newer"),
         ({}, 11080, "too old: it knows CUDA 11.8"),
+        ({}, 12040, "too old for tensorrt-rtx-cu13: it knows CUDA 12.4; accepted are CUDA 13.0 and newer"),
         ({"cuInit": 999}, 13000, "does not start .cuInit returned 999"),
     ],
 )
-def test_drivers(fake: FakeCard, path: Path, fault: dict[str, Any], version: int, text: str) -> None:
+def test_drivers(
+    fake: FakeCard,
+    path: Path,
+    fault: dict[str, Any],
+    version: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wheels(monkeypatch, "tensorrt-rtx-cu13")
+    monkeypatch.setattr(openvino, "load", lambda *_: Light())
     fake.faults, fake.version = fault, version
     with pytest.raises(DeviceError, match=text):
         Engine(path)
@@ -386,17 +392,9 @@ def test_no_driver_and_no_pycuda(monkeypatch: pytest.MonkeyPatch, fake: FakeCard
 
 
 @pytest.fixture
-def usable(fake: FakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def usable(fake: FakeCard, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A card, the modules, an empty cache; the list of the engines that were built."""
-    monkeypatch.setenv("MMIF_ENGINES", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
-    built: list[Path] = []
-
-    def build(path: Path, command: str, capabilities: tuple[str, ...]) -> None:
-        built.append(engine(path, compute_capabilities=capabilities, largest=(8, 1024, 1024)))
-
-    monkeypatch.setattr(engine_build, "build", build)
-    return built
+    return usable_modules(monkeypatch)
 
 
 def test_auto_takes_tensorrt_and_builds_once(fake: FakeCard, usable: list[Path]) -> None:

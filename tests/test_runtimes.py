@@ -279,3 +279,16 @@ assert fuser.runtime.name == "openvino" and fused.data.shape == (256, 256, 3) an
 print(sorted(name for name in sys.modules if name.split(".")[0] == "torch" and sys.modules[name]))
 """
     assert python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_a_batch_is_its_pairs(name: str) -> None:
+    if why_not := runtimes.available()[name]:
+        pytest.skip(why_not)
+    runtime = runtimes.load(name, "fp32", 1)
+    a, b, _ = weights.golden("lagn")
+    a, b = (np.concatenate([x, x[:, ::-1]])[:, :64, :96] for x in (a, b))
+    fused = runtime.infer(a, b)
+    assert fused.shape == a.shape
+    one_by_one = np.stack([runtime.infer(x, y) for x, y in zip(a, b, strict=True)])
+    np.testing.assert_allclose(fused, one_by_one, atol=2e-5)

@@ -24,8 +24,6 @@ from mmif_trt.image import Image, InputError
 from mmif_trt.io import raster
 from mmif_trt.io.headers import Checked
 
-# BT.601, as colour.luma: a test compares them.
-LUMA = (0.299, 0.587, 0.114)
 BATCH, PREFETCH = 8, 2
 Types = tuple[str, str]  # of a and b: "uint8" or "uint16"
 
@@ -199,63 +197,6 @@ def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, so
             )
             for x, kind in zip(streams, kinds, strict=True)
         )
-
-    built = pair()
-    built.build()
-    return built
-
-
-def unit_pipeline(
-    files_a: Sequence[str],
-    files_b: Sequence[str],
-    types: Types,
-    *,
-    device_id: int | None = None,
-    threads: int = 2,
-    batch: int = BATCH,
-    shard: int = 0,
-    shards: int = 1,
-    shuffle: bool = False,
-    seed: int = 0,
-) -> Any:
-    """For training, and for an engine without a way through the host: a built pipeline of two lists in step.
-
-    Each run gives batches of a, b [H, W, 1] float32 luma in [0, 1], and b's chroma [H, W, 2] (zeros where it
-    is grey). Files must be known to be whole and of the stated types; `read_pairs` is for others.
-    Nothing is padded: LAGN wants reflection, which DALI has not.
-    """
-    from nvidia.dali import fn, pipeline_def
-    from nvidia.dali.types import DALIDataType, DALIImageType
-
-    place = "cpu" if device_id is None else "mixed"
-    levels = [{"uint8": 255, "uint16": 65535}[x] for x in types]
-    kinds = [{"uint8": DALIDataType.UINT8, "uint16": DALIDataType.UINT16}[x] for x in types]
-    reading: dict[str, Any] = {
-        "random_shuffle": shuffle,
-        "seed": seed,
-        "shard_id": shard,
-        "num_shards": shards,
-    }
-
-    # DALI's stubs do not say that device_id may be None: no card.
-    settings: dict[str, Any] = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
-
-    @pipeline_def(prefetch_queue_depth=PREFETCH, **settings)
-    def pair() -> Any:
-        rgb = []
-        for side, files in enumerate((files_a, files_b)):
-            encoded, _ = fn.readers.file(files=list(files), name="ab"[side], **reading)
-            pixels = fn.decoders.image(
-                encoded,
-                device=place,
-                output_type=DALIImageType.RGB,
-                dtype=kinds[side],
-                adjust_orientation=False,
-            )
-            rgb.append(fn.cast(pixels, dtype=DALIDataType.FLOAT) / float(levels[side]))
-        luma = [fn.reductions.sum(x * np.array(LUMA, np.float32), axes=[2], keep_dims=True) for x in rgb]
-        chroma = fn.cat(rgb[1][:, :, 2:3] - luma[1], rgb[1][:, :, 0:1] - luma[1], axis=2)
-        return luma[0], luma[1], chroma  # blue and red minus luma
 
     built = pair()
     built.build()

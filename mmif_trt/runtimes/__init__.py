@@ -30,7 +30,8 @@ class Runtime(Protocol):
     streams: int  # pictures side by side, the threads shared out; 1: all threads on one
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """a, b [H, W] float32 in [0, 1], sides multiples of 32 -> fused [H, W] float32 in [0, 1]."""
+        """a, b [H, W] or batches [B, H, W], float32 in [0, 1], sides multiples of 32 -> fused of that shape,
+        float32 in [0, 1]."""
         ...
 
 

@@ -24,6 +24,7 @@ LIBRARY = "libcuda.so.1"
 OLDEST_DRIVER = 12000  # CUDA 12.0
 NO_DEVICE, DRIVER_TOO_OLD = 100, (35, 803)
 CAPTURE_THREAD_LOCAL = 1
+RECORD_EXTERNAL = 1  # CU_EVENT_RECORD_EXTERNAL: a node of the graph that records at every replay
 SPIN_S = 0.002  # a fused pair takes less: no sleep in its latency
 
 
@@ -94,6 +95,33 @@ class Graph:
         self._cuda.cuGraphExecDestroy(self._handle)
 
 
+class Marks:
+    """`count` events between the parts of a call, by the card's own clock; also in a captured graph, where a
+    plain record orders the nodes only and never has a time. Use inside `with device.current():`."""
+
+    def __init__(self, cuda: Any, count: int) -> None:
+        self._cuda, self._events = cuda, [ctypes.c_void_p() for _ in range(count)]
+        for event in self._events:
+            _ok(cuda.cuEventCreate(ctypes.byref(event), ctypes.c_uint(0)), "cuEventCreate")
+
+    def put(self, i: int, stream: Any, *, captured: bool) -> None:
+        flags = ctypes.c_uint(RECORD_EXTERNAL if captured else 0)
+        code = self._cuda.cuEventRecordWithFlags(self._events[i], ctypes.c_void_p(stream.handle), flags)
+        _ok(code, "cuEventRecordWithFlags")
+
+    def laps_ms(self) -> list[float]:
+        """Between neighbours; all of them must have come."""
+        lap, laps = ctypes.c_float(), []
+        for start, end in zip(self._events, self._events[1:], strict=False):
+            _ok(self._cuda.cuEventElapsedTime(ctypes.byref(lap), start, end), "cuEventElapsedTime")
+            laps.append(lap.value)
+        return laps
+
+    def destroy(self) -> None:
+        for event in self._events:
+            self._cuda.cuEventDestroy_v2(event)
+
+
 class Device:
     """The card's context and what was made in it. Use inside `with device.current():`, in any thread.
 
@@ -129,6 +157,9 @@ class Device:
 
     def event(self) -> Any:
         return self.driver.Event()
+
+    def marks(self, count: int) -> Marks:
+        return Marks(self._library, count)
 
     def alloc(self, size: int) -> Any:
         """Device memory, int() is its address; freed by `free` or with the device."""

@@ -1,4 +1,4 @@
-"""Arrays on the card, from whatever library: DLPack and `__cuda_array_interface__`, without a copy."""
+"""Arrays of any library, on the card or the host: DLPack and `__cuda_array_interface__`, without a copy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mmif_trt.image import InputError
 
-DLPACK_CUDA = 2
+# dlpack.h. Managed memory is on the card for us, page-locked memory on the host.
+ON_HOST, ON_CARD = {1: "CPU", 3: "CUDA host"}, {2: "CUDA", 13: "CUDA managed"}
 DLPACK_FLOAT = 2
+# What producers raise where they cannot share: gradients, bits that mean the conjugate, a dead context.
+PRODUCER_ERRORS = (BufferError, RuntimeError, TypeError, ValueError, AttributeError)
+ACCEPTED = (
+    "accepted are float32 NumPy arrays, and float32 on this host or card by DLPack or CUDA array interface"
+)
 
 
 @dataclass(frozen=True)
@@ -22,11 +30,44 @@ class View:
     ordered: bool
 
 
-def is_on_device(x: Any) -> bool:
-    """Does x lie on a CUDA device? (A torch tensor on the CPU has `__dlpack__` too.)"""
-    if hasattr(x, "__dlpack_device__"):
-        return int(x.__dlpack_device__()[0]) == DLPACK_CUDA
-    return _interface(x) is not None
+class DeviceArray:
+    """float32 on the card, freed with its last reference; torch.as_tensor and cupy.asarray take it."""
+
+    def __init__(self, memory: Any, shape: tuple[int, ...]) -> None:
+        self.memory, self.shape = memory, shape
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": "<f4", "data": (int(self.memory), False), "version": 3}
+
+
+def is_on_device(x: Any, name: str, index: int = 0) -> bool:
+    """Does x lie on the CUDA device `index`? (A torch tensor on the CPU has `__dlpack__` too.)
+
+    Raises InputError for another device.
+    """
+    if not hasattr(x, "__dlpack_device__"):
+        return _interface(x) is not None
+    kind, place = (int(number) for number in x.__dlpack_device__())
+    if kind not in ON_HOST | ON_CARD or (kind in ON_CARD and place != index):
+        came = f"{ON_CARD[kind]} device {place}" if kind in ON_CARD else f"DLPack device type {kind}"
+        raise InputError(f"{name}: on {came}; accepted are the host and CUDA device {index}, of this engine")
+    return kind in ON_CARD
+
+
+def host_array(x: Any, name: str) -> np.ndarray:
+    """x as a float32 NumPy array on its own memory: NumPy's, or by DLPack torch's and others'. Raises
+    InputError."""
+    if not isinstance(x, np.ndarray):
+        if not hasattr(x, "__dlpack__"):
+            raise InputError(f"{name}: {type(x).__name__}; {ACCEPTED}")
+        try:
+            x = np.from_dlpack(x)
+        except PRODUCER_ERRORS as error:
+            raise InputError(f"{name}: {type(x).__name__}: {_line(error)}; {ACCEPTED}") from None
+    if x.dtype != np.float32:
+        raise InputError(f"{name}: dtype {x.dtype}; {ACCEPTED}")
+    return x
 
 
 def view(x: Any, name: str, stream_handle: int) -> View:
@@ -35,16 +76,35 @@ def view(x: Any, name: str, stream_handle: int) -> View:
     stream_handle: where it will be read; a DLPack producer is told and orders its own work before.
     """
     if hasattr(x, "__dlpack_device__"):
-        return _from_capsule(x.__dlpack__(stream=stream_handle), name, x)
+        try:
+            capsule = x.__dlpack__(stream=stream_handle)
+        except PRODUCER_ERRORS as error:
+            raise InputError(f"{name}: {type(x).__name__}: {_line(error)}; {ACCEPTED}") from None
+        return _from_capsule(capsule, name, x)
     interface = _interface(x)
     if interface is None:
-        raise InputError(f"{name}: {type(x).__name__}; accepted are arrays on the card (DLPack, CUDA array)")
+        raise InputError(f"{name}: {type(x).__name__}; {ACCEPTED}")
     if interface["typestr"] not in ("<f4", "=f4"):
         raise InputError(f"{name}: dtype {interface['typestr']}; accepted on the card is float32")
+    if interface.get("mask") is not None:
+        raise InputError(f"{name}: a masked array; accepted is one without a mask")
     shape, strides = tuple(interface["shape"]), interface.get("strides")
-    if strides is not None and tuple(strides) != tuple(4 * s for s in _contiguous(shape)):
-        raise InputError(f"{name}: strides {tuple(strides)}; accepted is a C-contiguous array")
+    if strides is not None:
+        _refuse_strided(name, shape, tuple(strides), 4, "bytes")
     return View(int(interface["data"][0]), shape, x, ordered=False)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refuse_strided(
+    name: str, shape: tuple[int, ...], strides: tuple[int, ...], unit: int, said: str
+) -> None:
+    """Strides of sides of one may be anything. Raises InputError."""
+    expected = tuple(unit * step for step in _contiguous(shape))
+    if all(shape) and any(s != e and n > 1 for s, e, n in zip(strides, expected, shape, strict=True)):
+        raise InputError(f"{name}: strides {strides} in {said}; accepted is a C-contiguous array")
 
 
 def _interface(x: Any) -> dict[str, Any] | None:
@@ -88,13 +148,15 @@ def _from_capsule(capsule: Any, name: str, x: Any) -> View:
     """The capsule is not consumed: it and x are kept, and its own destructor releases the tensor."""
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _Tensor.from_address(get(capsule, b"dltensor"))
+    try:
+        tensor = _Tensor.from_address(get(capsule, b"dltensor"))
+    except ValueError:  # consumed already, or of a version that was not asked for
+        raise InputError(f"{name}: {type(x).__name__}: no unused DLPack capsule; {ACCEPTED}") from None
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     if (tensor.code, tensor.bits, tensor.lanes) != (DLPACK_FLOAT, 32, 1):
         came = f"DLPack type {tensor.code} of {tensor.bits} bits"
         raise InputError(f"{name}: {came}; accepted on the card is float32")
-    if tensor.strides and all(shape):
+    if tensor.strides:
         strides = tuple(tensor.strides[i] for i in range(tensor.ndim))
-        if any(s != c and n > 1 for s, c, n in zip(strides, _contiguous(shape), shape, strict=True)):
-            raise InputError(f"{name}: strides {strides} in elements; accepted is a C-contiguous array")
+        _refuse_strided(name, shape, strides, 1, "elements")
     return View((tensor.data or 0) + tensor.byte_offset, shape, (capsule, x), ordered=True)

@@ -19,23 +19,14 @@ import numpy as np
 
 from mmif_trt.image import InputError
 from mmif_trt.runtimes import device_array, engine_build, engine_file
-from mmif_trt.runtimes.cuda import Device, DeviceError, Graph
+from mmif_trt.runtimes.cuda import Device, DeviceError, Graph, Marks
+from mmif_trt.runtimes.device_array import DeviceArray
 from mmif_trt.runtimes.engine_file import Shape
+from mmif_trt.runtimes.kernel_cache import KernelCache, path_of
 
 INPUTS, OUTPUT = ("a", "b"), "fused"
 SLOTS = 2
 TIMEOUT_S = 60.0
-
-
-class DeviceArray:
-    """float32 on the card, freed with its last reference; torch.as_tensor and cupy.asarray take it."""
-
-    def __init__(self, memory: Any, shape: tuple[int, ...]) -> None:
-        self.memory, self.shape = memory, shape
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": "<f4", "data": (int(self.memory), False), "version": 3}
 
 
 @dataclass
@@ -51,14 +42,15 @@ class Slot:
     shape: Shape | None = None  # of the last call from host arrays
     graph: Graph | None = None
     alive: list[Any] = field(default_factory=list)
+    marks: Marks | None = None  # before, between and behind copy, network and copy, where they are timed
 
 
 class Engine:
     """An engine file on the card, after its manifest was compared with it. May be called by several threads.
 
-    engine(a, b): two float32 arrays [H, W], [B, H, W] or [B, 1, H, W] in [0, 1], both NumPy or both on the
-    card (DLPack or `__cuda_array_interface__`); the result has the shape that came, a NumPy array or a
-    `DeviceArray`, the caller's own. `run` keeps two pairs in flight.
+    engine(a, b): two float32 arrays [H, W], [B, H, W] or [B, 1, H, W] in [0, 1], both on the host (NumPy, or
+    DLPack: torch) or both on the card (DLPack or `__cuda_array_interface__`); the result has the shape that
+    came, a NumPy array or a `DeviceArray`, the caller's own. `run` keeps two pairs in flight.
     Raises InputError for what does not match, DeviceError (an InputError) where the card fails.
     """
 
@@ -70,10 +62,13 @@ class Engine:
         self._closed = False
         self._owner = 0  # the thread inside `run`
         self.graphs = True  # False where capture failed once
+        self.kernels: Any = None
+        self.parts_ms: list[float] = []  # of the last call from host arrays, see `time_parts`
         trt = engine_build.module()
         engine_file.read_manifest(self.path)  # before the card: a missing file is said as such
         self.device = Device()
         try:
+            engine_build.refuse_old_driver(trt.__name__, self.device.card)
             self.data, self.manifest = engine_file.load_checked(
                 self.path, trt.__name__, trt.__version__, self.device.card.capability
             )
@@ -85,7 +80,7 @@ class Engine:
 
     def _load(self, trt: Any) -> None:
         self._logger = engine_build.make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+        self._runtime = engine_build.made(lambda: trt.Runtime(self._logger), "Runtime", self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(self.data)
         if self._engine is None:
             raise DeviceError(
@@ -94,13 +89,15 @@ class Engine:
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         if names != {*INPUTS, OUTPUT}:
             raise DeviceError(f"{self.path}: tensors {sorted(names)}; accepted are {[*INPUTS, OUTPUT]}")
+        self.kernels = KernelCache(self._engine, path_of(self.manifest, self.device.card))
         for _ in range(SLOTS):
-            context = self._engine.create_execution_context()
+            context = self.kernels.context()
             if context is None:
                 raise DeviceError(
                     f"{self.path}: no execution context: {engine_build.last_error(self._logger)}"
                 )
             self._slots.append(Slot(context, self.device.stream(), self.device.event()))
+        self.kernels.save()  # now, for a process that is killed never closes
 
     def __enter__(self) -> Engine:
         return self
@@ -117,12 +114,28 @@ class Engine:
         with contextlib.suppress(device.errors), device.current():
             if not self._broken and slots:
                 device.synchronise()  # nothing is freed that the card still writes
+                self.kernels.save()  # with those of the shapes that came
             for slot in slots:
-                if slot.graph:
-                    slot.graph.destroy()
+                for made in (slot.graph, slot.marks):
+                    if made:
+                        made.destroy()
             slots.clear()
-            self._engine = self._runtime = None
+            self.kernels = self._engine = self._runtime = None
         device.close(abandon=bool(self._broken))
+
+    def time_parts(self) -> None:
+        """From now on `parts_ms` holds what the last call from host arrays took on the card: copies to it,
+        network, copy back. For a profiler: events in stream and graph cost about a microsecond each."""
+        with self._lock, self.device.current():
+            for slot in self._slots:
+                self._forget_graph(slot)
+                slot.marks = slot.marks or self.device.marks(4)
+
+    @property
+    def device_bytes(self) -> int:
+        """What this engine asked of the card: its plan, the contexts' activations, the buffers."""
+        buffers = sum(4 * slot.count * (len(INPUTS) + 1) for slot in self._slots)
+        return len(self.data) + len(self._slots) * int(self._engine.device_memory_size_v2) + buffers
 
     def __call__(self, a: Any, b: Any) -> Any:
         (fused,) = self.run([(a, b)])
@@ -160,12 +173,14 @@ class Engine:
 
     def _start(self, slot: Slot, a: Any, b: Any) -> Any:
         """Puts one pair on its way; returns what `_finish` needs."""
-        on_device = [device_array.is_on_device(x) for x in (a, b)]
+        on_device = [device_array.is_on_device(x, name) for x, name in zip((a, b), INPUTS, strict=True)]
         if on_device[0] != on_device[1]:
-            raise InputError("a and b: one on the card, one not; accepted are both on the card or both NumPy")
+            raise InputError(
+                "a and b: one on the card, one not; accepted are both on the card or both on the host"
+            )
         if on_device[0]:
             return self._start_on_device(slot, a, b)
-        arrays = [_host_array(x, name) for x, name in zip((a, b), INPUTS, strict=True)]
+        arrays = [device_array.host_array(x, name) for x, name in zip((a, b), INPUTS, strict=True)]
         shape = self._shape(*(x.shape for x in arrays))
         with self.device.current(), self._said(shape):
             self._fit(slot, shape)
@@ -181,14 +196,12 @@ class Engine:
     def _first_or_second(self, slot: Slot, shape: Shape) -> None:
         """A shape that came before is captured: TensorRT must have run it once without."""
         again = slot.shape == shape
-        if slot.graph is not None:  # of another shape
-            slot.graph.destroy()
-        slot.graph, slot.shape = None, None
+        self._forget_graph(slot)  # of another shape
         addresses = {name: int(memory) for name, memory in slot.memory.items()}
         self._set(slot, shape, addresses)
         if again and self.graphs:
             try:
-                slot.graph = self.device.capture(slot.stream, lambda: self._enqueue(slot, shape))
+                slot.graph = self.device.capture(slot.stream, lambda: self._enqueue(slot, shape, True))
             except (DeviceError, self.device.errors):
                 self.graphs = False  # goes on without, a little slower
         if slot.graph is not None:
@@ -197,12 +210,26 @@ class Engine:
             self._enqueue(slot, shape)
         slot.shape = shape
 
-    def _enqueue(self, slot: Slot, shape: Shape) -> None:
+    def _enqueue(self, slot: Slot, shape: Shape, captured: bool = False) -> None:
+        def mark(i: int) -> None:
+            if slot.marks:
+                slot.marks.put(i, slot.stream, captured=captured)
+
         count = int(np.prod(shape))
+        mark(0)
         for name in INPUTS:
             self.device.upload(slot.memory[name], slot.pinned[name][:count], slot.stream)
+        mark(1)
         self._execute(slot)
+        mark(2)
         self.device.download(slot.pinned[OUTPUT][:count], slot.memory[OUTPUT], slot.stream)
+        mark(3)
+
+    @staticmethod
+    def _forget_graph(slot: Slot) -> None:
+        if slot.graph is not None:
+            slot.graph.destroy()
+        slot.graph, slot.shape = None, None
 
     def _start_on_device(self, slot: Slot, a: Any, b: Any) -> Any:
         views = [
@@ -249,8 +276,10 @@ class Engine:
                 self._broken = str(error)
                 raise
             slot.alive = []
-        if out is not None:
-            return out
+            if out is not None:
+                return out
+            if slot.marks:
+                self.parts_ms = slot.marks.laps_ms()
         return slot.pinned[OUTPUT][: int(np.prod(shape))].reshape(came).copy()
 
     def _fit(self, slot: Slot, shape: Shape) -> None:
@@ -258,9 +287,8 @@ class Engine:
         count = int(np.prod(shape))
         if count <= slot.count:
             return
-        if slot.graph is not None:  # it holds the old addresses
-            slot.graph.destroy()
-        slot.graph, slot.shape, slot.count = None, None, 0
+        self._forget_graph(slot)  # it holds the old addresses
+        slot.count = 0
         for name in (*INPUTS, OUTPUT):
             if name in slot.memory:
                 self.device.free(slot.memory.pop(name))
@@ -293,10 +321,3 @@ class Engine:
 
 def _text(shape: Shape) -> str:
     return f"batch {shape[0]} of {shape[1]} x {shape[2]} px"
-
-
-def _host_array(x: Any, name: str) -> np.ndarray:
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        came = f"dtype {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise InputError(f"{name}: {came}; accepted are float32 NumPy arrays and arrays on the card")
-    return x

@@ -10,9 +10,10 @@ import hashlib
 import importlib
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import numpy as np
 from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.runtimes import engine_file
+from mmif_trt.runtimes.cuda import Card, DeviceError
 from mmif_trt.runtimes.engine_file import Manifest, Shape
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 MODULES = ("tensorrt", "tensorrt_rtx")  # the first that imports is taken
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 ANY_SHAPE: tuple[Shape, Shape, Shape] = ((1, 32, 32), (1, 256, 256), (8, 1024, 1024))
+OLDEST_DRIVERS = {13: 580, 12: 525}  # CUDA of a wheel -> branch of the driver that first knew it
 REMEDY = "pip install 'mmif-trt[console]' (RTX cards), or NVIDIA's tensorrt 10.x or 11.x (any card)"
 
 
@@ -46,6 +49,23 @@ def module() -> ModuleType:
             return found
         reasons.append(f"{name}: no Builder in it")
     raise InputError(f"TensorRT is not installed ({'; '.join(reasons)}); accepted is {REMEDY}")
+
+
+def refuse_old_driver(name: str, card: Card) -> None:
+    """Raises DeviceError where the wheel that brought module `name` is of a newer CUDA than the driver's: its
+    first call would fail with a number. An installation by other means is not known, and left alone."""
+    for cuda, branch in OLDEST_DRIVERS.items():
+        wheel = f"{name.replace('_', '-')}-cu{cuda}"
+        try:
+            metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+        if int(card.driver.split(".")[0]) < cuda:
+            raise DeviceError(
+                f"the NVIDIA driver is too old for {wheel}: it knows CUDA {card.driver}; "
+                f"accepted are CUDA {cuda}.0 and newer, which is driver {branch} and newer"
+            )
+        return
 
 
 @dataclass(frozen=True)
@@ -148,18 +168,19 @@ def compile_graph(
 ) -> tuple[bytes, list[str], tuple[str, ...]]:
     """The plan, the builder's log, and the compute capabilities it is for. Raises InputError."""
     logger = make_logger(trt)
-    builder = _made(trt.Builder(logger), "Builder", logger)
-    flags = trt.NetworkDefinitionCreationFlag
-    network = _made(builder.create_network(1 << int(flags.STRONGLY_TYPED)), "create_network", logger)
-    parser = _made(trt.OnnxParser(network, logger), "OnnxParser", logger)
+    builder = made(lambda: trt.Builder(logger), "Builder", logger)
+    # 10.x takes the types of the graph only when asked, 11.x and TensorRT-RTX know no other way.
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = made(lambda: builder.create_network(typed), "create_network", logger)
+    parser = made(lambda: trt.OnnxParser(network, logger), "OnnxParser", logger)
     if not parser.parse(graph.SerializeToString()):
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise InputError(f"TensorRT cannot parse the ONNX graph: {errors or 'no reason given'}")
-    config = _made(builder.create_builder_config(), "create_builder_config", logger)
+    config = made(builder.create_builder_config, "create_builder_config", logger)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     built_for = _set_capabilities(trt, config, capabilities)
     if shapes[0] != shapes[2]:
-        profile = _made(builder.create_optimization_profile(), "create_optimization_profile", logger)
+        profile = made(builder.create_optimization_profile, "create_optimization_profile", logger)
         for name in ("a", "b"):  # returns None in some versions, a bool in others
             if profile.set_shape(name, *((n, 1, h, w) for n, h, w in shapes)) is False:
                 raise InputError(
@@ -197,7 +218,13 @@ def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...] | No
     return tuple(names)
 
 
-def _made(thing: Any, what: str, logger: Any) -> Any:
+def made(make: Callable[[], Any], what: str, logger: Any) -> Any:
+    """What TensorRT makes. Raises InputError where it makes nothing: methods return None then, constructors
+    raise pybind11's TypeError, as the full TensorRT's do without a card."""
+    try:
+        thing = make()
+    except TypeError:
+        thing = None
     if thing is None:
         raise InputError(f"TensorRT: {what} failed: {last_error(logger)}")
     return thing

@@ -142,14 +142,15 @@ def save(engine: Path, data: bytes, manifest: Manifest) -> None:
         engine.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # never an old manifest beside a new engine
             manifest_path(engine).unlink()
-        _replace(engine, data)
-        _replace(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+        replace(engine, data)
+        replace(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
     except OSError as error:
         accepted = "accepted is a folder that takes files and has room"
         raise InputError(f"{engine}: cannot be written ({error.strerror}); {accepted}") from error
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
+    """Writes the file whole or leaves the old one. Raises OSError."""
     temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.mmif-tmp")
     try:
         with open(temporary, "wb") as file:

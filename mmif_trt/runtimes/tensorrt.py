@@ -6,6 +6,7 @@ The engine lies in a cache of this user, and is built there on first use.
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from mmif_trt.runtimes.engine import Engine
 def why_not() -> str:
     """Everything that is missing for TensorRT here, in one line; "" where nothing is."""
     missing = []
+    found = next((name for name in engine_build.MODULES if importlib.util.find_spec(name)), None)
     try:
-        card()
+        here = card()
+        if found:
+            engine_build.refuse_old_driver(found, here)
     except DeviceError as error:
         missing.append(str(error))
-    if not any(importlib.util.find_spec(name) for name in engine_build.MODULES):
+    if found is None:
         missing.append("no tensorrt or tensorrt_rtx module")
     if importlib.util.find_spec("pycuda") is None:
         missing.append("no PyCUDA (make console)")
@@ -64,8 +68,10 @@ class TensorRtRuntime:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # With the last reference, and before the interpreter ends, after Ctrl-C too: the card is given back.
+        weakref.finalize(self, engine.close)
         self.device = engine.device.card.name
-        self.note = engine.manifest.psnr
+        self.note = "; ".join(filter(None, [engine.manifest.psnr, engine.kernels.note]))
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         pair = (np.ascontiguousarray(x, np.float32) for x in (a, b))

@@ -3,40 +3,59 @@ with."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from mmif_trt.image import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
     """streams: ignored, the layers of one picture run at a time."""
-    return TorchRuntime(precision, threads)
+    if precision in ("bf16", "fp16"):
+        raise InputError(
+            f"precision {precision!r}: runtime 'torch' is the FP32 reference; accepted are auto, fp32"
+        )
+    import torch
+
+    from mmif_trt.models import load_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TorchRuntime(load_model("lagn", device), device)
 
 
 class TorchRuntime:
-    name = "torch"
-    precision = "fp32"
-    streams = 1
+    """A module of two [B, 1, H, W] tensors to one. `infer` in its three parts, which a profiler times apart:
+    upload, network, download."""
 
-    def __init__(self, precision: str, threads: int | None) -> None:
+    name, precision, streams, note = "torch", "fp32", 1, "the reference"
+
+    def __init__(self, module: Any, device: str) -> None:
+        self._module, self.device = module, device
+
+    def upload(self, a: np.ndarray, b: np.ndarray) -> list[Tensor]:
+        """[H, W] or [B, H, W] each -> [B, 1, H, W] on the device."""
         import torch
 
-        from mmif_trt.models import load_model
+        arrays = [np.ascontiguousarray(x, np.float32).reshape(-1, 1, *x.shape[-2:]) for x in (a, b)]
+        return [torch.from_numpy(x).to(self.device) for x in arrays]
 
-        if precision in ("bf16", "fp16"):
-            raise InputError(
-                f"precision {precision!r}: runtime 'torch' is the FP32 reference; accepted are auto, fp32"
-            )
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.note = "the reference"
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = load_model("lagn", self.device)
-
-    def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def network(self, a: Tensor, b: Tensor) -> Tensor:
         import torch
 
         with torch.inference_mode():
-            pair = [torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device) for x in (a, b)]
-            fused: np.ndarray = self._model(*(x[None, None] for x in pair))[0, 0].cpu().numpy()
+            fused: Tensor = self._module(a, b)
         return fused
+
+    def download(self, fused: Tensor) -> np.ndarray:
+        """[B, 1, H, W] on the host."""
+        host: np.ndarray = fused.float().cpu().numpy()
+        return host
+
+    def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self.download(self.network(*self.upload(a, b))).reshape(a.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmif_trt.image import InputError
+from mmif_trt.evaluate import luma_8_bit
+from mmif_trt.image import Image, InputError
 
 SETS = ("ct", "pet", "spect")
+DECODERS = ("opencv", "dali")
+# With one of these chunks OpenCV's grey of a colour PNG goes through linear light (in libpng).
+GAMMA_CHUNKS = (b"gAMA", b"sRGB", b"iCCP", b"cICP")
 MIN_FOREGROUND = 0.1  # a crop of almost nothing but background teaches nothing
 
 
@@ -38,7 +43,32 @@ def read_luma(path: Path) -> np.ndarray:
     return picture
 
 
-def read_pairs(root: Path, modality: str, split: str) -> Pairs:
+def decoded(a: Sequence[Path], b: Sequence[Path], decode: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """[H, W] uint8 luma of each pair of files, the same bits by "opencv" and "dali". Raises InputError that
+    names the file."""
+    if decode not in DECODERS:
+        raise InputError(f"decode {decode!r}; accepted are {', '.join(DECODERS)}")
+    if decode == "opencv":
+        yield from ((read_luma(x), read_luma(y)) for x, y in zip(a, b, strict=True))
+        return
+    from mmif_trt.io import dali
+
+    for pair in dali.read_pairs([str(x) for x in a], [str(y) for y in b]):
+        if pair.a is None or pair.b is None:
+            raise InputError(pair.error)
+        yield _luma(pair.a, a[pair.index]), _luma(pair.b, b[pair.index])
+
+
+def _luma(image: Image, path: Path) -> np.ndarray:
+    """What read_luma makes of the file; from the decoded pixels where these are enough."""
+    if image.data.dtype != np.uint8:
+        return read_luma(path)
+    if image.is_colour and any(x in path.read_bytes().partition(b"IDAT")[0] for x in GAMMA_CHUNKS):
+        return read_luma(path)
+    return luma_8_bit(image).astype(np.uint8)
+
+
+def read_pairs(root: Path, modality: str, split: str, decode: str = "opencv") -> Pairs:
     """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing or
     unequal."""
     folders = [root / f"mri-{modality}" / split / kind for kind in ("mri", modality)]
@@ -54,14 +84,15 @@ def read_pairs(root: Path, modality: str, split: str) -> Pairs:
             f"{folders[0].parent}: names on one side only, or none: {odd}; accepted are equal names"
         )
     names = sorted(names_a)
-    a, b = ([read_luma(table[name]) for name in names] for table in (names_a, names_b))
+    files_a, files_b = ([table[name] for name in names] for table in (names_a, names_b))
+    a, b = zip(*decoded(files_a, files_b, decode), strict=True)
     sizes = {picture.shape for picture in a + b}
     if len(sizes) != 1:
         raise InputError(f"{folders[0].parent}: sizes {sorted(sizes)}; accepted is one size for all pairs")
     return Pairs(modality, np.stack(a), np.stack(b), tuple(names))
 
 
-def read_sets(root: str | Path, split: str) -> list[Pairs]:
+def read_sets(root: str | Path, split: str, decode: str = "opencv") -> list[Pairs]:
     """The sets under root that are there, in the order of SETS; at least one must be."""
     root = Path(root)
     present = [modality for modality in SETS if (root / f"mri-{modality}").is_dir()]
@@ -69,7 +100,7 @@ def read_sets(root: str | Path, split: str) -> list[Pairs]:
         raise InputError(
             f"{root}: none of the folders mri-ct, mri-pet, mri-spect; accepted is at least one of them"
         )
-    return [read_pairs(root, modality, split) for modality in present]
+    return [read_pairs(root, modality, split, decode) for modality in present]
 
 
 def case(name: str) -> str | None:
@@ -78,11 +109,11 @@ def case(name: str) -> str | None:
     return head if underscore else None
 
 
-def read_splits(root: str | Path) -> tuple[list[Pairs], list[Pairs]]:
+def read_splits(root: str | Path, decode: str = "opencv") -> tuple[list[Pairs], list[Pairs]]:
     """The training and the validation sets. Raises InputError also where a patient is in both: neighbouring
     slices are nearly the same, and figures on them would say nothing.
     """
-    training, validation = read_sets(root, "train"), read_sets(root, "val")
+    training, validation = read_sets(root, "train", decode), read_sets(root, "val", decode)
     known = {(p.modality, case(name)) for p in training for name in p.names}
     for pairs in validation:
         for name in pairs.names:

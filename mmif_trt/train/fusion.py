@@ -83,15 +83,17 @@ def train(
     generated: Path | None = None,
     stop_after: int | None = None,
     checkpoint_every: int = 500,
+    decode: str = "opencv",
 ) -> Path:
     """Train to the end, or go on from out/checkpoint.safetensors; returns the checkpoint's path.
 
     init: a checkpoint of an earlier stage to start from. generated: the file that train/generate.py wrote
     for the training pairs. stop_after: end at this step, with the learning rate of the whole schedule.
+    decode: what reads the pictures, the same bits.
     Raises InputError for data, generated images or checkpoints that do not fit,
     FloatingPointError on a loss that is not finite (the last checkpoint stays).
     """
-    sets, validation = data.read_splits(root)
+    sets, validation = data.read_splits(root, decode)
     data.check_crop(config.crop_px, config.model.multiple, sets)
     if generated is not None:
         sets = generate.attach(generated, sets)
@@ -115,6 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generated", type=Path, help="generated images of the training pairs")
     parser.add_argument("--branches", choices=BRANCHES, default="both", help="of the network, for ablations")
     parser.add_argument("--crop-px", type=int, default=defaults.crop_px)
+    parser.add_argument("--decode", choices=data.DECODERS, default="opencv", help="the same bits by both")
     for name, value in asdict(defaults.loss).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"
@@ -123,11 +126,12 @@ def main(arguments: list[str] | None = None) -> int:
     loss = LossWeights(**{name: getattr(given, name) for name in asdict(defaults.loss)})
     model = LAGNConfig(branches=given.branches)
     config = FusionConfig(**loop.shared(given), crop_px=given.crop_px, model=model, loss=loss)
-    return loop.main(
-        given,
-        config,
-        lambda: train(config, given.data, given.out, given.init, given.generated, given.stop_after),
-    )
+
+    def run() -> Path:
+        paths = (given.data, given.out, given.init, given.generated)
+        return train(config, *paths, given.stop_after, decode=given.decode)
+
+    return loop.main(given, config, run)
 
 
 if __name__ == "__main__":

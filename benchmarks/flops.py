@@ -1,0 +1,65 @@
+"""How much arithmetic the network is, and the rate of a matrix product to hold it against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mmif_trt import runtimes
+
+
+def network_macs(config: dict[str, int], height: int, width: int) -> int:
+    """Multiply-accumulates of LAGN's convolutions, linear layers and attention for one pair, padded.
+
+    config: LAGNConfig's fields. What is element-wise (normalisation, GELU, softmax, blend) is not counted, as
+    is usual. tests/test_bench.py compares with torch's own counter.
+    """
+    multiple = 4 * config["window"]
+    height, width = (-(-side // multiple) * multiple for side in (height, width))
+    half, quarter = height * width // 4, height * width // 16
+    local, wide, tokens = config["local_dim"], config["global_dim"], config["window"] ** 2
+    local_block = 9 * local + 2 * (local * 2 * local)  # depthwise 3x3, expand, reduce
+    global_block = 4 * wide**2 + 2 * (wide * 2 * wide) + 2 * tokens * wide  # qkv and proj, MLP, QK^T and AV
+    at_half = 9 * 8 * local + (config["local_depth"] + config["decoder_depth"]) * local_block
+    at_half += 2 * local * local + 9 * local * 4  # gate, head
+    at_quarter = (
+        4 * local * wide + config["global_depth"] * global_block + wide * 4 * local
+    )  # embed, blocks, unembed
+    return half * at_half + quarter * at_quarter
+
+
+def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[], object] | None:
+    """An n x n by n x n product in the runtime's own library and precision. In OpenVINO the second factor is
+    a constant, as weights are, so that it is packed beforehand.
+    None: of that library there is none here."""
+    if runtime.name not in ("torch", "torch-compile", "cuda-graph", "openvino"):
+        return None
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((n, n), np.float32) for _ in range(2))
+    if runtime.name != "openvino":
+        import torch
+
+        x, y = (torch.from_numpy(m).to(runtime.device) for m in (left, right))
+
+        def product() -> object:
+            with torch.inference_mode():
+                out = x @ y
+                if out.is_cuda:
+                    torch.cuda.synchronize()
+            return out
+
+        return product
+    import openvino
+    from openvino import opset13 as ops
+
+    x = ops.parameter([n, n], np.float32)
+    model = openvino.Model([ops.matmul(x, ops.constant(right), False, False)], [x])
+    hint = {"bf16": "bf16", "fp32": "f32"}[runtime.precision]
+    options = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    return lambda: request.infer([left], share_inputs=True, share_outputs=True)

@@ -1,0 +1,129 @@
+"""The fake card in the places of the driver, PyCUDA and TensorRT, and engine files with manifests for it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import sys
+from datetime import datetime
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_card import FakeCard
+
+from mmif_trt import weights
+from mmif_trt.runtimes import cuda, engine_build, engine_file, tensorrt
+from mmif_trt.runtimes.engine_file import Manifest
+
+
+def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> FakeCard:
+    """cache: for engines and kernels, in the place of this user's."""
+    monkeypatch.setenv("MMIF_ENGINES", str(cache))
+    made = FakeCard()
+    real, driver = ctypes.CDLL, cuda.LIBRARY
+    monkeypatch.setattr(
+        cuda.ctypes, "CDLL", lambda name, *a, **k: made if name == driver else real(name, *a, **k)
+    )
+    package = type(sys)("pycuda")
+    package.__spec__ = ModuleSpec("pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", made.driver())
+    trt = made.tensorrt()
+    monkeypatch.setattr(engine_build, "module", lambda: trt)
+    return made
+
+
+def usable_modules(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Modules that are found, and a builder; the list of the engines that were built."""
+    here, find = (*engine_build.MODULES, "pycuda"), importlib.util.find_spec
+    monkeypatch.setattr(
+        tensorrt.importlib.util, "find_spec", lambda name, *a: object() if name in here else find(name, *a)
+    )
+    built: list[Path] = []
+
+    def build(path: Path, command: str, capabilities: tuple[str, ...]) -> None:
+        built.append(engine(path, compute_capabilities=capabilities, largest=(8, 1024, 1024)))
+
+    monkeypatch.setattr(engine_build, "build", build)
+    return built
+
+
+def engine(path: Path, **changes: Any) -> Path:
+    data = b"not a real engine"
+    files = weights.manifest()["models"]["lagn"]["files"]
+    facts: dict[str, Any] = {
+        "model": "lagn",
+        "precision": "fp16",
+        "engine_sha256": hashlib.sha256(data).hexdigest(),
+        "onnx_sha256": files["lagn.onnx"]["sha256"],
+        "weights_sha256": files["lagn.safetensors"]["sha256"],
+        "flavour": "tensorrt_rtx",
+        "version": "1.0",
+        "compute_capabilities": ("8.6", "8.9"),
+        "smallest": (1, 32, 32),
+        "typical": (1, 64, 64),
+        "largest": (4, 128, 128),
+        "attention_blocks": 4,
+        "fused_attention": 4,
+        "float_convolutions": (),
+        "psnr_db": 60.0,
+        "psnr_of": "a test",
+        "build_s": 1.0,
+        "command": "a test",
+        "built": datetime.now().isoformat(),
+        "bytes": len(data),
+    }
+    engine_file.save(path, data, Manifest(**(facts | changes)))
+    return path
+
+
+class Light:
+    """In OpenVINO's place where only the way to it is of interest: it takes a second to load."""
+
+    name, precision, device, streams = "openvino", "fp32", "CPU", 1
+
+    def __init__(self) -> None:
+        self.note = "light"
+
+    infer = staticmethod(np.maximum)
+
+
+class Full:
+    """The builder's side of the full TensorRT, which builds for the card that is here and asks nothing of
+    compute capabilities. `asked` keeps what was set."""
+
+    def __init__(self, made: FakeCard, version: str = "11.4") -> None:
+        self.asked: dict[str, Any] = {}
+        self.module = made.tensorrt("tensorrt", version)
+        parts = {"Builder": self._builder, "OnnxParser": self._parser}
+        parts["NetworkDefinitionCreationFlag"] = SimpleNamespace(STRONGLY_TYPED=1)
+        parts["ProfilingVerbosity"] = SimpleNamespace(DETAILED="detailed")
+        for name, part in parts.items():
+            setattr(self.module, name, part)
+
+    def _builder(self, logger: Any) -> Any:
+        def create_network(flags: int) -> str:
+            self.asked["flags"] = flags
+            return "network"
+
+        def add_optimization_profile(profile: Any) -> int:
+            self.asked["profile"] = profile.shapes
+            return 0
+
+        config = SimpleNamespace(add_optimization_profile=add_optimization_profile)
+        shapes: dict[str, Any] = {}
+        profile = SimpleNamespace(shapes=shapes, set_shape=lambda name, *x: shapes.update({name: x}))
+        return SimpleNamespace(
+            create_network=create_network,
+            create_builder_config=lambda: config,
+            create_optimization_profile=lambda: profile,
+            build_serialized_network=lambda network, config: b"a plan",
+        )
+
+    def _parser(self, network: Any, logger: Any) -> Any:
+        return SimpleNamespace(parse=lambda data: bool(data), num_errors=0)
