@@ -19,7 +19,9 @@ SOURCES = [
     "csrc/cpu/fusion_loss.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
+    "csrc/cpu/kernels_avx512bf16.cpp",
     "csrc/cpu/kernels_baseline.cpp",
+    "csrc/cpu/local_block.cpp",
     "csrc/cpu/window_attention.cpp",
 ]
 CUDA_SOURCES = [

@@ -15,6 +15,13 @@ TORCH_LIBRARY(mmif_trt, m) {
   m.def(
       "fusion_loss_bwd(Tensor d_terms, Tensor f, Tensor a, Tensor b, Tensor? wa, Tensor? wb, Tensor moments, "
       "Tensor choices) -> Tensor d_f");
+  m.def(
+      "local_block(Tensor x, Tensor depthwise, Tensor depthwise_bias, Tensor expand, Tensor expand_bias, "
+      "Tensor reduce, Tensor reduce_bias) -> (Tensor y, Tensor u)");
+  m.def(
+      "local_block_bwd(Tensor d_y, Tensor x, Tensor depthwise, Tensor depthwise_bias, Tensor expand, "
+      "Tensor expand_bias, Tensor reduce, Tensor reduce_bias, Tensor u) -> (Tensor d_x, Tensor d_depthwise, "
+      "Tensor d_depthwise_bias, Tensor d_expand, Tensor d_expand_bias, Tensor d_reduce, Tensor d_reduce_bias)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -56,4 +56,36 @@ inline void narrow(float x, Half* to) {
   to->bits = static_cast<uint16_t>(sign | h);
 }
 
+// A vector of T from numbers of type S, and back.
+template <typename T, typename S>
+inline typename Simd<T>::Vec load_wide(const S* from) {
+  T wide[Simd<T>::kLanes];
+  for (int i = 0; i < Simd<T>::kLanes; ++i) wide[i] = widen(from[i]);
+  return Simd<T>::load(wide);
+}
+template <>
+inline Simd<float>::Vec load_wide<float>(const BFloat16* from) {
+  typedef uint16_t Narrow __attribute__((vector_size(MMIF_VECTOR_BYTES / 2)));
+  typedef uint32_t Wide __attribute__((vector_size(MMIF_VECTOR_BYTES)));
+  Narrow bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  return (Simd<float>::Vec)(__builtin_convertvector(bits, Wide) << 16);
+}
+
+template <typename T, typename S>
+inline void store_narrow(typename Simd<T>::Vec v, S* to) {
+  const typename Simd<T>::Lanes wide = Simd<T>::lanes(v);
+  for (int i = 0; i < Simd<T>::kLanes; ++i) narrow(wide.of[i], to + i);
+}
+template <>
+inline void store_narrow<float>(Simd<float>::Vec v, BFloat16* to) {
+  typedef uint16_t Narrow __attribute__((vector_size(MMIF_VECTOR_BYTES / 2)));
+  typedef uint32_t Wide __attribute__((vector_size(MMIF_VECTOR_BYTES)));
+  const Wide u = (Wide)v;
+  const Wide rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Wide nan = Wide{} + 0x7fc0u;
+  const Narrow bits = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded, Narrow);
+  std::memcpy(to, &bits, sizeof(bits));
+}
+
 }  // namespace mmif::MMIF_ISA

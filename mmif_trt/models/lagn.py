@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmif_trt.ops import has_kernel
+from mmif_trt.ops import has_kernel, local_block
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
@@ -157,16 +157,20 @@ class GlobalBlock(nn.Module):
 
 
 class LocalBlock(nn.Module):
-    """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]."""
+    """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]; one fused operation where its kernel is."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.exportable = False
         self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.expand = nn.Conv2d(dim, 2 * dim, 1)
         self.reduce = nn.Conv2d(2 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
+        if self.exportable or not local_block.has_kernel(x, self.expand.out_channels):
+            return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
+        layers = (self.depthwise, self.expand, self.reduce)
+        return local_block.local_block(x, *(w for layer in layers for w in (layer.weight, layer.bias)))
 
 
 class LAGN(nn.Module):
@@ -193,9 +197,10 @@ class LAGN(nn.Module):
         self.head = nn.Conv2d(c.local_dim, 4, 3, padding=1)
 
     def exportable(self, on: bool = True) -> LAGN:
-        """Choose plain matmul-softmax-matmul attention, which ONNX consumers recognise and fuse."""
+        """Choose plain operations, attention as matmul-softmax-matmul, which ONNX consumers recognise and
+        fuse."""
         for module in self.modules():
-            if isinstance(module, WindowAttention):
+            if isinstance(module, WindowAttention | LocalBlock):
                 module.exportable = on
         return self
 

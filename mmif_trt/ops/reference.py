@@ -43,6 +43,26 @@ def spans(length: int, window: int, shift: int) -> list[slice]:
     return [slice(max(begin, 0), min(begin + window, length)) for begin in begins]
 
 
+def local_block(
+    x: Tensor,
+    depthwise: Tensor,
+    depthwise_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
+) -> Tensor:
+    """x + reduce(gelu(expand(depthwise(x)))), all in x's dtype: LAGN's local block on [B, C, H, W].
+
+    depthwise is [C, 1, 3, 3] with a border of 0, expand [E, C, 1, 1], reduce [C, E, 1, 1], the biases [C],
+    [E], [C]; GELU is the exact one, u Phi(u).
+    """
+    weights = (depthwise, depthwise_bias, expand, expand_bias, reduce, reduce_bias)
+    depthwise, depthwise_bias, expand, expand_bias, reduce, reduce_bias = (w.to(x.dtype) for w in weights)
+    t = F.conv2d(x, depthwise, depthwise_bias, padding=1, groups=x.shape[1])
+    return x + F.conv2d(F.gelu(F.conv2d(t, expand, expand_bias)), reduce, reduce_bias)
+
+
 def fusion_loss(
     f: Tensor,
     a: Tensor,
