@@ -22,6 +22,7 @@ SOURCES = [
     "csrc/cpu/kernels_avx512bf16.cpp",
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/local_block.cpp",
+    "csrc/cpu/mlp_block.cpp",
     "csrc/cpu/window_attention.cpp",
 ]
 CUDA_SOURCES = [

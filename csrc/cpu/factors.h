@@ -8,10 +8,6 @@
 #include "half.h"
 #include "simd.h"
 
-#if MMIF_BFLOAT16_DOT
-#include <immintrin.h>
-#endif
-
 namespace mmif::MMIF_ISA {
 
 // Two bfloat16, the first in the low half.
@@ -57,14 +53,8 @@ constexpr int units<Pair>(int n) {
   return (n + 1) / 2;
 }
 
-inline uint32_t half_bits(BFloat16 x) { return x.bits; }
-inline uint32_t half_bits(float x) {
-  BFloat16 rounded;
-  narrow(x, &rounded);
-  return rounded.bits;
-}
-
-// x [rows][cols] as a left factor, in `room` where it does not lie so already.
+// x [rows][cols], cols a multiple of the vector's lanes, as a left factor: in `room` where it does not lie so
+// already.
 template <typename T>
 const T* left_factor(const T* x, int, int, T*) {
   return x;
@@ -72,16 +62,16 @@ const T* left_factor(const T* x, int, int, T*) {
 inline const Pair* left_factor(const BFloat16* x, int, int, Pair*) { return reinterpret_cast<const Pair*>(x); }
 template <typename S, typename T>
 const T* left_factor(const S* x, int rows, int cols, T* room) {
-  for (int i = 0; i < rows * cols; ++i) room[i] = widen(x[i]);
+  for (int i = 0; i < rows * cols; i += Simd<T>::kLanes) Simd<T>::store(room + i, load_wide<T>(x + i));
   return room;
 }
 inline const Pair* left_factor(const float* x, int rows, int cols, Pair* room) {
   BFloat16* to = reinterpret_cast<BFloat16*>(room);
-  for (int i = 0; i < rows * cols; ++i) narrow(x[i], to + i);
+  for (int i = 0; i < rows * cols; i += Simd<float>::kLanes) store_narrow<float>(Simd<float>::load(x + i), to + i);
   return room;
 }
 
-// x [rows][cols] as a right factor, in `room` where it does not lie so already.
+// The same as a right factor.
 template <typename T>
 const T* right_factor(const T* x, int, int, T*) {
   return x;
@@ -93,11 +83,13 @@ const T* right_factor(const S* x, int rows, int cols, T* room) {
 template <typename S>
 const Pair* right_factor(const S* x, int rows, int cols, Pair* room) {
   Pair* to = room;
-  for (int i = 0; i + 2 <= rows; i += 2, to += cols)
-    for (int j = 0; j < cols; ++j)
-      to[j].bits = half_bits(x[i * cols + j]) | half_bits(x[(i + 1) * cols + j]) << 16;
-  if (rows % 2)
-    for (int j = 0; j < cols; ++j) to[j].bits = half_bits(x[(rows - 1) * cols + j]);
+  for (int i = 0; i < rows; i += 2)
+    for (int j = 0; j < cols; j += Simd<float>::kLanes, to += Simd<float>::kLanes) {
+      const S* low = x + i * cols + j;
+      WordBits bits = word_of(bfloat16_bits(load_wide<float>(low)));
+      if (i + 1 < rows) bits |= word_of(bfloat16_bits(load_wide<float>(low + cols))) << 16;
+      std::memcpy(to, &bits, sizeof(bits));
+    }
   return room;
 }
 

@@ -4,4 +4,5 @@
 #include "fusion_loss_bwd_kernel.h"
 #include "fusion_loss_fwd_kernel.h"
 #include "local_block_kernel.h"
+#include "mlp_block_kernel.h"
 #include "window_attention_kernel.h"

@@ -25,7 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmif_trt.ops import has_kernel, local_block
+from mmif_trt.ops import has_block_kernel, has_kernel
+from mmif_trt.ops.local_block import local_block
+from mmif_trt.ops.mlp_block import mlp_block
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
@@ -142,7 +144,7 @@ class WindowAttention(nn.Module):
 
 
 class GlobalBlock(nn.Module):
-    """Pre-norm transformer block on a [B, H, W, C] map."""
+    """Pre-norm transformer block on a [B, H, W, C] map; its second half is fused where there is a kernel."""
 
     def __init__(self, dim: int, head_dim: int, window: int, shift: int) -> None:
         super().__init__()
@@ -153,7 +155,11 @@ class GlobalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        expand, _, reduce = self.mlp
+        if self.attention.exportable or not has_block_kernel(x, x.shape[-1], expand.out_features):
+            return x + self.mlp(self.norm2(x))
+        layers = (self.norm2, expand, reduce)
+        return mlp_block(x, *(w for layer in layers for w in (layer.weight, layer.bias)), self.norm2.eps)
 
 
 class LocalBlock(nn.Module):
@@ -167,10 +173,10 @@ class LocalBlock(nn.Module):
         self.reduce = nn.Conv2d(2 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.exportable or not local_block.has_kernel(x, self.expand.out_channels):
+        if self.exportable or not has_block_kernel(x, x.shape[1], self.expand.out_channels):
             return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
         layers = (self.depthwise, self.expand, self.reduce)
-        return local_block.local_block(x, *(w for layer in layers for w in (layer.weight, layer.bias)))
+        return local_block(x, *(w for layer in layers for w in (layer.weight, layer.bias)))
 
 
 class LAGN(nn.Module):

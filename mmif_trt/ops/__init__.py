@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OPS = ("window_attention", "fusion_loss")
-CPU_OPS = ("local_block",)  # other devices keep PyTorch's own for these
+CPU_OPS = ("local_block", "mlp_block")  # other devices keep PyTorch's own for these
 NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds them beside torch"
 
 
@@ -56,6 +56,11 @@ def kernels_available(device: str) -> bool:
 def has_kernel(x: Tensor) -> bool:
     """Whether an operation on x runs as a kernel: float64 has none on CUDA."""
     return kernels_available(x.device.type) and (x.device.type == "cpu" or x.dtype.itemsize < 8)
+
+
+def has_block_kernel(x: Tensor, channels: int, hidden: int) -> bool:
+    """Whether a block of CPU_OPS on x with these widths runs as a kernel."""
+    return kernels_available("cpu") and x.device.type == "cpu" and channels % 16 == hidden % 16 == 0
 
 
 @contextmanager

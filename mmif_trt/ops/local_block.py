@@ -11,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import kernels_available, reference
-
-
-def has_kernel(x: Tensor, hidden: int) -> bool:
-    """Whether x [B, C, H, W] and a hidden width run as a kernel."""
-    return kernels_available("cpu") and x.device.type == "cpu" and x.shape[1] % 16 == 0 and hidden % 16 == 0
+from mmif_trt.ops import has_block_kernel, kernels_available, reference
 
 
 def local_block(
@@ -42,7 +37,7 @@ def local_block(
     weights = (depthwise, depthwise_bias, expand, expand_bias, reduce, reduce_bias)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    if not has_kernel(x, len(expand)):
+    if not has_block_kernel(x, x.shape[1], len(expand)):
         return reference.local_block(x, *weights)
     out: Tensor = torch.ops.mmif_trt.local_block(x, *weights)[0]
     return out

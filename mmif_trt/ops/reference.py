@@ -63,6 +63,29 @@ def local_block(
     return x + F.conv2d(F.gelu(F.conv2d(t, expand, expand_bias)), reduce, reduce_bias)
 
 
+def mlp_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """x + reduce(gelu(expand(norm(x)))) on [..., C]: the second half of LAGN's global block.
+
+    The norm is over C, with weight and bias [C]; expand is [E, C], reduce [C, E], their biases [E], [C]. The
+    layers' weights are taken in x's dtype, the norm's as they are. GELU is the exact one, u Phi(u).
+    """
+    expand, expand_bias, reduce, reduce_bias = (
+        w.to(x.dtype) for w in (expand, expand_bias, reduce, reduce_bias)
+    )
+    wide = x.to(torch.promote_types(x.dtype, norm_weight.dtype))
+    t = F.layer_norm(wide, (x.shape[-1],), norm_weight, norm_bias, eps).to(x.dtype)
+    return x + F.linear(F.gelu(F.linear(t, expand, expand_bias)), reduce, reduce_bias)
+
+
 def fusion_loss(
     f: Tensor,
     a: Tensor,
