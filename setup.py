@@ -17,6 +17,7 @@ ARCHITECTURES = "8.0;8.6;8.9;9.0;12.0+PTX"
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/cpu/fusion_loss.cpp",
+    "csrc/cpu/gated_mix.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
     "csrc/cpu/kernels_avx512bf16.cpp",

@@ -163,7 +163,7 @@ def step_cases(args: argparse.Namespace, device: torch.device) -> list[dict[str,
         state = fusion.new_state(config)
         state.model.to(device)
         assert isinstance(state.model, LAGN)
-        optimiser = torch.optim.AdamW(state.model.parameters(), lr=1e-5)
+        optimiser = torch.optim.AdamW(state.model.parameters(), lr=1e-5, fused=True)
 
         def step(
             pair: tuple[Tensor, Tensor],

@@ -30,6 +30,10 @@ TORCH_LIBRARY(mmif_trt, m) {
       "Tensor expand_bias, Tensor reduce, Tensor reduce_bias, Tensor u, float eps) -> (Tensor d_x, "
       "Tensor d_norm_weight, Tensor d_norm_bias, Tensor d_expand, Tensor d_expand_bias, Tensor d_reduce, "
       "Tensor d_reduce_bias)");
+  m.def("gated_mix(Tensor local, Tensor glob, Tensor weight, Tensor bias) -> (Tensor y, Tensor share)");
+  m.def(
+      "gated_mix_bwd(Tensor d_y, Tensor local, Tensor glob, Tensor weight, Tensor bias, Tensor share) "
+      "-> (Tensor d_local, Tensor d_glob, Tensor d_weight, Tensor d_bias)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmif_trt.ops import has_block_kernel, has_kernel
+from mmif_trt.ops.gated_mix import gated_mix
 from mmif_trt.ops.local_block import local_block
 from mmif_trt.ops.mlp_block import mlp_block
 from mmif_trt.ops.window_attention import window_attention
@@ -201,10 +202,12 @@ class LAGN(nn.Module):
         self.gate = nn.Conv2d(2 * c.local_dim, c.local_dim, 1)
         self.decoder = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.decoder_depth)])
         self.head = nn.Conv2d(c.local_dim, 4, 3, padding=1)
+        self.exporting = False
 
     def exportable(self, on: bool = True) -> LAGN:
         """Choose plain operations, attention as matmul-softmax-matmul, which ONNX consumers recognise and
         fuse."""
+        self.exporting = on
         for module in self.modules():
             if isinstance(module, WindowAttention | LocalBlock):
                 module.exportable = on
@@ -227,5 +230,7 @@ class LAGN(nn.Module):
         if self.config.branches == "global":
             return glob
         local = self.local(x)
-        gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
-        return gate * local + (1 - gate) * glob
+        if self.exporting or not has_block_kernel(local, local.shape[1], local.shape[1]):
+            gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
+            return gate * local + (1 - gate) * glob
+        return gated_mix(local, glob, self.gate.weight, self.gate.bias)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OPS = ("window_attention", "fusion_loss")
-CPU_OPS = ("local_block", "mlp_block")  # other devices keep PyTorch's own for these
+CPU_OPS = ("local_block", "mlp_block", "gated_mix")  # other devices keep PyTorch's own for these
 NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds them beside torch"
 
 

@@ -86,6 +86,16 @@ def mlp_block(
     return x + F.linear(F.gelu(F.linear(t, expand, expand_bias)), reduce, reduce_bias)
 
 
+def gated_mix(local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """s local + (1 - s) glob with s = sigmoid(weight [local, glob] + bias): what of either branch goes on.
+
+    local and glob are [B, C, H, W], weight [C, 2 C, 1, 1] and bias [C], taken in their dtype.
+    """
+    both = torch.cat([local, glob], 1)
+    share = torch.sigmoid(F.conv2d(both, weight.to(local.dtype), bias.to(local.dtype)))
+    return share * local + (1 - share) * glob
+
+
 def fusion_loss(
     f: Tensor,
     a: Tensor,

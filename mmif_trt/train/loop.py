@@ -73,8 +73,7 @@ class State:
         self.average.load_state_dict(part("average."))
         for name, parameter in self.model.named_parameters():
             if moments := part(f"optimiser.{name}."):  # none where no gradient came yet
-                moved = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
-                self.optimiser.state[parameter] = moved
+                self.optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
 
 
 def new_state(config: Any, build: Callable[[], nn.Module]) -> State:
@@ -86,7 +85,9 @@ def new_state(config: Any, build: Callable[[], nn.Module]) -> State:
     model = build().to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = build().to(device()).requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    return State(model, average, torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay))
+    # Fused: one call for all parameters, where the plain one takes a dozen for each.
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
+    return State(model, average, optimiser)
 
 
 def device() -> torch.device:
@@ -200,8 +201,8 @@ def train_step(state: State, config: Any, objective: Objective) -> tuple[float, 
     state.optimiser.step()
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        for average, parameter in zip(state.average.parameters(), state.model.parameters(), strict=True):
-            average.lerp_(parameter, 1 - decay)
+        averages, parameters = list(state.average.parameters()), list(state.model.parameters())
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
     state.step += 1
     return loss.item(), terms
 
