@@ -144,6 +144,11 @@ class WindowAttention(nn.Module):
         return torch.roll(out, (shift, shift), (1, 2)) if shift else out
 
 
+def weights(*layers: nn.Module) -> Any:
+    """Weight and bias of each layer in turn: what the fused operations take."""
+    return [parameter for layer in layers for parameter in layer.parameters()]
+
+
 class GlobalBlock(nn.Module):
     """Pre-norm transformer block on a [B, H, W, C] map; its second half is fused where there is a kernel."""
 
@@ -156,11 +161,10 @@ class GlobalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        expand, _, reduce = self.mlp
-        if self.attention.exportable or not has_block_kernel(x, x.shape[-1], expand.out_features):
+        layers = weights(self.norm2, *self.mlp)
+        if self.attention.exportable or not has_block_kernel(x, x.shape[-1], hidden=len(layers[3])):
             return x + self.mlp(self.norm2(x))
-        layers = (self.norm2, expand, reduce)
-        return mlp_block(x, *(w for layer in layers for w in (layer.weight, layer.bias)), self.norm2.eps)
+        return mlp_block(x, *layers, eps=self.norm2.eps)
 
 
 class LocalBlock(nn.Module):
@@ -176,8 +180,7 @@ class LocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.exportable or not has_block_kernel(x, x.shape[1], self.expand.out_channels):
             return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
-        layers = (self.depthwise, self.expand, self.reduce)
-        return local_block(x, *(w for layer in layers for w in (layer.weight, layer.bias)))
+        return local_block(x, *weights(self.depthwise, self.expand, self.reduce))
 
 
 class LAGN(nn.Module):
@@ -233,4 +236,4 @@ class LAGN(nn.Module):
         if self.exporting or not has_block_kernel(local, local.shape[1], local.shape[1]):
             gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
             return gate * local + (1 - gate) * glob
-        return gated_mix(local, glob, self.gate.weight, self.gate.bias)
+        return gated_mix(local, glob, *weights(self.gate))

@@ -40,7 +40,9 @@ def _fake(local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor) -> tuple[Te
     return local.new_empty(B, H, W, C).permute(0, 3, 1, 2), local.new_empty(B, H, W, C)
 
 
-def _fake_bwd(d_y: Tensor, local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+def _fake_bwd(
+    d_y: Tensor, local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor, _: Tensor
+) -> tuple[Tensor, ...]:
     B, C, H, W = local.shape
     maps = [x.new_empty(B, H, W, C).permute(0, 3, 1, 2) for x in (local, glob)]
     return *maps, weight.new_empty(weight.shape), bias.new_empty(bias.shape)

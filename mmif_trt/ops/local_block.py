@@ -43,7 +43,9 @@ def local_block(
     return out
 
 
-def _fake(x: Tensor, depthwise: Tensor, depthwise_bias: Tensor, expand: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(
+    x: Tensor, depthwise: Tensor, depthwise_bias: Tensor, expand: Tensor, *_: Tensor
+) -> tuple[Tensor, Tensor]:
     B, C, H, W = x.shape
     return x.new_empty(B, H, W, C).permute(0, 3, 1, 2), x.new_empty(B, H, W, expand.shape[0])
 

@@ -22,6 +22,7 @@ def mlp_block(
     expand_bias: Tensor,
     reduce: Tensor,
     reduce_bias: Tensor,
+    *,
     eps: float = 1e-5,
 ) -> Tensor:
     """x + reduce(gelu(expand(norm(x)))): a layer norm over the channels, then two linear layers.
@@ -44,7 +45,9 @@ def mlp_block(
     return out
 
 
-def _fake(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, expand: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, expand: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel(), expand.shape[0])
 
 

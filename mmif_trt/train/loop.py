@@ -73,7 +73,15 @@ class State:
         self.average.load_state_dict(part("average."))
         for name, parameter in self.model.named_parameters():
             if moments := part(f"optimiser.{name}."):  # none where no gradient came yet
-                self.optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
+                self.optimiser.state[parameter] = {k: like(v, parameter) for k, v in moments.items()}
+
+
+def like(x: Tensor, parameter: Tensor) -> Tensor:
+    """x on the parameter's device and, where their shapes agree, in its order of memory: fused AdamW walks
+    through parameters, gradients and moments side by side and does not look at strides."""
+    if x.shape != parameter.shape:
+        return x.to(parameter.device)
+    return torch.empty_like(parameter, dtype=x.dtype, requires_grad=False).copy_(x)
 
 
 def new_state(config: Any, build: Callable[[], nn.Module]) -> State:
@@ -184,7 +192,7 @@ def average_gradients(model: nn.Module) -> None:
     flat /= dist.get_world_size()
     parts = flat.split([g.numel() for g in gradients])
     for parameter, part in zip(model.parameters(), parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+        parameter.grad = like(part.view_as(parameter), parameter)
 
 
 def train_step(state: State, config: Any, objective: Objective) -> tuple[float, dict[str, Tensor]]:
@@ -201,7 +209,8 @@ def train_step(state: State, config: Any, objective: Objective) -> tuple[float, 
     state.optimiser.step()
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        averages, parameters = list(state.average.parameters()), list(state.model.parameters())
+        averages: list[Tensor] = list(state.average.parameters())
+        parameters: list[Tensor] = list(state.model.parameters())
         torch._foreach_lerp_(averages, parameters, 1 - decay)
     state.step += 1
     return loss.item(), terms
