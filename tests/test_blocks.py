@@ -29,10 +29,10 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "gated_mix": gated_mix,
 }
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
-# B, C, E, H, W: a tile is 32 pixels of a row (of all tokens for the others), a chunk a 32nd of all rows
+# B, C, E, H, W: a tile is 64 pixels of a row, or of the tokens of a chunk; a chunk is a 32nd of all
 SHAPES = [
     (2, 32, 64, 13, 37),
-    (6, 32, 64, 16, 16),
+    (6, 32, 64, 24, 20),
     (1, 16, 48, 1, 1),
     (3, 48, 16, 1, 70),
     (1, 64, 128, 67, 3),

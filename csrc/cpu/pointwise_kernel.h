@@ -13,7 +13,7 @@
 
 namespace mmif::MMIF_ISA {
 
-constexpr int kTile = 32;
+constexpr int kTile = 64;
 
 // Memory of one chunk, handed out in pieces on whole cache lines.
 struct Arena {
