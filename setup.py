@@ -17,9 +17,13 @@ ARCHITECTURES = "8.0;8.6;8.9;9.0;12.0+PTX"
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/cpu/fusion_loss.cpp",
+    "csrc/cpu/gated_mix.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
+    "csrc/cpu/kernels_avx512bf16.cpp",
     "csrc/cpu/kernels_baseline.cpp",
+    "csrc/cpu/local_block.cpp",
+    "csrc/cpu/mlp_block.cpp",
     "csrc/cpu/window_attention.cpp",
 ]
 CUDA_SOURCES = [

@@ -1,7 +1,8 @@
-"""The kernels against plain torch, side by side: window attention, fusion loss, and a training step.
+"""The kernels against plain torch, side by side: window attention, fusion loss, blocks, and a training step.
 
-    python benchmarks/bench_ops.py [--op attention loss step] [--device cpu|cuda] [--dtype float32 bfloat16]
-        [--scale 1 2 4] [--rounds 30] [--threads 2] [--json benchmarks/results/ops_cpu.json]
+    python benchmarks/bench_ops.py [--op attention loss blocks step] [--device cpu|cuda]
+        [--dtype float32 bfloat16] [--scale 1 2 4] [--rounds 30] [--threads 2]
+        [--json benchmarks/results/ops_cpu.json]
 
 Shapes are those of LAGN in training (6 crops of 128 x 128 px) times --scale a side. All rivals of
 a row take turns in one run; forward and backward are timed apart; memory is the peak of what a forward and
@@ -20,11 +21,14 @@ import report
 import torch
 import torch.nn.functional as F
 from timing import Phases, copy_gb_per_s, peak_mib, take_turns
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmif_trt import ops
-from mmif_trt.models.lagn import LAGN, STRIDE, LAGNConfig, relative_position_index, shift_mask
+from mmif_trt.models.lagn import LAGN, STRIDE, LAGNConfig, relative_position_index, shift_mask, weights
 from mmif_trt.ops import reference
+from mmif_trt.ops.gated_mix import gated_mix
+from mmif_trt.ops.local_block import local_block
+from mmif_trt.ops.mlp_block import mlp_block
 from mmif_trt.ops.window_attention import window_attention
 
 INPUT_SETS = 3
@@ -146,6 +150,41 @@ def loss_cases(args: argparse.Namespace, device: torch.device) -> None:
         measure(title, rivals, inputs, moved, args, device)
 
 
+def block_inputs(name: str, batch: int, side: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(*leaves, gradient) of a block of LAGN's at half (the global one: quarter) of the resolution `side`."""
+    model: Any = LAGN().to(dtype)
+    config = model.config
+    layers: dict[str, list[nn.Module]] = {
+        "local_block": list(model.local[0].children()),
+        "mlp_block": [model.blocks[0].norm2, *model.blocks[0].mlp],
+        "gated_mix": [model.gate],
+    }
+    if name == "mlp_block":
+        maps = [torch.randn(batch, side // 4, side // 4, config.global_dim, dtype=dtype)]
+    else:
+        shape = (batch, config.local_dim, side // 2, side // 2)
+        maps = [torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)]
+        maps += [torch.randn_like(maps[0])] * (name == "gated_mix")
+    leaves = [x.detach().requires_grad_() for x in maps] + weights(*layers[name])
+    return *leaves, torch.randn_like(maps[0])
+
+
+def block_cases(args: argparse.Namespace, device: torch.device) -> None:
+    if device.type != "cpu":
+        return  # kernels of the CPU alone
+    kernels = {"local_block": local_block, "mlp_block": mlp_block, "gated_mix": gated_mix}
+    for name, scale, dtype in [
+        (n, s, d) for n in kernels for s in args.scale for d in ("float32", "bfloat16")
+    ]:
+        side, kind = args.crop * scale, getattr(torch, dtype)
+        inputs = [block_inputs(name, args.batch, side, kind) for _ in range(INPUT_SETS)]
+        eager = getattr(reference, name)
+        calls = {"kernel": kernels[name], "eager": eager, "compile": torch.compile(eager, dynamic=False)}
+        rivals: dict[str, Phases] = {rival: partial(both_ways, call) for rival, call in calls.items()}
+        title = {"op": name, "shape": list(inputs[0][0].shape), "dtype": dtype, "shift": None}
+        measure(title, rivals, inputs, {}, args, device)
+
+
 def step_cases(args: argparse.Namespace, device: torch.device) -> None:
     """An optimiser step of train/fusion.py on made-up pairs, in both precisions, with and without kernels."""
     from mmif_trt.train import fusion
@@ -159,7 +198,7 @@ def step_cases(args: argparse.Namespace, device: torch.device) -> None:
         state = fusion.new_state(config)
         state.model.to(device)
         assert isinstance(state.model, LAGN)
-        optimiser = torch.optim.AdamW(state.model.parameters(), lr=1e-5)
+        optimiser = torch.optim.AdamW(state.model.parameters(), lr=1e-5, fused=True)
 
         def step(
             pair: tuple[Tensor, Tensor],
@@ -220,7 +259,7 @@ def measure(
     report.write_so_far(args.json, args.result)
 
 
-CASES = {"attention": attention_cases, "loss": loss_cases, "step": step_cases}
+CASES = {"attention": attention_cases, "loss": loss_cases, "blocks": block_cases, "step": step_cases}
 
 
 def main() -> int:

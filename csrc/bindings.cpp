@@ -15,6 +15,25 @@ TORCH_LIBRARY(mmif_trt, m) {
   m.def(
       "fusion_loss_bwd(Tensor d_terms, Tensor f, Tensor a, Tensor b, Tensor? wa, Tensor? wb, Tensor moments, "
       "Tensor choices) -> Tensor d_f");
+  m.def(
+      "local_block(Tensor x, Tensor depthwise, Tensor depthwise_bias, Tensor expand, Tensor expand_bias, "
+      "Tensor reduce, Tensor reduce_bias) -> (Tensor y, Tensor u)");
+  m.def(
+      "local_block_bwd(Tensor d_y, Tensor x, Tensor depthwise, Tensor depthwise_bias, Tensor expand, "
+      "Tensor expand_bias, Tensor reduce, Tensor reduce_bias, Tensor u) -> (Tensor d_x, Tensor d_depthwise, "
+      "Tensor d_depthwise_bias, Tensor d_expand, Tensor d_expand_bias, Tensor d_reduce, Tensor d_reduce_bias)");
+  m.def(
+      "mlp_block(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor expand, Tensor expand_bias, "
+      "Tensor reduce, Tensor reduce_bias, float eps) -> (Tensor y, Tensor u)");
+  m.def(
+      "mlp_block_bwd(Tensor d_y, Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor expand, "
+      "Tensor expand_bias, Tensor reduce, Tensor reduce_bias, Tensor u, float eps) -> (Tensor d_x, "
+      "Tensor d_norm_weight, Tensor d_norm_bias, Tensor d_expand, Tensor d_expand_bias, Tensor d_reduce, "
+      "Tensor d_reduce_bias)");
+  m.def("gated_mix(Tensor local, Tensor glob, Tensor weight, Tensor bias) -> (Tensor y, Tensor share)");
+  m.def(
+      "gated_mix_bwd(Tensor d_y, Tensor local, Tensor glob, Tensor weight, Tensor bias, Tensor share) "
+      "-> (Tensor d_local, Tensor d_glob, Tensor d_weight, Tensor d_bias)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

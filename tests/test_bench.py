@@ -15,6 +15,7 @@ import pytest
 from conftest import REPO
 
 from mmif_trt import runtimes, weights
+from mmif_trt.ops import CPU_OPS
 
 BENCHMARKS = REPO / "benchmarks"
 MARKS = {"p50", "p95", "p99", "min", "mean", "n"}
@@ -197,7 +198,8 @@ def test_ops(tmp_path: Path, module: Any) -> None:
     found = {(row["op"], row["shift"], row["rival"]) for row in result["rows"]}
     attention = {("window_attention", s, r) for s in (0, 4) for r in ("kernel", "eager", "sdpa", "compile")}
     loss = {("fusion_loss", None, r) for r in ("kernel", "eager", "compile")}
-    assert found == attention | loss | {("training step", None, r) for r in ("kernel", "eager")}
+    blocks = {(op, None, r) for op in CPU_OPS for r in ("kernel", "eager", "compile")}
+    assert found == attention | loss | blocks | {("training step", None, r) for r in ("kernel", "eager")}
     for row in result["rows"]:
         assert row["status"] == "measured", row
         assert min(row["ms"][phase]["min"] for phase in ("forward", "backward", "both")) > 0

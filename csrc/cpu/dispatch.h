@@ -1,19 +1,22 @@
-// Which instruction set's kernels run: by what this CPU has, or by MMIF_ISA=baseline|avx2|avx512 (for tests).
+// Which instruction set's kernels run: by what this CPU has, or by MMIF_ISA=baseline|avx2|avx512|avx512bf16
+// (for tests).
 #pragma once
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 #include "../check.h"
 
 namespace mmif {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 inline Isa best_isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     return Isa::kAvx2;
 #endif
@@ -25,9 +28,11 @@ inline Isa chosen_isa() {
   const Isa best = best_isa();
   if (wish == nullptr || *wish == '\0') return best;
   const std::string name = wish;
-  const Isa isa = name == "baseline" ? Isa::kBaseline : name == "avx2" ? Isa::kAvx2 : Isa::kAvx512;
-  MMIF_CHECK("kernels", "MMIF_ISA", name, "baseline, avx2, avx512, as far as this CPU has it",
-             (isa != Isa::kAvx512 || name == "avx512") && isa <= best);
+  const char* const names[] = {"baseline", "avx2", "avx512", "avx512bf16"};
+  const auto* const found = std::find(std::begin(names), std::end(names), name);
+  const Isa isa = static_cast<Isa>(found - std::begin(names));
+  MMIF_CHECK("kernels", "MMIF_ISA", name, "baseline, avx2, avx512, avx512bf16, as far as this CPU has it",
+             found != std::end(names) && isa <= best);
   return isa;
 }
 
@@ -40,10 +45,11 @@ inline Isa isa() {
 
 // MMIF_DISPATCH(window_attention_fwd, params, chunk) calls the function of that name of the chosen namespace.
 #if defined(__x86_64__)
-#define MMIF_DISPATCH(FUNCTION, ...)                                             \
-  (::mmif::isa() == ::mmif::Isa::kAvx512 ? ::mmif::avx512::FUNCTION(__VA_ARGS__) \
-   : ::mmif::isa() == ::mmif::Isa::kAvx2 ? ::mmif::avx2::FUNCTION(__VA_ARGS__)   \
-                                         : ::mmif::baseline::FUNCTION(__VA_ARGS__))
+#define MMIF_DISPATCH(FUNCTION, ...)                                                     \
+  (::mmif::isa() == ::mmif::Isa::kAvx512Bf16 ? ::mmif::avx512bf16::FUNCTION(__VA_ARGS__) \
+   : ::mmif::isa() == ::mmif::Isa::kAvx512   ? ::mmif::avx512::FUNCTION(__VA_ARGS__)     \
+   : ::mmif::isa() == ::mmif::Isa::kAvx2     ? ::mmif::avx2::FUNCTION(__VA_ARGS__)       \
+                                             : ::mmif::baseline::FUNCTION(__VA_ARGS__))
 #else
 #define MMIF_DISPATCH(FUNCTION, ...) ::mmif::baseline::FUNCTION(__VA_ARGS__)
 #endif
@@ -57,5 +63,8 @@ inline Isa isa() {
   void FUNCTION(__VA_ARGS__);       \
   }                                 \
   namespace mmif::avx512 {          \
+  void FUNCTION(__VA_ARGS__);       \
+  }                                 \
+  namespace mmif::avx512bf16 {      \
   void FUNCTION(__VA_ARGS__);       \
   }

@@ -3,6 +3,10 @@
 #pragma once
 #include "simd.h"
 
+#if MMIF_VECTOR_BYTES == 64
+#include <immintrin.h>
+#endif
+
 namespace mmif::MMIF_ISA {
 
 struct Half {
@@ -54,6 +58,60 @@ inline void narrow(float x, Half* to) {
   h = size >= 0x47800000u ? 0x7c00u : h;
   h = size > 0x7f800000u ? 0x7e00u : h;
   to->bits = static_cast<uint16_t>(sign | h);
+}
+
+// A vector of T from numbers of type S, and back.
+template <typename T, typename S>
+inline typename Simd<T>::Vec load_wide(const S* from) {
+  T wide[Simd<T>::kLanes];
+  for (int i = 0; i < Simd<T>::kLanes; ++i) wide[i] = widen(from[i]);
+  return Simd<T>::load(wide);
+}
+
+template <typename T, typename S>
+inline void store_narrow(typename Simd<T>::Vec v, S* to) {
+  const typename Simd<T>::Lanes wide = Simd<T>::lanes(v);
+  for (int i = 0; i < Simd<T>::kLanes; ++i) narrow(wide.of[i], to + i);
+}
+
+// bfloat16 by hand: compilers make poor code of the loops above.
+typedef uint16_t HalfBits __attribute__((vector_size(MMIF_VECTOR_BYTES / 2)));
+typedef uint32_t WordBits __attribute__((vector_size(MMIF_VECTOR_BYTES)));
+
+inline WordBits word_of(HalfBits bits) {
+#if MMIF_VECTOR_BYTES == 64
+  return (WordBits)_mm512_cvtepu16_epi32((__m256i)bits);
+#else
+  return __builtin_convertvector(bits, WordBits);
+#endif
+}
+
+inline HalfBits bfloat16_bits(Simd<float>::Vec v) {
+#if MMIF_BFLOAT16_DOT
+  return (HalfBits)_mm512_cvtneps_pbh((__m512)v);  // numbers below float's normal range become 0
+#else
+  const WordBits u = (WordBits)v, nan = WordBits{} + 0x7fc0u;
+  const WordBits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const WordBits bits = (u & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+#if MMIF_VECTOR_BYTES == 64
+  return (HalfBits)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, HalfBits);
+#endif
+#endif
+}
+
+template <>
+inline Simd<float>::Vec load_wide<float>(const BFloat16* from) {
+  HalfBits bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  return (Simd<float>::Vec)(word_of(bits) << 16);
+}
+
+template <>
+inline void store_narrow<float>(Simd<float>::Vec v, BFloat16* to) {
+  const HalfBits bits = bfloat16_bits(v);
+  std::memcpy(to, &bits, sizeof(bits));
 }
 
 }  // namespace mmif::MMIF_ISA

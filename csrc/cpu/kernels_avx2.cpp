@@ -9,6 +9,9 @@
 #define MMIF_VECTOR_BYTES 32
 #include "fusion_loss_bwd_kernel.h"
 #include "fusion_loss_fwd_kernel.h"
+#include "gated_mix_kernel.h"
+#include "local_block_kernel.h"
+#include "mlp_block_kernel.h"
 #include "window_attention_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -4,55 +4,64 @@
 
 namespace mmif::MMIF_ISA {
 
-// C[i, 0 .. NV vectors) = start + sum over k of A(i, k) B[k, ...] for MR rows, in registers.
-template <typename T, int MR, int NV>
-inline void product_block(int depth, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_row,
-                          const T* start, T* c, int64_t c_row) {
+// C[i, 0 .. NV vectors) = start + sum over k of A(i, k) B[k, ...] for MR rows, in registers. U is T, or Pair.
+template <typename U, typename T, int MR, int NV>
+inline void product_block(int depth, const U* a, int64_t a_row, int64_t a_k, const U* b, int64_t b_row,
+                          const T* start, int64_t start_row, T* c, int64_t c_row) {
   using V = Simd<T>;
-  typename V::Vec sum[MR][NV] = {};
-  if (start != nullptr)
-    for (int i = 0; i < MR; ++i)
-      for (int v = 0; v < NV; ++v) sum[i][v] = V::load(start + i * c_row + v * V::kLanes);
+  typename V::Vec sum[MR][NV];
+  // Unrolled, or the sums live in memory.
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v)
+      sum[i][v] = start == nullptr ? typename V::Vec{} : V::load(start + i * start_row + v * V::kLanes);
   for (int k = 0; k < depth; ++k) {
-    typename V::Vec right[NV];
-    for (int v = 0; v < NV; ++v) right[v] = V::load(b + k * b_row + v * V::kLanes);
+    typename Simd<U>::Vec right[NV];
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) right[v] = Simd<U>::load(b + k * b_row + v * V::kLanes);
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const typename V::Vec left = V::all(a[i * a_row + k * a_k]);
-      for (int v = 0; v < NV; ++v) sum[i][v] += left * right[v];
+      const typename Simd<U>::Vec left = Simd<U>::all(a[i * a_row + k * a_k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) sum[i][v] = multiply_add(sum[i][v], left, right[v]);
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) V::store(c + i * c_row + v * V::kLanes, sum[i][v]);
 }
 
-template <typename T, int MR, int NV>
-inline void product_columns(int rows, int cols, int depth, const T* a, int64_t a_row, int64_t a_k, const T* b,
-                            int64_t b_row, const T* start, T* c, int64_t c_row) {
+template <typename U, typename T, int MR, int NV>
+inline void product_columns(int rows, int cols, int depth, const U* a, int64_t a_row, int64_t a_k, const U* b,
+                            int64_t b_row, const T* start, int64_t start_row, T* c, int64_t c_row) {
   for (int j = 0; j < cols; j += NV * Simd<T>::kLanes) {
     const T* from = start == nullptr ? nullptr : start + j;
     int i = 0;
     for (; i + MR <= rows; i += MR)
-      product_block<T, MR, NV>(depth, a + i * a_row, a_row, a_k, b + j, b_row, from ? from + i * c_row : from,
-                               c + i * c_row + j, c_row);
+      product_block<U, T, MR, NV>(depth, a + i * a_row, a_row, a_k, b + j, b_row,
+                                  from ? from + i * start_row : from, start_row, c + i * c_row + j, c_row);
     for (; i < rows; ++i)
-      product_block<T, 1, NV>(depth, a + i * a_row, a_row, a_k, b + j, b_row, from ? from + i * c_row : from,
-                              c + i * c_row + j, c_row);
+      product_block<U, T, 1, NV>(depth, a + i * a_row, a_row, a_k, b + j, b_row,
+                                 from ? from + i * start_row : from, start_row, c + i * c_row + j, c_row);
   }
 }
 
-// C = start + A B with A(i, k) = a[i a_row + k a_k]; start lies as C does, nullptr is 0; cols is a multiple
-// of the vector's lanes. The blocks fill the registers: 32 of them with AVX-512, 16 otherwise.
-template <typename T>
-void product(int rows, int cols, int depth, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_row,
-             const T* start, T* c, int64_t c_row) {
+// C = start + A B with A(i, k) = a[i a_row + k a_k]; start is nullptr for 0, and start_row 0 repeats one row;
+// cols is a multiple of the vector's lanes. The blocks fill the registers: 32 of them with AVX-512, 16
+// otherwise.
+template <typename U, typename T>
+void product(int rows, int cols, int depth, const U* a, int64_t a_row, int64_t a_k, const U* b, int64_t b_row,
+             const T* start, int64_t start_row, T* c, int64_t c_row) {
   constexpr bool many = MMIF_VECTOR_BYTES == 64;
   const int vectors = cols / Simd<T>::kLanes;
   if (many && vectors % 4 == 0)
-    product_columns<T, 4, 4>(rows, cols, depth, a, a_row, a_k, b, b_row, start, c, c_row);
+    product_columns<U, T, 4, 4>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c, c_row);
   else if (vectors % 2 == 0)
-    product_columns<T, many ? 8 : 4, 2>(rows, cols, depth, a, a_row, a_k, b, b_row, start, c, c_row);
+    product_columns<U, T, many ? 8 : 4, 2>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c, c_row);
   else
-    product_columns<T, 8, 1>(rows, cols, depth, a, a_row, a_k, b, b_row, start, c, c_row);
+    product_columns<U, T, 8, 1>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c, c_row);
 }
 
 // The 8 x 8 block at `from` to `to`, rows to columns: pairs, then quadruples, then halves change places.

@@ -64,6 +64,13 @@ struct Simd {
   }
 };
 
+inline Simd<float>::Vec multiply_add(Simd<float>::Vec sum, Simd<float>::Vec x, Simd<float>::Vec y) {
+  return sum + x * y;
+}
+inline Simd<double>::Vec multiply_add(Simd<double>::Vec sum, Simd<double>::Vec x, Simd<double>::Vec y) {
+  return sum + x * y;
+}
+
 // e^x of each lane for x <= 0, within 2 ulp; 0 below -87, NaN where x is NaN. Cody and Waite's reduction to
 // |r| <= ln 2 / 2, then Taylor's series to r^7, whose remainder is below half an ulp there.
 inline Simd<float>::Vec exp_nonpositive(Simd<float>::Vec x) {

@@ -192,7 +192,7 @@ struct HeadWindow {
     load(0, static_cast<T>(p.scale), s.q);
     load(1, 1, s.k);
     transpose(n, Dim, stride, s.k, s.kt);
-    product(n, stride, Dim, s.q, Dim, 1, s.kt, stride, whole ? bias.whole : nullptr, s.p, stride);
+    product<T, T>(n, stride, Dim, s.q, Dim, 1, s.kt, stride, whole ? bias.whole : nullptr, stride, s.p, stride);
     if (whole) return;
     for (int i = 0; i < n; ++i) {
       bias.add(w.rows, w.cols, i, s.p + i * stride);
@@ -209,7 +209,7 @@ struct HeadWindow {
       lse_of(i) = top + std::log(sum);
       s.factor[i] = 1 / sum;
     }
-    product<T>(n, Dim, n, s.p, stride, 1, s.v, Dim, nullptr, s.out, Dim);
+    product<T, T>(n, Dim, n, s.p, stride, 1, s.v, Dim, nullptr, 0, s.out, Dim);
     store_tokens<Dim>(w, s.out, s.factor, out_y, out_x, static_cast<S*>(p.out) + out);
   }
 
@@ -237,7 +237,7 @@ struct HeadWindow {
     const int64_t* g = p.d_out_stride;
     const S* d_out = static_cast<const S*>(p.d_out) + w.b * g[0] + w.y * g[1] + w.x * g[2] + head * g[3];
     load_tokens<Dim>(w, d_out, g[1], g[2], T{1}, s.d_out);
-    product<T>(n, stride, Dim, s.d_out, Dim, 1, s.vt, stride, nullptr, s.d_p, stride);
+    product<T, T>(n, stride, Dim, s.d_out, Dim, 1, s.vt, stride, nullptr, 0, s.d_p, stride);
     score_gradients(bias);
 
     const int64_t x = 3 * out_x, y = p.width * x;  // strides of d_qkv
@@ -249,7 +249,7 @@ struct HeadWindow {
 
   // to = factor A B, where A is [n, n] at the given strides and B is [n][Dim].
   void gradient(const T* a, int64_t a_row, int64_t a_k, const T* b, T factor, int64_t y, int64_t x, S* to) {
-    product<T>(n, Dim, n, a, a_row, a_k, b, Dim, nullptr, s.out, Dim);
+    product<T, T>(n, Dim, n, a, a_row, a_k, b, Dim, nullptr, 0, s.out, Dim);
     for (int i = 0; i < n; ++i) s.factor[i] = factor;
     store_tokens<Dim>(w, s.out, s.factor, y, x, to);
   }

@@ -25,7 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmif_trt.ops import has_kernel
+from mmif_trt.ops import has_block_kernel, has_kernel
+from mmif_trt.ops.gated_mix import gated_mix
+from mmif_trt.ops.local_block import local_block
+from mmif_trt.ops.mlp_block import mlp_block
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
@@ -141,8 +144,13 @@ class WindowAttention(nn.Module):
         return torch.roll(out, (shift, shift), (1, 2)) if shift else out
 
 
+def weights(*layers: nn.Module) -> Any:
+    """Weight and bias of each layer in turn: what the fused operations take."""
+    return [parameter for layer in layers for parameter in layer.parameters()]
+
+
 class GlobalBlock(nn.Module):
-    """Pre-norm transformer block on a [B, H, W, C] map."""
+    """Pre-norm transformer block on a [B, H, W, C] map; its second half is fused where there is a kernel."""
 
     def __init__(self, dim: int, head_dim: int, window: int, shift: int) -> None:
         super().__init__()
@@ -153,20 +161,26 @@ class GlobalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        layers = weights(self.norm2, *self.mlp)
+        if self.attention.exportable or not has_block_kernel(x, x.shape[-1], hidden=len(layers[3])):
+            return x + self.mlp(self.norm2(x))
+        return mlp_block(x, *layers, eps=self.norm2.eps)
 
 
 class LocalBlock(nn.Module):
-    """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]."""
+    """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]; one fused operation where its kernel is."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.exportable = False
         self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.expand = nn.Conv2d(dim, 2 * dim, 1)
         self.reduce = nn.Conv2d(2 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
+        if self.exportable or not has_block_kernel(x, x.shape[1], self.expand.out_channels):
+            return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
+        return local_block(x, *weights(self.depthwise, self.expand, self.reduce))
 
 
 class LAGN(nn.Module):
@@ -191,11 +205,14 @@ class LAGN(nn.Module):
         self.gate = nn.Conv2d(2 * c.local_dim, c.local_dim, 1)
         self.decoder = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.decoder_depth)])
         self.head = nn.Conv2d(c.local_dim, 4, 3, padding=1)
+        self.exporting = False
 
     def exportable(self, on: bool = True) -> LAGN:
-        """Choose plain matmul-softmax-matmul attention, which ONNX consumers recognise and fuse."""
+        """Choose plain operations, attention as matmul-softmax-matmul, which ONNX consumers recognise and
+        fuse."""
+        self.exporting = on
         for module in self.modules():
-            if isinstance(module, WindowAttention):
+            if isinstance(module, WindowAttention | LocalBlock):
                 module.exportable = on
         return self
 
@@ -216,5 +233,7 @@ class LAGN(nn.Module):
         if self.config.branches == "global":
             return glob
         local = self.local(x)
-        gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
-        return gate * local + (1 - gate) * glob
+        if self.exporting or not has_block_kernel(local, local.shape[1], local.shape[1]):
+            gate = torch.sigmoid(self.gate(torch.cat([local, glob], 1)))
+            return gate * local + (1 - gate) * glob
+        return gated_mix(local, glob, *weights(self.gate))

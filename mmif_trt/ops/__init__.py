@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OPS = ("window_attention", "fusion_loss")
+CPU_OPS = ("local_block", "mlp_block", "gated_mix")  # other devices keep PyTorch's own for these
 NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds them beside torch"
 
 
@@ -33,7 +34,10 @@ def _load() -> tuple[frozenset[str], str]:
         import_module("mmif_trt._C")
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # raises for an operation it lacks
         keys = {"cpu": "CPU", "cuda": "CUDA"}
-        devices = {d for d, key in keys.items() if all(has_kernel(f"mmif_trt::{op}", key) for op in OPS)}
+        needed = {"cpu": OPS + CPU_OPS, "cuda": OPS}
+        devices = {
+            d for d, key in keys.items() if all(has_kernel(f"mmif_trt::{op}", key) for op in needed[d])
+        }
     except (ImportError, OSError, RuntimeError) as error:
         reason = f"of another torch, Python or version, build them again ({str(error).splitlines()[0]})"
         warnings.warn(f"mmif_trt._C: {reason}; plain torch operations run instead", stacklevel=2)
@@ -52,6 +56,11 @@ def kernels_available(device: str) -> bool:
 def has_kernel(x: Tensor) -> bool:
     """Whether an operation on x runs as a kernel: float64 has none on CUDA."""
     return kernels_available(x.device.type) and (x.device.type == "cpu" or x.dtype.itemsize < 8)
+
+
+def has_block_kernel(x: Tensor, channels: int, hidden: int) -> bool:
+    """Whether a block of CPU_OPS on x with these widths runs as a kernel."""
+    return kernels_available("cpu") and x.device.type == "cpu" and channels % 16 == hidden % 16 == 0
 
 
 @contextmanager

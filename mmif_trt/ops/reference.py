@@ -43,6 +43,59 @@ def spans(length: int, window: int, shift: int) -> list[slice]:
     return [slice(max(begin, 0), min(begin + window, length)) for begin in begins]
 
 
+def local_block(
+    x: Tensor,
+    depthwise: Tensor,
+    depthwise_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
+) -> Tensor:
+    """x + reduce(gelu(expand(depthwise(x)))), all in x's dtype: LAGN's local block on [B, C, H, W].
+
+    depthwise is [C, 1, 3, 3] with a border of 0, expand [E, C, 1, 1], reduce [C, E, 1, 1], the biases [C],
+    [E], [C]; GELU is the exact one, u Phi(u).
+    """
+    weights = (depthwise, depthwise_bias, expand, expand_bias, reduce, reduce_bias)
+    depthwise, depthwise_bias, expand, expand_bias, reduce, reduce_bias = (w.to(x.dtype) for w in weights)
+    t = F.conv2d(x, depthwise, depthwise_bias, padding=1, groups=x.shape[1])
+    return x + F.conv2d(F.gelu(F.conv2d(t, expand, expand_bias)), reduce, reduce_bias)
+
+
+def mlp_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """x + reduce(gelu(expand(norm(x)))) on [..., C]: the second half of LAGN's global block.
+
+    The norm is over C, with weight and bias [C]; expand is [E, C], reduce [C, E], their biases [E], [C]. The
+    layers' weights are taken in x's dtype, the norm's as they are. GELU is the exact one, u Phi(u).
+    """
+    expand, expand_bias, reduce, reduce_bias = (
+        w.to(x.dtype) for w in (expand, expand_bias, reduce, reduce_bias)
+    )
+    wide = x.to(torch.promote_types(x.dtype, norm_weight.dtype))
+    t = F.layer_norm(wide, (x.shape[-1],), norm_weight, norm_bias, eps).to(x.dtype)
+    return x + F.linear(F.gelu(F.linear(t, expand, expand_bias)), reduce, reduce_bias)
+
+
+def gated_mix(local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """s local + (1 - s) glob with s = sigmoid(weight [local, glob] + bias): what of either branch goes on.
+
+    local and glob are [B, C, H, W], weight [C, 2 C, 1, 1] and bias [C], taken in their dtype.
+    """
+    both = torch.cat([local, glob], 1)
+    share = torch.sigmoid(F.conv2d(both, weight.to(local.dtype), bias.to(local.dtype)))
+    return share * local + (1 - share) * glob
+
+
 def fusion_loss(
     f: Tensor,
     a: Tensor,

@@ -73,8 +73,15 @@ class State:
         self.average.load_state_dict(part("average."))
         for name, parameter in self.model.named_parameters():
             if moments := part(f"optimiser.{name}."):  # none where no gradient came yet
-                moved = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
-                self.optimiser.state[parameter] = moved
+                self.optimiser.state[parameter] = {k: like(v, parameter) for k, v in moments.items()}
+
+
+def like(x: Tensor, parameter: Tensor) -> Tensor:
+    """x on the parameter's device and, where their shapes agree, in its order of memory: fused AdamW walks
+    through parameters, gradients and moments side by side and does not look at strides."""
+    if x.shape != parameter.shape:
+        return x.to(parameter.device)
+    return torch.empty_like(parameter, dtype=x.dtype, requires_grad=False).copy_(x)
 
 
 def new_state(config: Any, build: Callable[[], nn.Module]) -> State:
@@ -86,7 +93,9 @@ def new_state(config: Any, build: Callable[[], nn.Module]) -> State:
     model = build().to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = build().to(device()).requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    return State(model, average, torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay))
+    # Fused: one call for all parameters, where the plain one takes a dozen for each.
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
+    return State(model, average, optimiser)
 
 
 def device() -> torch.device:
@@ -183,7 +192,7 @@ def average_gradients(model: nn.Module) -> None:
     flat /= dist.get_world_size()
     parts = flat.split([g.numel() for g in gradients])
     for parameter, part in zip(model.parameters(), parts, strict=True):
-        parameter.grad = part.view_as(parameter)
+        parameter.grad = like(part.view_as(parameter), parameter)
 
 
 def train_step(state: State, config: Any, objective: Objective) -> tuple[float, dict[str, Tensor]]:
@@ -200,8 +209,9 @@ def train_step(state: State, config: Any, objective: Objective) -> tuple[float, 
     state.optimiser.step()
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        for average, parameter in zip(state.average.parameters(), state.model.parameters(), strict=True):
-            average.lerp_(parameter, 1 - decay)
+        averages: list[Tensor] = list(state.average.parameters())
+        parameters: list[Tensor] = list(state.model.parameters())
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
     state.step += 1
     return loss.item(), terms
 

@@ -1,0 +1,22 @@
+// The CPU kernels for AVX-512 with its dot product of bfloat16, whatever the machine that builds this has; empty
+// where the CPU is not an x86-64.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#endif
+#define MMIF_ISA avx512bf16
+#define MMIF_VECTOR_BYTES 64
+#define MMIF_BFLOAT16_DOT 1
+#include "fusion_loss_bwd_kernel.h"
+#include "fusion_loss_fwd_kernel.h"
+#include "gated_mix_kernel.h"
+#include "local_block_kernel.h"
+#include "mlp_block_kernel.h"
+#include "window_attention_kernel.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,41 @@
+// The two pointwise layers that both of LAGN's blocks end with, in plain types; local_block.h and mlp_block.h
+// add what comes before them.
+//
+// Forward, at every pixel (or token), from t with C channels, through E hidden ones:
+//
+//   u = W1 t + b1      h = gelu(u)      W2 h + b2
+//
+// u is all that forward saves; t and h are cheap beside reading them back. Backward, from d_y and u, with
+// Phi and phi the normal distribution and its density:
+//
+//   d_h = W2^T d_y           d_W2 = sum over pixels of d_y h^T     d_b2 = sum of d_y
+//   d_u = d_h (Phi(u) + u phi(u))
+//   d_t = W1^T d_u           d_W1 = sum over pixels of d_u t^T     d_b1 = sum of d_u
+#pragma once
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace mmif {
+
+// `wide`, of all of these, is double where the data is double, float elsewhere: what accumulates. Matrices lie as
+// products want them, the output's index last: transposed forward, as they came backward.
+struct PointwiseParams {
+  int channels, hidden;     // C and E, multiples of 16
+  const void* expand;       // [C, E] wide: W1 transposed; backward: W1
+  const void* expand_bias;  // [E] wide
+  const void* reduce;       // [E, C] wide: W2 transposed; backward: W2
+  const void* reduce_bias;  // [C] wide
+};
+
+// Where the gradients lie in a chunk's row of sums, behind `first` sums of what comes before the layers: d_W1 as
+// [C, E], d_b1, d_W2 as [E, C], d_b2; the end.
+struct PointwiseOffsets {
+  int64_t expand, expand_bias, reduce, reduce_bias, end;
+};
+
+constexpr PointwiseOffsets pointwise_offsets(int64_t first, int64_t C, int64_t E) {
+  return {first, first + C * E, first + C * E + E, first + 2 * C * E + E, first + 2 * C * E + E + C};
+}
+
+}  // namespace mmif

@@ -1,0 +1,74 @@
+"""LAGN's local block as one operation on the CPU; the truth is `reference.local_block`.
+
+The kernel is csrc/cpu/local_block*; what forward saves for backward stands in csrc/local_block.h. On CUDA
+there is no kernel: the model keeps PyTorch's convolutions there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmif_trt.ops import has_block_kernel, kernels_available, reference
+
+
+def local_block(
+    x: Tensor,
+    depthwise: Tensor,
+    depthwise_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
+) -> Tensor:
+    """x + reduce(gelu(expand(depthwise(x)))): 3x3 depthwise with a border of 0, two pointwise layers.
+
+    x: [B, C, H, W], any strides and sizes; float32, float16, bfloat16 (sums in float32) or float64.
+    depthwise: [C, 1, 3, 3]; expand: [E, C, 1, 1]; reduce: [C, E, 1, 1]; biases [C], [E], [C]: in x's dtype,
+    or float32 beside a half, rounded to it as autocast would and with gradients in float32.
+    C and E are multiples of 16 where the kernel is to run. Under autocast x is cast to its dtype.
+
+    Returns [B, C, H, W] in x's dtype; from the kernel, channels last. Gradients to all seven, the same bits
+    in every run. Without a kernel, or on another device, the reference runs: the same numbers.
+    Raises RuntimeError for shapes or dtypes outside the above. No derivative of second order.
+    """
+    weights = (depthwise, depthwise_bias, expand, expand_bias, reduce, reduce_bias)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if not has_block_kernel(x, x.shape[1], len(expand)):
+        return reference.local_block(x, *weights)
+    out: Tensor = torch.ops.mmif_trt.local_block(x, *weights)[0]
+    return out
+
+
+def _fake(
+    x: Tensor, depthwise: Tensor, depthwise_bias: Tensor, expand: Tensor, *_: Tensor
+) -> tuple[Tensor, Tensor]:
+    B, C, H, W = x.shape
+    return x.new_empty(B, H, W, C).permute(0, 3, 1, 2), x.new_empty(B, H, W, expand.shape[0])
+
+
+def _fake_bwd(d_y: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    B, C, H, W = x.shape
+    return x.new_empty(B, H, W, C).permute(0, 3, 1, 2), *(w.new_empty(w.shape) for w in weights[:-1])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if d_y is None:
+        return (None,) * 7
+    gradients: tuple[Tensor, ...] = torch.ops.mmif_trt.local_block_bwd(d_y, *ctx.saved_tensors)
+    return gradients
+
+
+if kernels_available("cpu"):
+    torch.library.register_fake("mmif_trt::local_block", _fake)
+    torch.library.register_fake("mmif_trt::local_block_bwd", _fake_bwd)
+    torch.library.register_autograd("mmif_trt::local_block", _backward, setup_context=_save)

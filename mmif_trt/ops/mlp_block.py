@@ -1,0 +1,74 @@
+"""The second half of LAGN's global block as one operation on the CPU; the truth is `reference.mlp_block`.
+
+The kernel is csrc/cpu/mlp_block*; what forward saves for backward stands in csrc/mlp_block.h. On CUDA there
+is no kernel: the model keeps PyTorch's layers there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmif_trt.ops import has_block_kernel, kernels_available, reference
+
+
+def mlp_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
+    *,
+    eps: float = 1e-5,
+) -> Tensor:
+    """x + reduce(gelu(expand(norm(x)))): a layer norm over the channels, then two linear layers.
+
+    x: [..., C], any strides; float32, float16, bfloat16 (sums in float32) or float64.
+    norm_weight, norm_bias: [C]; expand: [E, C]; reduce: [C, E]; biases [E], [C]: in x's dtype, or float32
+    beside a half: the layers' are then rounded to it as autocast would, and gradients come in float32.
+    C and E are multiples of 16 where the kernel is to run. Under autocast x is cast to its dtype.
+
+    Returns x's shape and dtype. Gradients to all seven, the same bits in every run. Without a kernel, or on
+    another device, the reference runs: the same numbers.
+    Raises RuntimeError for shapes or dtypes outside the above. No derivative of second order.
+    """
+    weights = (norm_weight, norm_bias, expand, expand_bias, reduce, reduce_bias)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if not has_block_kernel(x, x.shape[-1], len(expand)):
+        return reference.mlp_block(x, *weights, eps)
+    out: Tensor = torch.ops.mmif_trt.mlp_block(x, *weights, eps)[0]
+    return out
+
+
+def _fake(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, expand: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel(), expand.shape[0])
+
+
+def _fake_bwd(d_y: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), *(w.new_empty(w.shape) for w in rest[:6])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if d_y is None:
+        return (None,) * 8
+    return *torch.ops.mmif_trt.mlp_block_bwd(d_y, *ctx.saved_tensors, ctx.eps), None
+
+
+if kernels_available("cpu"):
+    torch.library.register_fake("mmif_trt::mlp_block", _fake)
+    torch.library.register_fake("mmif_trt::mlp_block_bwd", _fake_bwd)
+    torch.library.register_autograd("mmif_trt::mlp_block", _backward, setup_context=_save)
