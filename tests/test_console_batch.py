@@ -19,6 +19,7 @@ from mmif_trt.cli import main
 from mmif_trt.console import cases, decoder
 from mmif_trt.image import InputError
 
+SECRET = bytes(range(32))
 SHAPE, AFFINE = (20, 40, 36), affine_of("SAL", (6, 4, 4), (20, 40, 36))
 
 
@@ -44,7 +45,7 @@ def test_series_are_paired_by_patient_study_and_frame(
     write_pet(root / "other study", affine_of(), StudyInstanceUID="1.2.4")
     write_mr(root / "localizer", small, (12, 60, 48), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     (root / "notes.txt").write_text("no DICOM")
-    found, left = cases.plan(str(root))
+    found, left = cases.plan(str(root), SECRET)
     assert len(found) == 1 and len(found[0].a) == 24 and len(found[0].b) == 20
     assert {Path(path).parent.name for path in (*found[0].a, *found[0].b)} == {"mr", "pt"}
     assert sum("no MRI of its patient, study and frame" in line for line in left) == 3
@@ -53,7 +54,9 @@ def test_series_are_paired_by_patient_study_and_frame(
     shown = capsys.readouterr().out
     assert shown.count("not paired") == 4 and "24 files" in shown and "PLANTED" not in shown
     assert not (tmp_path / "out").exists()
-    assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--quiet", "--format", "dcm"]) == 0
+    (tmp_path / "key").write_text(SECRET.hex())
+    named = ["--pseudonym-key", str(tmp_path / "key")]
+    assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--quiet", "--format", "dcm", *named]) == 0
     fused = mmif_trt.read(tmp_path / "out" / f"{found[0].name}.dcm")
     direct = mmif_trt.fuse(root / "mr", root / "pt")
     np.testing.assert_array_equal(fused.data, direct.data)
@@ -111,7 +114,7 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
 def test_a_wrong_manifest_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(InputError, match=words):
-        cases.plan(str(tmp_path / "m.csv"))
+        cases.plan(str(tmp_path / "m.csv"), SECRET)
     assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "o"), "--part", "3/2"]) == 2
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from mmif_trt import pseudonym
 from mmif_trt.console.volumes import PLANES, REGISTRATIONS
 from mmif_trt.image import InputError
 
@@ -26,6 +28,8 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--format", choices=("nii", "nii.gz", "dcm"), default="nii", help="default: nii")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
+    what = f"of names; default: one made as OUT/{pseudonym.FILE}"
+    parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th case from the I-th on")
     parser.add_argument("--plane", choices=PLANES)
     parser.add_argument("--palette", help="of scalar PET, SPECT")
@@ -56,8 +60,13 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.info import usable_cores
     from mmif_trt.pairs import prove_writable
 
-    found, left = work.plan(args.source)
-    mine = sorted(found, key=lambda case: case.name)[index - 1 :: count]
+    key = pseudonym.key_in(args.output, args.pseudonym_key, make=False)
+    if key is None and not args.dry_run and os.path.isdir(args.source):
+        prove_writable(args.output)
+        key = pseudonym.key_in(args.output)
+    # A plan shown before there is a key has names of its own, good for that one look.
+    found, left = work.plan(args.source, key or pseudonym.fresh_key())
+    mine = found[index - 1 :: count]
     suffix = f".{args.format}"
     todo = [case for case in mine if not work.is_done(case, args.output, suffix)]
     if args.dry_run:
