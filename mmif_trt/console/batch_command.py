@@ -87,15 +87,15 @@ def run(args: argparse.Namespace) -> int:
         batch.stop_on_signal() as (stop, received),
         tqdm(total=len(todo), unit="case", disable=args.quiet) as bar,
     ):
-        log = (args.output / f"batch-{index}-of-{count}.log").open("a", encoding="utf-8")
+        log = (args.output / f"batch-{index}-of-{count}.log").open("ab", buffering=0)
 
         def on_case(case: Any, error: str) -> None:
             bar.update()
-            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {case.name} {error or 'done'}\n")
-            log.flush()
             if error:
                 with tqdm.external_write_mode(file=sys.stderr):
                     print(f"mmif-trt: failed: {case.name}: {error}", file=sys.stderr)
+            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {case.name} {error or 'done'}\n"
+            log.write(line.encode(errors="replace"))
 
         keys = ("plane", "palette", "registration", "percentiles_a", "percentiles_b")
         options = {key: getattr(args, key) for key in keys}

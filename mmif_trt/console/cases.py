@@ -181,7 +181,10 @@ def _writer(
     on_case: Callable[[Case, str], None],
     count: dict[str, int],
 ) -> None:
+    full = f"the disk of {out} is full"
     while (work := fused.get()) is not None:
+        if stop.reason == full:
+            continue  # told once; these are made by the next run
         report: dict[str, Any] = {"name": work.case.name, "status": "failed", "message": work.error}
         try:
             if not work.error:
@@ -194,10 +197,10 @@ def _writer(
         except Exception as error:
             work.error = explain(error)
             if disk_is_full(error):
-                stop.reason = stop.reason or f"the disk of {out} is full"
+                stop.reason = stop.reason or full
         count["failed" if work.error else "done"] += 1
         try:
             on_case(work.case, work.error)
         except OSError as error:  # its log lies on the same disk
             if disk_is_full(error):
-                stop.reason = stop.reason or f"the disk of {out} is full"
+                stop.reason = stop.reason or full

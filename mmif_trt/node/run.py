@@ -49,7 +49,7 @@ def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
                                 again.forget(name)
                             else:
                                 log.warning("a study is tried again in %.0f s", again.later(name))
-                    spool.forget(settings.keep_s)
+                    spool.forget(settings.keep_s, fused)
                 except OSError as error:  # the disk: what is kept stays, and is looked at again
                     log.error("the spool cannot be read or written: %s", type(error).__name__)
                 time.sleep(POLL_S)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,11 @@ class Spool:
     def mark_failed(self, name: str, reason: str) -> None:
         io.write_atomic(self.root / "failed" / name, reason.encode())
 
-    def forget(self, keep_s: float) -> int:
-        """Removes the sources of studies that have been quiet for keep_s; returns how many."""
+    def forget(self, keep_s: float, settled: Container[str]) -> int:
+        """Removes the sources of settled studies that have been quiet for keep_s; returns how many."""
         count = 0
         for study in self.studies():
-            if self.quiet_s(study) > keep_s:
+            if study.name in settled and self.quiet_s(study) > keep_s:
                 with contextlib.suppress(OSError):  # something arrives just now: then it stays
                     for path in study.iterdir():
                         path.unlink()
