@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import phantoms
 import pytest
+from disks import disk, enlarge
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
 import mmif_trt
@@ -135,6 +136,83 @@ def test_the_reader_is_killed_over_memory_and_time_and_goes_on(tmp_path: Path) -
             reader.read((str(tmp_path / "mri.nii"),))
         reader.seconds = 60
         assert reader.read((str(tmp_path / "mri.nii"),)).data.shape == SHAPE
+
+
+def test_a_header_that_kills_its_reader_costs_its_file_alone(tmp_path: Path) -> None:
+    """Headers are parsed in the child: one takes all its memory, one nests without an end, one is cut off."""
+    import pydicom
+
+    write_mr(tmp_path / "mr", AFFINE, SHAPE)
+    good = sorted(str(path) for path in (tmp_path / "mr").iterdir())
+    dataset = pydicom.dcmread(good[0])
+    del dataset.PixelData
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    dataset.ImageComments = "x" * (200 << 20)  # deflated to a fifth of a megabyte
+    dataset["ImageComments"].VR = "UT"  # which may be so long
+    (tmp_path / "bomb").write_bytes(phantoms.encoded(dataset))
+    assert (tmp_path / "bomb").stat().st_size < 1 << 20
+    head_end = Path(good[0]).read_bytes()[:400]
+    (tmp_path / "cut").write_bytes(head_end)
+    start = head_end[: head_end.index(b"\x08\x00")]
+    nested = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 40_000
+    (tmp_path / "nested").write_bytes(start + nested)
+    bad = [str(tmp_path / name) for name in ("bomb", "cut", "nested")]
+    with decoder.Decoder(megabytes=600) as reader:
+        found = dict(reader.headers([*good[:3], *bad, *good[3:]]))
+        assert set(good) <= set(found) and not {bad[0], bad[2]} & set(found)
+        assert found[good[0]]["PatientID"] == phantoms.PLANTED["PatientID"]
+        assert found[good[0]]["ImageType"] == ["ORIGINAL", "PRIMARY", "AXIAL"]
+
+
+def test_the_parent_parses_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmif_trt.io import dicom
+
+    write_mr(tmp_path / "root" / "mr", AFFINE, SHAPE)
+    write_pet(tmp_path / "root" / "pt", AFFINE, SHAPE)
+
+    def parse(*_: object, **__: object) -> None:
+        raise AssertionError("a header was parsed in the parent")
+
+    monkeypatch.setattr(dicom, "parse", parse)
+    out = tmp_path / "out"
+    assert main(["batch", str(tmp_path / "root"), "-o", str(out), "--quiet", "--format", "dcm"]) == 0
+    series = [str(tmp_path / "root" / name) for name in ("mr", "pt")]
+    assert main(["fuse", *series, "-o", str(tmp_path / "one.dcm"), "--quiet"]) == 0
+    assert len(list(out.glob("*.dcm"))) == 1 and (tmp_path / "one.dcm").stat().st_size
+
+
+def test_a_full_disk_stops_a_batch_with_one_line_and_the_next_run_does_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, 4)
+    with disk(tmp_path / "disk", "700k") as small:
+        out = small / "out"
+        assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 1
+        error = capsys.readouterr().err
+        assert error.count("No space left on device") == 1 and error.count("is full") == 1, error
+        assert error.count("\n") == 2
+        done = {p.stem for p in out.glob("*.json") if json.loads(p.read_text())["status"] == "done"}
+        assert 1 <= len(done) < 4 and not list(out.glob(".*"))
+        pictures = {p.stem.removesuffix("_luma") for p in out.glob("*.nii")}
+        assert pictures == done, "nothing of the case for which there was no room"
+        enlarge(small, "8m")
+        assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0
+        first = (out / "case000.nii").read_bytes()
+        assert [p.read_bytes() == first for p in sorted(out.glob("case???.nii"))] == [True] * 4
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.dcm", "slices"])
+def test_a_full_disk_leaves_nothing_of_fuse(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mr(tmp_path / "mr", AFFINE, SHAPE)
+    write_pet(tmp_path / "pt", AFFINE, SHAPE)
+    series = [str(tmp_path / folder) for folder in ("mr", "pt")]
+    with disk(tmp_path / "disk", "16k") as small:
+        assert main(["fuse", *series, "-o", str(small / name), "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "No space left on device" in error
+        assert not list(small.iterdir())
 
 
 def test_what_crosses_the_process_is_what_was_read(tmp_path: Path) -> None:
