@@ -63,6 +63,17 @@ def test_series_are_paired_by_patient_study_and_frame(
     np.testing.assert_array_equal(fused.data, direct.data)
 
 
+def test_parts_are_the_same_whatever_the_key(tmp_path: Path) -> None:
+    """Machines with outputs of their own have keys of their own, and must still share out the same list."""
+    for number in range(4):
+        who = {"PatientID": f"P{number}", "StudyInstanceUID": f"1.2.{number}"}
+        write_mr(tmp_path / "root" / f"mr{number}", AFFINE, (4, 40, 36), **who)
+        write_pet(tmp_path / "root" / f"pt{number}", AFFINE, (4, 40, 36), **who)
+    plans = [cases.plan(str(tmp_path / "root"), bytes([number]) * 32)[0] for number in range(5)]
+    assert len(plans[0]) == 4 and len({case.name for plan in plans for case in plan}) == 20
+    assert {tuple(case.a for case in plan) for plan in plans} == {tuple(case.a for case in plans[0])}
+
+
 def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path) -> None:
     path = manifest(tmp_path, 4)
     (tmp_path / "bad.nii").write_bytes((tmp_path / "mri.nii").read_bytes()[:-100])

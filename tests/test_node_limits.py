@@ -116,6 +116,30 @@ def test_a_wrong_tls_file_is_one_line(certificates: Certificates, tmp_path: Path
     assert main([*words, "--spool", str(tmp_path / "spool"), "--tls", *files]) == 2
 
 
+def test_what_is_told_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    from mmif_trt.cli import main
+    from mmif_trt.node import command
+
+    parser = argparse.ArgumentParser()
+    command.add(parser.add_subparsers())
+    words = ["node", "--aet", "MMIF", "--port", "1", "--send-to", "PACS@10.0.0.1:104"]
+    words += ["--percentiles-b", "1", "99"]
+    settings = command.settings_of(parser.parse_args([*words, "--max-mb", "0.5", "--max-spool-mb", "7"]))
+    assert settings.max_instance_bytes == 1 << 19 and settings.max_spool_bytes == 7 << 20
+    assert settings.options["percentiles_b"] == [1, 99] and settings.options["percentiles_a"] is None
+    for wrong, said in (
+        (["--tls-any-peer"], "accepted with --tls"),
+        (["--max-mb", "0"], "accepted are numbers above 0"),
+        (["--max-associations", "-3"], "accepted are numbers above 0"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert main([*words, "--spool", str(tmp_path / "s"), *wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 def associate(node: Node) -> Any:
     ae: Any = pynetdicom.AE("SCANNER")
     ae.add_requested_context(phantoms.SOP["MR"], "1.2.840.10008.1.2.1")

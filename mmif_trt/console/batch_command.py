@@ -50,6 +50,17 @@ def part_of(text: str) -> tuple[int, int]:
     return index, count
 
 
+def _secret(args: argparse.Namespace) -> bytes:
+    """The key of the names, kept with the output. A dry run makes none: its names are for that one look."""
+    from mmif_trt.pairs import prove_writable
+
+    key = pseudonym.key_in(args.output, args.pseudonym_key, make=False)
+    if key is None and not args.dry_run and os.path.isdir(args.source):
+        prove_writable(args.output)
+        key = pseudonym.key_in(args.output)
+    return key or pseudonym.fresh_key()
+
+
 def run(args: argparse.Namespace) -> int:
     index, count = part_of(args.part)
     from tqdm import tqdm
@@ -60,12 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.info import usable_cores
     from mmif_trt.pairs import prove_writable
 
-    key = pseudonym.key_in(args.output, args.pseudonym_key, make=False)
-    if key is None and not args.dry_run and os.path.isdir(args.source):
-        prove_writable(args.output)
-        key = pseudonym.key_in(args.output)
-    # A plan shown before there is a key has names of its own, good for that one look.
-    found, left = work.plan(args.source, key or pseudonym.fresh_key())
+    found, left = work.plan(args.source, _secret(args))
     mine = found[index - 1 :: count]
     suffix = f".{args.format}"
     todo = [case for case in mine if not work.is_done(case, args.output, suffix)]
