@@ -23,6 +23,7 @@ from mmif_trt.node.spool import Spool
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
 MAX_RETRY_S = 300.0
+MAX_HOLD_S = 600.0  # an association that stays open holds a study back no longer than this
 
 
 def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
@@ -42,8 +43,9 @@ def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
                     for study in spool.studies():
                         name, quiet = study.name, spool.quiet_s(study)
                         arrived = round(time.time() - quiet, 2)
-                        settled = quiet >= settings.quiet_s and name not in receiver.sending()
-                        if settled and abs(fused.get(name, -1) - arrived) > 0.1 and again.due(name):
+                        held = name in receiver.sending() and quiet < MAX_HOLD_S
+                        is_new = abs(fused.get(name, -1) - arrived) > 0.1
+                        if quiet >= settings.quiet_s and not held and is_new and again.due(name):
                             if _fuse_study(settings, spool, counters, fuser, decoder, study, stop):
                                 fused[name] = arrived
                                 again.forget(name)
@@ -94,8 +96,8 @@ def _fuse_study(
             return False
         name = spool.name(case)
         if spool.larger(name):
-            spool.mark_failed(name, "fewer instances than a fusion of this pair that is done")
             log.warning("case %s is left: a fusion of more instances is done", name)
+            settled &= _mark(spool, name, "fewer instances than a fusion of this pair that is done")
             continue
         start = time.monotonic()
         try:
@@ -108,14 +110,24 @@ def _fuse_study(
             settled = False
             continue
         except Exception as error:
-            spool.mark_failed(name, explain(error))
             counters.add("fusions_failed_total")
             log.error("case %s failed: %s", name, explain(error))
+            settled &= _mark(spool, name, explain(error))
             continue
         counters.add("fusions_total")
         counters.add("fusion_seconds_sum", time.monotonic() - start)
         log.info("case %s fused in %.1f s", name, time.monotonic() - start)
     return settled
+
+
+def _mark(spool: Spool, name: str, reason: str) -> bool:
+    """Whether the mark of a failed case could be written; without it the case is looked at again."""
+    try:
+        spool.mark_failed(name, reason)
+    except OSError as error:
+        log.error("case %s: %s", name, _without_path(error))
+        return False
+    return True
 
 
 def _without_path(error: BaseException) -> str:

@@ -154,7 +154,8 @@ class Receiver:
             return CANNOT_UNDERSTAND
         with self._turn:  # before it lies there: the study may look quiet
             self._open.setdefault(id(event.assoc), set()).add(self.spool.folder(study).name)
-        self.spool.put(study, uid, event.encoded_dataset())
+        with held.getbuffer() as body:  # no copy: an instance may be half of the memory that is allowed
+            self.spool.put(study, uid, _file_start(event), body)
         return SUCCESS
 
     def _too_fast(self) -> bool:
@@ -166,6 +167,18 @@ class Receiver:
                 return True
             self._recent.append(now)
         return False
+
+
+def _file_start(event: Any) -> bytes:
+    """Preamble and meta information (PS3.10, 7.1) of a file of the received data set."""
+    from io import BytesIO
+
+    from pydicom.filewriter import write_file_meta_info
+
+    stream = BytesIO()
+    stream.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(stream, event.file_meta)
+    return stream.getvalue()
 
 
 def _study_of(data: bytes, syntax: Any) -> str:

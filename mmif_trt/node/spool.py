@@ -47,12 +47,12 @@ class Spool:
     def folder(self, study: str) -> Path:
         return self.root / "incoming" / pseudonym.name_of(self._key, study)
 
-    def put(self, study: str, instance: str, data: bytes) -> None:
+    def put(self, study: str, instance: str, head: bytes, body: memoryview) -> None:
         """Keeps one instance, durably: only then may the peer be told Success. The same one again is one."""
         folder = self.folder(study)
         folder.mkdir(exist_ok=True)
-        io.write_atomic(folder / f"{pseudonym.name_of(self._key, instance)}.dcm", data)
-        self._used += len(data)
+        io.write_atomic(folder / f"{pseudonym.name_of(self._key, instance)}.dcm", head, body)
+        self._used += len(head) + len(body)
 
     def used(self) -> int:
         """Bytes of all files here, counted every RECOUNT_S; what arrives between is added."""
