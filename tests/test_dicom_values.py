@@ -238,7 +238,9 @@ def test_palette_colour(bits: int) -> None:
         part.HighBit, part.PixelData = 7, plane.tobytes()
         for channel, name in enumerate(("Red", "Green", "Blue")):
             table = (
-                tables[:, channel].astype("<u1") if bits == 8 else (tables[:, channel] * 257).astype("<u2")
+                tables[:, channel].astype("<u1")
+                if bits == 8
+                else (tables[:, channel] * 256 + 255 - ramp).astype("<u2")
             )
             setattr(part, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
             setattr(part, f"{name}PaletteColorLookupTableData", table.tobytes())
@@ -301,7 +303,7 @@ def lying(syntax: str) -> Dataset:
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, RLELossless, JPEGBaseline8Bit])
 def test_a_stream_that_announces_more_than_its_header_is_refused_unopened(syntax: str) -> None:
     data, start = encoded(lying(syntax)), time.process_time()
-    with pytest.raises(InputError, match="accepted is"):
+    with pytest.raises(InputError, match="JPEG of 60000 x 60000 px in 1 channels|bytes of RLE for a frame"):
         dicom.decode(data, "lying")
     assert time.process_time() - start < 2, "nothing of 60000 x 60000 px was made"
 

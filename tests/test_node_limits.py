@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,13 +190,14 @@ def test_a_message_without_an_end_takes_no_memory(study: Path, node: Node) -> No
     association = associate(node)
     assert association.send_c_store(huge).Status == 0xA700
     association.release()
-    for count in (3000, 100, 100, 100):  # 196 MB, and then some of 6.6 MB that hang up before the end
+    for count in (3000, 45, 45, 45, 45):  # 196 MB, and then some of 2.9 MB that hang up before the end
         endless = associate(node)
         fragment = struct.pack(">IBB", 65_538, endless.accepted_contexts[0].context_id, 0) + b"\0" * 65_536
         with contextlib.suppress(OSError):
             for _ in range(count):
                 endless.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, len(fragment)) + fragment)
         endless.abort()
+    time.sleep(1)
     assert node.memory_mb("VmHWM") < before + 40
     assert node.metric("instances_refused_total") == 1 and len(spooled(node)) == SHAPE[0]
     assert "over a limit of size or memory" in node.log

@@ -12,22 +12,8 @@ from typing import Any
 from mmif_trt.image import InputError
 
 RLE = "1.2.840.10008.1.2.5"
-_FRAME_HEADERS = {
-    0xC0,
-    0xC1,
-    0xC2,
-    0xC3,
-    0xC5,
-    0xC6,
-    0xC7,
-    0xC9,
-    0xCA,
-    0xCB,
-    0xCD,
-    0xCE,
-    0xCF,
-    0xF7,
-}  # F7: LS
+# SOF markers; DE: of the whole of a hierarchical JPEG, F7: of JPEG-LS.
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
 _MAX_RLE_GROWTH = 1.2  # PackBits never makes data longer by more than 1 in 128, and some padding
 
 

@@ -171,14 +171,12 @@ class Receiver:
 
 def _file_start(event: Any) -> bytes:
     """Preamble and meta information (PS3.10, 7.1) of a file of the received data set."""
-    from io import BytesIO
-
+    from pydicom.filebase import DicomBytesIO
     from pydicom.filewriter import write_file_meta_info
 
-    stream = BytesIO()
-    stream.write(b"\0" * 128 + b"DICM")
+    stream = DicomBytesIO()
     write_file_meta_info(stream, event.file_meta)
-    return stream.getvalue()
+    return b"\0" * 128 + b"DICM" + stream.getvalue()
 
 
 def _study_of(data: bytes, syntax: Any) -> str:
