@@ -22,6 +22,7 @@ PHOTOMETRIC = (
     "YBR_ICT",
     "YBR_RCT",
 )
+UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -157,9 +158,9 @@ def frames(dataset: Any) -> np.ndarray:
     colour = int(dataset.get("SamplesPerPixel", 1) or 1) > 1
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric not in PHOTOMETRIC:
+        came = photometric if photometric in UNCONVERTED else "missing or unknown"  # no free text of a header
         raise InputError(
-            f"{dataset.filename}: Photometric Interpretation {photometric[:16] or 'missing'}; "
-            f"accepted are {', '.join(PHOTOMETRIC)}"
+            f"{dataset.filename}: Photometric Interpretation {came}; accepted are {', '.join(PHOTOMETRIC)}"
         )
     try:
         if colour and int(dataset.BitsAllocated) != 8:

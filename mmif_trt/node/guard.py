@@ -176,15 +176,16 @@ class Server(ThreadedAssociationServer):
     budget: Budget
     refused: Callable[[], None]
     _greeting = 0
+    _turn = threading.Lock()
 
     @contextlib.contextmanager
     def greeting(self) -> Any:
-        with self.budget._turn:
+        with self._turn:
             self._greeting += 1
         try:
             yield
         finally:
-            with self.budget._turn:
+            with self._turn:
                 self._greeting -= 1
 
     def get_request(self) -> Any:

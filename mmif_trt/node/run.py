@@ -49,7 +49,7 @@ def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
                             if _fuse_study(settings, spool, counters, fuser, decoder, study, stop):
                                 fused[name] = arrived
                                 again.forget(name)
-                            else:
+                            elif not stop.reason:
                                 log.warning("a study is tried again in %.0f s", again.later(name))
                     spool.forget(settings.keep_s, fused)
                 except OSError as error:  # the disk: what is kept stays, and is looked at again
@@ -138,7 +138,7 @@ def _without_path(error: BaseException) -> str:
 def _queue(spool: Spool, name: str, dataset: Any) -> None:
     """To the PACS; where that has a fusion of a part of these instances, the new one names it."""
     before = spool.sent_before(name)
-    uids = [uid for mark in before if (uid := mark.read_text())]
+    uids = [uid for mark in before if (uid := spool.uid_of(mark))]
     if uids:
         words = f"replaces {', '.join(uids)}, made before all instances had arrived"
         dataset.DerivationDescription = f"{words}; {dataset.DerivationDescription}"[:1024]

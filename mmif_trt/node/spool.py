@@ -126,6 +126,10 @@ class Spool:
             file.truncate(0)
             file.write(uid.encode())
 
+    def uid_of(self, mark: Path) -> str:
+        """What a mark says that the PACS took; "" where a crash left it without."""
+        return mark.read_text() if mark.stat().st_size <= 64 else ""
+
     def mark_failed(self, name: str, reason: str) -> None:
         io.write_atomic(self.root / "failed" / name, reason.encode())
 
