@@ -18,6 +18,8 @@ from disks import disk
 from peers import Node, free_port, needs, run_storescu, storescu, until
 from phantoms import affine_of, grid, slices, uptake, write_mr, write_series
 
+from mmif_trt.node.spool import Spool
+
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs the clinical extra")
 
 QUICK = ("--quiet-s", "1")
@@ -152,20 +154,24 @@ def test_late_instances_make_a_complete_series_that_says_what_it_replaces(
         node.kill()
 
 
-def test_a_partial_fusion_that_still_waits_gives_way(study: Path, tmp_path: Path) -> None:
-    node = Node(tmp_path / "node", free_port(), *QUICK)
-    node.start()
-    try:
-        assert storescu(node.port, study / "mr") == storescu(node.port, study / "pt early") == 0
-        (part,) = until(lambda: outgoing(node))
-        assert storescu(node.port, study / "pt late") == 0
-        until(lambda: [path for path in outgoing(node) if path != part])
-        (whole,) = until(lambda: outgoing(node) if len(outgoing(node)) == 1 else None)
-        assert len(pydicom.dcmread(whole).SourceImageSequence) == 40
-        assert "replaces" not in pydicom.dcmread(whole).DerivationDescription
-        assert f"takes the place of {part.stem}" in node.log
-    finally:
-        node.kill()
+def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
+    """In the spool itself: names end in the number of instances and which they are."""
+    spool = Spool(tmp_path)
+    assert spool.queue("pair_34_aaaa", b"part") == [] and spool.queue("other_34_bbbb", b"x") == []
+    assert spool.queue("pair_40_cccc", b"whole") == ["pair_34_aaaa"]
+    assert [path.stem for path in spool.waiting()] == ["other_34_bbbb", "pair_40_cccc"]
+    assert (
+        spool.larger("pair_34_aaaa") and not spool.larger("pair_41_dddd") and not spool.larger("pair_40_cccc")
+    )
+    whole = spool.waiting()[1]
+    spool.mark_sent(whole, "1.2.3")
+    assert spool.state("pair_40_cccc") == "sent" and not whole.exists() and spool.larger("pair_39_eeee")
+    (mark,) = spool.sent_before("pair_41_dddd")
+    assert spool.uid_of(mark) == "1.2.3" and not spool.sent_before("pair_40_cccc")
+    mark.write_bytes(b"DICM" * 4000)  # a kill after the file became the mark, before it shrank
+    assert Spool(tmp_path).state("pair_40_cccc") == "sent" and spool.uid_of(mark) == ""
+    spool.mark_sent(tmp_path / "outgoing" / "pair_34_aaaa.dcm", "1.2.4")  # it was on its way when it gave way
+    assert spool.state("pair_34_aaaa") == "sent"
 
 
 def test_a_pause_within_an_association_is_no_end(study: Path, tmp_path: Path) -> None:
