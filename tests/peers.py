@@ -19,7 +19,7 @@ import pytest
 def needs(*tools: str) -> None:
     for tool in tools:
         if not shutil.which(tool):
-            pytest.skip(f"{tool} is not installed (apt-get install dcmtk orthanc)")
+            pytest.skip(f"{tool} is not installed (apt-get install dcmtk orthanc openssl)")
 
 
 def free_port() -> int:

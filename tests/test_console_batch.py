@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import phantoms
@@ -16,9 +17,11 @@ from disks import disk, enlarge
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
 import mmif_trt
+from mmif_trt import outputs
 from mmif_trt.cli import main
 from mmif_trt.console import cases, decoder
-from mmif_trt.image import InputError
+from mmif_trt.image import Image, InputError
+from mmif_trt.io import OutputError, dicom
 
 SECRET = bytes(range(32))
 SHAPE, AFFINE = (20, 40, 36), affine_of("SAL", (6, 4, 4), (20, 40, 36))
@@ -176,8 +179,6 @@ def test_a_header_that_kills_its_reader_costs_its_file_alone(tmp_path: Path) -> 
 
 
 def test_the_parent_parses_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmif_trt.io import dicom
-
     write_mr(tmp_path / "root" / "mr", AFFINE, SHAPE)
     write_pet(tmp_path / "root" / "pt", AFFINE, SHAPE)
 
@@ -212,18 +213,35 @@ def test_a_full_disk_stops_a_batch_with_one_line_and_the_next_run_does_the_rest(
         assert [p.read_bytes() == first for p in sorted(out.glob("case???.nii"))] == [True] * 4
 
 
+@pytest.fixture(scope="module")
+def fused() -> tuple[Any, Image, Image]:
+    a, b = (
+        dicom.series([dicom.parse(phantoms.encoded(part), "x") for part in parts], "x")
+        for parts in (
+            phantoms.slices(head(grid(AFFINE, SHAPE)), AFFINE),
+            phantoms.slices(20 * uptake(grid(AFFINE, SHAPE)), AFFINE, "PT"),
+        )
+    )
+    return mmif_trt.Fuser().fuse_volumes(a, b), a, b
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("x.nii", "160k"), ("x.nii.gz", "16k"), ("x.dcm", "16k"), ("slices", "16k")]
 )
-def test_a_full_disk_leaves_nothing_of_fuse(
-    tmp_path: Path, name: str, size: str, capsys: pytest.CaptureFixture[str]
+def test_a_full_disk_leaves_nothing_of_an_output(
+    tmp_path: Path, name: str, size: str, fused: tuple[Any, Image, Image]
 ) -> None:
     """160k: the luma of 115 KB has room, the RGB after it has not."""
-    write_mr(tmp_path / "mr", AFFINE, SHAPE)
-    write_pet(tmp_path / "pt", AFFINE, SHAPE)
-    series = [str(tmp_path / folder) for folder in ("mr", "pt")]
     with disk(tmp_path / "disk", size) as small:
-        assert main(["fuse", *series, "-o", str(small / name), "--quiet"]) == 2
+        with pytest.raises(OutputError, match="No space left on device"):
+            outputs.save(str(small / name), *fused)
+        assert not list(small.iterdir())
+
+
+def test_a_full_disk_is_one_line_of_fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series = [str(write_mr(tmp_path / "mr", AFFINE, SHAPE)), str(write_pet(tmp_path / "pt", AFFINE, SHAPE))]
+    with disk(tmp_path / "disk", "16k") as small:
+        assert main(["fuse", *series, "-o", str(small / "x.dcm"), "--quiet"]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "No space left on device" in error
         assert not list(small.iterdir())

@@ -213,12 +213,11 @@ def test_a_message_without_an_end_takes_no_memory(study: Path, node: Node) -> No
     "node",
     [
         ("--max-spool-mb", "0.05"),
-        ("--min-free-mb", "900000000"),
         ("--max-per-s", "2"),
         ("--max-association-mb", "0.05"),
     ],
     indirect=True,
-    ids=["spool", "free", "rate", "association"],
+    ids=["spool", "rate", "association"],
 )
 def test_a_limit_is_a_clear_status(study: Path, node: Node) -> None:
     done = run_storescu(node.port, study / "mr", "--no-halt")
