@@ -145,6 +145,11 @@ class _Socket(AssociationSocket):
         return out
 
 
+def bound(event: Any) -> None:
+    """For EVT_CONN_OPEN of an association that we open: what answers there may be no PACS."""
+    event.assoc.dul.socket.__class__ = _Socket
+
+
 class Handler(RequestHandler):
     server: Server
 

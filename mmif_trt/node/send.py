@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mmif_trt.node import tls
 from mmif_trt.node.settings import Settings
@@ -18,7 +19,9 @@ def send(settings: Settings, path: Path) -> tuple[str, str]:
     failure or takes no such class, UNREACHABLE where there was no answer.
     """
     import pydicom
-    from pynetdicom import AE
+    from pynetdicom import AE, evt
+
+    from mmif_trt.node import guard
 
     dataset = pydicom.dcmread(path)
     uid = str(dataset.SOPInstanceUID)
@@ -27,7 +30,9 @@ def send(settings: Settings, path: Path) -> tuple[str, str]:
     ae.connection_timeout = TIMEOUT_S
     ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
     title, host, port = settings.send_to
-    association = ae.associate(host, port, ae_title=title, tls_args=tls.for_pacs(settings))
+    handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
+    secured = tls.for_pacs(settings)
+    association = ae.associate(host, port, ae_title=title, tls_args=secured, evt_handlers=handlers)
     if not association.is_established:
         return REFUSED if association.rejected_contexts else UNREACHABLE, uid
     try:
