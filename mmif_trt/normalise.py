@@ -36,11 +36,14 @@ def from_unit(unit: np.ndarray, dtype: np.dtype, value_range: tuple[float, float
     return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
 
 
-def volume_limits(image: Image, percentiles: tuple[float, float] | None) -> tuple[tuple[float, float], str]:
+def volume_limits(
+    image: Image, percentiles: tuple[float, float] | None, side: str = "a"
+) -> tuple[tuple[float, float], str]:
     """(black, white) of a volume, once for all its slices, and in words where they come from.
 
     percentiles: (low, high), 0..100, of all voxels, where the caller asks; else the stated range
-    (argument, DICOM window, NIfTI cal_min, cal_max), else LIMITS. Raises InputError where nothing is known.
+    (argument, DICOM window, NIfTI cal_min, cal_max), else LIMITS. side: "a" or "b", for the message. Raises
+    InputError where nothing is known.
     """
     if percentiles is not None:
         low, high = percentiles
@@ -60,5 +63,7 @@ def volume_limits(image: Image, percentiles: tuple[float, float] | None) -> tupl
     why = "".join(f" ({note})" for note in image.notes)
     kind = f"{image.modality or 'unknown modality'} in {image.units or 'unknown units'}"
     raise InputError(
-        f"{image.source}: {kind}{why} has no fixed black and white; accepted is a value range, or percentiles"
+        f"{image.source}: {kind}{why} has no fixed black and white; accepted is to state them: "
+        f"--value-range-{side} LOW HIGH (Python: value_range_{side}=(LOW, HIGH); manifest: low_{side}, "
+        f"high_{side}), or --percentiles-{side} 1 99.5 (Python: percentiles_{side}=(1, 99.5)) of the volume"
     )

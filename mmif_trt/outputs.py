@@ -41,8 +41,14 @@ def save(
     if kind == "nifti":
         stem, end = (path[:-7], path[-7:]) if path.lower().endswith(".nii.gz") else (path[:-4], path[-4:])
         luma = f"{stem}{LUMA}{end}"
+        was_there = os.path.exists(luma)
         io.write(luma, fused.luma)  # the RGB last: where it stands, all stands
-        io.write(path, fused.image)
+        try:
+            io.write(path, fused.image)
+        except io.OutputError:
+            if not was_there:
+                os.unlink(luma)
+            raise
         return [path, luma]
     if kind == "dicom":
         io.write_atomic(

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmif_trt import pseudonym
 from mmif_trt.io.dicom_values import MODALITY
 
+# What pairing asks of a header (see console/decoder.py, which reads them in a child process).
 KEYS = (
     "PatientID",
+    "IssuerOfPatientID",
     "StudyInstanceUID",
     "FrameOfReferenceUID",
     "SeriesInstanceUID",
+    "SeriesNumber",
     "Modality",
     "SOPInstanceUID",
+    "ImageType",
 )
 
 
 @dataclass
 class Series:
-    """One series as it lies on disk. key: hash of patient, study and frame of reference, no patient value."""
+    """One series as it lies on disk. key: pseudonym of patient, study and frame of reference; tag: of the
+    series. group: what key stands for: never in a name or a message."""
 
     uid: str
     modality: str  # mri, ct, pet or spect
+    group: str
     key: str
+    tag: str
     frame: str
     number: int
     paths: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> file
-
-    @property
-    def tag(self) -> str:
-        return hashlib.sha256(self.uid.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def collect(found: Iterable[tuple[str, Any]]) -> list[Series]:
-    """found: (path, dataset without pixels). Localizers, derived pictures and other modalities are left out;
-    an instance that lies there twice counts once."""
+def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> list[Series]:
+    """found: (path, header: a dict of KEYS). secret: the key of the pseudonyms. Localizers, derived pictures
+    and other modalities are left out; an instance that lies there twice counts once.
+
+    In the order of patient and study: the same on every machine, whatever the key."""
     series: dict[str, Series] = {}
     for path, dataset in found:
         modality = MODALITY.get(str(dataset.get("Modality")))
@@ -57,21 +62,29 @@ def collect(found: Iterable[tuple[str, Any]]) -> list[Series]:
         uid = str(dataset.get("SeriesInstanceUID", ""))
         frame = str(dataset.get("FrameOfReferenceUID", ""))
         parts = [str(dataset.get(key, "")) for key in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")]
-        key = hashlib.sha256("\0".join([*parts, frame]).encode()).hexdigest()[:12]
+        group = "\0".join([*parts, frame])
         # A series whose instances name two patients or two frames becomes two: neither is paired unseen.
-        one = series.setdefault(
-            f"{uid}/{key}/{modality}",
-            Series(uid, modality, key, frame, int(dataset.get("SeriesNumber") or 0)),
-        )
+        one = series.get(f"{uid}/{group}/{modality}")
+        if one is None:
+            key, tag = pseudonym.name_of(secret, group, 12), pseudonym.name_of(secret, uid, 8)
+            one = Series(uid, modality, group, key, tag, frame, _number(dataset.get("SeriesNumber")))
+            series[f"{uid}/{group}/{modality}"] = one
         one.paths.setdefault(str(dataset.get("SOPInstanceUID", path)), path)
-    return sorted(series.values(), key=lambda one: (one.key, one.modality, one.number, one.uid))
+    return sorted(series.values(), key=lambda one: (one.group, one.modality, one.number, one.uid))
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 def pair(series: list[Series]) -> tuple[list[Case], list[str]]:
     """(cases, why the rest is not paired). Every CT, PET and SPECT goes with the MRI of its group that has
     the most slices (of equals the first by number)."""
     cases, left = [], []
-    for key in sorted({one.key for one in series}):
+    for key in dict.fromkeys(one.key for one in series):
         group = [one for one in series if one.key == key]
         mri = sorted((one for one in group if one.modality == "mri"), key=lambda one: -len(one.paths))
         others = [one for one in group if one.modality != "mri"]

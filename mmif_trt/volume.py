@@ -58,7 +58,9 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
     a, b, palette, plane = _check(a, b, options)
     moved, report = geometry.align(a, b, options.registration, assume_aligned=options.assume_aligned)
     limits_a, how_a = normalise.volume_limits(a, options.percentiles_a)
-    limits_b, how_b = normalise.volume_limits(b, options.percentiles_b)  # of b as it came, not of its edges
+    limits_b, how_b = normalise.volume_limits(
+        b, options.percentiles_b, "b"
+    )  # of b as it came, not of its edges
     assert a.affine is not None
     a_slices, affine = orient(a.data, a.affine, plane)
     b_slices, _ = orient(moved.data, a.affine, plane)

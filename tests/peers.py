@@ -19,7 +19,7 @@ import pytest
 def needs(*tools: str) -> None:
     for tool in tools:
         if not shutil.which(tool):
-            pytest.skip(f"{tool} is not installed (apt-get install dcmtk orthanc)")
+            pytest.skip(f"{tool} is not installed (apt-get install dcmtk orthanc openssl)")
 
 
 def free_port() -> int:
@@ -40,6 +40,39 @@ def until(what: Callable[[], Any], seconds: float = 90.0) -> Any:
             return found
         time.sleep(0.2)
     raise AssertionError("it did not happen in time")
+
+
+class Certificates:
+    """An authority and what it signed, and a stranger's, made by openssl for 127.0.0.1."""
+
+    def __init__(self, folder: Path) -> None:
+        needs("openssl")
+        folder.mkdir()
+        self.folder = folder
+        for authority, names in (("ca", ("node", "scanner", "pacs")), ("stranger-ca", ("stranger",))):
+            self._openssl("req", "-x509", *self._new(authority), "-subj", f"/CN={authority}")
+            for name in names:
+                (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+                self._openssl("req", *self._new(name, ".csr"), "-subj", f"/CN={name}")
+                signed = ["-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key"]
+                end = ["-CAcreateserial", "-days", "2", "-extfile", "san", "-out", f"{name}.pem"]
+                self._openssl("x509", "-req", *signed, *end)
+
+    @staticmethod
+    def _new(name: str, end: str = ".pem") -> list[str]:
+        return ["-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}{end}"]
+
+    def _openssl(self, *words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
+
+    def ours(self, name: str) -> list[str]:
+        """For --tls."""
+        return [str(self.folder / f"{part}") for part in (f"{name}.pem", f"{name}.key", "ca.pem")]
+
+    def dcmtk(self, name: str) -> list[str]:
+        """For dcmtk's tools."""
+        certificate, key, authority = self.ours(name)
+        return ["+tls", key, certificate, "+cf", authority]
 
 
 class Orthanc:
@@ -123,14 +156,28 @@ class Node:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
             return bytes(answer.read())
 
+    def memory_mb(self, what: str = "VmRSS") -> float:
+        """VmRSS: resident now; VmHWM: the most there ever was."""
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
+
     def metric(self, name: str) -> float:
         lines = [line.split() for line in self.web("/metrics").decode().splitlines()]
         return next((float(line[1]) for line in lines if line[0] == f"mmif_{name}"), 0.0)
 
 
-def storescu(port: int, folder: Path, called: str = "MMIF", calling: str = "SCANNER") -> int:
-    command = ["storescu", "-aec", called, "-aet", calling, "+sd", "+r", "127.0.0.1", str(port), str(folder)]
-    return subprocess.run(command, capture_output=True, check=False).returncode
+def storescu(port: int, folder: Path, called: str = "MMIF", calling: str = "SCANNER", *more: str) -> int:
+    return run_storescu(port, folder, *more, called=called, calling=calling).returncode
+
+
+def run_storescu(
+    port: int, folder: Path, *more: str, called: str = "MMIF", calling: str = "SCANNER"
+) -> subprocess.CompletedProcess[str]:
+    command = ["storescu", "-v", "-aec", called, "-aet", calling, "+sd", "+r", *more, "127.0.0.1", str(port)]
+    return subprocess.run(
+        [*command, str(folder)], capture_output=True, text=True, errors="replace", check=False
+    )
 
 
 def echoscu(port: int, called: str = "MMIF", calling: str = "SCANNER") -> int:

@@ -115,12 +115,6 @@ def test_what_a_peer_may_not_do(study: Path, tmp_path: Path, node: Node) -> None
     no_patient_value(node)
 
 
-def resident_mb(node: Node) -> float:
-    assert node.process is not None
-    lines = Path(f"/proc/{node.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
-
-
 @pytest.mark.skipif(
     os.environ.get("MMIF_NIGHTLY") != "1", reason="MMIF_NIGHTLY=1 runs the load of 2,000 instances"
 )
@@ -134,7 +128,7 @@ def test_load_of_8_associations_and_2000_instances(tmp_path: Path, node: Node) -
     for _ in range(2):  # the second round brings the same instances again: nothing more is kept
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(lambda folder: storescu(node.port, folder), folders)) == [0] * 8
-        sizes.append(resident_mb(node))
+        sizes.append(node.memory_mb())
     assert node.metric("instances_received_total") == 4000
     assert len(list((node.folder / "spool" / "incoming").rglob("*.dcm"))) == 2000
     print("resident MB after each round of 2,000:", sizes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from mmif_trt import pseudonym
 from mmif_trt.console.volumes import PLANES, REGISTRATIONS
 from mmif_trt.image import InputError
 
@@ -26,6 +28,8 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--format", choices=("nii", "nii.gz", "dcm"), default="nii", help="default: nii")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
+    what = f"of names; default: one made as OUT/{pseudonym.FILE}"
+    parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th case from the I-th on")
     parser.add_argument("--plane", choices=PLANES)
     parser.add_argument("--palette", help="of scalar PET, SPECT")
@@ -46,6 +50,17 @@ def part_of(text: str) -> tuple[int, int]:
     return index, count
 
 
+def _secret(args: argparse.Namespace) -> bytes:
+    """The key of the names, kept with the output. A dry run makes none: its names are for that one look."""
+    from mmif_trt.pairs import prove_writable
+
+    key = pseudonym.key_in(args.output, args.pseudonym_key, make=False)
+    if key is None and not args.dry_run and os.path.isdir(args.source):
+        prove_writable(args.output)
+        key = pseudonym.key_in(args.output)
+    return key or pseudonym.fresh_key()
+
+
 def run(args: argparse.Namespace) -> int:
     index, count = part_of(args.part)
     from tqdm import tqdm
@@ -56,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.info import usable_cores
     from mmif_trt.pairs import prove_writable
 
-    found, left = work.plan(args.source)
-    mine = sorted(found, key=lambda case: case.name)[index - 1 :: count]
+    found, left = work.plan(args.source, _secret(args))
+    mine = found[index - 1 :: count]
     suffix = f".{args.format}"
     todo = [case for case in mine if not work.is_done(case, args.output, suffix)]
     if args.dry_run:
@@ -78,15 +93,15 @@ def run(args: argparse.Namespace) -> int:
         batch.stop_on_signal() as (stop, received),
         tqdm(total=len(todo), unit="case", disable=args.quiet) as bar,
     ):
-        log = (args.output / f"batch-{index}-of-{count}.log").open("a", encoding="utf-8")
+        log = (args.output / f"batch-{index}-of-{count}.log").open("ab", buffering=0)
 
         def on_case(case: Any, error: str) -> None:
             bar.update()
-            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {case.name} {error or 'done'}\n")
-            log.flush()
             if error:
                 with tqdm.external_write_mode(file=sys.stderr):
                     print(f"mmif-trt: failed: {case.name}: {error}", file=sys.stderr)
+            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {case.name} {error or 'done'}\n"
+            log.write(line.encode(errors="replace"))
 
         keys = ("plane", "palette", "registration", "percentiles_a", "percentiles_b")
         options = {key: getattr(args, key) for key in keys}

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,33 +37,33 @@ class Work:
     started: float = 0.0
 
 
-def plan(source: str) -> tuple[list[Case], list[str]]:
-    """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired. Raises InputError."""
+def plan(source: str, secret: bytes) -> tuple[list[Case], list[str]]:
+    """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired. secret: the key of the
+    names (pseudonym.py). Headers are read in a child process, as pixels are. Raises InputError."""
     if os.path.isdir(source):
-        return pair(collect(headers_below(source)))
+        with Decoder() as decoder:
+            return pair(collect(decoder.headers(dicom_paths(source)), secret))
     if not source.lower().endswith(".csv"):
         raise InputError(f"{source}: accepted are a manifest .csv and a folder of DICOM studies")
-    return _manifest(source), []
+    return sorted(_manifest(source), key=lambda case: case.name), []
 
 
-def headers_below(root: str) -> Iterator[tuple[str, Any]]:
+def dicom_paths(root: str) -> list[str]:
+    """The DICOM files in a folder and below, by their first bytes."""
     from mmif_trt.io import dicom
 
+    found = []
     for folder, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(names):
             path = os.path.join(folder, name)
             try:
-                with open(path, "rb") as file:
-                    start = file.read(132)
-                    if not dicom.is_dicom(start) or name == "DICOMDIR":
-                        continue
-                    head = start + file.read(1 << 20)  # headers end long before; pixels are for the child
-                    if dicom.transfer_syntax(head, path)[0] == dicom.DEFLATED:
-                        head += file.read()
-                yield path, dicom.parse(head, path, pixels=False)
-            except (OSError, InputError):
+                if os.path.isfile(path) and name != "DICOMDIR":  # no pipe, which would never answer
+                    with open(path, "rb") as file:
+                        found += [path] if dicom.is_dicom(file.read(132)) else []
+            except OSError:
                 continue  # what cannot be read is no part of a series; its series then has a gap
+    return found
 
 
 def _manifest(path: str) -> list[Case]:
@@ -181,7 +181,10 @@ def _writer(
     on_case: Callable[[Case, str], None],
     count: dict[str, int],
 ) -> None:
+    full = f"the disk of {out} is full"
     while (work := fused.get()) is not None:
+        if stop.reason == full:
+            continue  # told once; these are made by the next run
         report: dict[str, Any] = {"name": work.case.name, "status": "failed", "message": work.error}
         try:
             if not work.error:
@@ -194,6 +197,10 @@ def _writer(
         except Exception as error:
             work.error = explain(error)
             if disk_is_full(error):
-                stop.reason = stop.reason or f"the disk of {out} is full"
+                stop.reason = stop.reason or full
         count["failed" if work.error else "done"] += 1
-        on_case(work.case, work.error)
+        try:
+            on_case(work.case, work.error)
+        except OSError as error:  # its log lies on the same disk
+            if disk_is_full(error):
+                stop.reason = stop.reason or full

@@ -6,6 +6,7 @@ out, pixels through a file. `Decoder` is the parent's side; it starts the child 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -13,23 +14,38 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmif_trt import io
+from mmif_trt.batch import explain
 from mmif_trt.image import Image, InputError
 
 MEGABYTES, SECONDS = 6144, 300.0
+HEADERS_AT_ONCE = 128
+HEADER_BYTES = 1 << 20  # headers end long before
 # Of a source's header only this leaves the child: what DICOM out keeps and refers to.
 HEADER = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "LossyImageCompression"]
+
+
+def _megabytes() -> int:
+    """The limit where none is given: less on a small machine, where the system would kill others first."""
+    try:
+        with open("/proc/meminfo") as file:
+            free_kb = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return MEGABYTES
+    return max(1024, min(MEGABYTES, free_kb * 8 // 10 // 1024))
 
 
 class Decoder:
     """read(paths) as io.read, in a child. Not for several threads at once. Close it, or use `with`."""
 
-    def __init__(self, megabytes: int = MEGABYTES, seconds: float = SECONDS) -> None:
-        self.megabytes, self.seconds = megabytes, seconds
+    def __init__(self, megabytes: int | None = None, seconds: float = SECONDS) -> None:
+        self.megabytes, self.seconds = megabytes or _megabytes(), seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="mmif-decode-")
 
@@ -54,23 +70,12 @@ class Decoder:
 
     def read(self, paths: tuple[str, ...]) -> Image:
         """paths: one file or folder, or the DICOM files of a series. Raises InputError, also where the child
-        died or took too long."""
+        died or took too long, and OutputError where there was no room for the pixels on the way."""
         name = paths[0] if len(paths) == 1 else f"{os.path.dirname(paths[0])} ({len(paths)} files)"
-        if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-m", "mmif_trt.console.decoder", str(self.megabytes)]
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._child.stdin is not None
         target = str(Path(self._folder.name) / "pixels.npy")
-        request = json.dumps({"paths": list(paths), "name": name, "target": target}) + "\n"
-        try:
-            self._child.stdin.write(request.encode())
-            self._child.stdin.flush()
-            answer = self._answer(name)
-        except (BrokenPipeError, EOFError):
-            self._stop()
-            raise InputError(
-                f"{name}: the reader died on it (memory over {self.megabytes} MB?); accepted is a valid file"
-            ) from None
+        answer = self._ask({"paths": list(paths), "name": name, "target": target}, name)
+        if answer.get("is_disk"):
+            raise io.OutputError(answer["error"])
         if "error" in answer:
             if "memory" in answer["error"]:
                 self._stop()  # what it still holds would cost the next file
@@ -78,6 +83,35 @@ class Decoder:
         data = np.load(target, allow_pickle=False)
         os.unlink(target)
         return _image(answer, data)
+
+    def headers(self, paths: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(path, what pairing.KEYS name, as text) of every DICOM file of `paths` that can be read.
+
+        A file that kills the child, or holds it up, is left out like one that is no DICOM.
+        """
+        for at in range(0, len(paths), HEADERS_AT_ONCE):
+            part = paths[at : at + HEADERS_AT_ONCE]
+            try:
+                yield from self._ask({"headers": part}, "headers")["headers"]
+            except InputError:  # one of them: which?
+                for path in part:
+                    with contextlib.suppress(InputError):
+                        yield from self._ask({"headers": [path]}, path)["headers"]
+
+    def _ask(self, request: dict[str, Any], name: str) -> dict[str, Any]:
+        if self._child is None or self._child.poll() is not None:
+            command = [sys.executable, "-m", "mmif_trt.console.decoder", str(self.megabytes)]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write((json.dumps(request) + "\n").encode())
+            self._child.stdin.flush()
+            return self._answer(name)
+        except (BrokenPipeError, EOFError):
+            self._stop()
+            raise InputError(
+                f"{name}: the reader died on it (memory over {self.megabytes} MB?); accepted is a valid file"
+            ) from None
 
     def _answer(self, name: str) -> dict[str, Any]:
         assert self._child is not None and self._child.stdout is not None
@@ -118,15 +152,21 @@ def _serve() -> None:
 
 
 def _reply(request: dict[str, Any]) -> dict[str, Any]:
-    from mmif_trt.batch import explain
-
+    if "headers" in request:
+        return {"headers": [found for path in request["headers"] if (found := _keys(path))]}
     try:
         image = _read(request["paths"], request["name"])
-        np.save(request["target"], image.data)
     except MemoryError:
         return {"error": f"{request['name']}: over the memory limit; accepted is a smaller file"}
     except Exception as error:
         return {"error": explain(error)}
+    try:
+        np.save(request["target"], image.data)
+    except OSError as error:  # not the file's fault: another try may do
+        with contextlib.suppress(OSError):
+            os.unlink(request["target"])
+        folder, why = os.path.dirname(request["target"]), error.strerror or "no room"
+        return {"is_disk": True, "error": f"{folder}: {why}; accepted is a temporary folder with room"}
     return {
         "headers": [_header(dataset) for dataset in image.headers],
         "affine": None if image.affine is None else image.affine.tolist(),
@@ -136,8 +176,29 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _keys(path: str) -> tuple[str, dict[str, Any]] | None:
+    """The pairing's keys of one DICOM file; None where it cannot be read: its series then has a gap."""
+    from mmif_trt.io import dicom
+    from mmif_trt.pairing import KEYS
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER_BYTES)
+            if dicom.transfer_syntax(head, path)[0] == dicom.DEFLATED:
+                head += file.read()
+        with dicom.quiet():
+            dataset = dicom.parse(head, path, pixels=False)
+            values = {key: dataset.get(key) for key in KEYS}
+            return path, {
+                key: [str(x) for x in value] if key == "ImageType" and value else str(value)
+                for key, value in values.items()
+                if value is not None
+            }
+    except Exception:  # pydicom raises whatever the bytes lead it to, MemoryError too
+        return None
+
+
 def _read(paths: list[str], name: str) -> Image:
-    from mmif_trt import io
     from mmif_trt.io import dicom
 
     if len(paths) == 1:

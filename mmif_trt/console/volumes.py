@@ -36,7 +36,9 @@ def add_options(fuse: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--assume-aligned", action="store_true", help="for --registration none: one grid already"
     )
-    group.add_argument("--modality-b", choices=MODALITIES[1:], help="where B's file does not say it (NIfTI)")
+    group.add_argument(
+        "--modality-b", type=str.lower, choices=MODALITIES[1:], help="where B's file does not say it (NIfTI)"
+    )
     for side in "ab":
         what = f"black and white of {side.upper()} by percentiles of the volume"
         group.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
@@ -75,6 +77,7 @@ def _begins_as_dicom(path: str) -> bool:
 def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int:
     """fuser: makes the Fuser, once the inputs are read. Exit code 0; what is wrong raises InputError."""
     from mmif_trt import io, outputs
+    from mmif_trt.console.decoder import Decoder
     from mmif_trt.pairs import prove_writable
 
     kind = outputs.kind_of(args.output)
@@ -86,7 +89,8 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     if _is_there(args.output) and not args.overwrite:
         print(f"mmif-trt: {args.output}: exists, skipped; --overwrite fuses it again", file=sys.stderr)
         return 0
-    a, b = io.read(args.a), io.read(args.b)
+    with Decoder() as decoder:  # in a child with limits: a file that asks for too much is an error, no kill
+        a, b = decoder.read((args.a,)), decoder.read((args.b,))
     a, b = (
         image if limits is None else image.with_data(image.data, value_range=limits)
         for image, limits in ((a, range_a), (b, range_b))

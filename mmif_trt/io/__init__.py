@@ -145,8 +145,10 @@ def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -
     write_atomic(name, data, durable=durable)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
-    """The whole of `data` under `path`, or what was there before: also after a kill.
+def write_atomic(
+    path: str | os.PathLike[str], data: bytes, *more: bytes | memoryview, durable: bool = True
+) -> None:
+    """The whole of `data` (and `more`, after it) under `path`, or what was there before: also after a kill.
 
     durable: also after a power cut, for then the bytes reach the disk (fsync) before the name does. A second
     run over a folder skips finished names: none may stand for an empty file. It waits, at no cost of the CPU:
@@ -162,7 +164,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = T
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with open(descriptor, "wb") as file:
-                file.write(data)
+                for part in (data, *more):
+                    file.write(part)
                 file.flush()
                 if durable:
                     os.fsync(descriptor)

@@ -12,16 +12,16 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import MAX_SIDE_PX, MAX_VOXELS, Image, InputError
+from mmif_trt.image import Image, InputError
 from mmif_trt.io import dicom_values
-from mmif_trt.io.dicom_stack import Plane, frames, stack, volume
+from mmif_trt.io.dicom_stack import Plane, announced, frames, stack, volume
 
 MAX_FILES = 20_000
 MAX_BYTES = 2 << 30  # of a series, and of what a zip or a deflated file unpacks to
@@ -176,13 +176,15 @@ def _series(datasets: list[Any], name: str) -> Image:
     if len({str(dataset.get("SOPInstanceUID", id(dataset))) for dataset in datasets}) < len(datasets):
         raise InputError("an instance that lies there twice; accepted is each slice once")
     first = datasets[0]
+    photometric = str(first.get("PhotometricInterpretation", ""))
     if len(datasets) == 1 and not _has_geometry(first):
+        if photometric == "MONOCHROME1":
+            raise InputError("MONOCHROME1 (low is bright) in a picture; accepted is MONOCHROME2")
         return Image(frames(first)[0], modality=None, source=name, headers=(_without_pixels(first),))
     planes = [plane for dataset in datasets for plane in _planes(dataset)]
     order, affine, notes = stack(planes)
-    units, factor, unit_notes = dicom_values.units(first)
+    units, factor, unit_notes = dicom_values.units(datasets)
     modality = dicom_values.MODALITY.get(str(first.get("Modality")))
-    photometric = str(first.get("PhotometricInterpretation", ""))
     if photometric == "MONOCHROME1" and units is None:
         raise InputError("MONOCHROME1 (low is bright) in arbitrary units; accepted is MONOCHROME2")
     data = volume([planes[i] for i in order], factor)
@@ -216,14 +218,7 @@ def _has_geometry(dataset: Any) -> bool:
 
 def _planes(dataset: Any) -> Iterator[Plane]:
     """The frames of an instance with their geometry. Raises InputError where a frame has none."""
-    count = int(dataset.get("NumberOfFrames", 1) or 1)
-    rows, columns = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
-    if not (
-        0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX and 0 < count * rows * columns <= MAX_VOXELS
-    ):
-        raise InputError(
-            f"{dataset.filename}: announces {count} x {rows} x {columns}; accepted are {MAX_VOXELS} voxels"
-        )
+    count = announced(dataset)[0]
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if groups and len(groups) != count:
         raise InputError(
@@ -241,7 +236,7 @@ def _planes(dataset: Any) -> Iterator[Plane]:
         axes = look.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
         position = look.numbers("PlanePositionSequence", "ImagePositionPatient", 3)
         if count > 1 and not groups:
-            position = position + frame * _nm_step(dataset, axes)
+            position = position + _nm_slice(dataset, frame) * _nm_step(dataset, axes)
         step = look.numbers("PixelMeasuresSequence", "PixelSpacing", 2)
         scale = [
             look.get("PixelValueTransformationSequence", key) for key in ("RescaleSlope", "RescaleIntercept")
@@ -268,6 +263,19 @@ def _nm_step(dataset: Any, axes: np.ndarray) -> np.ndarray:
     if spacing is None:
         raise InputError(f"{dataset.filename}: no Spacing Between Slices; accepted is a volume with geometry")
     return np.cross(axes[:3], axes[3:]) * float(spacing)
+
+
+def _nm_slice(dataset: Any, frame: int) -> int:
+    """Which slice, from 0, a frame is: by the Slice Vector (PS3.3 C.8.4.8); without one, in their order."""
+    vector = dataset.get("SliceVector")
+    if vector is None:
+        return frame
+    numbers = [int(x) for x in (vector if isinstance(vector, Sequence) else [vector])]
+    if sorted(numbers) != list(range(1, int(dataset.NumberOfFrames) + 1)):
+        raise InputError(
+            f"{dataset.filename}: a Slice Vector that does not name each slice once; accepted is one volume"
+        )
+    return numbers[frame] - 1
 
 
 class _Look:

@@ -7,9 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import InputError
+from mmif_trt.image import MAX_SIDE_PX, MAX_VOXELS, InputError
+from mmif_trt.io import codestream
 
 TOLERANCE_MM = 0.1
+# pydicom gives RGB for all of the last four; what is not here it would give unconverted.
+PHOTOMETRIC = (
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+)
+UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -93,6 +106,9 @@ def _slice_step(
 
 def volume(planes: list[Plane], factor: float) -> np.ndarray:
     """[S, H, W] float32 (uint8, uint16 where nothing is to be rescaled), or [S, H, W, 3] uint8."""
+    voxels = sum(int(plane.dataset.Rows) * int(plane.dataset.Columns) for plane in planes)
+    if voxels > MAX_VOXELS:
+        raise InputError(f"a series of {voxels} voxels; accepted are {MAX_VOXELS}")
     plain = all((plane.slope * factor, plane.intercept) == (1.0, 0.0) for plane in planes)
     cache: dict[int, np.ndarray] = {}
     out: np.ndarray | None = None
@@ -115,6 +131,22 @@ def volume(planes: list[Plane], factor: float) -> np.ndarray:
     return out
 
 
+def announced(dataset: Any) -> tuple[int, int, int]:
+    """(frames, rows, columns) of an instance. Raises InputError, before anything is allocated, where they are
+    none or more than a volume may have."""
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    rows, columns = int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
+    bits = int(dataset.get("BitsAllocated", 0) or 0) * int(dataset.get("SamplesPerPixel", 1) or 1)
+    fits = 0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX and 0 < count * rows * columns <= MAX_VOXELS
+    if not fits:
+        raise InputError(
+            f"{dataset.filename}: announces {count} x {rows} x {columns}; accepted are {MAX_VOXELS} voxels"
+        )
+    if not 0 < bits <= 64:
+        raise InputError(f"{dataset.filename}: announces {bits} bits a pixel; accepted are 64 at most")
+    return count, rows, columns
+
+
 def frames(dataset: Any) -> np.ndarray:
     """[F, H, W] or [F, H, W, 3] stored values of an instance, decompressed; colour as RGB uint8.
 
@@ -122,13 +154,22 @@ def frames(dataset: Any) -> np.ndarray:
     """
     from pydicom.pixels import apply_color_lut, pixel_array
 
+    shape = announced(dataset)
     colour = int(dataset.get("SamplesPerPixel", 1) or 1) > 1
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric not in PHOTOMETRIC:
+        came = photometric if photometric in UNCONVERTED else "missing or unknown"  # no free text of a header
+        raise InputError(
+            f"{dataset.filename}: Photometric Interpretation {came}; accepted are {', '.join(PHOTOMETRIC)}"
+        )
     try:
         if colour and int(dataset.BitsAllocated) != 8:
             raise InputError(f"{dataset.filename}: colour of {dataset.BitsAllocated} bits; accepted are 8")
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            codestream.check(dataset, *shape)
         pixels = pixel_array(dataset, decoding_plugin=_codec(dataset))  # YBR comes back as RGB
-        if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-            pixels, colour = _eight_bits(apply_color_lut(pixels, dataset)), True
+        if photometric == "PALETTE COLOR":
+            pixels, colour = _eight_bits(apply_color_lut(pixels, dataset), str(dataset.filename)), True
     except InputError:
         raise
     except Exception as error:  # every codec raises what it likes
@@ -138,7 +179,6 @@ def frames(dataset: Any) -> np.ndarray:
         ) from None
     if pixels.ndim == (3 if colour else 2):
         pixels = pixels[None]
-    shape = (int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.Rows), int(dataset.Columns))
     if pixels.shape[:3] != shape:
         raise InputError(
             f"{dataset.filename}: {pixels.shape[:3]} pixels, {shape} announced; accepted is a whole file"
@@ -157,6 +197,10 @@ def _codec(dataset: Any) -> str:
     return next((name for name in get_decoder(syntax).available_plugins if name != "gdcm"), "")
 
 
-def _eight_bits(rgb: np.ndarray) -> np.ndarray:
+def _eight_bits(rgb: np.ndarray, name: str) -> np.ndarray:
     """Palettes of 16 bits to 8, by their high byte (PS3.3 C.7.6.3.1.6)."""
-    return rgb if rgb.dtype == np.uint8 else (rgb >> 8).astype(np.uint8)
+    if rgb.dtype == np.uint8:
+        return rgb
+    if 0 < rgb.max() < 256:  # an old writer's trap: 8-bit entries under a descriptor of 16 would be black
+        raise InputError(f"{name}: a palette of 16 bits with entries under 256; accepted are 16-bit entries")
+    return (rgb >> 8).astype(np.uint8)

@@ -13,17 +13,22 @@ MODALITY = {"MR": "mri", "CT": "ct", "PT": "pet", "NM": "spect"}
 MIN_DOSE_BQ = 1e6  # less is no adult dose but one written in MBq, a known vendor trap
 MAX_WEIGHT_KG = 500.0  # more was written in grams
 MAX_DELAY_S = 86_400.0
-PHILIPS_SUV = (0x7053, 0x1000)  # factor from stored counts to SUVbw, under the creator below
-PHILIPS = "Philips PET Private Group"
+# (7053,xx00): from rescaled counts to SUVbw; (7053,xx09): to Bq/ml, where the first is missing (QIBA).
+PHILIPS, PHILIPS_GROUP, PHILIPS_SUV, PHILIPS_BQML = "Philips PET Private Group", 0x7053, 0x00, 0x09
+ONE_OF = ("Units", "SUVType", "DecayCorrection", "PatientWeight")  # of a PET series
 
 
-def units(dataset: Any) -> tuple[str | None, float, tuple[str, ...]]:
-    """(units, factor to apply to the rescaled values, notes) of one instance.
+def units(datasets: list[Any]) -> tuple[str | None, float, tuple[str, ...]]:
+    """(units, factor to apply to the rescaled values, notes) of one series.
 
     CT: HU, unless Rescale Type says otherwise. PET: SUVbw where it can be computed by the rules of the QIBA
     FDG-PET/CT profile, else the stored unit, with a note that says why. Others: None, arbitrary.
     """
+    dataset = datasets[0]
     modality = dataset.get("Modality")
+    varying = [word for word in ONE_OF if len({str(x.get(word)) for x in datasets}) > 1]
+    if modality == "PT" and varying:
+        raise InputError(f"slices that differ in {', '.join(varying)}; accepted is one PET series")
     if modality == "CT":
         kind = dataset.get("RescaleType", "HU") or "HU"
         return (
@@ -35,26 +40,31 @@ def units(dataset: Any) -> tuple[str | None, float, tuple[str, ...]]:
     if stored == "GML":
         kind = dataset.get("SUVType", "BW") or "BW"
         return ("SUVbw", 1.0, ()) if kind == "BW" else (None, 1.0, (f"SUV of type {kind}, not body weight",))
+    to_bqml, notes = 1.0, tuple[str, ...]()
     if stored == "CNTS":
-        factor = _philips_factor(dataset)
+        factor = _philips_factor(datasets, PHILIPS_SUV)
         if factor is not None:
             return "SUVbw", factor, ("SUVbw by Philips's private factor",)
-        return None, 1.0, ("PET counts without a calibration: SUVbw cannot be computed",)
-    if stored != "BQML":
+        to_bqml = _philips_factor(datasets, PHILIPS_BQML) or 0.0
+        if not to_bqml:
+            return None, 1.0, ("PET counts without a calibration: SUVbw cannot be computed",)
+        notes = ("Bq/ml by Philips's private factor",)
+    elif stored != "BQML":
         return None, 1.0, (f"PET units {stored or 'missing'}; SUVbw is computed from BQML",)
     try:
-        return "SUVbw", suv_factor(dataset), ()
+        return "SUVbw", to_bqml * suv_factor(datasets), notes
     except InputError as error:
-        return "BQML", 1.0, (str(error),)
+        return "BQML", to_bqml, (*notes, str(error))
 
 
-def suv_factor(dataset: Any) -> float:
+def suv_factor(datasets: list[Any]) -> float:
     """g/ml for 1 Bq/ml: weight_g / (dose decayed to the time that the image is corrected to).
 
-    Decay Correction START: images are corrected to the scan's start, which is the series time, or the
+    Decay Correction START: images are corrected to the scan's start, which is the series time, or the first
     acquisition time where post-processing gave the series a later one. ADMIN: corrected to the injection, the
     dose as it was. Raises InputError (no patient value in it) where the header does not allow SUVbw.
     """
+    dataset = datasets[0]
     corrected = {str(item) for item in _values(dataset.get("CorrectedImage"))}
     if missing := {"ATTN", "DECY"} - corrected:
         raise InputError(f"Corrected Image lacks {' and '.join(sorted(missing))}: no SUVbw")
@@ -73,7 +83,8 @@ def suv_factor(dataset: Any) -> float:
         return weight_kg * 1000 / dose_bq
     if kind != "START":
         raise InputError(f"Decay Correction {kind or 'missing'}: no SUVbw; accepted are START and ADMIN")
-    delay_s = (_scan_start(dataset) - _injection(dataset, doses[0])).total_seconds()
+    start = min(_scan_start(one) for one in datasets)
+    delay_s = (start - _injection(start, doses[0])).total_seconds()
     if not 0 <= delay_s <= MAX_DELAY_S:
         raise InputError("the scan starts before the injection or over a day after it: no SUVbw")
     return weight_kg * 1000 / (dose_bq * 2 ** (-delay_s / half_life_s))
@@ -87,11 +98,10 @@ def _scan_start(dataset: Any) -> datetime:
     return min(moment for moment in (series, acquired) if moment is not None)
 
 
-def _injection(dataset: Any, dose: Any) -> datetime:
+def _injection(start: datetime, dose: Any) -> datetime:
     stamp = str(dose.get("RadiopharmaceuticalStartDateTime") or "").split("+")[0].split("-")[0]
     moment = _moment(stamp[:8], stamp[8:]) if len(stamp) >= 12 else None
     if moment is None:  # time only: the day of the scan, or the day before where that would be later
-        start = _scan_start(dataset)
         moment = _moment(start.strftime("%Y%m%d"), dose.get("RadiopharmaceuticalStartTime"))
         if moment is not None and moment > start:
             moment -= timedelta(days=1)
@@ -119,11 +129,17 @@ def _number(dataset: Any, keyword: str, words: str) -> float:
     return number
 
 
-def _philips_factor(dataset: Any) -> float | None:
-    try:
-        factor = float(dataset.private_block(PHILIPS_SUV[0], PHILIPS)[PHILIPS_SUV[1] & 0xFF].value)
-    except (KeyError, TypeError, ValueError):
-        return None
+def _philips_factor(datasets: list[Any], element: int) -> float | None:
+    """The private factor where every slice has it; one for all, else InputError. Some write 0 for "none"."""
+    found = set()
+    for dataset in datasets:
+        try:
+            found.add(float(dataset.private_block(PHILIPS_GROUP, PHILIPS)[element].value))
+        except (KeyError, TypeError, ValueError):
+            return None
+    if len(found) > 1:
+        raise InputError("slices of several private SUV factors; accepted is one PET series")
+    factor = found.pop()
     return factor if np.isfinite(factor) and factor > 0 else None
 
 

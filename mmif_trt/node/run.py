@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import logging
@@ -9,40 +10,48 @@ import threading
 import time
 from typing import Any
 
-from mmif_trt import outputs
+from mmif_trt import io, outputs
 from mmif_trt.batch import Stop, explain
 from mmif_trt.console.decoder import Decoder
 from mmif_trt.image import InputError
 from mmif_trt.io import dicom_write
-from mmif_trt.node.server import Counters, Receiver, Settings, send
+from mmif_trt.node.send import SENT, UNREACHABLE, send
+from mmif_trt.node.server import Counters, Receiver
+from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
 MAX_RETRY_S = 300.0
+MAX_HOLD_S = 600.0  # an association that stays open holds a study back no longer than this
 
 
 def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
     """Runs until `stop` has a reason. What is in the spool from before is taken up first."""
-    spool, counters = Spool(settings.spool), Counters()
+    spool, counters = Spool(settings.spool, settings.pseudonym_key), Counters()
     receiver = Receiver(settings, spool, counters)
     receiver.start()
     web = _web(settings, spool, counters)
     sender = threading.Thread(target=_send_all, args=(settings, spool, counters, stop), name="send")
     sender.start()
-    log.info("listening on port %d", settings.port)
-    looked: dict[str, float] = {}
+    log.info("listening on port %d%s", settings.port, " with TLS" if settings.tls else "")
+    fused, again = dict[str, float](), _Pauses(settings.retry_s)
     try:
         with Decoder() as decoder:
             while not stop.reason:
                 try:
                     for study in spool.studies():
-                        quiet = spool.quiet_s(study)
+                        name, quiet = study.name, spool.quiet_s(study)
                         arrived = round(time.time() - quiet, 2)
-                        if quiet >= settings.quiet_s and abs(looked.get(study.name, -1) - arrived) > 0.1:
-                            _fuse_study(settings, spool, counters, fuser, decoder, study, stop)
-                            looked[study.name] = arrived
-                    spool.forget(settings.keep_s)
+                        held = name in receiver.sending() and quiet < MAX_HOLD_S
+                        is_new = abs(fused.get(name, -1) - arrived) > 0.1
+                        if quiet >= settings.quiet_s and not held and is_new and again.due(name):
+                            if _fuse_study(settings, spool, counters, fuser, decoder, study, stop):
+                                fused[name] = arrived
+                                again.forget(name)
+                            elif not stop.reason:
+                                log.warning("a study is tried again in %.0f s", again.later(name))
+                    spool.forget(settings.keep_s, fused)
                 except OSError as error:  # the disk: what is kept stays, and is looked at again
                     log.error("the spool cannot be read or written: %s", type(error).__name__)
                 time.sleep(POLL_S)
@@ -55,53 +64,119 @@ def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
     log.info("stopped: %s", stop.reason)
 
 
+class _Pauses:
+    """When something that failed is tried again: after `first_s`, then ever later, up to MAX_RETRY_S."""
+
+    def __init__(self, first_s: float) -> None:
+        self.first_s = first_s
+        self._wait: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    def due(self, name: str) -> bool:
+        return time.monotonic() >= self._due.get(name, 0.0)
+
+    def later(self, name: str) -> float:
+        """Sets and returns the next pause."""
+        wait = min(2 * self._wait[name], MAX_RETRY_S) if name in self._wait else self.first_s
+        self._wait[name], self._due[name] = wait, time.monotonic() + wait
+        return wait
+
+    def forget(self, name: str) -> None:
+        self._wait.pop(name, None)
+        self._due.pop(name, None)
+
+
 def _fuse_study(
     settings: Settings, spool: Spool, counters: Counters, fuser: Any, decoder: Decoder, study: Any, stop: Stop
-) -> None:
-    for case in spool.cases(study):
+) -> bool:
+    """Whether all is settled: fused, or failed for good. False: the disk or the memory, to be tried again."""
+    settled = True
+    for case in spool.cases(study, decoder):
         if stop.reason:
-            return
+            return False
         name = spool.name(case)
+        if spool.larger(name):
+            log.warning("case %s is left: a fusion of more instances is done", name)
+            settled &= _mark(spool, name, "fewer instances than a fusion of this pair that is done")
+            continue
         start = time.monotonic()
         try:
             a, b = decoder.read(case.a), decoder.read(case.b)
             fused = fuser.fuse_volumes(a, b, **settings.options)
-            spool.queue(name, dicom_write.encode(outputs.dataset_of(fused, a, b)))
-        except InputError as error:
-            spool.mark_failed(name, explain(error))
+            _queue(spool, name, outputs.dataset_of(fused, a, b))
+        except (io.OutputError, MemoryError) as error:
+            counters.add("fusions_postponed_total")
+            log.error("case %s: %s", name, _without_path(error))
+            settled = False
+            continue
+        except Exception as error:
             counters.add("fusions_failed_total")
             log.error("case %s failed: %s", name, explain(error))
-            continue
-        except Exception as error:  # perhaps the disk: tried again at the next start or arrival
-            counters.add("fusions_failed_total")
-            log.error("case %s: %s", name, type(error).__name__)
+            settled &= _mark(spool, name, explain(error))
             continue
         counters.add("fusions_total")
         counters.add("fusion_seconds_sum", time.monotonic() - start)
         log.info("case %s fused in %.1f s", name, time.monotonic() - start)
+    return settled
+
+
+def _mark(spool: Spool, name: str, reason: str) -> bool:
+    """Whether the mark of a failed case could be written; without it the case is looked at again."""
+    try:
+        spool.mark_failed(name, reason)
+    except OSError as error:
+        log.error("case %s: %s", name, _without_path(error))
+        return False
+    return True
+
+
+def _without_path(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return f"not written ({getattr(cause, 'strerror', None) or type(cause).__name__})"
+
+
+def _queue(spool: Spool, name: str, dataset: Any) -> None:
+    """To the PACS; where that has a fusion of a part of these instances, the new one names it."""
+    before = spool.sent_before(name)
+    uids = [uid for mark in before if (uid := spool.uid_of(mark))]
+    if uids:
+        words = f"replaces {', '.join(uids)}, made before all instances had arrived"
+        dataset.DerivationDescription = f"{words}; {dataset.DerivationDescription}"[:1024]
+    gone = spool.queue(name, dicom_write.encode(dataset))
+    for old in gone:
+        log.info("case %s takes the place of %s, which was not sent yet", name, old)
+    for mark in before:
+        log.warning("case %s replaces %s, which the PACS has: both are there", name, mark.name)
 
 
 def _send_all(settings: Settings, spool: Spool, counters: Counters, stop: Stop) -> None:
-    """The queue to the PACS, in order; a PACS that is down is asked again, ever more seldom."""
-    wait = settings.retry_s
+    """The queue to the PACS, in order. One that does not answer is asked again, ever more seldom; one that
+    refuses an instance is so for that instance alone."""
+    again = _Pauses(settings.retry_s)
     while not stop.reason:
-        done = True
-        for path in spool.waiting():
+        for path in spool.waiting() if again.due(UNREACHABLE) else []:
+            if stop.reason or not again.due(path.stem):
+                continue
             try:
-                done = send(settings, path)
+                answer, uid = send(settings, path)
+            except FileNotFoundError:  # a larger set took its place
+                continue
             except Exception as error:
                 log.error("sending failed: %s", type(error).__name__)
-                done = False
-            counters.add("sent_total" if done else "send_errors_total")
-            if not done:
-                log.warning("the PACS did not take %s, next try in %.0f s", path.stem, wait)
+                answer, uid = UNREACHABLE, ""
+            counters.add("sent_total" if answer == SENT else "send_errors_total")
+            if answer == UNREACHABLE:
+                log.warning("the PACS does not answer, next try in %.0f s", again.later(UNREACHABLE))
                 break
-            spool.mark_sent(path)
-            log.info("case %s sent", path.stem)
-        end = time.monotonic() + (POLL_S if done else wait)
-        wait = settings.retry_s if done else min(wait * 2, MAX_RETRY_S)
-        while not stop.reason and time.monotonic() < end:
-            time.sleep(0.1)
+            again.forget(UNREACHABLE)
+            if answer == SENT:
+                with contextlib.suppress(OSError):  # else it is sent again, and is the same instance there
+                    spool.mark_sent(path, uid)
+                again.forget(path.stem)
+                log.info("case %s sent", path.stem)
+            else:
+                log.warning("the PACS refused %s, next try in %.0f s", path.stem, again.later(path.stem))
+        time.sleep(POLL_S)
 
 
 def _web(settings: Settings, spool: Spool, counters: Counters) -> http.server.HTTPServer | None:

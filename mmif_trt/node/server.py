@@ -1,43 +1,23 @@
-"""The node's peers: C-ECHO and C-STORE in, C-STORE out, by pynetdicom. Knows nothing of fusion."""
+"""What the node's peers may do: C-ECHO and C-STORE, by pynetdicom, within limits. Knows nothing of fusion."""
 
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mmif_trt.image import InputError
+from mmif_trt.node import tls
+from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 
 log = logging.getLogger("mmif_trt.node")
 SUCCESS, OUT_OF_RESOURCES, NOT_AUTHORISED, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0x0124, 0xC000
-MAX_PDU_BYTES = 262_144
 NETWORK_TIMEOUT_S = 30
-
-
-@dataclass(frozen=True)
-class Settings:
-    aet: str
-    port: int
-    spool: Path
-    send_to: tuple[str, str, int]  # AE title, host, port
-    host: str = "0.0.0.0"
-    peers: frozenset[str] = frozenset()  # AE titles that may store; empty: any
-    quiet_s: float = 10.0
-    http_port: int | None = None
-    max_instance_bytes: int = 512 << 20
-    max_per_s: float = 500.0  # instances, from all peers
-    max_associations: int = 16
-    min_free_bytes: int = 1 << 30
-    keep_s: float = 86_400.0
-    retry_s: float = 5.0
-    options: dict[str, Any] = field(default_factory=dict)  # of Fuser.fuse_volumes
-    tls: tuple[str, str, str] | None = None  # certificate, key, and authority file of the peers
+MAX_HEADER_BYTES = 1 << 20  # in which the Study Instance UID must stand
 
 
 @dataclass
@@ -63,15 +43,18 @@ class Receiver:
         self.settings, self.spool, self.counters = settings, spool, counters
         self._recent: deque[float] = deque()
         self._turn = threading.Lock()
+        self._open: dict[int, set[str]] = {}  # association -> its studies
         self._server: Any = None
 
     def start(self) -> None:
         from pynetdicom import AE, AllStoragePresentationContexts, evt
         from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+        from mmif_trt.node import guard
+
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes datasets
         ae: Any = AE(self.settings.aet)
-        ae.maximum_pdu_size = MAX_PDU_BYTES
+        ae.maximum_pdu_size = guard.MAX_PDU_BYTES
         ae.maximum_associations = self.settings.max_associations
         ae.require_called_aet = True
         ae.require_calling_aet = sorted(self.settings.peers)
@@ -83,19 +66,41 @@ class Receiver:
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_REJECTED, self._on_rejected),
+            (evt.EVT_CONN_CLOSE, self._on_close),
         ]
         address = (self.settings.host, self.settings.port)
-        context = _tls(self.settings, server=True)
+        secured = tls.for_peers(self.settings)
+        tls.for_pacs(self.settings)  # what is wrong with it is told now
         try:
-            self._server = ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=context)
+            server: Any = ae.make_server(
+                address,
+                evt_handlers=handlers,
+                ssl_context=secured,
+                server_class=guard.Server,
+                request_handler=guard.Handler,
+            )
         except OSError as error:
             raise InputError(
                 f"--port {self.settings.port}: {error.strerror}; accepted is a free port"
             ) from None
+        server.limits = guard.Limits(
+            self.settings.max_associations,
+            self.settings.max_instance_bytes,
+            self.settings.max_association_bytes,
+        )
+        server.budget = guard.Budget(self.settings.max_memory_bytes)
+        server.refused = self._on_no_handshake
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="listen", daemon=True).start()
 
     def stop(self) -> None:
         if self._server is not None:
             self._server.shutdown()
+
+    def sending(self) -> set[str]:
+        """The studies (by their folder's name) of which an open association brought something."""
+        with self._turn:
+            return {study for studies in self._open.values() for study in studies}
 
     def _on_echo(self, event: Any) -> int:
         self.counters.add("echoes_total")
@@ -105,34 +110,53 @@ class Receiver:
         self.counters.add("associations_rejected_total")
         log.warning("an association was rejected (AE title or number)")
 
+    def _on_no_handshake(self) -> None:
+        self.counters.add("tls_refused_total")
+        log.warning("a connection was refused: no TLS, or no certificate that the authority signed")
+
+    def _on_close(self, event: Any) -> None:
+        event.assoc.dimse.drop()
+        with self._turn:
+            self._open.pop(id(event.assoc), None)
+
     def _on_store(self, event: Any) -> int:
         """Size, rate and room are judged by the bytes, before anything is decoded."""
+        held = event.request.DataSet
         try:
-            data = event.request.DataSet.getbuffer()
-            if (
-                data.nbytes > self.settings.max_instance_bytes
-                or self.spool.room() < self.settings.min_free_bytes
-            ):
-                self.counters.add("instances_refused_total")
-                log.warning(
-                    "an instance of %d bytes was refused: too large, or the disk is full", data.nbytes
-                )
-                return OUT_OF_RESOURCES
-            if self._too_fast():
-                self.counters.add("instances_refused_total")
-                return OUT_OF_RESOURCES
-            uid = str(event.request.AffectedSOPInstanceUID)
-            study = _study_of(data, event.context.transfer_syntax)
-            if not study:
-                self.counters.add("instances_refused_total")
-                return CANNOT_UNDERSTAND
-            self.spool.put(study, uid, event.encoded_dataset())
-            self.counters.add("instances_received_total")
-            return SUCCESS
+            status = self._keep(event, held)
         except Exception as error:
             log.error("an instance could not be kept: %s", type(error).__name__)
-            self.counters.add("instances_refused_total")
-            return OUT_OF_RESOURCES if isinstance(error, OSError | MemoryError) else CANNOT_UNDERSTAND
+            status = OUT_OF_RESOURCES if isinstance(error, OSError | MemoryError) else CANNOT_UNDERSTAND
+        finally:
+            held.free()
+        self.counters.add("instances_received_total" if status == SUCCESS else "instances_refused_total")
+        return status
+
+    def _keep(self, event: Any, held: Any) -> int:
+        """The status of one C-STORE; Success only where the instance is on the disk."""
+        size = held.held
+        if held.over:
+            log.warning("an instance was refused: over a limit of size or memory")
+            return OUT_OF_RESOURCES
+        if (
+            self.spool.room() < self.settings.min_free_bytes + size
+            or self.spool.used() + size > self.settings.max_spool_bytes
+        ):
+            log.warning("an instance of %d bytes was refused: no room in the spool", size)
+            return OUT_OF_RESOURCES
+        if self._too_fast():
+            log.warning("an instance was refused: over %g a second", self.settings.max_per_s)
+            return OUT_OF_RESOURCES
+        uid = str(event.request.AffectedSOPInstanceUID)
+        held.seek(0)
+        study = _study_of(held.read(MAX_HEADER_BYTES), event.context.transfer_syntax)
+        if not study:
+            return CANNOT_UNDERSTAND
+        with self._turn:  # before it lies there: the study may look quiet
+            self._open.setdefault(id(event.assoc), set()).add(self.spool.folder(study).name)
+        with held.getbuffer() as body:  # no copy: an instance may be half of the memory that is allowed
+            self.spool.put(study, uid, _file_start(event), body)
+        return SUCCESS
 
     def _too_fast(self) -> bool:
         now = time.monotonic()
@@ -145,9 +169,19 @@ class Receiver:
         return False
 
 
-def _study_of(data: memoryview, syntax: Any) -> str:
-    """Study Instance UID of an encoded dataset, "" where there is none; of a deflated one never: the whole
-    would have to be inflated."""
+def _file_start(event: Any) -> bytes:
+    """Preamble and meta information (PS3.10, 7.1) of a file of the received data set."""
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_file_meta_info
+
+    stream = DicomBytesIO()
+    write_file_meta_info(stream, event.file_meta)
+    return b"\0" * 128 + b"DICM" + stream.getvalue()
+
+
+def _study_of(data: bytes, syntax: Any) -> str:
+    """Study Instance UID of the start of an encoded dataset, "" where there is none; of a deflated one never:
+    the whole would have to be inflated."""
     import io
 
     from pydicom.filereader import read_dataset
@@ -157,7 +191,7 @@ def _study_of(data: memoryview, syntax: Any) -> str:
     if syntax.is_deflated:
         return ""
     with quiet():
-        stream = io.BytesIO(bytes(data[: 1 << 20]))
+        stream = io.BytesIO(data)
 
         def after(tag: Any, vr: Any, length: int) -> bool:
             return bool(tag > 0x0020000D)
@@ -178,43 +212,3 @@ def _transfer_syntaxes() -> list[str]:
         uid.JPEG2000Lossless,
         uid.RLELossless,
     ]
-
-
-def _tls(settings: Settings, *, server: bool) -> Any:
-    if settings.tls is None:
-        return None
-    certificate, key, authority = settings.tls
-    try:
-        if server:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
-            context.verify_mode = ssl.CERT_REQUIRED
-        else:
-            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority)
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(
-            f"--tls: {type(error).__name__}; accepted are certificate, key and authority, PEM"
-        ) from None
-    return context if server else (context, settings.send_to[1])
-
-
-def send(settings: Settings, path: Path) -> bool:
-    """C-STORE of one file to the PACS; whether it said Success (or a warning: it keeps the instance)."""
-    import pydicom
-    from pynetdicom import AE
-
-    dataset = pydicom.dcmread(path)
-    ae = AE(settings.aet)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
-    ae.connection_timeout = NETWORK_TIMEOUT_S
-    ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
-    title, host, port = settings.send_to
-    association = ae.associate(host, port, ae_title=title, tls_args=_tls(settings, server=False))
-    if not association.is_established:
-        return False
-    try:
-        status = association.send_c_store(dataset)
-    finally:
-        association.release()
-    code = status.get("Status", 0xFFFF)
-    return bool(code == SUCCESS or code >> 12 == 0xB)

@@ -1,0 +1,33 @@
+"""What the node was told at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    aet: str
+    port: int
+    spool: Path
+    send_to: tuple[str, str, int]  # AE title, host, port
+    host: str = "0.0.0.0"
+    peers: frozenset[str] = frozenset()  # AE titles that may store; empty: any
+    quiet_s: float = 10.0
+    http_port: int | None = None
+    max_instance_bytes: int = 512 << 20
+    max_association_bytes: int = 16 << 30
+    max_memory_bytes: int = 2 << 30  # of instances that are arriving, of all peers
+    max_spool_bytes: int = 100 << 30
+    max_per_s: float = 500.0  # instances, from all peers
+    max_associations: int = 16
+    min_free_bytes: int = 1 << 30
+    keep_s: float = 86_400.0
+    retry_s: float = 5.0
+    options: dict[str, Any] = field(default_factory=dict)  # of Fuser.fuse_volumes
+    tls: tuple[str, str, str] | None = None  # certificate, key, and authority file of the peers
+    tls_any_peer: bool = False  # peers need no certificate of their own
+    tls_plain_pacs: bool = False  # the PACS is spoken to without TLS
+    pseudonym_key: str | None = None  # file; None: one in the spool

@@ -1,0 +1,41 @@
+"""TLS of the node (PS3.15 annex B: TLS 1.2 or newer), its certificate shown to peers and to the PACS."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from mmif_trt.image import InputError
+from mmif_trt.node.settings import Settings
+
+
+def for_peers(settings: Settings) -> ssl.SSLContext | None:
+    """Of the listener; peers must show a certificate that the authority signed, unless tls_any_peer."""
+    context = _context(settings, ssl.Purpose.CLIENT_AUTH)
+    if context is not None and not settings.tls_any_peer:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def for_pacs(settings: Settings) -> tuple[ssl.SSLContext, str] | None:
+    """As pynetdicom takes it: the context, and the name that the PACS's certificate must bear."""
+    if settings.tls_plain_pacs:
+        return None
+    context = _context(settings, ssl.Purpose.SERVER_AUTH)
+    return None if context is None else (context, settings.send_to[1])
+
+
+def _context(settings: Settings, purpose: Any) -> ssl.SSLContext | None:
+    if settings.tls is None:
+        return None
+    certificate, key, authority = settings.tls
+    try:
+        context = ssl.create_default_context(purpose, cafile=authority)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(certificate, key, password=lambda: "")  # never ask on a terminal
+    except (OSError, ValueError) as error:  # SSLError is an OSError; it quotes nothing but itself
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(
+            f"--tls: {why}; accepted are PEM files: certificate, its key without password, authority"
+        ) from None
+    return context

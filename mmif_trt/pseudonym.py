@@ -1,0 +1,61 @@
+"""Names of cases and files that say nothing of a patient: HMAC-SHA256 under a key that stays with the output.
+
+A plain hash of a patient's number can be undone by hashing all numbers; this one only by who has the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from mmif_trt.image import InputError
+
+FILE = ".pseudonym-key"  # beside the names it made, mode 0600; without it they lead to nobody
+KEY_BYTES = 32
+
+
+def name_of(key: bytes, text: str, digits: int = 24) -> str:
+    """digits: hexadecimal, 4 bits each."""
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:digits]
+
+
+def fresh_key() -> bytes:
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes | None:
+    """The key of an output folder: of the file `given`, else root/FILE, which is made where it is missing.
+
+    make: False gives None where there is none. Several processes that start at once get the same one. Raises
+    InputError for a file that is no key.
+    """
+    path = Path(given) if given else root / FILE
+    if not given and make and not path.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        # Written aside and linked: a name that is there has a whole key, and the first of several wins.
+        aside = root / f"{FILE}.{secrets.token_hex(8)}"
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "w") as file:
+                file.write(fresh_key().hex() + "\n")
+                file.flush()
+                os.fsync(descriptor)
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        finally:
+            aside.unlink()
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except FileNotFoundError:
+        if not given:
+            return None
+        raise InputError(f"--pseudonym-key {path}: no such file; accepted is a file with a key") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {type(error).__name__}; accepted is {2 * KEY_BYTES} hex digits") from None
+    if len(key) < KEY_BYTES:
+        raise InputError(f"{path}: {len(key)} bytes; accepted are {2 * KEY_BYTES} hex digits or more")
+    return key
