@@ -1,8 +1,8 @@
 // LAGN's gate in plain types: the host part checks tensors and fills this, the kernels read it.
 // mmif_trt/ops/reference.py says what is computed.
 //
-// Forward, at every pixel of two maps l and g with C channels: s = sigmoid(Wl l + Wg g + b), y = s l + (1 - s) g.
-// s is saved. Backward:
+// Forward, at every pixel of two maps l and g with C channels: s = sigmoid(Wl l + Wg g + b), y = s l + (1 -
+// s) g. s is saved. Backward:
 //
 //   d_z = d_y (l - g) s (1 - s)      d_l = d_y s + Wl^T d_z      d_g = d_y (1 - s) + Wg^T d_z
 //   d_Wl = sum over pixels of d_z l^T, d_Wg alike      d_b = sum of d_z
@@ -29,9 +29,9 @@ struct GatedMixParams {
   void* share;  // [N, C]: s
 
   // Backward only.
-  const void* d_y;            // [N, C]
-  void *d_local, *d_global;   // [N, C]
-  void* partial;              // [chunks, 2 C^2 + C] wide, each written whole: d_Wl, d_Wg, d_b
+  const void* d_y;           // [N, C]
+  void *d_local, *d_global;  // [N, C]
+  void* partial;             // [chunks, 2 C^2 + C] wide, each written whole: d_Wl, d_Wg, d_b
 
   int64_t chunks;  // chunk c takes the pixels [c N / chunks, (c + 1) N / chunks)
 };

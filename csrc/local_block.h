@@ -1,8 +1,8 @@
 // LAGN's local block in plain types: the host part checks tensors and fills this, the kernels read it.
 // mmif_trt/ops/reference.py says what is computed.
 //
-// Forward: t = depthwise 3x3 of x (0 beyond the border), then the layers of pointwise.h, y = x + their result.
-// Backward, after d_t of the whole batch, for it needs neighbouring rows:
+// Forward: t = depthwise 3x3 of x (0 beyond the border), then the layers of pointwise.h, y = x + their
+// result. Backward, after d_t of the whole batch, for it needs neighbouring rows:
 //
 //   d_x = d_y + depthwise of d_t by the kernel turned by 180 degrees
 //   d_depthwise(dy, dx) = sum over pixels p of d_t(p) x(p + (dy, dx))      its bias: sum of d_t
@@ -31,8 +31,8 @@ struct LocalBlockParams {
   const void* d_y;  // [B, H, W, C]
   void* d_t;        // [B, H, W, C] wide, scratch between the passes
   void* d_x;        // [B, H, W, C]
-  void* partial;    // [chunks, sums] wide, each written whole, summed over chunks later: d_depthwise as [9, C],
-                    // its bias, then those of the layers
+  void* partial;  // [chunks, sums] wide, each written whole, summed over chunks later: d_depthwise as [9, C],
+                  // its bias, then those of the layers
 
   int64_t chunks;  // chunk c takes the rows [c B H / chunks, (c + 1) B H / chunks) of all images' rows
 };

@@ -1,10 +1,12 @@
-// The second half of LAGN's global block in plain types: the host part checks tensors and fills this, the kernels
-// read it. mmif_trt/ops/reference.py says what is computed.
+// The second half of LAGN's global block in plain types: the host part checks tensors and fills this, the
+// kernels read it. mmif_trt/ops/reference.py says what is computed.
 //
 // Forward, at every token: z = (x - mean) rstd with rstd = (variance + eps)^-1/2 over its C channels,
-// t = z weight + bias, then the layers of pointwise.h, y = x + their result. Backward, from d_t, with g = d_t weight:
+// t = z weight + bias, then the layers of pointwise.h, y = x + their result. Backward, from d_t, with g = d_t
+// weight:
 //
-//   d_x = d_y + rstd (g - mean of g - z mean of (g z))      d_weight = sum over tokens of d_t z      d_bias = sum of d_t
+//   d_x = d_y + rstd (g - mean of g - z mean of (g z))      d_weight = sum over tokens of d_t z      d_bias =
+//   sum of d_t
 #pragma once
 #include "pointwise.h"
 
@@ -27,8 +29,8 @@ struct MlpBlockParams {
   // Backward only.
   const void* d_y;  // [N, C]
   void* d_x;        // [N, C]
-  void* partial;    // [chunks, sums] wide, each written whole, summed over chunks later: d_weight, d_bias, then
-                    // those of the layers
+  void* partial;  // [chunks, sums] wide, each written whole, summed over chunks later: d_weight, d_bias, then
+                  // those of the layers
 
   int64_t chunks;  // chunk c takes the tokens [c N / chunks, (c + 1) N / chunks)
 };

@@ -18,8 +18,8 @@
 
 namespace mmif {
 
-// `wide`, of all of these, is double where the data is double, float elsewhere: what accumulates. Matrices lie as
-// products want them, the output's index last: transposed forward, as they came backward.
+// `wide`, of all of these, is double where the data is double, float elsewhere: what accumulates. Matrices
+// lie as products want them, the output's index last: transposed forward, as they came backward.
 struct PointwiseParams {
   int channels, hidden;     // C and E, multiples of 16
   const void* expand;       // [C, E] wide: W1 transposed; backward: W1
@@ -28,8 +28,8 @@ struct PointwiseParams {
   const void* reduce_bias;  // [C] wide
 };
 
-// Where the gradients lie in a chunk's row of sums, behind `first` sums of what comes before the layers: d_W1 as
-// [C, E], d_b1, d_W2 as [E, C], d_b2; the end.
+// Where the gradients lie in a chunk's row of sums, behind `first` sums of what comes before the layers: d_W1
+// as [C, E], d_b1, d_W2 as [E, C], d_b2; the end.
 struct PointwiseOffsets {
   int64_t expand, expand_bias, reduce, reduce_bias, end;
 };

@@ -1,9 +1,10 @@
-// Factors of products: the numbers as they are, or, for bfloat16 where the CPU has its dot product, pairs of them.
+// Factors of products: the numbers as they are, or, for bfloat16 where the CPU has its dot product, pairs of
+// them.
 //
-// A pair holds two neighbours along the summed index, so there a product's depth counts pairs: units(n). A left
-// factor lies as [rows][units(depth)], a right one as [units(depth)][columns], each column holding a pair of rows;
-// the latter read with its strides exchanged is the left factor of the transposed matrix. The unpaired last row
-// of an odd count goes with one of 0.
+// A pair holds two neighbours along the summed index, so there a product's depth counts pairs: units(n). A
+// left factor lies as [rows][units(depth)], a right one as [units(depth)][columns], each column holding a
+// pair of rows; the latter read with its strides exchanged is the left factor of the transposed matrix. The
+// unpaired last row of an odd count goes with one of 0.
 #pragma once
 #include "half.h"
 #include "simd.h"
@@ -59,7 +60,9 @@ template <typename T>
 const T* left_factor(const T* x, int, int, T*) {
   return x;
 }
-inline const Pair* left_factor(const BFloat16* x, int, int, Pair*) { return reinterpret_cast<const Pair*>(x); }
+inline const Pair* left_factor(const BFloat16* x, int, int, Pair*) {
+  return reinterpret_cast<const Pair*>(x);
+}
 template <typename S, typename T>
 const T* left_factor(const S* x, int rows, int cols, T* room) {
   for (int i = 0; i < rows * cols; i += Simd<T>::kLanes) Simd<T>::store(room + i, load_wide<T>(x + i));
@@ -67,7 +70,8 @@ const T* left_factor(const S* x, int rows, int cols, T* room) {
 }
 inline const Pair* left_factor(const float* x, int rows, int cols, Pair* room) {
   BFloat16* to = reinterpret_cast<BFloat16*>(room);
-  for (int i = 0; i < rows * cols; i += Simd<float>::kLanes) store_narrow<float>(Simd<float>::load(x + i), to + i);
+  for (int i = 0; i < rows * cols; i += Simd<float>::kLanes)
+    store_narrow<float>(Simd<float>::load(x + i), to + i);
   return room;
 }
 

@@ -23,12 +23,13 @@ using at::Tensor;
 Tensor channels_last(const Tensor& x) { return x.permute({0, 2, 3, 1}); }  // [B, H, W, C]
 
 void check_like_local(const char* op, const char* name, const Tensor& x, const Tensor& local) {
-  MMIF_CHECK(op, name, x.sizes(), "the shape, dtype and device of local",
-             x.sizes() == local.sizes() && x.scalar_type() == local.scalar_type() && x.device() == local.device());
+  MMIF_CHECK(
+      op, name, x.sizes(), "the shape, dtype and device of local",
+      x.sizes() == local.sizes() && x.scalar_type() == local.scalar_type() && x.device() == local.device());
 }
 
-GatedMixParams gated_mix_params(const char* op, const Tensor& local, const Tensor& global, const Tensor& weight,
-                                const Tensor& bias, bool backward, Kept& keep) {
+GatedMixParams gated_mix_params(const char* op, const Tensor& local, const Tensor& global,
+                                const Tensor& weight, const Tensor& bias, bool backward, Kept& keep) {
   MMIF_CHECK(op, "local", local.sizes(), "[B, C, H, W] with C a multiple of 16",
              local.dim() == 4 && local.size(1) > 0 && local.size(1) % 16 == 0);
   check_like_local(op, "global", global, local);
@@ -72,7 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_mix_bwd(const Tensor& d_y, cons
   const int64_t C = p.channels;
   check_like_local(op, "d_y", d_y, local);
   MMIF_CHECK(op, "share", share.sizes(), "[B, H, W, C] contiguous, as forward saved it",
-             share.is_contiguous() && share.sizes().equals({local.size(0), local.size(2), local.size(3), C}) &&
+             share.is_contiguous() &&
+                 share.sizes().equals({local.size(0), local.size(2), local.size(3), C}) &&
                  share.scalar_type() == local.scalar_type());
   const Tensor d_local = at::empty(share.sizes(), share.options()), d_global = at::empty_like(d_local);
   const at::TensorOptions wide = local.options().dtype(wide_type(local));

@@ -17,7 +17,7 @@ struct GateRoom {
   using U = typename Factor<S, T>::Unit;
   Arena arena;
   const U *local_weight, *global_weight;
-  T *z, *local, *global;            // [kTile][C]
+  T *z, *local, *global;  // [kTile][C]
   U *left, *right, *z_right;
 
   explicit GateRoom(const GatedMixParams& p)
@@ -39,14 +39,18 @@ void gated_mix_forward(const GatedMixParams& p, int64_t begin, int64_t end) {
   GateRoom<S, T> room(p);
   for (int64_t first = begin; first < end; first += kTile) {
     const int n = static_cast<int>(end - first < kTile ? end - first : kTile);
-    const S *local = static_cast<const S*>(p.local) + first * C, *global = static_cast<const S*>(p.global) + first * C;
+    const S *local = static_cast<const S*>(p.local) + first * C,
+            *global = static_cast<const S*>(p.global) + first * C;
     const T* bias = static_cast<const T*>(p.bias);
     T* z = room.z;
-    product<U, T>(n, C, deep, left_factor(local, n, C, room.left), deep, 1, room.local_weight, C, bias, 0, z, C);
-    product<U, T>(n, C, deep, left_factor(global, n, C, room.left), deep, 1, room.global_weight, C, z, C, z, C);
+    product<U, T>(n, C, deep, left_factor(local, n, C, room.left), deep, 1, room.local_weight, C, bias, 0, z,
+                  C);
+    product<U, T>(n, C, deep, left_factor(global, n, C, room.left), deep, 1, room.global_weight, C, z, C, z,
+                  C);
     S *y = static_cast<S*>(p.y) + first * C, *share = static_cast<S*>(p.share) + first * C;
     for (int i = 0; i < n * C; i += V::kLanes) {
-      const typename V::Vec s = sigmoid<T>(V::load(z + i)), l = load_wide<T>(local + i), g = load_wide<T>(global + i);
+      const typename V::Vec s = sigmoid<T>(V::load(z + i)), l = load_wide<T>(local + i),
+                            g = load_wide<T>(global + i);
       store_narrow<T>(s, share + i);
       store_narrow<T>(s * l + (1 - s) * g, y + i);
     }

@@ -1,9 +1,10 @@
-// The CPU kernels for AVX-512 with its dot product of bfloat16, whatever the machine that builds this has; empty
-// where the CPU is not an x86-64.
+// The CPU kernels for AVX-512 with its dot product of bfloat16, whatever the machine that builds this has;
+// empty where the CPU is not an x86-64.
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
-                             apply_to = function)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #endif

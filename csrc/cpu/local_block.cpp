@@ -22,8 +22,8 @@ using at::Tensor;
 Tensor channels_last(const Tensor& x) { return x.permute({0, 2, 3, 1}); }  // [B, H, W, C]
 
 LocalBlockParams local_block_params(const char* op, const Tensor& x, const Tensor& depthwise,
-                                    const Tensor& depthwise_bias, const PointwiseWeights& weights, bool backward,
-                                    Kept& keep) {
+                                    const Tensor& depthwise_bias, const PointwiseWeights& weights,
+                                    bool backward, Kept& keep) {
   MMIF_CHECK(op, "x", x.sizes(), "[B, C, H, W]", x.dim() == 4);
   const int64_t C = x.size(1);
   LocalBlockParams p{};

@@ -59,7 +59,8 @@ void product(int rows, int cols, int depth, const U* a, int64_t a_row, int64_t a
   if (many && vectors % 4 == 0)
     product_columns<U, T, 4, 4>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c, c_row);
   else if (vectors % 2 == 0)
-    product_columns<U, T, many ? 8 : 4, 2>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c, c_row);
+    product_columns<U, T, many ? 8 : 4, 2>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c,
+                                           c_row);
   else
     product_columns<U, T, 8, 1>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c, c_row);
 }

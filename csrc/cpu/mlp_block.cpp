@@ -1,4 +1,5 @@
-// The host part of the second half of LAGN's global block on the CPU: checks, outputs, threads, the last sums.
+// The host part of the second half of LAGN's global block on the CPU: checks, outputs, threads, the last
+// sums.
 #include "../mlp_block.h"
 
 #include <ATen/Parallel.h>
@@ -61,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_block_bwd
     const Tensor& u, double eps) {
   constexpr const char* op = "mlp_block_bwd";
   Kept keep;
-  MlpBlockParams p = mlp_block_params(op, x, norm_weight, norm_bias, {expand, expand_bias, reduce, reduce_bias},
-                                      eps, true, keep);
+  MlpBlockParams p = mlp_block_params(op, x, norm_weight, norm_bias,
+                                      {expand, expand_bias, reduce, reduce_bias}, eps, true, keep);
   const int64_t C = p.layers.channels, E = p.layers.hidden;
   MMIF_CHECK(op, "d_y", d_y.sizes(), "the shape, dtype and device of x",
              d_y.sizes() == x.sizes() && d_y.scalar_type() == x.scalar_type() && d_y.device() == x.device());

@@ -1,5 +1,5 @@
-// The second half of LAGN's global block on the CPU, one chunk of tokens at a time; compiled once an instruction
-// set.
+// The second half of LAGN's global block on the CPU, one chunk of tokens at a time; compiled once an
+// instruction set.
 #pragma once
 #include "../mlp_block.h"
 #include "pointwise_kernel.h"

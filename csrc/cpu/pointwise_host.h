@@ -16,7 +16,9 @@ constexpr int64_t kBlockChunks = 32;
 struct Kept {
   std::vector<at::Tensor> tensors;
 
-  const void* operator()(const at::Tensor& x) { return tensors.emplace_back(x.contiguous()).const_data_ptr(); }
+  const void* operator()(const at::Tensor& x) {
+    return tensors.emplace_back(x.contiguous()).const_data_ptr();
+  }
 };
 
 inline void check_weight(const char* op, const char* name, const at::Tensor& w, at::IntArrayRef shape,
@@ -38,7 +40,8 @@ struct PointwiseWeights {
 };
 
 inline PointwiseParams pointwise_params(const char* op, const at::Tensor& x, int64_t channels,
-                                        const PointwiseWeights& w, size_t trailing, bool backward, Kept& keep) {
+                                        const PointwiseWeights& w, size_t trailing, bool backward,
+                                        Kept& keep) {
   const size_t dims = 2 + trailing;
   const int64_t C = channels, E = w.expand.dim() > 0 ? w.expand.size(0) : 0;
   MMIF_CHECK(op, "x", x.sizes(), "a multiple of 16 channels", C > 0 && C % 16 == 0);
@@ -61,7 +64,8 @@ inline PointwiseParams pointwise_params(const char* op, const at::Tensor& x, int
 }
 
 // The gradient of one parameter out of the sums, in its shape and type; transposed: a matrix that lies so.
-inline at::Tensor gradient_of(const at::Tensor& parameter, const at::Tensor& sums, int64_t from, bool transposed) {
+inline at::Tensor gradient_of(const at::Tensor& parameter, const at::Tensor& sums, int64_t from,
+                              bool transposed) {
   at::Tensor out = sums.narrow(0, from, parameter.numel());
   if (transposed) out = out.view({parameter.numel() / parameter.size(0), parameter.size(0)}).t();
   return out.to(parameter.scalar_type(), false, true).reshape(parameter.sizes()).contiguous();

@@ -1,7 +1,7 @@
 // The two pointwise layers on the CPU, a tile of pixels at a time.
 //
-// A tile's t, u and h, [pixels][C or E] in T, stay in L1 and L2: both layers are small products there, and no map
-// of E channels but u is ever written.
+// A tile's t, u and h, [pixels][C or E] in T, stay in L1 and L2: both layers are small products there, and no
+// map of E channels but u is ever written.
 #pragma once
 #include <cstdlib>
 
@@ -20,7 +20,8 @@ struct Arena {
   char* memory;
   int64_t used = 0;
 
-  explicit Arena(int64_t bytes) : memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))) {}
+  explicit Arena(int64_t bytes)
+      : memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))) {}
   ~Arena() { std::free(memory); }
   Arena(const Arena&) = delete;
 
@@ -54,9 +55,9 @@ struct Pointwise {
   using U = typename Factor<S, T>::Unit;
   const int C, E, deep_c, deep_e;
   const T *b1, *b2;
-  const U *w1, *w2;            // right factors
-  T *h, *d_u;                  // [kTile][E]
-  U *c_left, *c_right;         // of maps with C channels
+  const U *w1, *w2;               // right factors
+  T *h, *d_u;                     // [kTile][E]
+  U *c_left, *c_right;            // of maps with C channels
   U *e_left, *e_right, *h_right;  // and with E
 
   Pointwise(const PointwiseParams& p, bool backward, Arena& arena)

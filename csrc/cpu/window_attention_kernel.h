@@ -192,7 +192,8 @@ struct HeadWindow {
     load(0, static_cast<T>(p.scale), s.q);
     load(1, 1, s.k);
     transpose(n, Dim, stride, s.k, s.kt);
-    product<T, T>(n, stride, Dim, s.q, Dim, 1, s.kt, stride, whole ? bias.whole : nullptr, stride, s.p, stride);
+    product<T, T>(n, stride, Dim, s.q, Dim, 1, s.kt, stride, whole ? bias.whole : nullptr, stride, s.p,
+                  stride);
     if (whole) return;
     for (int i = 0; i < n; ++i) {
       bias.add(w.rows, w.cols, i, s.p + i * stride);
