@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from training_data import write_sets
 
 from mmif_trt import InputError
-from mmif_trt.train import data, fusion
+from mmif_trt.train import autoencoder, data, diffusion, fusion
 
 pytest.importorskip("nvidia.dali", reason="nvidia-dali-cuda130 is not installed")
 
@@ -73,12 +74,13 @@ def test_the_real_pictures() -> None:
     assert count == 694
 
 
-def test_a_training_is_the_same_by_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("training", "options"), [(fusion, ["--crop-px", "32"]), (autoencoder, [])])
+def test_a_training_is_the_same_by_both(training: Any, options: list[str], tmp_path: Path) -> None:
     root = write_sets(tmp_path / "data", "{split}{i}_0")
     weights = []
     for decode in data.DECODERS:
-        command = ["--data", str(root), "--out", str(tmp_path / decode), "--steps", "2", "--crop-px", "32"]
-        assert fusion.main([*command, "--batch-size", "3", "--threads", "1", "--decode", decode]) == 0
+        command = ["--data", str(root), "--out", str(tmp_path / decode), "--steps", "2", *options]
+        assert training.main([*command, "--batch-size", "3", "--threads", "1", "--decode", decode]) == 0
         weights.append(load_file(tmp_path / decode / "checkpoint.safetensors"))
     assert weights[0].keys() == weights[1].keys() and len(weights[0]) > 100
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
@@ -89,8 +91,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     bad = root / "mri-ct" / "train" / "mri" / "train1_0.png"
     bad.write_bytes(bad.read_bytes()[:-20])
     command = ["--data", str(root), "--out", str(tmp_path / "out"), "--steps", "1", "--decode", "dali"]
-    assert fusion.main(command) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {bad}") and said.count("\n") == 1
+    second = [*command, "--autoencoder", str(tmp_path / "none")]
+    for training, told in ((fusion, command), (autoencoder, command), (diffusion, second)):
+        assert training.main(told) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {bad}") and said.count("\n") == 1
     with pytest.raises(InputError, match="decode 'pillow'; accepted are opencv, dali"):
         data.read_sets(root, "train", "pillow")

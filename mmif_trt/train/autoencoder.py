@@ -127,13 +127,17 @@ def log_pictures(writer: SummaryWriter, state: loop.State, sets: list[data.Pairs
         writer.add_scalar(f"psnr_db/{kind}", value, state.step)
 
 
-def train(config: AutoencoderTraining, root: Path, out: Path, stop_after: int | None = None) -> Path:
+def train(
+    config: AutoencoderTraining, root: Path, out: Path, stop_after: int | None = None, decode: str = "opencv"
+) -> Path:
     """Train to the end, or go on from out/checkpoint.safetensors; returns the checkpoint's path.
+
+    decode: what reads the pictures, the same bits.
 
     Raises InputError for data or checkpoints that do not fit, FloatingPointError on a loss that is not finite
     (the last checkpoint stays).
     """
-    sets, validation = data.read_splits(root)
+    sets, validation = data.read_splits(root, decode)
     data.check_crop(config.crop_px, STRIDE, sets)
     out.mkdir(parents=True, exist_ok=True)
     state, path = loop.new_state(config, lambda: Autoencoder(config.model)), out / "checkpoint.safetensors"
@@ -160,7 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     defaults = AutoencoderTraining()
     given = loop.parser("autoencoder", __doc__.splitlines()[0], defaults).parse_args(arguments)
     config = AutoencoderTraining(**loop.shared(given))
-    return loop.main(given, config, lambda: train(config, given.data, given.out, given.stop_after))
+    return loop.main(
+        given, config, lambda: train(config, given.data, given.out, given.stop_after, given.decode)
+    )
 
 
 if __name__ == "__main__":

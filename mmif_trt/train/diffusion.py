@@ -148,14 +148,21 @@ def validation_loss(model: Denoiser, latents: list[Tensor], modalities: list[str
 
 
 def train(
-    config: DiffusionTraining, root: Path, first: Path, out: Path, stop_after: int | None = None
+    config: DiffusionTraining,
+    root: Path,
+    first: Path,
+    out: Path,
+    stop_after: int | None = None,
+    decode: str = "opencv",
 ) -> Path:
     """Train to the end, or go on from out/checkpoint.safetensors; first: the autoencoders' checkpoint.
+
+    decode: what reads the pictures, the same bits.
 
     Raises InputError for data or checkpoints that do not fit, FloatingPointError on a loss that is not finite
     (the last checkpoint stays).
     """
-    sets, validation = data.read_splits(root)
+    sets, validation = data.read_splits(root, decode)
     joint = autoencoder.load(first)
     if joint.config.channels != config.model.channels:
         raise InputError(f"{first}: {joint.config.channels} channels; accepted are {config.model.channels}")
@@ -190,9 +197,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--autoencoder", type=Path, required=True, help="checkpoint of the first training")
     given = parser.parse_args(arguments)
     config = DiffusionTraining(**loop.shared(given))
-    return loop.main(
-        given, config, lambda: train(config, given.data, given.autoencoder, given.out, given.stop_after)
-    )
+
+    def run() -> Path:
+        paths = (given.data, given.autoencoder, given.out)
+        return train(config, *paths, given.stop_after, given.decode)
+
+    return loop.main(given, config, run)
 
 
 if __name__ == "__main__":

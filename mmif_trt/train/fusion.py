@@ -117,7 +117,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generated", type=Path, help="generated images of the training pairs")
     parser.add_argument("--branches", choices=BRANCHES, default="both", help="of the network, for ablations")
     parser.add_argument("--crop-px", type=int, default=defaults.crop_px)
-    parser.add_argument("--decode", choices=data.DECODERS, default="opencv", help="the same bits by both")
     for name, value in asdict(defaults.loss).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"

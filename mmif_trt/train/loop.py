@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from mmif_trt import ops
 from mmif_trt.image import InputError
+from mmif_trt.train.data import DECODERS
 
 Objective = Callable[[int], tuple[Tensor, dict[str, Tensor]]]  # step -> loss, terms for the log
 
@@ -279,6 +280,7 @@ def parser(module: str, about: str, defaults: Any) -> argparse.ArgumentParser:
     for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("seed", int)):
         out.add_argument(f"--{name}", type=kind, default=getattr(defaults, name.replace("-", "_")))
     out.add_argument("--precision", choices=("bf16", "fp32"), default=defaults.precision)
+    out.add_argument("--decode", choices=DECODERS, default="opencv", help="the same bits by both")
     return out
 
 
