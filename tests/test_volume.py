@@ -159,7 +159,8 @@ def test_limits_are_fixed_recorded_and_once_a_volume() -> None:
     )
     again = mmif_trt.Fuser().fuse_volumes(a, dimmer, plane="axial")
     np.testing.assert_array_equal(whole.image.data[12], again.image.data[12])
-    assert again.luma.data[11].mean() < 0.9 * whole.luma.data[11].mean(), "a dim slice stays dim"
+    # Limits of each slice would make the two alike; the MRI, which is the same in both, keeps them near.
+    assert again.luma.data[11].mean() < 0.97 * whole.luma.data[11].mean(), "a dim slice stays dim"
     assert (
         whole.record["b"]["limits"] == [0.0, 1000.0]
         and whole.record["palette"]["uid"] == "1.2.840.10008.1.5.2"

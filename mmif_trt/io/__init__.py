@@ -111,7 +111,8 @@ def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
         if status.st_size > most:
             raise InputError(f"{name}: {status.st_size} bytes; accepted are {most} at most")
         with open(name, "rb") as file:
-            return name, form, file.read(most)
+            # Of its size and not of the limit: read(n) takes n bytes before it looks.
+            return name, form, file.read(status.st_size)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file; accepted are {' '.join(FORMATS)} files") from None
     except OSError as error:
