@@ -1,7 +1,6 @@
 // The host part of LAGN's gate on the CPU: checks, outputs, threads, the last sums.
 #include "../gated_mix.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -19,8 +18,6 @@ namespace mmif {
 namespace {
 
 using at::Tensor;
-
-Tensor channels_last(const Tensor& x) { return x.permute({0, 2, 3, 1}); }  // [B, H, W, C]
 
 void check_like_local(const char* op, const char* name, const Tensor& x, const Tensor& local) {
   MMIF_CHECK(
@@ -57,10 +54,7 @@ std::tuple<Tensor, Tensor> gated_mix(const Tensor& local, const Tensor& global, 
   const Tensor y = at::empty({local.size(0), local.size(2), local.size(3), p.channels}, local.options());
   const Tensor share = at::empty(y.sizes(), local.options());
   p.y = y.data_ptr(), p.share = share.data_ptr();
-  if (p.pixels > 0)
-    at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) MMIF_DISPATCH(gated_mix_fwd, p, chunk);
-    });
+  if (p.pixels > 0) over_chunks(p.chunks, [&](int64_t chunk) { MMIF_DISPATCH(gated_mix_fwd, p, chunk); });
   return {y.permute({0, 3, 1, 2}), share};
 }
 
@@ -83,9 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_mix_bwd(const Tensor& d_y, cons
     const Tensor partial = at::empty({p.chunks, (2 * C + 1) * C}, wide);
     p.d_y = keep(channels_last(d_y)), p.share = share.data_ptr();
     p.d_local = d_local.data_ptr(), p.d_global = d_global.data_ptr(), p.partial = partial.data_ptr();
-    at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) MMIF_DISPATCH(gated_mix_bwd, p, chunk);
-    });
+    over_chunks(p.chunks, [&](int64_t chunk) { MMIF_DISPATCH(gated_mix_bwd, p, chunk); });
     sums = partial.sum(0);
   }
   const Tensor halves = sums.narrow(0, 0, 2 * C * C).view({2, C, C}).transpose(0, 1).reshape(weight.sizes());

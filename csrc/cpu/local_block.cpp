@@ -1,7 +1,6 @@
 // The host part of LAGN's local block on the CPU: checks, outputs, threads, the last sums.
 #include "../local_block.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -18,8 +17,6 @@ namespace mmif {
 namespace {
 
 using at::Tensor;
-
-Tensor channels_last(const Tensor& x) { return x.permute({0, 2, 3, 1}); }  // [B, H, W, C]
 
 LocalBlockParams local_block_params(const char* op, const Tensor& x, const Tensor& depthwise,
                                     const Tensor& depthwise_bias, const PointwiseWeights& weights,
@@ -49,10 +46,7 @@ std::tuple<Tensor, Tensor> local_block(const Tensor& x, const Tensor& depthwise,
   const Tensor y = at::empty({p.batch, p.height, p.width, p.layers.channels}, x.options());
   const Tensor u = at::empty({p.batch, p.height, p.width, p.layers.hidden}, x.options());
   p.y = y.data_ptr(), p.u = u.data_ptr();
-  if (y.numel() > 0)
-    at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) MMIF_DISPATCH(local_block_fwd, p, chunk);
-    });
+  if (y.numel() > 0) over_chunks(p.chunks, [&](int64_t chunk) { MMIF_DISPATCH(local_block_fwd, p, chunk); });
   return {y.permute({0, 3, 1, 2}), u};
 }
 
@@ -62,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_block_b
     const Tensor& u) {
   constexpr const char* op = "local_block_bwd";
   Kept keep;
-  LocalBlockParams p = local_block_params(op, x, depthwise, depthwise_bias,
-                                          {expand, expand_bias, reduce, reduce_bias}, true, keep);
+  const PointwiseWeights layers{expand, expand_bias, reduce, reduce_bias};
+  LocalBlockParams p = local_block_params(op, x, depthwise, depthwise_bias, layers, true, keep);
   const int64_t C = p.layers.channels, E = p.layers.hidden;
   MMIF_CHECK(op, "d_y", d_y.sizes(), "the shape, dtype and device of x",
              d_y.sizes() == x.sizes() && d_y.scalar_type() == x.scalar_type() && d_y.device() == x.device());
@@ -78,19 +72,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_block_b
     const Tensor partial = at::empty({p.chunks, at.end}, wide), d_t = at::empty(d_x.sizes(), wide);
     p.d_y = keep(channels_last(d_y)), p.u = u.data_ptr();
     p.d_t = d_t.data_ptr(), p.d_x = d_x.data_ptr(), p.partial = partial.data_ptr();
-    for (const bool layers : {true, false})
-      at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t chunk = begin; chunk < end; ++chunk) MMIF_DISPATCH(local_block_bwd, p, chunk, layers);
-      });
+    for (const bool of_layers : {true, false})
+      over_chunks(p.chunks, [&](int64_t chunk) { MMIF_DISPATCH(local_block_bwd, p, chunk, of_layers); });
     sums = partial.sum(0);
   }
-  return {d_x.permute({0, 3, 1, 2}),
-          gradient_of(depthwise, sums, 0, true),
-          gradient_of(depthwise_bias, sums, kTaps * C, false),
-          gradient_of(expand, sums, at.expand, true),
-          gradient_of(expand_bias, sums, at.expand_bias, false),
-          gradient_of(reduce, sums, at.reduce, true),
-          gradient_of(reduce_bias, sums, at.reduce_bias, false)};
+  return std::tuple_cat(std::make_tuple(d_x.permute({0, 3, 1, 2}), gradient_of(depthwise, sums, 0, true),
+                                        gradient_of(depthwise_bias, sums, kTaps * C, false)),
+                        gradients_of(layers, sums, at));
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 // sums.
 #include "../mlp_block.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -49,10 +48,7 @@ std::tuple<Tensor, Tensor> mlp_block(const Tensor& x, const Tensor& norm_weight,
   const Tensor y = at::empty(x.sizes(), x.options());
   const Tensor u = at::empty({p.tokens, p.layers.hidden}, x.options());
   p.y = y.data_ptr(), p.u = u.data_ptr();
-  if (p.tokens > 0)
-    at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) MMIF_DISPATCH(mlp_block_fwd, p, chunk);
-    });
+  if (p.tokens > 0) over_chunks(p.chunks, [&](int64_t chunk) { MMIF_DISPATCH(mlp_block_fwd, p, chunk); });
   return {y, u};
 }
 
@@ -62,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_block_bwd
     const Tensor& u, double eps) {
   constexpr const char* op = "mlp_block_bwd";
   Kept keep;
-  MlpBlockParams p = mlp_block_params(op, x, norm_weight, norm_bias,
-                                      {expand, expand_bias, reduce, reduce_bias}, eps, true, keep);
+  const PointwiseWeights layers{expand, expand_bias, reduce, reduce_bias};
+  MlpBlockParams p = mlp_block_params(op, x, norm_weight, norm_bias, layers, eps, true, keep);
   const int64_t C = p.layers.channels, E = p.layers.hidden;
   MMIF_CHECK(op, "d_y", d_y.sizes(), "the shape, dtype and device of x",
              d_y.sizes() == x.sizes() && d_y.scalar_type() == x.scalar_type() && d_y.device() == x.device());
@@ -76,18 +72,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlp_block_bwd
   if (p.tokens > 0) {
     const Tensor partial = at::empty({p.chunks, at.end}, wide);
     p.d_y = keep(d_y), p.u = u.data_ptr(), p.d_x = d_x.data_ptr(), p.partial = partial.data_ptr();
-    at::parallel_for(0, p.chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) MMIF_DISPATCH(mlp_block_bwd, p, chunk);
-    });
+    over_chunks(p.chunks, [&](int64_t chunk) { MMIF_DISPATCH(mlp_block_bwd, p, chunk); });
     sums = partial.sum(0);
   }
-  return {d_x,
-          gradient_of(norm_weight, sums, 0, false),
-          gradient_of(norm_bias, sums, C, false),
-          gradient_of(expand, sums, at.expand, true),
-          gradient_of(expand_bias, sums, at.expand_bias, false),
-          gradient_of(reduce, sums, at.reduce, true),
-          gradient_of(reduce_bias, sums, at.reduce_bias, false)};
+  return std::tuple_cat(
+      std::make_tuple(d_x, gradient_of(norm_weight, sums, 0, false), gradient_of(norm_bias, sums, C, false)),
+      gradients_of(layers, sums, at));
 }
 
 }  // namespace

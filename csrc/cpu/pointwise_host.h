@@ -1,7 +1,9 @@
-// What the host parts of both blocks share: the weights of the pointwise layers in, their gradients out.
+// What the host parts of the blocks and of the gate share: weights in, chunks over threads, gradients out.
 #pragma once
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
+#include <tuple>
 #include <vector>
 
 #include "../pointwise.h"
@@ -11,6 +13,15 @@ namespace mmif {
 
 // CPU: chunks do not depend on the number of threads, so neither does any bit of the result.
 constexpr int64_t kBlockChunks = 32;
+
+template <typename Run>
+void over_chunks(int64_t chunks, const Run& run) {
+  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) run(chunk);
+  });
+}
+
+inline at::Tensor channels_last(const at::Tensor& x) { return x.permute({0, 2, 3, 1}); }  // [B, H, W, C]
 
 // Tensors that params point into, alive as long as this.
 struct Kept {
@@ -69,6 +80,15 @@ inline at::Tensor gradient_of(const at::Tensor& parameter, const at::Tensor& sum
   at::Tensor out = sums.narrow(0, from, parameter.numel());
   if (transposed) out = out.view({parameter.numel() / parameter.size(0), parameter.size(0)}).t();
   return out.to(parameter.scalar_type(), false, true).reshape(parameter.sizes()).contiguous();
+}
+
+// Those of the layers: expand, expand_bias, reduce, reduce_bias.
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradients_of(const PointwiseWeights& w,
+                                                                               const at::Tensor& sums,
+                                                                               const PointwiseOffsets& at) {
+  return {
+      gradient_of(w.expand, sums, at.expand, true), gradient_of(w.expand_bias, sums, at.expand_bias, false),
+      gradient_of(w.reduce, sums, at.reduce, true), gradient_of(w.reduce_bias, sums, at.reduce_bias, false)};
 }
 
 }  // namespace mmif

@@ -6,12 +6,10 @@ is no kernel: the model keeps PyTorch's operations there.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import has_block_kernel, kernels_available, reference
+from mmif_trt.ops import cpu_block, has_block_kernel, reference
 
 
 def gated_mix(local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,20 +46,4 @@ def _fake_bwd(
     return *maps, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, output[1])
-
-
-def _backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if d_y is None:
-        return (None,) * 4
-    gradients: tuple[Tensor, ...] = torch.ops.mmif_trt.gated_mix_bwd(d_y, *ctx.saved_tensors)
-    return gradients
-
-
-if kernels_available("cpu"):
-    torch.library.register_fake("mmif_trt::gated_mix", _fake)
-    torch.library.register_fake("mmif_trt::gated_mix_bwd", _fake_bwd)
-    torch.library.register_autograd("mmif_trt::gated_mix", _backward, setup_context=_save)
+cpu_block.register("gated_mix", _fake, _fake_bwd)

@@ -6,12 +6,10 @@ there is no kernel: the model keeps PyTorch's convolutions there.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import has_block_kernel, kernels_available, reference
+from mmif_trt.ops import cpu_block, has_block_kernel, reference
 
 
 def local_block(
@@ -55,20 +53,4 @@ def _fake_bwd(d_y: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     return x.new_empty(B, H, W, C).permute(0, 3, 1, 2), *(w.new_empty(w.shape) for w in weights[:-1])
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, output[1])
-
-
-def _backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if d_y is None:
-        return (None,) * 7
-    gradients: tuple[Tensor, ...] = torch.ops.mmif_trt.local_block_bwd(d_y, *ctx.saved_tensors)
-    return gradients
-
-
-if kernels_available("cpu"):
-    torch.library.register_fake("mmif_trt::local_block", _fake)
-    torch.library.register_fake("mmif_trt::local_block_bwd", _fake_bwd)
-    torch.library.register_autograd("mmif_trt::local_block", _backward, setup_context=_save)
+cpu_block.register("local_block", _fake, _fake_bwd)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import has_block_kernel, kernels_available, reference
+from mmif_trt.ops import cpu_block, has_block_kernel, reference
 
 
 def mlp_block(
@@ -55,20 +55,4 @@ def _fake_bwd(d_y: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return x.new_empty(x.shape), *(w.new_empty(w.shape) for w in rest[:6])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if d_y is None:
-        return (None,) * 8
-    return *torch.ops.mmif_trt.mlp_block_bwd(d_y, *ctx.saved_tensors, ctx.eps), None
-
-
-if kernels_available("cpu"):
-    torch.library.register_fake("mmif_trt::mlp_block", _fake)
-    torch.library.register_fake("mmif_trt::mlp_block_bwd", _fake_bwd)
-    torch.library.register_autograd("mmif_trt::mlp_block", _backward, setup_context=_save)
+cpu_block.register("mlp_block", _fake, _fake_bwd)

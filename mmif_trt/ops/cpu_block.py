@@ -1,0 +1,35 @@
+"""What registers an operation of CPU_OPS with torch: all save their inputs and one map for backward alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmif_trt.ops import kernels_available
+
+
+def register(name: str, fake: Callable[..., Any], fake_bwd: Callable[..., Any]) -> None:
+    """mmif_trt::NAME(*tensors, *numbers) -> (y, saved); NAME_bwd(d_y, *tensors, saved, *numbers)
+    for a gradient of each tensor. Nothing to do where there is no kernel."""
+    if not kernels_available("cpu"):
+        return
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        ctx.numbers = inputs[len(tensors) :]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, output[1])
+
+    def backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if d_y is None:
+            return (None,) * (len(ctx.saved_tensors) - 1 + len(ctx.numbers))
+        run_bwd = getattr(torch.ops.mmif_trt, f"{name}_bwd")
+        return *run_bwd(d_y, *ctx.saved_tensors, *ctx.numbers), *(None for _ in ctx.numbers)
+
+    torch.library.register_fake(f"mmif_trt::{name}", fake)
+    torch.library.register_fake(f"mmif_trt::{name}_bwd", fake_bwd)
+    torch.library.register_autograd(f"mmif_trt::{name}", backward, setup_context=save)
