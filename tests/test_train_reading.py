@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from training_data import write_sets
 
 from mmif_trt import InputError
-from mmif_trt.train import autoencoder, data, diffusion, fusion
+from mmif_trt.train import autoencoder, data, diffusion, fusion, generate
 
 pytest.importorskip("nvidia.dali", reason="nvidia-dali-cuda130 is not installed")
 
@@ -92,7 +92,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     bad.write_bytes(bad.read_bytes()[:-20])
     command = ["--data", str(root), "--out", str(tmp_path / "out"), "--steps", "1", "--decode", "dali"]
     second = [*command, "--autoencoder", str(tmp_path / "none")]
-    for training, told in ((fusion, command), (autoencoder, command), (diffusion, second)):
+    for training, told in (
+        (fusion, command),
+        (autoencoder, command),
+        (diffusion, second),
+        (generate, command),
+    ):
         assert training.main(told) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {bad}") and said.count("\n") == 1

@@ -190,7 +190,7 @@ def write_sheets(out: Path, joint: Autoencoder, model: Denoiser, pairs: data.Pai
 
 
 def run(given: argparse.Namespace) -> Path:
-    sets = data.read_sets(given.data, given.split)
+    sets = data.read_sets(given.data, given.split, given.decode)
     if (given.autoencoder is None) != (given.diffusion is None):
         raise InputError("--autoencoder or --diffusion alone; accepted are both of one training, or neither")
     first = given.autoencoder or verified_diffusion("autoencoder")
@@ -226,6 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=4, help="to take the mean of")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    what = "the same bits by both"
+    parser.add_argument("--decode", choices=data.DECODERS, default="opencv", help=what)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     try:
