@@ -7,7 +7,7 @@ PIP_ARGS ?=
 DATA ?= data
 RUNS ?= runs
 
-.PHONY: demo console test lint train-all clean
+.PHONY: demo console test nightly lint train-all clean
 
 # Debian and Ubuntu keep a part of venv in a package of its own.
 VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
@@ -40,6 +40,10 @@ lint: .venv/done
 
 test: lint
 	.venv/bin/pytest
+
+# What takes too long for every change: 10,000 mutated files, 2,000 instances by 8 peers at once, 200 studies.
+nightly: .venv/done
+	.venv/bin/pytest -m nightly
 
 $(RUNS)/generated/train.safetensors: .venv/done
 	.venv/bin/python -m mmif_trt.train.autoencoder --data $(DATA) --out $(RUNS)/autoencoder
