@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# In an activated environment pynetdicom's own storescu and echoscu would be found before dcmtk's.
+os.environ["PATH"] = os.pathsep.join(
+    folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.executable).parent
+)
 
 
 def needs(*tools: str) -> None:
@@ -90,6 +96,7 @@ class Orthanc:
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "DicomAlwaysAllowStore": True,
+            "DicomAlwaysAllowFind": True,
         }
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self.process: subprocess.Popen[bytes] | None = None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,10 @@ from disks import disk
 from peers import Node, free_port, needs, run_storescu, storescu, until
 from phantoms import affine_of, grid, slices, uptake, write_mr, write_series
 
+from mmif_trt.batch import Stop
+from mmif_trt.node import run
+from mmif_trt.node.send import FIND
+from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs the clinical extra")
@@ -189,6 +198,103 @@ def test_a_pause_within_an_association_is_no_end(study: Path, tmp_path: Path) ->
         assert node.metric("fusions_total") == 1
     finally:
         node.kill()
+
+
+def test_an_association_that_stays_open_holds_a_study_only_so_long(study: Path, tmp_path: Path) -> None:
+    node = Node(tmp_path / "node", free_port(), *QUICK, "--hold-s", "5")
+    node.start()
+    try:
+        ae: Any = pynetdicom.AE("SCANNER")
+        for modality in ("MR", "PT"):
+            ae.add_requested_context(phantoms.SOP[modality], "1.2.840.10008.1.2.1")
+        association = ae.associate("127.0.0.1", node.port, ae_title="MMIF")
+        for folder in ("mr", "pt early", "pt late"):
+            for path in sorted((study / folder).iterdir()):
+                assert association.send_c_store(pydicom.dcmread(path)).Status == 0
+        time.sleep(2.5)
+        assert not outgoing(node) and association.is_established
+        (whole,) = until(lambda: outgoing(node))
+        assert association.is_established, "the association never ended"
+        assert len(pydicom.dcmread(whole).SourceImageSequence) == 40
+        association.release()
+    finally:
+        node.kill()
+
+
+@pytest.mark.parametrize("answers_find", [True, False])
+def test_killed_when_the_pacs_has_it_and_we_do_not_know(
+    study: Path, tmp_path: Path, answers_find: bool
+) -> None:
+    """The worst moment: the instance is kept there, its answer never read. It is asked for, not sent twice; a
+    PACS that answers no C-FIND gets the same instance again."""
+    stored: list[str] = []
+    asked: list[str] = []
+
+    def on_store(event: Any) -> int:
+        stored.append(str(event.dataset.SOPInstanceUID))
+        if len(stored) == 1:
+            node.kill()
+        return 0
+
+    def on_find(event: Any) -> Iterator[tuple[int, Any]]:
+        asked.append(str(event.identifier.SOPInstanceUID))
+        assert event.identifier.QueryRetrieveLevel == "IMAGE" and event.identifier.StudyInstanceUID
+        for uid in stored:
+            if uid == asked[-1]:
+                yield 0xFF00, event.identifier
+
+    port = free_port()
+    ae: Any = pynetdicom.AE("PACS")
+    ae.supported_contexts = pynetdicom.AllStoragePresentationContexts
+    if answers_find:
+        ae.add_supported_context(FIND)
+    handlers = [(pynetdicom.evt.EVT_C_STORE, on_store), (pynetdicom.evt.EVT_C_FIND, on_find)]
+    server = ae.start_server(("127.0.0.1", port), False, evt_handlers=handlers)
+    node = Node(tmp_path / "node", port, *QUICK)
+    node.start()
+    try:
+        for folder in ("mr", "pt early", "pt late"):
+            assert storescu(node.port, study / folder) == 0
+        until(lambda: stored and node.process and node.process.poll() is not None)
+        assert len(outgoing(node)) == 1 and not asked
+        node.start()
+        until(lambda: node.metric("sent_total") == 1)
+        time.sleep(1.5)
+        assert not outgoing(node) and not list((node.folder / "spool" / "doubt").iterdir())
+        assert (len(stored), len(asked)) == ((1, 1) if answers_find else (2, 0))
+        assert len(set(stored)) == 1 and ("was there already" in node.log) == answers_find
+    finally:
+        node.kill()
+        server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_is_seen_and_ends_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours, planted: the sender ends. Such a node would take series, send none, and look well."""
+    settings = Settings("MMIF", free_port(), tmp_path, ("PACS", "127.0.0.1", free_port()), host="127.0.0.1")
+    settings = replace(settings, http_port=free_port())
+
+    def ends(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(run, "POLL_S", 2.0)
+    monkeypatch.setattr(run, "_send_one", ends)
+    Spool(tmp_path).queue("pair_34_aaaa", b"waits")
+    ended: list[bool] = []
+    node = threading.Thread(target=lambda: ended.append(run.serve(settings, None, Stop())))
+    node.start()
+
+    def failing() -> Any:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{settings.http_port}/health", timeout=10).close()
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())["failed"]
+
+    assert until(failing) == (503, ["send"])
+    node.join(timeout=30)
+    assert ended == [False] and len(Spool(tmp_path).waiting()) == 1, "it stopped, and lost nothing"
 
 
 def test_a_full_disk_postpones_and_loses_nothing(study: Path, tmp_path: Path) -> None:

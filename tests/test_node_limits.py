@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import struct
 import subprocess
@@ -216,6 +217,48 @@ def test_a_message_without_an_end_takes_no_memory(study: Path, node: Node) -> No
     for _ in range(8):
         assert association.send_c_store(small[0]).Status == 0
     association.release()
+
+
+@pytest.mark.parametrize("node", [("--max-memory-mb", "4")], indirect=True)
+def test_what_is_done_or_dropped_gives_its_memory_back_at_once(study: Path, node: Node) -> None:
+    """Room for one instance of 3 MB: an idle association that has stored its own, and one that broke off
+    within its own, leave it to the next."""
+    one = phantoms.slices(np.zeros((1, 1200, 1200)), AFFINE)[0]
+    idle = associate(node)
+    assert idle.send_c_store(one).Status == 0
+    broken = associate(node)
+    assert broken.send_c_store(one).Status == 0, "the idle one holds nothing"
+    half = struct.pack(">IBB", 65_538, broken.accepted_contexts[0].context_id, 0) + b"\0" * 65_536
+    head = command_of(broken, one)
+    with contextlib.suppress(OSError):
+        broken.dul.socket.socket.sendall(head)
+        for _ in range(45):  # 2.9 MB, and no last fragment
+            broken.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, len(half)) + half)
+    third = associate(node)
+    until(lambda: third.send_c_store(one).Status == 0xA700)
+    broken.abort()
+    until(lambda: third.send_c_store(one).Status == 0, seconds=5)
+    for association in (idle, third):
+        association.release()
+
+
+def command_of(association: Any, dataset: Any) -> bytes:
+    """The P-DATA-TF PDU of the C-STORE request for a data set that is to follow."""
+    from pynetdicom.dimse_messages import C_STORE_RQ
+    from pynetdicom.dimse_primitives import C_STORE
+    from pynetdicom.dsutils import encode
+
+    request = C_STORE()
+    request.MessageID = 7
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    request.Priority, request.DataSet = 2, io.BytesIO(b"\0\0")
+    message: Any = C_STORE_RQ()
+    message.primitive_to_message(request)
+    command = encode(message.command_set, True, True)
+    assert command is not None
+    context = association.accepted_contexts[0].context_id
+    item = struct.pack(">IBB", len(command) + 2, context, 3) + command  # 3: command, last fragment
+    return struct.pack(">BBI", 4, 0, len(item)) + item
 
 
 @pytest.mark.parametrize(

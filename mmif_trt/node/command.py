@@ -29,6 +29,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
     parser.add_argument("--peer", action="append", default=[], metavar="AET", help="may store; default: any")
     parser.add_argument("--quiet-s", type=float, default=10.0, help="silence that ends a study; default: 10")
+    what = "longest wait for an association that stays open; default: 600"
+    parser.add_argument("--hold-s", type=_positive, default=600.0, help=what)
     parser.add_argument("--http-port", type=int, help="of /health and /metrics")
     parser.add_argument("--max-per-s", type=_positive, default=500.0, help="instances a second; default: 500")
     for option, default, what in (
@@ -90,6 +92,7 @@ def settings_of(args: argparse.Namespace) -> Any:
         send_to=(to[1], to[2], int(to[3])),
         peers=frozenset(args.peer),
         quiet_s=args.quiet_s,
+        hold_s=args.hold_s,
         http_port=args.http_port,
         max_instance_bytes=int(args.max_mb * MB),
         max_association_bytes=int(args.max_association_mb * MB),
@@ -129,5 +132,4 @@ def run(args: argparse.Namespace) -> int:
     # A traceback may quote what a peer sent: the log gets the kind of the error alone.
     threading.excepthook = lambda args: log.error("a thread ended: %s", args.exc_type.__name__)
     with stop_on_signal() as (stop, _):
-        serve(settings, Fuser(streams=usable_cores()), stop)
-    return 0
+        return 0 if serve(settings, Fuser(streams=usable_cores()), stop) else 1

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
-import json
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from mmif_trt import io, outputs
 from mmif_trt.batch import Stop, explain
 from mmif_trt.console.decoder import Decoder
-from mmif_trt.image import InputError
 from mmif_trt.io import dicom_write
-from mmif_trt.node.send import SENT, UNREACHABLE, send
+from mmif_trt.node import web
+from mmif_trt.node.send import SENT, THERE, UNREACHABLE, send
 from mmif_trt.node.server import Counters, Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
@@ -23,45 +22,62 @@ from mmif_trt.node.spool import Spool
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
 MAX_RETRY_S = 300.0
-MAX_HOLD_S = 600.0  # an association that stays open holds a study back no longer than this
 
 
-def serve(settings: Settings, fuser: Any, stop: Stop) -> None:
-    """Runs until `stop` has a reason. What is in the spool from before is taken up first."""
+def serve(settings: Settings, fuser: Any, stop: Stop) -> bool:
+    """Runs until `stop` has a reason, or a thread ends that never should: then False, and it is to be started
+    anew. What is in the spool from before is taken up first."""
     spool, counters = Spool(settings.spool, settings.pseudonym_key), Counters()
     receiver = Receiver(settings, spool, counters)
-    receiver.start()
-    web = _web(settings, spool, counters)
+    listener = receiver.start()
     sender = threading.Thread(target=_send_all, args=(settings, spool, counters, stop), name="send")
+
+    dead: list[str] = []
+
+    def ended() -> list[str]:
+        names = [thread.name for thread in (listener, sender) if thread.ident and not thread.is_alive()]
+        return dead if stop.reason else names  # looked at in this order: told to stop, the sender ends
+
+    page = web.start(settings, spool, counters, ended)
     sender.start()
     log.info("listening on port %d%s", settings.port, " with TLS" if settings.tls else "")
-    fused, again = dict[str, float](), _Pauses(settings.retry_s)
+    settled, again = dict[str, float](), _Pauses(settings.retry_s)
     try:
         with Decoder() as decoder:
-            while not stop.reason:
+            while not stop.reason and not dead:
                 try:
                     for study in spool.studies():
-                        name, quiet = study.name, spool.quiet_s(study)
-                        arrived = round(time.time() - quiet, 2)
-                        held = name in receiver.sending() and quiet < MAX_HOLD_S
-                        is_new = abs(fused.get(name, -1) - arrived) > 0.1
-                        if quiet >= settings.quiet_s and not held and is_new and again.due(name):
+                        arrived = _ready(settings, spool, receiver, study, settled)
+                        if arrived is not None and again.due(study.name):
                             if _fuse_study(settings, spool, counters, fuser, decoder, study, stop):
-                                fused[name] = arrived
-                                again.forget(name)
+                                settled[study.name] = arrived
+                                again.forget(study.name)
                             elif not stop.reason:
-                                log.warning("a study is tried again in %.0f s", again.later(name))
-                    spool.forget(settings.keep_s, fused)
+                                log.warning("a study is tried again in %.0f s", again.later(study.name))
+                    spool.forget(settings.keep_s, settled)
                 except OSError as error:  # the disk: what is kept stays, and is looked at again
                     log.error("the spool cannot be read or written: %s", type(error).__name__)
                 time.sleep(POLL_S)
+                dead += ended()
     finally:
-        stop.reason = stop.reason or "error"
+        stop.reason = stop.reason or f"a thread ended: {', '.join(dead) or 'fuse'}"
         receiver.stop()
         sender.join()
-        if web is not None:
-            web.shutdown()
-    log.info("stopped: %s", stop.reason)
+        if page is not None:
+            page.shutdown()
+    log.log(logging.ERROR if dead else logging.INFO, "stopped: %s", stop.reason)
+    return not dead
+
+
+def _ready(
+    settings: Settings, spool: Spool, receiver: Receiver, study: Path, settled: dict[str, float]
+) -> float | None:
+    """When the last instance of a study arrived, where it was quiet since and there is something new."""
+    quiet = spool.quiet_s(study)
+    arrived = round(time.time() - quiet, 2)
+    held = study.name in receiver.sending() and quiet < settings.hold_s
+    is_new = abs(settled.get(study.name, -1) - arrived) > 0.1
+    return arrived if quiet >= settings.quiet_s and not held and is_new else None
 
 
 class _Pauses:
@@ -154,70 +170,38 @@ def _send_all(settings: Settings, spool: Spool, counters: Counters, stop: Stop) 
     refuses an instance is so for that instance alone."""
     again = _Pauses(settings.retry_s)
     while not stop.reason:
-        for path in spool.waiting() if again.due(UNREACHABLE) else []:
-            if stop.reason or not again.due(path.stem):
-                continue
-            try:
-                answer, uid = send(settings, path)
-            except FileNotFoundError:  # a larger set took its place
-                continue
-            except Exception as error:
-                log.error("sending failed: %s", type(error).__name__)
-                answer, uid = UNREACHABLE, ""
-            counters.add("sent_total" if answer == SENT else "send_errors_total")
-            if answer == UNREACHABLE:
-                log.warning("the PACS does not answer, next try in %.0f s", again.later(UNREACHABLE))
-                break
-            again.forget(UNREACHABLE)
-            if answer == SENT:
-                with contextlib.suppress(OSError):  # else it is sent again, and is the same instance there
-                    spool.mark_sent(path, uid)
-                again.forget(path.stem)
-                log.info("case %s sent", path.stem)
-            else:
-                log.warning("the PACS refused %s, next try in %.0f s", path.stem, again.later(path.stem))
+        try:
+            for path in spool.waiting() if again.due(UNREACHABLE) else []:
+                if stop.reason or not _send_one(settings, spool, counters, again, path):
+                    break
+        except OSError as error:
+            log.error("the spool cannot be read or written: %s", type(error).__name__)
         time.sleep(POLL_S)
 
 
-def _web(settings: Settings, spool: Spool, counters: Counters) -> http.server.HTTPServer | None:
-    """/health (JSON) and /metrics (Prometheus text), on a port of their own, without a value of a patient."""
-    if settings.http_port is None:
-        return None
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        timeout = 10
-
-        def do_GET(self) -> None:
-            gauges = {"queue_length": len(spool.waiting()), "studies_held": len(spool.studies())}
-            if self.path == "/health":
-                body, kind = json.dumps({"status": "ok", **gauges}), "application/json"
-            elif self.path == "/metrics":
-                body, kind = _prometheus(counters.snapshot(), gauges), "text/plain; version=0.0.4"
-            else:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
+def _send_one(settings: Settings, spool: Spool, counters: Counters, again: _Pauses, path: Path) -> bool:
+    """False where the PACS does not answer."""
+    if not again.due(path.stem):
+        return True
     try:
-        server = http.server.ThreadingHTTPServer((settings.host, settings.http_port), Handler)
-    except OSError as error:
-        raise InputError(
-            f"--http-port {settings.http_port}: {error.strerror}; accepted is a free port"
-        ) from None
-    threading.Thread(target=server.serve_forever, name="web", daemon=True).start()
-    return server
-
-
-def _prometheus(counters: dict[str, float], gauges: dict[str, int]) -> str:
-    lines = []
-    for kind, values in (("counter", counters), ("gauge", gauges)):
-        for name, value in sorted(values.items()):
-            lines += [f"# TYPE mmif_{name} {kind}", f"mmif_{name} {value:g}"]
-    return "\n".join(lines) + "\n"
+        answer, uid = send(settings, path, spool.in_doubt(path), lambda: spool.mark_doubt(path))
+    except FileNotFoundError:  # a larger set took its place
+        return True
+    except Exception as error:
+        log.error("sending failed: %s", type(error).__name__)
+        answer, uid = UNREACHABLE, ""
+    counters.add("sent_total" if answer in (SENT, THERE) else "send_errors_total")
+    if answer == UNREACHABLE:
+        log.warning("the PACS does not answer, next try in %.0f s", again.later(UNREACHABLE))
+        return False
+    again.forget(UNREACHABLE)
+    if answer in (SENT, THERE):
+        with contextlib.suppress(OSError):  # else it is asked for, or sent again as the same instance
+            spool.mark_sent(path, uid)
+            spool.answered(path)
+        again.forget(path.stem)
+        log.info("case %s %s", path.stem, "sent" if answer == SENT else "was there already, not sent again")
+    else:
+        spool.answered(path)
+        log.warning("the PACS refused %s, next try in %.0f s", path.stem, again.later(path.stem))
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ from mmif_trt.node import tls
 from mmif_trt.node.settings import Settings
 
 TIMEOUT_S = 30
-SENT, REFUSED, UNREACHABLE = "sent", "refused", "unreachable"
+SENT, THERE, REFUSED, UNREACHABLE = "sent", "there", "refused", "unreachable"
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model (PS3.4 C.6.2)
 
 
-def send(settings: Settings, path: Path) -> tuple[str, str]:
+def send(settings: Settings, path: Path, in_doubt: bool, before: Callable[[], None]) -> tuple[str, str]:
     """One file to the PACS; (answer, SOP Instance UID).
 
-    SENT where it said Success or a warning (then it keeps the instance), REFUSED where it answered with a
-    failure or takes no such class, UNREACHABLE where there was no answer.
+    SENT where it said Success or a warning (then it keeps the instance), THERE where it was asked and has it
+    already, REFUSED where it answered with a failure or takes no such class, UNREACHABLE where there was no
+    answer. in_doubt: an earlier answer was not seen, so the PACS is asked first; one that answers no C-FIND
+    is sent the same instance again. before: called when the instance is about to go out.
     """
     import pydicom
     from pynetdicom import AE, evt
@@ -29,6 +33,8 @@ def send(settings: Settings, path: Path) -> tuple[str, str]:
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
     ae.connection_timeout = TIMEOUT_S
     ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+    if in_doubt:
+        ae.add_requested_context(FIND)
     title, host, port = settings.send_to
     handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
     secured = tls.for_pacs(settings)
@@ -36,6 +42,12 @@ def send(settings: Settings, path: Path) -> tuple[str, str]:
     if not association.is_established:
         return REFUSED if association.rejected_contexts else UNREACHABLE, uid
     try:
+        accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        if FIND in accepted and _is_there(association, dataset):
+            return THERE, uid
+        if dataset.SOPClassUID not in accepted:
+            return REFUSED, uid
+        before()
         status = association.send_c_store(dataset)
     finally:
         association.release()
@@ -43,3 +55,17 @@ def send(settings: Settings, path: Path) -> tuple[str, str]:
     if code is None:
         return UNREACHABLE, uid
     return SENT if code == 0 or code >> 12 == 0xB else REFUSED, uid
+
+
+def _is_there(association: Any, dataset: Any) -> bool:
+    """By C-FIND at the level of instances, with every key above it (PS3.4 C.4.1.2)."""
+    from pydicom.dataset import Dataset
+
+    query = Dataset()
+    query.QueryRetrieveLevel = "IMAGE"
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(query, keyword, dataset[keyword].value)
+    answers = association.send_c_find(query, FIND)
+    return any(
+        found is not None and found.get("SOPInstanceUID") == dataset.SOPInstanceUID for _, found in answers
+    )

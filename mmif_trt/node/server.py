@@ -37,7 +37,7 @@ class Counters:
 
 
 class Receiver:
-    """The SCP. `start` returns at once; `stop` ends associations and the listener."""
+    """The SCP. `start` returns its thread at once; `stop` ends associations and the listener."""
 
     def __init__(self, settings: Settings, spool: Spool, counters: Counters) -> None:
         self.settings, self.spool, self.counters = settings, spool, counters
@@ -46,7 +46,7 @@ class Receiver:
         self._open: dict[int, set[str]] = {}  # association -> its studies
         self._server: Any = None
 
-    def start(self) -> None:
+    def start(self) -> threading.Thread:
         from pynetdicom import AE, AllStoragePresentationContexts, evt
         from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -91,7 +91,9 @@ class Receiver:
         server.budget = guard.Budget(self.settings.max_memory_bytes)
         server.refused = self._on_no_handshake
         self._server = server
-        threading.Thread(target=server.serve_forever, name="listen", daemon=True).start()
+        listener = threading.Thread(target=server.serve_forever, name="listen", daemon=True)
+        listener.start()
+        return listener
 
     def stop(self) -> None:
         if self._server is not None:

@@ -16,6 +16,7 @@ class Settings:
     host: str = "0.0.0.0"
     peers: frozenset[str] = frozenset()  # AE titles that may store; empty: any
     quiet_s: float = 10.0
+    hold_s: float = 600.0  # an association that stays open holds its quiet study back no longer than this
     http_port: int | None = None
     max_instance_bytes: int = 512 << 20
     max_association_bytes: int = 16 << 30

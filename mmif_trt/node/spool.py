@@ -2,14 +2,16 @@
 
     incoming/<study>/<instance>.dcm   as received, complete (renamed into place, fsync)
     outgoing/<case>.dcm               fused, to be sent
+    doubt/<case>                      a mark: it went out, and no answer was seen yet
     sent/<case>                       a mark with the UID of what the PACS took
     failed/<case>                     a mark with the reason: not tried again
 
 All names are pseudonyms (pseudonym.py). A case's name is made of its sources, and the fused instance's UIDs
-are too: a fusion that is repeated after a crash is the same instance, and a PACS that had it keeps one. Where
-a series goes on arriving after it was fused, the larger set of instances is another case of the same pair: it
-takes the place of the smaller one where that waits, and names it where the PACS has it already (a node cannot
-take an instance back from a PACS). A smaller set never follows a larger one.
+are too: a fusion that is repeated after a crash is the same instance, and a PACS that had it keeps one; what
+went out before a crash is asked for before it is sent again. Where a series goes on arriving after it was
+fused, the larger set of instances is another case of the same pair: it takes the place of the smaller one
+where that waits, and names it where the PACS has it already (a node cannot take an instance back from a
+PACS). A smaller set never follows a larger one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 from mmif_trt import io, pseudonym
 from mmif_trt.pairing import Case, collect, pair
 
-FOLDERS = ("incoming", "outgoing", "sent", "failed")
+FOLDERS = ("incoming", "outgoing", "doubt", "sent", "failed")
 RECOUNT_S = 10.0
 MAX_MARK_BYTES = 4096
 
@@ -112,7 +114,21 @@ class Spool:
         gone = [p for p in self.waiting() if p.stem != name and p.stem.rsplit("_", 2)[0] == pair_of]
         for path in gone:
             path.unlink(missing_ok=True)
+            self.answered(path)
         return [path.stem for path in gone]
+
+    def in_doubt(self, path: Path) -> bool:
+        """Whether the PACS may have it: it went out, and its answer was not seen."""
+        return (self.root / "doubt" / path.stem).exists()
+
+    def mark_doubt(self, path: Path) -> None:
+        """Durable before the first byte goes out. A disk without room for it holds up no sending: that makes
+        room; after a crash the instance is then sent again without asking."""
+        with contextlib.suppress(io.OutputError):
+            io.write_atomic(self.root / "doubt" / path.stem, b"")
+
+    def answered(self, path: Path) -> None:
+        (self.root / "doubt" / path.stem).unlink(missing_ok=True)
 
     def mark_sent(self, path: Path, uid: str) -> None:
         """Needs no room on the disk: the file itself becomes the mark, and shrinks to the UID."""
