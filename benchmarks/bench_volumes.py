@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import statistics
@@ -23,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import report
 
 import mmif_trt
 from mmif_trt import colour, palettes, tiling
-from mmif_trt.info import conditions, usable_cores
+from mmif_trt.info import usable_cores
 from mmif_trt.volume import orient
 
 RESULT = Path(__file__).parent / "results" / "volumes_cpu.json"
@@ -62,7 +62,7 @@ def main() -> None:
     rows = [f"v{i:03},{folder}/T1.nii,{folder}/PET.nii,pet,0,0.9,0,1" for i in range(args.volumes)]
     head = "name,a,b,modality_b,low_a,high_a,low_b,high_b"
     (args.out / "list.csv").write_text("\n".join([head, *rows]) + "\n")
-    load = [round(os.getloadavg()[0], 2)]
+    begin = report.conditions()
     before = network_alone_s(args.templates)
     command = [
         "-m",
@@ -84,10 +84,10 @@ def main() -> None:
         "network_alone_volumes_per_s": round(1 / alone, 3),
         "share_of_network": round(args.volumes / seconds * alone, 3),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
-        "load_average_begin_end": [*load, round(os.getloadavg()[0], 2)],
-        "conditions": conditions(),
+        "conditions": begin,
+        "load_average_end": report.load_average(),
     }
-    RESULT.write_text(json.dumps(row, indent=1) + "\n")
+    report.write_json(RESULT, row)
     print(json.dumps(row, indent=1))
 
 
