@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import phantoms
 import pytest
-from conftest import data_root
+from conftest import REPO, data_root
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
 import mmif_trt
@@ -109,6 +110,23 @@ def test_rigid_finds_a_known_shift_and_turn(shift_mm: tuple[float, ...], turn_de
     assert report.rotation_deg == pytest.approx(
         np.degrees(np.arccos((np.trace(movement[:3, :3]) - 1) / 2)), abs=1
     )
+
+
+def test_rigid_finds_what_elastix_and_ants_find() -> None:
+    """On real averages, where nobody knows the truth: two other programs' answers, from benchmarks/."""
+    folder = data_root() / "templates"
+    if not folder.is_dir():
+        pytest.skip(f"templates not found at {folder}; set MMIF_DATA to the folder that holds templates/")
+    rows = json.loads((REPO / "benchmarks" / "results" / "registration.json").read_text())["rows"]
+    theirs = {x["program"]: x["middle_moves_mm"] for x in rows if (x["a"], x["b"]) == ("T1", "PET")}
+    a, b = mmif_trt.read(folder / "T1.nii"), mmif_trt.read(folder / "PET.nii")
+    matrix, report = geometry.register_rigid(a, b)
+    assert a.affine is not None
+    middle = a.affine @ [*((np.array(a.data.shape) - 1) / 2), 1]
+    for program in ("elastix", "ANTs"):
+        apart = np.linalg.norm((matrix @ middle - middle)[:3] - theirs[program])
+        assert apart < 0.3, f"{apart:.2f} mm from {program}"
+    assert report.repeatability_mm is not None and report.repeatability_mm < 0.5
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
