@@ -65,9 +65,12 @@ class Fuser:
         )
 
     def fuse_volumes(self, a: Image, b: Image, **options: Any) -> Fused:
-        """a: the MRI volume, b: CT, PET or SPECT in its own grid. options: see volume.Options."""
+        """a: the MRI volume, b: CT, PET or SPECT in its own grid. options: see volume.Options; registration
+        may also be a [4, 4] array or the path of a DICOM Spatial Registration."""
         from mmif_trt import volume
 
+        if "registration" in options:
+            options["registration"] = _as_registration(options["registration"], a, b)
         return volume.fuse(self.runtime.infer, a, b, volume.Options(**options), self.runtime.streams)
 
     def __call__(
@@ -138,7 +141,9 @@ def fuse(
         whole range of the dtype (float32: 0 to 1); of volumes the header's window, or fixed limits by
         modality and unit (normalise.LIMITS). Values outside saturate.
     options: for volumes, see volume.Options: plane, palette, registration, assume_aligned, modality_b,
-        percentiles_a, percentiles_b. b is resampled on a's grid by their geometry.
+        percentiles_a, percentiles_b. b is resampled on a's grid by their geometry; registration: "header",
+        "rigid", "none", the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to
+        b's.
     Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its
         device), in the wider dtype of the two, RGB where b is RGB.
     Raises InputError, naming the argument or file, what came and what is accepted.
@@ -173,6 +178,16 @@ def _as_image(x: Any, name: str, value_range: ValueRange | None) -> Image:
     if isinstance(x, Image):
         return x if value_range is None else x.with_data(x.data, value_range=value_range)
     return Image(_as_array(x, name), value_range, source=name)
+
+
+def _as_registration(x: Any, a: Image, b: Image) -> Any:
+    from mmif_trt import geometry, io
+
+    if isinstance(x, np.ndarray):
+        return geometry.Stated(x)
+    if isinstance(x, (str, os.PathLike)) and x not in geometry.REGISTRATIONS and os.path.isfile(x):
+        return geometry.Stated(*io.read_registration(x, a, b))
+    return x
 
 
 def _as_array(x: Any, name: str) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""One grid for two volumes: b onto a's by their headers, or by a rigid registration that is reported."""
+"""One grid for two volumes: b onto a's by their headers, by a movement that the caller states, or by a rigid
+registration that is reported."""
 
 from __future__ import annotations
 
@@ -17,8 +18,28 @@ _RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
+class Stated:
+    """A movement that is known already. matrix: [4, 4] a's RAS+ mm to the place in b's header, RAS+ mm; by:
+    who says so, in words."""
+
+    matrix: np.ndarray
+    by: str = "matrix"
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.matrix, np.float64)
+        usable = matrix.shape == (4, 4) and np.isfinite(matrix).all() and (matrix[3] == (0, 0, 0, 1)).all()
+        if not usable or np.linalg.det(matrix[:3, :3]) < 0.1:
+            raise InputError(
+                f"registration: a {matrix.shape} array; accepted is a [4, 4] of RAS+ mm that neither mirrors "
+                "nor flattens"
+            )
+        object.__setattr__(self, "matrix", matrix)
+
+
+@dataclass(frozen=True)
 class Report:
-    """What was done to b. matrix: [4, 4] a's RAS+ mm to the place in b's header, RAS+ mm (identity: header).
+    """What was done to b. registration: of REGISTRATIONS, or who stated it. matrix: [4, 4] a's RAS+ mm to the
+    place in b's header, RAS+ mm (identity: header).
 
     shift_mm: how far the middle of a's grid moves; rotation_deg: about the axis of rotation.
     mutual_information: before and after, Mattes, negative is better as in ITK. repeatability_mm: the largest
@@ -39,16 +60,19 @@ class Report:
 
 
 def align(
-    a: Image, b: Image, registration: str = "header", *, assume_aligned: bool = False
+    a: Image, b: Image, registration: str | Stated = "header", *, assume_aligned: bool = False
 ) -> tuple[Image, Report]:
     """b on a's grid, and how it came there. Outside b the value is b's lowest (black).
 
     "header": by the two affines; refused where both name a frame of reference and these differ. "rigid":
     six parameters on top of the headers, by mutual information. "none": voxel for voxel, only with
-    assume_aligned=True and equal shapes. Raises InputError.
+    assume_aligned=True and equal shapes. Stated: as it says, whatever the frames. Raises InputError.
     """
-    if registration not in REGISTRATIONS:
-        raise InputError(f"registration {registration!r}; accepted are {', '.join(REGISTRATIONS)}")
+    if not isinstance(registration, Stated) and registration not in REGISTRATIONS:
+        raise InputError(
+            f"registration {registration!r}; accepted are {', '.join(REGISTRATIONS)}, the file of a DICOM "
+            "Spatial Registration, and (Python) a [4, 4] array"
+        )
     if registration == "none":
         if not assume_aligned:
             raise InputError(
@@ -61,7 +85,11 @@ def align(
             )
         return replace(b, affine=a.affine), Report("none", np.eye(4).tolist())
     _same_patient(a, b)
-    if registration == "header":
+    if isinstance(registration, Stated):
+        matrix = registration.matrix
+        shift, angle = _moved(a, matrix)
+        report = Report(registration.by, _rounded(matrix), shift, angle)
+    elif registration == "header":
         if a.frame and b.frame and a.frame != b.frame:
             raise InputError(
                 f"{a.source} and {b.source} have different frames of reference: coordinates say nothing "
@@ -137,18 +165,30 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
     fixed, moving = _itk(a), _itk(b)
     runs = [_descend(fixed, moving, seed) for seed in _SEEDS]
     (matrix, before, after), (again, _, _) = runs
-    assert a.affine is not None
+    repeat = float(np.linalg.norm((_corners(a) @ (matrix - again).T)[:, :3], axis=1).max())
+    shift, angle = _moved(a, matrix)
+    return matrix, Report("rigid", _rounded(matrix), shift, angle, (before, after), round(repeat, 3))
+
+
+def _corners(image: Image) -> np.ndarray:
+    """[8, 4] RAS+ mm of the grid's corners."""
+    assert image.affine is not None
     corners = np.array([[s, r, c, 1] for s in (0, 1) for r in (0, 1) for c in (0, 1)], np.float64)
-    corners[:, :3] *= np.array(a.data.shape[:3]) - 1
-    corners = corners @ a.affine.T
-    repeat = float(np.linalg.norm((corners @ (matrix - again).T)[:, :3], axis=1).max())
-    middle = corners.mean(axis=0)
+    corners[:, :3] *= np.array(image.data.shape[:3]) - 1
+    return np.asarray(corners @ image.affine.T)
+
+
+def _moved(a: Image, matrix: np.ndarray) -> tuple[float, float]:
+    """How far the middle of a's grid moves, mm, and the angle of the rotation that is nearest, degrees."""
+    middle = _corners(a).mean(axis=0)
     shift = float(np.linalg.norm((matrix @ middle - middle)[:3]))
-    angle = float(np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
-    rounded = [[round(float(x), 6) for x in row] for row in matrix]
-    return matrix, Report(
-        "rigid", rounded, round(shift, 3), round(angle, 3), (before, after), round(repeat, 3)
-    )
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    angle = float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
+    return round(shift, 3), round(angle, 3)
+
+
+def _rounded(matrix: np.ndarray) -> list[list[float]]:
+    return [[round(float(x), 6) for x in row] for row in matrix]
 
 
 def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, float]:

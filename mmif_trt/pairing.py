@@ -1,4 +1,5 @@
-"""Which DICOM series belong together: one patient, one study, one frame of reference, an MRI and another."""
+"""Which DICOM series belong together: one patient, one study, an MRI and another, in one frame of reference,
+in two that a Spatial Registration of the study ties, or in any two where the pair is to be registered."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ KEYS = (
     "Modality",
     "SOPInstanceUID",
     "ImageType",
+    "ContentDate",
+    "ContentTime",
 )
+TIED = "TiedFrames"  # beside KEYS: the frames that a Spatial Registration ties together
 
 
 @dataclass
@@ -37,31 +41,54 @@ class Series:
     number: int
     paths: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> file
 
+    @property
+    def study(self) -> str:
+        """Patient and study, of the group."""
+        return self.group.rsplit("\0", 1)[0]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A Spatial Registration of a study. when: its content date and time."""
+
+    study: str
+    frames: frozenset[str]
+    when: str
+    path: str
+
 
 @dataclass(frozen=True)
 class Case:
-    """One fusion to be made. a, b: files (or one folder or file each)."""
+    """One fusion to be made. a, b: files (or one folder or file each). registration: the file of a Spatial
+    Registration that ties them, or ""."""
 
     name: str
     a: tuple[str, ...]
     b: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    registration: str = ""
 
 
-def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> list[Series]:
-    """found: (path, header: a dict of KEYS). secret: the key of the pseudonyms. Localizers, derived pictures
-    and other modalities are left out; an instance that lies there twice counts once.
+def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> tuple[list[Series], list[Tie]]:
+    """found: (path, header: a dict of KEYS and TIED). secret: the key of the pseudonyms. Localizers, derived
+    pictures and other modalities are left out; an instance that lies there twice counts once.
 
-    In the order of patient and study: the same on every machine, whatever the key."""
+    Series in the order of patient and study, the same on every machine, whatever the key; of ties the newest
+    first."""
     series: dict[str, Series] = {}
+    ties: list[Tie] = []
     for path, dataset in found:
+        parts = [str(dataset.get(key, "")) for key in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")]
+        if tied := dataset.get(TIED):
+            when = f"{dataset.get('ContentDate', '')} {dataset.get('ContentTime', '')}"
+            ties.append(Tie("\0".join(parts), frozenset(tied), when, path))
+            continue
         modality = MODALITY.get(str(dataset.get("Modality")))
         kind = [str(value) for value in dataset.get("ImageType", None) or []]
         if modality is None or "LOCALIZER" in kind or kind[:2] == ["DERIVED", "SECONDARY"]:
             continue
         uid = str(dataset.get("SeriesInstanceUID", ""))
         frame = str(dataset.get("FrameOfReferenceUID", ""))
-        parts = [str(dataset.get(key, "")) for key in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")]
         group = "\0".join([*parts, frame])
         # A series whose instances name two patients or two frames becomes two: neither is paired unseen.
         one = series.get(f"{uid}/{group}/{modality}")
@@ -70,7 +97,8 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> list[Series]:
             one = Series(uid, modality, group, key, tag, frame, _number(dataset.get("SeriesNumber")))
             series[f"{uid}/{group}/{modality}"] = one
         one.paths.setdefault(str(dataset.get("SOPInstanceUID", path)), path)
-    return sorted(series.values(), key=lambda one: (one.group, one.modality, one.number, one.uid))
+    ordered = sorted(series.values(), key=lambda one: (one.group, one.modality, one.number, one.uid))
+    return ordered, sorted(ties, key=lambda tie: (tie.when, tie.path), reverse=True)
 
 
 def _number(value: Any) -> int:
@@ -80,26 +108,39 @@ def _number(value: Any) -> int:
         return 0
 
 
-def pair(series: list[Series]) -> tuple[list[Case], list[str]]:
-    """(cases, why the rest is not paired). Every CT, PET and SPECT goes with the MRI of its group that has
-    the most slices (of equals the first by number)."""
-    cases, left = [], []
-    for key in dict.fromkeys(one.key for one in series):
-        group = [one for one in series if one.key == key]
-        mri = sorted((one for one in group if one.modality == "mri"), key=lambda one: -len(one.paths))
-        others = [one for one in group if one.modality != "mri"]
-        for one in others:
-            if not one.frame:
-                left.append(f"{one.modality} series {one.tag}: no frame of reference")
-            elif not mri:
-                left.append(
-                    f"{one.modality} series {one.tag}: no MRI of its patient, study and frame of reference"
-                )
-            else:
-                name = f"{key}_{mri[0].tag}_{one.modality}_{one.tag}"
-                a, b = (tuple(sorted(x.paths.values())) for x in (mri[0], one))
-                cases.append(Case(name, a, b))
-        for one in mri if not others else mri[1:]:
-            why = "no partner" if not others else "another MRI of its group has more slices"
+def pair(series: list[Series], ties: list[Tie], across: bool = False) -> tuple[list[Case], list[str]]:
+    """(cases, why the rest is not paired). Every CT, PET and SPECT goes with one MRI of its patient and
+    study: of its frame of reference; else of a frame that a tie leads to; else, across, of any. Of several
+    that with the most slices (of equals the first by number)."""
+    cases, left, used = [], [], set[str]()
+    for study in dict.fromkeys(one.study for one in series):
+        members = [one for one in series if one.study == study]
+        mri = sorted((one for one in members if one.modality == "mri"), key=lambda one: -len(one.paths))
+        known = [tie for tie in ties if tie.study == study]
+        for one in (x for x in members if x.modality != "mri"):
+            partner, registration = _partner(one, mri, known, across)
+            if partner is None:
+                frame = "no MRI of its patient, study and frame of reference"
+                why = frame if one.frame else "no frame of reference"
+                left.append(f"{one.modality} series {one.tag}: {why}")
+                continue
+            used |= {partner.uid, partner.key}
+            name = f"{partner.key}_{partner.tag}_{one.modality}_{one.tag}"
+            a, b = (tuple(sorted(x.paths.values())) for x in (partner, one))
+            cases.append(Case(name, a, b, registration=registration))
+        for one in (x for x in mri if x.uid not in used):
+            why = "another MRI of its group has more slices" if one.key in used else "no partner"
             left.append(f"mri series {one.tag}: {why}")
     return cases, left
+
+
+def _partner(one: Series, mri: list[Series], ties: list[Tie], across: bool) -> tuple[Series | None, str]:
+    """The MRI for a series, and the file of the tie between them, where it is one that leads there."""
+    for other in mri:
+        if one.frame and other.frame == one.frame:
+            return other, ""
+    for tie in ties:
+        for other in mri:
+            if one.frame and other.frame and {one.frame, other.frame} <= tie.frames:
+                return other, tie.path
+    return (mri[0], "") if across and mri else (None, "")

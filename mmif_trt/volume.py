@@ -32,7 +32,7 @@ class Options:
 
     plane: str | None = None
     palette: str | None = None
-    registration: str = "header"
+    registration: str | geometry.Stated = "header"
     assume_aligned: bool = False
     modality_b: str | None = None
     percentiles_a: tuple[float, float] | None = None

@@ -168,3 +168,49 @@ def write_nifti(path: Path, values: np.ndarray, affine: np.ndarray, dtype: str =
     """values [S, R, C] with our affine, stored as nibabel would: (column, row, slice)."""
     nibabel.Nifti1Image(values.T.astype(dtype), affine[:, [2, 1, 0, 3]]).to_filename(path)
     return path
+
+
+def write_registration(
+    path: Path, frame: str, items: list[tuple[Any, list[np.ndarray]]], **tags: Any
+) -> Path:
+    """A Spatial Registration into `frame`. items: (a frame, or the UIDs of images; LPS matrices of it)."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66.1", generate_uid()
+    dataset.SpecificCharacterSet, dataset.PatientSex = "ISO_IR 192", "F"
+    for keyword, value in PLANTED.items():
+        setattr(dataset, keyword, value)
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY, generate_uid()
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = frame, ""
+    dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = "20260102"
+    dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = "110000"
+    dataset.StudyID, dataset.AccessionNumber, dataset.ReferringPhysicianName = "1", "ACC-PLANTED", ""
+    dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber = "REG", 9, 1
+    dataset.Manufacturer = dataset.ManufacturerModelName = "phantom"
+    dataset.DeviceSerialNumber, dataset.SoftwareVersions = "1", "1"
+    dataset.Laterality = ""
+    dataset.ContentLabel, dataset.ContentDescription, dataset.ContentCreatorName = "REG", "", ""
+    dataset.RegistrationSequence = []
+    for of, matrices in items:
+        item, registration = Dataset(), Dataset()
+        if isinstance(of, str):
+            item.FrameOfReferenceUID = of
+        else:
+            item.ReferencedImageSequence = []
+            for uid in of:
+                image = Dataset()
+                image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = SOP["PT"], uid
+                item.ReferencedImageSequence.append(image)
+        registration.RegistrationTypeCodeSequence, registration.MatrixSequence = [], []
+        for matrix in matrices:
+            part = Dataset()
+            part.FrameOfReferenceTransformationMatrixType = "RIGID"
+            part.FrameOfReferenceTransformationMatrix = [f"{x:.10f}"[:16] for x in matrix.ravel()]
+            registration.MatrixSequence.append(part)
+        item.MatrixRegistrationSequence = [registration]
+        dataset.RegistrationSequence.append(item)
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    path.write_bytes(encoded(dataset))
+    return path

@@ -93,6 +93,28 @@ def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path
     assert json.loads((out / "case001.json").read_text())["status"] == "done"
 
 
+def test_other_options_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = manifest(tmp_path, 2), tmp_path / "out"
+    command = ["batch", str(path), "-o", str(out), "--quiet"]
+    assert main(command) == 0
+    first = (out / "case000.nii").read_bytes()
+    other = [*command, "--palette", "HOT_IRON"]
+    assert main(other) == 2
+    said = capsys.readouterr().err
+    assert "2 cases were fused otherwise, as case000 (palette None, now HOT_IRON)" in said
+    assert (out / "case000.nii").read_bytes() == first, "nothing was touched"
+    assert main([*other, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("(done with palette None, now HOT_IRON)") == 2
+    report = json.loads((out / "case001.json").read_text())
+    report["asked"]["weights"]["lagn.onnx"] = "of another release"
+    (out / "case001.json").write_text(json.dumps(report))
+    assert (
+        main(command) == 2 and "1 cases were fused otherwise, as case001 (weights)" in capsys.readouterr().err
+    )
+    assert main([*other, "--overwrite"]) == 0 and main(other) == 0
+    assert (out / "case000.nii").read_bytes() != first
+
+
 def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
     path, out = manifest(tmp_path, 12), tmp_path / "out"
     command = [sys.executable, "-m", "mmif_trt", "batch", str(path), "-o", str(out), "--quiet"]

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt import pseudonym
-from mmif_trt.console.volumes import PLANES, REGISTRATIONS
+from mmif_trt.console.volumes import ACROSS, PLANES, REGISTRATIONS
 from mmif_trt.image import InputError
+
+# What a case is fused with; its report holds them.
+OPTIONS = ("plane", "palette", "registration", "percentiles_a", "percentiles_b", "runtime", "precision")
 
 
 def add(commands: Any) -> None:
@@ -29,11 +32,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--format", choices=("nii", "nii.gz", "dcm"), default="nii", help="default: nii")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
     what = f"of names; default: one made as OUT/{pseudonym.FILE}"
+    what = "fuse again what was fused with other options or weights"
+    parser.add_argument("--overwrite", action="store_true", help=what)
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th case from the I-th on")
     parser.add_argument("--plane", choices=PLANES)
     parser.add_argument("--palette", help="of scalar PET, SPECT")
-    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header")
+    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header", help=ACROSS)
     for side in "ab":
         parser.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"))
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
@@ -71,20 +76,24 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.info import usable_cores
     from mmif_trt.pairs import prove_writable
 
-    found, left = work.plan(args.source, _secret(args))
+    found, left = work.plan(args.source, _secret(args), args.registration == "rigid")
     mine = found[index - 1 :: count]
     suffix = f".{args.format}"
-    todo = [case for case in mine if not work.is_done(case, args.output, suffix)]
+    options = {key: getattr(args, key) for key in OPTIONS}
+    differs = {case.name: work.difference(case, args.output, suffix, options) for case in mine}
+    todo = [case for case in mine if differs[case.name] is None or args.overwrite and differs[case.name]]
     if args.dry_run:
-        for case in mine:
-            state = "to do" if case in todo else "done"
-            print(f"{case.name}: {_words(case.a)} + {_words(case.b)} ({state})")
-        for line in left:
-            print(f"not paired: {line}")
+        _show(mine, differs, left)
         return 0
     if not found:
         raise InputError(
             f"{args.source}: no pair ({'; '.join(left) or 'no series'}); accepted is an MRI and a partner"
+        )
+    others = [name for name, how in differs.items() if how and not args.overwrite]
+    if others:
+        raise InputError(
+            f"{args.output}: {len(others)} cases were fused otherwise, as {others[0]} "
+            f"({differs[others[0]]}); accepted are the same options, another folder, or --overwrite"
         )
     prove_writable(args.output)
     start = time.monotonic()
@@ -103,8 +112,6 @@ def run(args: argparse.Namespace) -> int:
             line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {case.name} {error or 'done'}\n"
             log.write(line.encode(errors="replace"))
 
-        keys = ("plane", "palette", "registration", "percentiles_a", "percentiles_b")
-        options = {key: getattr(args, key) for key in keys}
         if todo:
             fuser = Fuser(args.runtime, args.precision, streams=usable_cores())
             total = work.run(todo, args.output, suffix, fuser, stop, on_case, **options)
@@ -119,6 +126,17 @@ def run(args: argparse.Namespace) -> int:
     if received:
         return 128 + received[0]
     return 1 if total["failed"] or sum(total.values()) < len(todo) else 0
+
+
+def _show(cases: list[Any], differs: dict[str, str | None], left: list[str]) -> None:
+    """The plan. differs: see cases.difference; left: what is not paired."""
+    for case in cases:
+        how = differs[case.name]
+        state = "to do" if how is None else f"done with {how}" if how else "done"
+        tie = f", by {case.registration}" if case.registration else ""
+        print(f"{case.name}: {_words(case.a)} + {_words(case.b)}{tie} ({state})")
+    for line in left:
+        print(f"not paired: {line}")
 
 
 def _words(paths: tuple[str, ...]) -> str:

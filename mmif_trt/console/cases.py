@@ -1,8 +1,8 @@
 """Many cases of volumes: read (in a child), fuse and write overlap; a report a case, and resume after a kill.
 
-A case is done when its report OUT/<name>.json says so: it is written last, so that a kill at any moment
-leaves either a whole case or one that is made again. Memory holds one case in each of the three stages and
-one waiting between them, whatever their number.
+A case is done when its report OUT/<name>.json says so, and with what options: it is written last, so that a
+kill at any moment leaves either a whole case or one that is made again. Memory holds one case in each of the
+three stages and one waiting between them, whatever their number.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from mmif_trt import io, outputs
 from mmif_trt.batch import Stop, disk_is_full, explain
 from mmif_trt.console.decoder import Decoder
 from mmif_trt.image import Image, InputError
+from mmif_trt.info import weights_in_use
 from mmif_trt.pairing import Case, collect, pair
 
+OF_THE_FUSER = ("runtime", "precision")
 COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
 
 
@@ -32,17 +34,19 @@ class Work:
     case: Case
     a: Image | None = None
     b: Image | None = None
+    registration: Any = None  # of the case's own Spatial Registration
     fused: Any = None
     error: str = ""
     started: float = 0.0
 
 
-def plan(source: str, secret: bytes) -> tuple[list[Case], list[str]]:
+def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], list[str]]:
     """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired. secret: the key of the
-    names (pseudonym.py). Headers are read in a child process, as pixels are. Raises InputError."""
+    names (pseudonym.py). across: see pairing.pair. Headers are read in a child process, as pixels are.
+    Raises InputError."""
     if os.path.isdir(source):
         with Decoder() as decoder:
-            return pair(collect(decoder.headers(dicom_paths(source)), secret))
+            return pair(*collect(decoder.headers(dicom_paths(source)), secret), across)
     if not source.lower().endswith(".csv"):
         raise InputError(f"{source}: accepted are a manifest .csv and a folder of DICOM studies")
     return sorted(_manifest(source), key=lambda case: case.name), []
@@ -101,12 +105,27 @@ def _manifest(path: str) -> list[Case]:
     return cases
 
 
-def is_done(case: Case, out: Path, suffix: str) -> bool:
+def asked(case: Case, options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what a case looks like, beside its files, as JSON has it."""
+    own = {"spatial_registration": case.registration or None, "weights": weights_in_use()["lagn"]["sha256"]}
+    wanted: dict[str, Any] = json.loads(json.dumps({**options, **case.options, **own}))
+    return wanted
+
+
+def difference(case: Case, out: Path, suffix: str, options: dict[str, Any]) -> str | None:
+    """ "": done, as asked now. In words, what differs, where it was done otherwise. None: to be done."""
     try:
         report = json.loads((out / f"{case.name}.json").read_text())
     except (OSError, ValueError):
-        return False
-    return report.get("status") == "done" and (out / f"{case.name}{suffix}").exists()
+        return None
+    if report.get("status") != "done" or not (out / f"{case.name}{suffix}").exists():
+        return None
+    was, now = report.get("asked") or {}, asked(case, options)
+    return ", ".join(
+        key if isinstance(now.get(key), dict) else f"{key} {was.get(key)}, now {now.get(key)}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    )
 
 
 def run(
@@ -120,14 +139,16 @@ def run(
 ) -> dict[str, int]:
     """Carry every case through; counts of done and failed. on_case(case, error or ""): by the writer.
 
-    options: for Fuser.fuse_volumes. A full disk sets `stop`.
+    options: for Fuser.fuse_volumes; a report holds them (asked). A full disk sets `stop`.
     """
     read: queue.Queue[Work | None] = queue.Queue(1)
     fused: queue.Queue[Work | None] = queue.Queue(1)
     count = {"done": 0, "failed": 0}
     threads = [
         threading.Thread(target=_reader, args=(cases, read, stop), name="read", daemon=True),
-        threading.Thread(target=_writer, args=(fused, out, suffix, stop, on_case, count), name="write"),
+        threading.Thread(
+            target=_writer, args=(fused, out, suffix, options, stop, on_case, count), name="write"
+        ),
     ]
     for thread in threads:
         thread.start()
@@ -139,7 +160,10 @@ def run(
                     own = {
                         key: value for key, value in work.case.options.items() if not key.startswith("range")
                     }
-                    work.fused = fuser.fuse_volumes(work.a, work.b, **{**options, **own})
+                    if work.registration is not None:
+                        own["registration"] = work.registration
+                    given = {key: value for key, value in options.items() if key not in OF_THE_FUSER}
+                    work.fused = fuser.fuse_volumes(work.a, work.b, **{**given, **own})
                 except Exception as error:
                     work.error = explain(error)
             fused.put(work)
@@ -167,6 +191,8 @@ def _reader(cases: list[Case], read: queue.Queue[Work | None], stop: Stop) -> No
                         image if limits is None else image.with_data(image.data, value_range=limits)
                     )
                 work.a, work.b = pictures
+                if case.registration:
+                    work.registration = decoder.registration(case.registration, *pictures)
             except Exception as error:
                 work.error = explain(error)
             read.put(work)
@@ -177,6 +203,7 @@ def _writer(
     fused: queue.Queue[Work | None],
     out: Path,
     suffix: str,
+    options: dict[str, Any],
     stop: Stop,
     on_case: Callable[[Case, str], None],
     count: dict[str, int],
@@ -191,7 +218,8 @@ def _writer(
                 assert work.a is not None and work.b is not None
                 files = outputs.save(str(out / f"{work.case.name}{suffix}"), work.fused, work.a, work.b)
                 done = json.loads(outputs.report_of(work.fused, files))
-                report = {**done, "name": work.case.name, "status": "done", "message": ""}
+                how = asked(work.case, options)
+                report = {**done, "name": work.case.name, "status": "done", "message": "", "asked": how}
             report["seconds"] = round(time.monotonic() - work.started, 3)
             io.write_atomic(out / f"{work.case.name}.json", (json.dumps(report, indent=1) + "\n").encode())
         except Exception as error:

@@ -15,14 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmif_trt import io
+from mmif_trt import geometry, io
 from mmif_trt.batch import explain
 from mmif_trt.image import Image, InputError
+from mmif_trt.io import dicom_registration
 
 MEGABYTES, SECONDS = 6144, 300.0
 HEADERS_AT_ONCE = 128
@@ -83,6 +85,14 @@ class Decoder:
         data = np.load(target, allow_pickle=False)
         os.unlink(target)
         return _image(answer, data)
+
+    def registration(self, path: str, a: Image, b: Image) -> geometry.Stated:
+        """What a DICOM Spatial Registration file says on a and b. Raises InputError."""
+        sides = [asdict(dicom_registration.side_of(image)) for image in (a, b)]
+        answer = self._ask({"registration": path, "sides": sides}, path)
+        if "error" in answer:
+            raise InputError(answer["error"])
+        return geometry.Stated(np.array(answer["matrix"]), answer["words"])
 
     def headers(self, paths: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(path, what pairing.KEYS name, as text) of every DICOM file of `paths` that can be read.
@@ -154,6 +164,8 @@ def _serve() -> None:
 def _reply(request: dict[str, Any]) -> dict[str, Any]:
     if "headers" in request:
         return {"headers": [found for path in request["headers"] if (found := _keys(path))]}
+    if "registration" in request:
+        return _registration(request["registration"], request["sides"])
     try:
         image = _read(request["paths"], request["name"])
     except MemoryError:
@@ -176,10 +188,20 @@ def _reply(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _registration(path: str, sides: list[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        name, _, data = io.read_bytes(path)
+        a, b = (dicom_registration.Side(**{**side, "instances": tuple(side["instances"])}) for side in sides)
+        matrix, words = dicom_registration.decode(data, name, a, b)
+    except Exception as error:
+        return {"error": explain(error)}
+    return {"matrix": matrix.tolist(), "words": words}
+
+
 def _keys(path: str) -> tuple[str, dict[str, Any]] | None:
     """The pairing's keys of one DICOM file; None where it cannot be read: its series then has a gap."""
     from mmif_trt.io import dicom
-    from mmif_trt.pairing import KEYS
+    from mmif_trt.pairing import KEYS, TIED
 
     try:
         with open(path, "rb") as file:
@@ -189,11 +211,12 @@ def _keys(path: str) -> tuple[str, dict[str, Any]] | None:
         with dicom.quiet():
             dataset = dicom.parse(head, path, pixels=False)
             values = {key: dataset.get(key) for key in KEYS}
+            tied = dicom_registration.frames(dataset)
             return path, {
                 key: [str(x) for x in value] if key == "ImageType" and value else str(value)
                 for key, value in values.items()
                 if value is not None
-            }
+            } | ({TIED: tied} if tied else {})
     except Exception:  # pydicom raises whatever the bytes lead it to, MemoryError too
         return None
 

@@ -12,6 +12,7 @@ from mmif_trt.image import MODALITIES, InputError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".ima", ".zip")
 REGISTRATIONS = ("header", "rigid", "none")  # geometry.REGISTRATIONS, without its imports
+ACROSS = "of B to A; rigid also pairs series of a study across frames of reference; default: header"
 PLANES = ("axial", "coronal", "sagittal")
 OPTIONS = (
     "plane",
@@ -30,9 +31,8 @@ def add_options(fuse: argparse.ArgumentParser) -> None:
     group.add_argument("--plane", choices=PLANES, help=what)
     what = "of a scalar B: HOT_IRON, PET, HOT_METAL_BLUE, PET_20_STEP or its UID; default: by modality"
     group.add_argument("--palette", help=what)
-    group.add_argument(
-        "--registration", choices=REGISTRATIONS, default="header", help="of B to A; default: header"
-    )
+    what = f"of B to A: {', '.join(REGISTRATIONS)}, or a DICOM Spatial Registration; default: header"
+    group.add_argument("--registration", default="header", metavar="HOW|FILE", help=what)
     group.add_argument(
         "--assume-aligned", action="store_true", help="for --registration none: one grid already"
     )
@@ -89,13 +89,15 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     if _is_there(args.output) and not args.overwrite:
         print(f"mmif-trt: {args.output}: exists, skipped; --overwrite fuses it again", file=sys.stderr)
         return 0
+    options = {name: getattr(args, name) for name in OPTIONS}
     with Decoder() as decoder:  # in a child with limits: a file that asks for too much is an error, no kill
         a, b = decoder.read((args.a,)), decoder.read((args.b,))
+        if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):
+            options["registration"] = decoder.registration(args.registration, a, b)
     a, b = (
         image if limits is None else image.with_data(image.data, value_range=limits)
         for image, limits in ((a, range_a), (b, range_b))
     )
-    options = {name: getattr(args, name) for name in OPTIONS}
     for side, limits in (("a", range_a), ("b", range_b)):
         if limits is not None and options[f"percentiles_{side}"] is not None:
             raise InputError(f"--value-range and --percentiles-{side}: accepted is one of them")

@@ -12,10 +12,22 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mmif_trt.image import DTYPE_RANGE, Image, InputError
-from mmif_trt.io import dicom, nifti, raster
+import numpy as np
 
-__all__ = ["FORMATS", "TMP_SUFFIX", "Format", "OutputError", "format_of", "read", "write", "write_atomic"]
+from mmif_trt.image import DTYPE_RANGE, Image, InputError
+from mmif_trt.io import dicom, dicom_registration, nifti, raster
+
+__all__ = [
+    "FORMATS",
+    "TMP_SUFFIX",
+    "Format",
+    "OutputError",
+    "format_of",
+    "read",
+    "read_registration",
+    "write",
+    "write_atomic",
+]
 
 # The largest picture (4096 x 4096 RGB float32) has 201 MB; a file of more than twice that is something else.
 MAX_FILE_BYTES = 402_653_184
@@ -96,6 +108,13 @@ def read(path: str | os.PathLike[str]) -> Image:
         ) from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
+
+
+def read_registration(path: str | os.PathLike[str], a: Image, b: Image) -> tuple[np.ndarray, str]:
+    """([4, 4] a's RAS+ mm to b's, in words whose) of a DICOM Spatial Registration file. Raises InputError,
+    see dicom_registration.decode."""
+    name, _, data = read_bytes(path)
+    return dicom_registration.decode(data, name, dicom_registration.side_of(a), dicom_registration.side_of(b))
 
 
 def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.console.volumes import PLANES, REGISTRATIONS
+from mmif_trt.console.volumes import ACROSS, PLANES, REGISTRATIONS
 from mmif_trt.image import InputError
 
 MB = 1 << 20
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
         parser.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
     parser.add_argument("--plane", choices=PLANES)
     parser.add_argument("--palette", help="of PET and SPECT")
-    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header")
+    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header", help=ACROSS)
     parser.set_defaults(run=run)
 
 

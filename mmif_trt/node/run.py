@@ -107,7 +107,7 @@ def _fuse_study(
 ) -> bool:
     """Whether all is settled: fused, or failed for good. False: the disk or the memory, to be tried again."""
     settled = True
-    for case in spool.cases(study, decoder):
+    for case in spool.cases(study, decoder, settings.options.get("registration") == "rigid"):
         if stop.reason:
             return False
         name = spool.name(case)
@@ -118,7 +118,10 @@ def _fuse_study(
         start = time.monotonic()
         try:
             a, b = decoder.read(case.a), decoder.read(case.b)
-            fused = fuser.fuse_volumes(a, b, **settings.options)
+            options = dict(settings.options)
+            if case.registration:
+                options["registration"] = decoder.registration(case.registration, a, b)
+            fused = fuser.fuse_volumes(a, b, **options)
             _queue(spool, name, outputs.dataset_of(fused, a, b))
         except (io.OutputError, MemoryError) as error:
             counters.add("fusions_postponed_total")

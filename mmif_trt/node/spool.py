@@ -74,10 +74,11 @@ class Spool:
         # An arrival renames a file into the folder, which dates the folder; the files may be moving.
         return time.time() - study.stat().st_mtime
 
-    def cases(self, study: Path, decoder: Any) -> list[Case]:
-        """The fusions of a study that are neither sent, waiting, nor failed. decoder: console.decoder's."""
+    def cases(self, study: Path, decoder: Any, across: bool = False) -> list[Case]:
+        """The fusions of a study that are neither sent, waiting, nor failed. decoder: console.decoder's;
+        across: see pairing.pair."""
         paths = sorted(str(path) for path in study.glob("*.dcm"))
-        found, _ = pair(collect(decoder.headers(paths), self._key))
+        found, _ = pair(*collect(decoder.headers(paths), self._key), across)
         return [case for case in found if self.state(self.name(case)) == "new"]
 
     def name(self, case: Case) -> str:
