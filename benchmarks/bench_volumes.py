@@ -1,11 +1,12 @@
 """Volumes end to end by `mmif-trt batch` against the network alone on the same slices.
 
-    python benchmarks/bench_volumes.py TEMPLATES OUT [--volumes 200]
+    python benchmarks/bench_volumes.py TEMPLATES OUT [--volumes 200] [--rounds 3]
 
 TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). Network alone: every slice that is
-not black through the runtime, as many side by side as the batch uses, inputs in memory; median of 5 volumes,
-measured before and after the batch, the mean of both. The batch's seconds include its start.
-Writes benchmarks/results/volumes_cpu.json.
+not black through the runtime, as many side by side as the batch uses, inputs in memory; mean of ALONE volumes
+after as many untimed ones (a processor that was idle begins faster than it goes on). Each round is the batch
+between two such measurements, and its share is that of the mean of both; the median of the rounds counts. The
+batch's seconds include its start. Writes benchmarks/results/volumes_cpu.json.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mmif_trt import colour, palettes, tiling
 from mmif_trt.info import usable_cores
 from mmif_trt.volume import orient
 
+ALONE = 20
 RESULT = Path(__file__).parent / "results" / "volumes_cpu.json"
 
 
@@ -41,13 +43,23 @@ def network_alone_s(templates: Path) -> float:
     pairs = [(x, colour.luma(palettes.apply(y, "PET"))) for x, y in zip(slices_a, slices_b, strict=True)]
     pairs = [(x, y) for x, y in pairs if x.any() or y.any()]
     fuser = mmif_trt.Fuser(streams=usable_cores())
-    times = []
-    for _ in range(6):
+    for timed in (False, True):
         start = time.perf_counter()
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            list(pool.map(lambda pair: tiling.run(fuser.runtime.infer, *pair), pairs))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        for _ in range(ALONE):
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                list(pool.map(lambda pair: tiling.run(fuser.runtime.infer, *pair), pairs))
+        if timed:
+            return (time.perf_counter() - start) / ALONE
+    raise AssertionError
+
+
+def batch_s(listed: Path, out: Path) -> float:
+    """Seconds of `mmif-trt batch`, its start included."""
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "mmif_trt", "batch", str(listed), "-o", str(out), "--quiet"]
+    subprocess.run(command, check=True)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -55,6 +67,7 @@ def main() -> None:
     parser.add_argument("templates", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--volumes", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
@@ -63,26 +76,20 @@ def main() -> None:
     head = "name,a,b,modality_b,low_a,high_a,low_b,high_b"
     (args.out / "list.csv").write_text("\n".join([head, *rows]) + "\n")
     begin = report.conditions()
-    before = network_alone_s(args.templates)
-    command = [
-        "-m",
-        "mmif_trt",
-        "batch",
-        str(args.out / "list.csv"),
-        "-o",
-        str(args.out / "fused"),
-        "--quiet",
-    ]
-    start = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True)
-    seconds = time.perf_counter() - start
-    alone = statistics.mean([before, network_alone_s(args.templates)])
+    alone, seconds = [network_alone_s(args.templates)], []
+    for _ in range(args.rounds):
+        seconds.append(batch_s(args.out / "list.csv", args.out / "fused"))
+        alone.append(network_alone_s(args.templates))
+    means = [(x + y) / 2 for x, y in zip(alone[:-1], alone[1:], strict=True)]
+    shares = [args.volumes * mean / second for mean, second in zip(means, seconds, strict=True)]
     row = {
         "volumes": args.volumes,
-        "batch_s": round(seconds, 2),
-        "batch_volumes_per_s": round(args.volumes / seconds, 3),
-        "network_alone_volumes_per_s": round(1 / alone, 3),
-        "share_of_network": round(args.volumes / seconds * alone, 3),
+        "batch_s": [round(x, 2) for x in seconds],
+        "batch_volumes_per_s": round(args.volumes / statistics.median(seconds), 3),
+        "network_alone_s_per_volume": [round(x, 4) for x in alone],
+        "network_alone_volumes_per_s": round(1 / statistics.median(means), 3),
+        "share_of_network": round(statistics.median(shares), 3),
+        "shares": [round(x, 3) for x in shares],
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
         "conditions": begin,
         "load_average_end": report.load_average(),
