@@ -24,7 +24,10 @@ def luma(rgb: np.ndarray) -> np.ndarray:
     rgb = _as_float32(rgb, "rgb")
     if rgb.ndim < 2 or rgb.shape[-1] != 3:
         return rgb
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    return _luma(rgb[..., 0], rgb[..., 1], rgb[..., 2])
+
+
+def _luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
     # G + wR (R - G) + wB (B - G) instead of the plain sum: exact where R = G = B, so that grey stays grey.
     return green + np.float32(LUMA_WEIGHTS[0]) * (red - green) + np.float32(LUMA_WEIGHTS[2]) * (blue - green)
 
@@ -54,17 +57,21 @@ def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
             f"recombine: y {y.shape} with rgb {rgb.shape}; accepted are [..., H, W] with [..., H, W, 3]"
         )
     y = np.clip(y, 0, 1)
-    grey = luma(rgb)
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    # Channel by channel, each in one piece: numpy is several times slower with an innermost axis of 3.
+    red, green, blue = (np.ascontiguousarray(rgb[..., i]) for i in range(3))
+    grey = _luma(red, green, blue)
     above = np.maximum(np.maximum(red, green), blue) - grey
     below = grey - np.minimum(np.minimum(red, green), blue)
     share = np.minimum((1 - y) / np.maximum(above, _TINY), y / np.maximum(below, _TINY))
     np.minimum(share, 1, out=share)
     out = np.empty_like(rgb, order="C")
-    for i in range(3):  # channel by channel: numpy is several times slower with an innermost axis of 3
-        out[..., i] = y + share * (rgb[..., i] - grey)
-    # In real numbers nothing is left to clip; in float32 the product above may end one rounding step outside.
-    return np.clip(out, 0, 1, out=out)
+    for i, channel in enumerate((red, green, blue)):
+        channel = channel - grey
+        channel *= share
+        channel += y
+        # In real numbers nothing is left to clip; in float32 the product may end one rounding step outside.
+        out[..., i] = np.clip(channel, 0, 1, out=channel)
+    return out
 
 
 def _as_float32(array: np.ndarray, name: str) -> np.ndarray:
