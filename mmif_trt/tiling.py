@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
 
 MULTIPLE_PX = 32  # one attention window at quarter resolution, LAGNConfig().multiple
@@ -15,8 +16,11 @@ Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def padded(x: np.ndarray) -> np.ndarray:
     """[H, W] -> sides rounded up to MULTIPLE_PX by reflection at the bottom and right."""
-    missing = [(0, -side % MULTIPLE_PX) for side in x.shape]
-    return np.pad(x, missing, mode="reflect") if any(after for _, after in missing) else x
+    down, right = (-side % MULTIPLE_PX for side in x.shape)
+    if not down and not right:
+        return x
+    # As np.pad's "reflect", 10 times faster; OpenCV wants its rows in one piece.
+    return cv2.copyMakeBorder(np.ascontiguousarray(x), 0, down, 0, right, cv2.BORDER_REFLECT_101)
 
 
 def spans(length: int) -> Iterator[tuple[int, int, int]]:

@@ -145,9 +145,8 @@ def encode(image: Image) -> bytes:
     if image.is_colour:
         if image.data.dtype != np.uint8:
             raise InputError(f"{image.data.dtype} colour; accepted for NIfTI RGB24 is uint8")
-        voxels = np.zeros(image.data.shape[:3], np.dtype([(channel, "u1") for channel in "RGB"]))
-        for i, channel in enumerate("RGB"):
-            voxels[channel] = image.data[..., i]
+        rgb = np.dtype([(channel, "u1") for channel in "RGB"])
+        voxels = np.ascontiguousarray(image.data).view(rgb)[..., 0]
     else:
         voxels = image.data
     file = nibabel.Nifti1Image(voxels.T, image.affine[:, _REORDER])
