@@ -16,9 +16,14 @@ from typing import Any
 
 import pytest
 
-# In an activated environment pynetdicom's own storescu and echoscu would be found before dcmtk's.
+
+def _is_script(path: Path) -> bool:
+    return path.is_file() and path.read_bytes()[:2] == b"#!"
+
+
+# In an activated environment pynetdicom's own storescu and echoscu, scripts, would be found before dcmtk's.
 os.environ["PATH"] = os.pathsep.join(
-    folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.executable).parent
+    folder for folder in os.environ["PATH"].split(os.pathsep) if not _is_script(Path(folder) / "storescu")
 )
 
 

@@ -231,6 +231,8 @@ def test_ctrl_c_frees_the_card_and_leaves_no_half_file(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A suite that a shell runs in the background was told to ignore it, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None and process.stdout.readline() == "working\n"
     for _ in range(2):  # the second does not wait for the pairs in hand

@@ -113,7 +113,7 @@ def asked(case: Case, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(case: Case, out: Path, suffix: str, options: dict[str, Any]) -> str | None:
-    """ "": done, as asked now. In words, what differs, where it was done otherwise. None: to be done."""
+    """None for a case that is to be done; of a done one what differs from now, in words, empty if nothing."""
     try:
         report = json.loads((out / f"{case.name}.json").read_text())
     except (OSError, ValueError):
