@@ -221,10 +221,8 @@ def test_an_association_that_stays_open_holds_a_study_only_so_long(study: Path, 
         node.kill()
 
 
-@pytest.mark.parametrize("answers_find", [True, False])
-def test_killed_when_the_pacs_has_it_and_we_do_not_know(
-    study: Path, tmp_path: Path, answers_find: bool
-) -> None:
+@pytest.mark.parametrize("find", ["answered", "not offered", "aborted"])
+def test_killed_when_the_pacs_has_it_and_we_do_not_know(study: Path, tmp_path: Path, find: str) -> None:
     """The worst moment: the instance is kept there, its answer never read. It is asked for, not sent twice; a
     PACS that answers no C-FIND gets the same instance again."""
     stored: list[str] = []
@@ -239,6 +237,8 @@ def test_killed_when_the_pacs_has_it_and_we_do_not_know(
     def on_find(event: Any) -> Iterator[tuple[int, Any]]:
         asked.append(str(event.identifier.SOPInstanceUID))
         assert event.identifier.QueryRetrieveLevel == "IMAGE" and event.identifier.StudyInstanceUID
+        if find == "aborted":
+            event.assoc.abort()
         for uid in stored:
             if uid == asked[-1]:
                 yield 0xFF00, event.identifier
@@ -246,7 +246,7 @@ def test_killed_when_the_pacs_has_it_and_we_do_not_know(
     port = free_port()
     ae: Any = pynetdicom.AE("PACS")
     ae.supported_contexts = pynetdicom.AllStoragePresentationContexts
-    if answers_find:
+    if find != "not offered":
         ae.add_supported_context(FIND)
     handlers = [(pynetdicom.evt.EVT_C_STORE, on_store), (pynetdicom.evt.EVT_C_FIND, on_find)]
     server = ae.start_server(("127.0.0.1", port), False, evt_handlers=handlers)
@@ -261,8 +261,9 @@ def test_killed_when_the_pacs_has_it_and_we_do_not_know(
         until(lambda: node.metric("sent_total") == 1)
         time.sleep(1.5)
         assert not outgoing(node) and not list((node.folder / "spool" / "doubt").iterdir())
-        assert (len(stored), len(asked)) == ((1, 1) if answers_find else (2, 0))
-        assert len(set(stored)) == 1 and ("was there already" in node.log) == answers_find
+        expected = {"answered": (1, 1), "not offered": (2, 0), "aborted": (2, 1)}
+        assert (len(stored), len(asked)) == expected[find]
+        assert len(set(stored)) == 1 and ("was there already" in node.log) == (find == "answered")
     finally:
         node.kill()
         server.shutdown()

@@ -23,30 +23,15 @@ def send(settings: Settings, path: Path, in_doubt: bool, before: Callable[[], No
     is sent the same instance again. before: called when the instance is about to go out.
     """
     import pydicom
-    from pynetdicom import AE, evt
-
-    from mmif_trt.node import guard
 
     dataset = pydicom.dcmread(path)
     uid = str(dataset.SOPInstanceUID)
-    ae = AE(settings.aet)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
-    ae.connection_timeout = TIMEOUT_S
-    ae.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
-    if in_doubt:
-        ae.add_requested_context(FIND)
-    title, host, port = settings.send_to
-    handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
-    secured = tls.for_pacs(settings)
-    association = ae.associate(host, port, ae_title=title, tls_args=secured, evt_handlers=handlers)
+    if in_doubt and _is_there(settings, dataset):
+        return THERE, uid
+    association = _associate(settings, dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
     if not association.is_established:
         return REFUSED if association.rejected_contexts else UNREACHABLE, uid
     try:
-        accepted = {context.abstract_syntax for context in association.accepted_contexts}
-        if FIND in accepted and _is_there(association, dataset):
-            return THERE, uid
-        if dataset.SOPClassUID not in accepted:
-            return REFUSED, uid
         before()
         status = association.send_c_store(dataset)
     finally:
@@ -57,15 +42,36 @@ def send(settings: Settings, path: Path, in_doubt: bool, before: Callable[[], No
     return SENT if code == 0 or code >> 12 == 0xB else REFUSED, uid
 
 
-def _is_there(association: Any, dataset: Any) -> bool:
-    """By C-FIND at the level of instances, with every key above it (PS3.4 C.4.1.2)."""
+def _associate(settings: Settings, *context: str) -> Any:
+    """An association with the PACS, established or not. context: an abstract syntax, its transfer syntax."""
+    from pynetdicom import AE, evt
+
+    from mmif_trt.node import guard
+
+    ae = AE(settings.aet)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
+    ae.connection_timeout = TIMEOUT_S
+    ae.add_requested_context(*context)
+    title, host, port = settings.send_to
+    handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
+    secured = tls.for_pacs(settings)
+    return ae.associate(host, port, ae_title=title, tls_args=secured, evt_handlers=handlers)
+
+
+def _is_there(settings: Settings, dataset: Any) -> bool:
+    """By C-FIND at the level of instances, with every key above it (PS3.4 C.4.1.2). In an association of its
+    own: a PACS that ends it on being asked must still be sent to."""
     from pydicom.dataset import Dataset
 
     query = Dataset()
     query.QueryRetrieveLevel = "IMAGE"
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         setattr(query, keyword, dataset[keyword].value)
-    answers = association.send_c_find(query, FIND)
-    return any(
-        found is not None and found.get("SOPInstanceUID") == dataset.SOPInstanceUID for _, found in answers
-    )
+    association = _associate(settings, FIND)
+    if not association.is_established:
+        return False
+    try:
+        found = [answer for _, answer in association.send_c_find(query, FIND) if answer is not None]
+        return any(answer.get("SOPInstanceUID") == dataset.SOPInstanceUID for answer in found)
+    finally:
+        association.release()

@@ -25,13 +25,12 @@ def start(
         timeout = 10
 
         def do_GET(self) -> None:
-            status, dead, gauges = 200, ended(), dict[str, int]()
+            dead, gauges = ended(), dict[str, int]()
             try:
                 gauges = {"queue_length": len(spool.waiting()), "studies_held": len(spool.studies())}
             except OSError:
                 dead.append("spool")
             if self.path == "/health":
-                status = 503 if dead else 200
                 body = json.dumps({"status": "failing" if dead else "ok", "failed": dead, **gauges})
                 kind = "application/json"
             elif self.path == "/metrics":
@@ -39,7 +38,7 @@ def start(
             else:
                 self.send_error(404)
                 return
-            self.send_response(status)
+            self.send_response(503 if dead and self.path == "/health" else 200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
