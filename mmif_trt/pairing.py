@@ -3,6 +3,7 @@ in two that a Spatial Registration of the study ties, or in any two where the pa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,8 +118,10 @@ def pair(series: list[Series], ties: list[Tie], across: bool = False) -> tuple[l
         members = [one for one in series if one.study == study]
         mri = sorted((one for one in members if one.modality == "mri"), key=lambda one: -len(one.paths))
         known = [tie for tie in ties if tie.study == study]
+        parts = Counter(one.uid for one in members)  # a series whose instances disagree is several here
         for one in (x for x in members if x.modality != "mri"):
-            partner, registration = _partner(one, mri, known, across)
+            whole = [x for x in mri if parts[one.uid] == parts[x.uid] == 1]
+            partner, registration = _partner(one, mri, whole, known, across)
             if partner is None:
                 frame = "no MRI of its patient, study and frame of reference"
                 why = frame if one.frame else "no frame of reference"
@@ -134,13 +137,16 @@ def pair(series: list[Series], ties: list[Tie], across: bool = False) -> tuple[l
     return cases, left
 
 
-def _partner(one: Series, mri: list[Series], ties: list[Tie], across: bool) -> tuple[Series | None, str]:
-    """The MRI for a series, and the file of the tie between them, where it is one that leads there."""
+def _partner(
+    one: Series, mri: list[Series], whole: list[Series], ties: list[Tie], across: bool
+) -> tuple[Series | None, str]:
+    """The MRI for a series, and the file of the tie between them, where it is one that leads there. whole: of
+    the MRI those that may be paired across frames."""
     for other in mri:
         if one.frame and other.frame == one.frame:
             return other, ""
     for tie in ties:
-        for other in mri:
+        for other in whole:
             if one.frame and other.frame and {one.frame, other.frame} <= tie.frames:
                 return other, tie.path
-    return (mri[0], "") if across and mri else (None, "")
+    return (whole[0], "") if across and whole else (None, "")

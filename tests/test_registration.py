@@ -100,17 +100,16 @@ def test_dciodvfy_takes_the_phantom_for_a_spatial_registration(tmp_path: Path) -
 
 
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
-WRONG: dict[str, tuple[str, dict[str, Any]]] = {
-    "no Spatial Registration": ("into a's frame", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.3"}),
-    "two patients": ("into a's frame", {"PatientID": "PLANTED-9"}),
-    "says nothing on the frame of reference": ("into a's frame", {"RegistrationSequence": []}),
+WRONG: dict[str, dict[str, Any]] = {
+    "no Spatial Registration": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.3"},
+    "two patients": {"PatientID": "PLANTED-9"},
+    "says nothing on the frame of reference": {"RegistrationSequence": []},
 }
 
 
 @pytest.mark.parametrize("words", WRONG)
 def test_what_is_no_registration_of_the_two_is_refused(study: Path, tmp_path: Path, words: str) -> None:
-    way, tags = WRONG[words]
-    path = write_registration(tmp_path / "reg.dcm", *WAYS[way], **tags)
+    path = write_registration(tmp_path / "reg.dcm", *WAYS["into a's frame"], **WRONG[words])
     a, b = mmif_trt.read(study / "mr"), mmif_trt.read(study / "pt")
     with pytest.raises(InputError, match=words) as caught:
         mmif_trt.fuse(a, b, registration=path)
@@ -179,6 +178,18 @@ def test_a_study_across_frames(study: Path, tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert main([*single[:-1], str(tmp_path / "two.dcm"), "--registration", "affine"]) == 2
     assert "accepted are header, rigid, none, the file of a DICOM" in capsys.readouterr().err
+
+
+def test_a_series_of_two_frames_is_not_paired_across_them(tmp_path: Path) -> None:
+    write_mr(tmp_path / "root" / "mr", affine_of())
+    parts = phantoms.slices(20 * uptake(grid(TRUE, SHAPE_B)), TRUE, "PT", FrameOfReferenceUID=OTHER_FRAME)
+    for part in parts[:9]:
+        part.FrameOfReferenceUID = ATLAS
+    phantoms.write_series(tmp_path / "root" / "pt", parts)
+    write_registration(tmp_path / "root" / "reg", *WAYS["into a's frame"])
+    for options in ((), ("rigid",)):
+        found, left = planned(tmp_path / "root", *options)
+        assert not found and len(left) == 3, found
 
 
 def test_the_node_waits_for_the_registration_of_its_study(study: Path, tmp_path: Path) -> None:
