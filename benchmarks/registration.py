@@ -24,10 +24,10 @@ import report
 
 import mmif_trt
 from mmif_trt import geometry
+from mmif_trt.image import RAS_LPS
 
 RESULT = report.RESULTS / "registration.json"
 PAIRS = (("T1", "PET"), ("T1", "SPECT"), ("T1", "CT"), ("T1", "T2"), ("single_subject_T1", "PET"))
-RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def ours(a: Path, b: Path) -> np.ndarray:
@@ -69,15 +69,6 @@ def of_points(move: Callable[[list[float]], Any]) -> np.ndarray:
     return RAS_LPS @ matrix @ RAS_LPS
 
 
-def corners(path: Path) -> np.ndarray:
-    """[8, 4] RAS+ mm."""
-    image = mmif_trt.read(path)
-    assert image.affine is not None
-    index = np.array([[s, r, c, 1] for s in (0, 1) for r in (0, 1) for c in (0, 1)], np.float64)
-    index[:, :3] *= np.array(image.data.shape[:3]) - 1
-    return np.asarray(index @ image.affine.T)
-
-
 def farthest(points: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
     return round(float(np.linalg.norm((points @ (one - other).T)[:, :3], axis=1).max()), 2)
 
@@ -93,7 +84,7 @@ def main() -> None:
     print(report.markdown(["A", "B", "program", "middle moves by (R, A, S) mm", "from ours mm", "s"], []))
     for name_a, name_b in PAIRS:
         a, b = folder / f"{name_a}.nii", folder / f"{name_b}.nii"
-        points, found = corners(a), dict[str, np.ndarray]()
+        points, found = geometry.corners(mmif_trt.read(a)), dict[str, np.ndarray]()
         for program, register in programs.items():
             start = time.perf_counter()
             found[program] = register(a, b)

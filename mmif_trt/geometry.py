@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import RAS_LPS, Image, InputError
 
 REGISTRATIONS = ("header", "rigid", "none")
 _SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
 _FINEST_MM = 1.5
 _SEEDS = (20, 40)  # the same registration from other samples: how far the two differ is the repeatability
-_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -165,22 +164,22 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
     fixed, moving = _itk(a), _itk(b)
     runs = [_descend(fixed, moving, seed) for seed in _SEEDS]
     (matrix, before, after), (again, _, _) = runs
-    repeat = float(np.linalg.norm((_corners(a) @ (matrix - again).T)[:, :3], axis=1).max())
+    repeat = float(np.linalg.norm((corners(a) @ (matrix - again).T)[:, :3], axis=1).max())
     shift, angle = _moved(a, matrix)
     return matrix, Report("rigid", _rounded(matrix), shift, angle, (before, after), round(repeat, 3))
 
 
-def _corners(image: Image) -> np.ndarray:
+def corners(image: Image) -> np.ndarray:
     """[8, 4] RAS+ mm of the grid's corners."""
     assert image.affine is not None
-    corners = np.array([[s, r, c, 1] for s in (0, 1) for r in (0, 1) for c in (0, 1)], np.float64)
-    corners[:, :3] *= np.array(image.data.shape[:3]) - 1
-    return np.asarray(corners @ image.affine.T)
+    index = np.array([[s, r, c, 1] for s in (0, 1) for r in (0, 1) for c in (0, 1)], np.float64)
+    index[:, :3] *= np.array(image.data.shape[:3]) - 1
+    return np.asarray(index @ image.affine.T)
 
 
 def _moved(a: Image, matrix: np.ndarray) -> tuple[float, float]:
     """How far the middle of a's grid moves, mm, and the angle of the rotation that is nearest, degrees."""
-    middle = _corners(a).mean(axis=0)
+    middle = corners(a).mean(axis=0)
     shift = float(np.linalg.norm((matrix @ middle - middle)[:3]))
     left, _, right = np.linalg.svd(matrix[:3, :3])
     angle = float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
@@ -224,7 +223,7 @@ def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, flo
     matrix, centre = np.eye(4), np.array(start.GetCenter())
     matrix[:3, :3] = np.reshape(start.GetMatrix(), (3, 3))
     matrix[:3, 3] = np.array(start.GetTranslation()) + centre - matrix[:3, :3] @ centre
-    return _RAS_LPS @ matrix @ _RAS_LPS, round(before, 5), round(float(method.GetMetricValue()), 5)
+    return RAS_LPS @ matrix @ RAS_LPS, round(before, 5), round(float(method.GetMetricValue()), 5)
 
 
 def _overlap(fixed: Any, moving: Any) -> float:
@@ -256,7 +255,7 @@ def _itk(image: Image) -> Any:
         grid = Image(data, image.value_range, affine=upright, source=image.source)
         return _itk(resample(grid, Image(data, image.value_range, affine=image.affine), np.eye(4))[0])
     volume = sitk.GetImageFromArray(np.ascontiguousarray(data))
-    lps = (_RAS_LPS @ image.affine)[:, [2, 1, 0, 3]]
+    lps = (RAS_LPS @ image.affine)[:, [2, 1, 0, 3]]
     volume.SetSpacing([float(x) for x in spacing[::-1]])
     volume.SetDirection((lps[:3, :3] / spacing[::-1]).ravel().tolist())
     volume.SetOrigin(lps[:3, 3].tolist())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # mm of NIfTI and of Image to those of DICOM and ITK, and back
 MODALITIES = ("mri", "ct", "pet", "spect")
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 4096
 MAX_VOXELS = 1 << 28  # of a volume: 512 x 512 x 1024

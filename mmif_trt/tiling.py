@@ -19,7 +19,7 @@ def padded(x: np.ndarray) -> np.ndarray:
     down, right = (-side % MULTIPLE_PX for side in x.shape)
     if not down and not right:
         return x
-    # As np.pad's "reflect", 10 times faster; OpenCV wants its rows in one piece.
+    # As np.pad's "reflect", and faster; OpenCV wants its rows in one piece.
     return cv2.copyMakeBorder(np.ascontiguousarray(x), 0, down, 0, right, cv2.BORDER_REFLECT_101)
 
 

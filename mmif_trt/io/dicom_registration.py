@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import RAS_LPS, Image, InputError
 from mmif_trt.io import dicom
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.1"
-_RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
         raise InputError(
             f"{name}: damaged DICOM ({type(error).__name__}); accepted is a whole file"
         ) from None
-    return _RAS_LPS @ np.linalg.inv(into_b) @ into_a @ _RAS_LPS, words
+    return RAS_LPS @ np.linalg.inv(into_b) @ into_a @ RAS_LPS, words
 
 
 def frames(dataset: Any) -> list[str]:
