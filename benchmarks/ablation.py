@@ -23,9 +23,9 @@ import torch
 from quality import commit
 
 from mmif_trt import ops
-from mmif_trt.info import conditions
-from mmif_trt.io import write_atomic
-from mmif_trt.metrics import ALL, all_metrics, foreground_metrics
+from mmif_trt.files import write_atomic
+from mmif_trt.machine import conditions
+from mmif_trt.measure.metrics import ALL, all_metrics, foreground_metrics
 from mmif_trt.models.lagn import LAGN, LAGNConfig
 from mmif_trt.train import data, fusion, loop
 

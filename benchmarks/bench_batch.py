@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import report
 
-from mmif_trt import colour, io, normalise, tiling
-from mmif_trt.batch import default_workers
+from mmif_trt import io
+from mmif_trt.folders.run import default_workers
 from mmif_trt.fuser import Fuser
 from mmif_trt.image import Image
 from mmif_trt.samples import PAIRS
 from mmif_trt.samples import path as sample_path
+from mmif_trt.stages import colour, normalise, tiling
 
 ENCODE = io.FORMATS[".png"].encode
 MAX_SHIFT_PX = 4

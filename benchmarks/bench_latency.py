@@ -33,10 +33,11 @@ from cold_start import cold_start
 from flops import make_matmul, network_macs
 from trace_events import Trace, peak_memory
 
-from mmif_trt import colour, io, normalise, runtimes, tiling, weights
+from mmif_trt import io, runtimes, weights
 from mmif_trt.fuser import Fuser
 from mmif_trt.image import MIN_SIDE_PX, Image, InputError
 from mmif_trt.samples import path as sample_path
+from mmif_trt.stages import colour, normalise, tiling
 
 ROUNDS = 10
 STAGES = (

@@ -26,8 +26,8 @@ import numpy as np
 import report
 
 import mmif_trt
-from mmif_trt import colour, palettes, tiling
-from mmif_trt.info import usable_cores
+from mmif_trt.machine import usable_cores
+from mmif_trt.stages import colour, palettes, tiling
 from mmif_trt.volume import orient
 
 ALONE = 20

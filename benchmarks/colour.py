@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 
-from mmif_trt import hue
-from mmif_trt.colour import luma, recombine
+from mmif_trt.measure import hue
+from mmif_trt.stages.colour import luma, recombine
 
 HALF_LEVEL = 0.5 / 255  # less than this outside [0, 1] still rounds to 0 or 255
 SETS = {"mri-pet": "pet", "mri-spect": "spect"}

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from quality import commit
 from torch import Tensor
 
-from mmif_trt.info import conditions
-from mmif_trt.io import write_atomic
-from mmif_trt.metrics import mi
+from mmif_trt.files import write_atomic
+from mmif_trt.machine import conditions
+from mmif_trt.measure.metrics import mi
 from mmif_trt.models.autoencoder import Autoencoder
 from mmif_trt.models.denoiser import Denoiser
 from mmif_trt.train import autoencoder, data, diffusion, generate

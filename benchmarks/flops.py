@@ -13,7 +13,7 @@ def network_macs(config: dict[str, int], height: int, width: int) -> int:
     """Multiply-accumulates of LAGN's convolutions, linear layers and attention for one pair, padded.
 
     config: LAGNConfig's fields. What is element-wise (normalisation, GELU, softmax, blend) is not counted, as
-    is usual. tests/test_bench.py compares with torch's own counter.
+    is usual. tests/benchmarks/test_bench.py compares with torch's own counter.
     """
     multiple = 4 * config["window"]
     height, width = (-(-side // multiple) * multiple for side in (height, width))

@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.evaluate import BASELINES, Table, evaluate, mean_rank
+from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
-from mmif_trt.io import write_atomic
-from mmif_trt.metrics import ALL, RANKED, foreground_metrics
+from mmif_trt.measure.metrics import ALL, RANKED, foreground_metrics
+from mmif_trt.measure.scores import BASELINES, Table, evaluate, mean_rank
 
 REPO = Path(__file__).resolve().parent.parent
 SETS = ("mri-ct", "mri-pet", "mri-spect")

@@ -23,8 +23,8 @@ import numpy as np
 import report
 
 import mmif_trt
-from mmif_trt import geometry
 from mmif_trt.image import RAS_LPS
+from mmif_trt.stages import geometry
 
 RESULT = report.RESULTS / "registration.json"
 PAIRS = (("T1", "PET"), ("T1", "SPECT"), ("T1", "CT"), ("T1", "T2"), ("single_subject_T1", "PET"))

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 import mmif_trt
-from mmif_trt import __version__, info, weights
-from mmif_trt.runtimes import cuda
+from mmif_trt import __version__, machine, weights
+from mmif_trt.runtimes.trt import cuda
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
@@ -35,7 +35,7 @@ DISTRIBUTIONS = ("numpy", "opencv-python-headless", "openvino", "torch")
 def conditions() -> dict[str, Any]:
     """What every timing depends on: machine, load (of 1, 5, 15 minutes), versions, commit, weights."""
     return {
-        **info.conditions(),
+        **machine.conditions(),
         "load_average": load_average(),
         "versions": {"mmif_trt": __version__, **{name: _version(name) for name in DISTRIBUTIONS}},
         "commit": _git("rev-parse", "--verify", "--short=12", "HEAD"),

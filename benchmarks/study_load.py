@@ -33,7 +33,7 @@ import numpy as np
 
 from mmif_trt import __version__, io
 from mmif_trt.image import Image
-from mmif_trt.info import conditions
+from mmif_trt.machine import conditions
 from mmif_trt.study.config import read_config
 from mmif_trt.study.create import create
 from mmif_trt.study.store import Store

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmif_trt import colour, io, normalise, runtimes, tiling, weights
+from mmif_trt import io, runtimes, weights
 from mmif_trt.image import Image, InputError
-from mmif_trt.runtimes import engine_build, engine_file, verify
-from mmif_trt.runtimes.half import half
+from mmif_trt.runtimes.trt import build as engine_build
+from mmif_trt.runtimes.trt import engine_file, verify
+from mmif_trt.runtimes.trt.half import half
+from mmif_trt.stages import colour, normalise, tiling
 
 LARGEST_ERROR = 2 / 255
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from mmif_trt.about import VERSION as __version__
 
 if TYPE_CHECKING:
     from mmif_trt.fuser import Fuser as Fuser

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmif_trt import colour, normalise, runtimes, tiling
+from mmif_trt import runtimes
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
+from mmif_trt.stages import colour, normalise, tiling
 
 if TYPE_CHECKING:
     from mmif_trt.volume import Fused
@@ -181,7 +182,8 @@ def _as_image(x: Any, name: str, value_range: ValueRange | None) -> Image:
 
 
 def _as_registration(x: Any, a: Image, b: Image) -> Any:
-    from mmif_trt import geometry, io
+    from mmif_trt import io
+    from mmif_trt.stages import geometry
 
     if isinstance(x, np.ndarray):
         return geometry.Stated(x)

@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmif_trt import colour, geometry, normalise, palettes, tiling
 from mmif_trt.image import MIN_SIDE_PX, Image, InputError
+from mmif_trt.stages import colour, geometry, normalise, palettes, tiling
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # Axes of a displayed stack, as radiologists see it (left on the right), slices along DICOM's normal.

@@ -17,8 +17,10 @@ import pytest
 from fake_card import FakeCard
 
 from mmif_trt import weights
-from mmif_trt.runtimes import cuda, engine_build, engine_file, tensorrt
-from mmif_trt.runtimes.engine_file import Manifest
+from mmif_trt.runtimes.trt import build as engine_build
+from mmif_trt.runtimes.trt import cuda, engine_file
+from mmif_trt.runtimes.trt import runtime as tensorrt
+from mmif_trt.runtimes.trt.engine_file import Manifest
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> FakeCard:

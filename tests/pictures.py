@@ -14,7 +14,8 @@ import pytest
 import tifffile
 
 from mmif_trt.image import InputError
-from mmif_trt.io import png, raster
+from mmif_trt.io import raster
+from mmif_trt.io.raster import png
 
 SIZE_TEXT = "accepted are 16 to 4096 px a side"
 

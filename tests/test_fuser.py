@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pictures import picture
 
-from mmif_trt import Fuser, Image, InputError, colour, fuse, read, sample, write
+from mmif_trt import Fuser, Image, InputError, fuse, read, sample, write
+from mmif_trt.stages import colour
 
 SAMPLES = ("mri-ct", "mri-pet", "mri-spect")
 DTYPES = ("uint8", "uint16", "float32")

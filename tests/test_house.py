@@ -11,7 +11,23 @@ from conftest import REPO
 
 PACKAGE = REPO / "mmif_trt"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
-STAGES = ("io", "geometry", "palettes", "normalise", "colour", "tiling", "runtimes", "models")
+# From the ground up. A module imports its own room and the rooms of lower floors; rooms of one floor do not
+# know each other. A longer name wins: a module may live on another floor than its room.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("image", "about"),
+    ("machine", "files", "running"),
+    ("stages", "weights", "ops"),
+    ("models", "io"),
+    ("runtimes", "samples"),
+    ("volume",),
+    ("fuser",),
+    ("measure", "folders", "clinical"),
+    ("train", "report", "node"),
+    ("study",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
 HEAVY = {"torch", "openvino", "cv2", "PIL", "scipy", "skimage", "onnx", "nvidia", "pycuda", "tensorrt_rtx"}
 
 
@@ -50,20 +66,90 @@ def test_files_and_functions_are_small(path: Path) -> None:
             assert node.end_lineno - node.lineno <= 60, f"{node.name} has over 60 lines"
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_knows_only_the_image_and_itself(stage: str) -> None:
-    folder = PACKAGE / stage
-    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{stage}.py"]
-    allowed = ("mmif_trt.image", f"mmif_trt.{stage}", "mmif_trt.weights")
-    allowed += {"runtimes": ("mmif_trt.models",), "models": ("mmif_trt.ops",)}.get(stage, ())
-    for file in files:
-        ours = {x for x in imports(file) if x.startswith("mmif_trt")}
-        ours = {x for x in ours if not x.startswith(allowed) and x != "mmif_trt.weights"}
-        assert not ours, f"{name(file)} reaches into {ours}"
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module: str) -> int:
+    """The floor of the longest name in FLOORS that holds the module."""
+    inner = module.removeprefix("mmif_trt").removeprefix(".")
+    at = [(len(room), i) for i, rooms in enumerate(FLOORS) for room in rooms if within(inner, room)]
+    assert at, f"{module}: on no floor; give its room a place in FLOORS"
+    return max(at)[1]
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def known() -> dict[str, Path]:
+    return {module_of(path): path for path in MODULES}
+
+
+def ours(path: Path) -> set[str]:
+    """The modules of this package that a file imports, lazily too; a name stands for the module it is in.
+
+    The version in the package's door does not count: everybody may say it.
+    """
+    modules, found = known(), set()
+    for full in imports(path):
+        while full and full not in modules:
+            full = full.rpartition(".")[0]
+        if full and full != "mmif_trt":
+            found.add(full)
+    return found - {module_of(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module_imports_its_own_floor_or_lower_ones(path: Path) -> None:
+    module = module_of(path)
+    if module == "mmif_trt":
+        return  # the door names all, when asked for
+    above = {other for other in ours(path) if floor_of(other) > floor_of(module)}
+    assert not above, f"{module} reaches up to {above}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_rooms_of_one_floor_do_not_know_each_other(path: Path) -> None:
+    module = module_of(path)
+    if module == "mmif_trt":
+        return
+    floor = FLOORS[floor_of(module)]
+    inner = module.removeprefix("mmif_trt.")
+    room = max((room for room in floor if within(inner, room)), key=len)
+    beside = {
+        other
+        for other in ours(path)
+        if floor_of(other) == floor_of(module) and not within(other.removeprefix("mmif_trt."), room)
+    }
+    assert not beside, f"{module} knows its neighbours {beside}"
+
+
+def test_no_circle_of_modules() -> None:
+    graph = {module: ours(path) for module, path in known().items()}
+    state: dict[str, str] = {}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert state.get(module) != "open", " -> ".join((*trail, module))
+        if module in state:
+            return
+        state[module] = "open"
+        for other in sorted(graph[module]):
+            visit(other, (*trail, module))
+        state[module] = "done"
+
+    for module in graph:
+        visit(module, ())
 
 
 def test_the_image_knows_nobody() -> None:
-    assert not {x for x in imports(PACKAGE / "image.py") if x.startswith("mmif_trt")}
+    assert not ours(PACKAGE / "image.py")
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "stages").glob("*.py")), ids=name)
+def test_a_stage_knows_no_other_stage(path: Path) -> None:
+    assert not {other for other in ours(path) if other.startswith("mmif_trt.stages.")}
 
 
 def test_inference_files_do_not_import_torch_at_the_top() -> None:

@@ -13,8 +13,9 @@ from conftest import REPO, data_root
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
 import mmif_trt
-from mmif_trt import geometry, normalise, palettes, volume
+from mmif_trt import volume
 from mmif_trt.image import Image, InputError
+from mmif_trt.stages import geometry, normalise, palettes
 
 SHAPE = (24, 60, 48)
 

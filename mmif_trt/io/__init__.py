@@ -5,39 +5,30 @@ A file is decoded whole or refused with one line (InputError), and written whole
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mmif_trt.files import name_of, write_atomic
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
-from mmif_trt.io import dicom, dicom_registration, nifti, raster
+from mmif_trt.io import dicom, nifti, raster
+from mmif_trt.io.dicom import registration as dicom_registration
 
 __all__ = [
     "FORMATS",
-    "TMP_SUFFIX",
     "Format",
-    "OutputError",
     "format_of",
     "read",
     "read_registration",
     "write",
-    "write_atomic",
 ]
 
 # The largest picture (4096 x 4096 RGB float32) has 201 MB; a file of more than twice that is something else.
 MAX_FILE_BYTES = 402_653_184
 MAX_VOLUME_BYTES = 2 << 30
-# A file being written is ".<pid>-<random>" and this, beside its target; one that stays was left by a kill.
-TMP_SUFFIX = ".mmif-tmp"
-
-
-class OutputError(InputError, OSError):
-    """A file could not be written; nothing of it is left behind. The cause is in __cause__."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ FORMATS: dict[str, Format] = {
 
 def format_of(path: str | os.PathLike[str]) -> Format:
     """The format of a file name, by its suffix in any case. Raises InputError for another."""
-    name = _name(path)
+    name = name_of(path)
     for suffix, form in FORMATS.items():
         if name.lower().endswith(suffix):
             return form
@@ -96,7 +87,7 @@ def read(path: str | os.PathLike[str]) -> Image:
     An RGB file with equal channels stays RGB. Image.source is the path as given. Raises InputError, one line
     that names the file, for everything that is not one whole picture (see raster.py) or cannot be read.
     """
-    name = _name(path)
+    name = name_of(path)
     try:
         if os.path.isdir(name):
             return dicom.read_folder(name)
@@ -119,7 +110,7 @@ def read_registration(path: str | os.PathLike[str], a: Image, b: Image) -> tuple
 
 def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
     """(name, format, content) of one file, nothing of it looked at yet. Raises InputError."""
-    name = _name(path)
+    name = name_of(path)
     try:
         status = os.stat(name)  # before open, which would wait for a pipe's writer
         if not stat.S_ISREG(status.st_mode):
@@ -152,7 +143,7 @@ def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -
     Raises InputError for a suffix not in the table and for a dtype that the format does not hold (nothing is
     reduced silently), OutputError where the file cannot be written. durable: see write_atomic.
     """
-    name, form, dtype = _name(path), format_of(path), image.data.dtype.name
+    name, form, dtype = name_of(path), format_of(path), image.data.dtype.name
     if dtype not in form.dtypes:
         better = " ".join(suffix for suffix, other in FORMATS.items() if dtype in other.dtypes)
         raise InputError(
@@ -163,45 +154,3 @@ def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     write_atomic(name, data, durable=durable)
-
-
-def write_atomic(
-    path: str | os.PathLike[str], data: bytes, *more: bytes | memoryview, durable: bool = True
-) -> None:
-    """The whole of `data` (and `more`, after it) under `path`, or what was there before: also after a kill.
-
-    durable: also after a power cut, for then the bytes reach the disk (fsync) before the name does. A second
-    run over a folder skips finished names: none may stand for an empty file. It waits, at no cost of the CPU:
-    0.3 ms a file on an idle machine, 8 ms with all its cores busy. A link is followed; the folder must exist.
-    Raises OutputError and leaves no temporary file.
-    """
-    name = _name(path)
-    target = os.path.realpath(name)
-    temporary = os.path.join(os.path.dirname(target), f".{os.getpid()}-{secrets.token_hex(8)}{TMP_SUFFIX}")
-    try:
-        if os.path.exists(target) and not os.path.isfile(target):  # never replace a folder or a device
-            raise OutputError(f"{name}: exists and is no regular file; accepted is a file name")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with open(descriptor, "wb") as file:
-                for part in (data, *more):
-                    file.write(part)
-                file.flush()
-                if durable:
-                    os.fsync(descriptor)
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                os.unlink(temporary)
-            raise
-    except OutputError:
-        raise
-    except OSError as error:
-        accepted = "accepted is a file name in an existing, writable folder with room"
-        raise OutputError(f"{name}: cannot be written ({error.strerror}); {accepted}") from error
-
-
-def _name(path: str | os.PathLike[str]) -> str:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fsdecode(path):
-        raise InputError(f"path: {path!r}; accepted are str and os.PathLike that name a file")
-    return os.fsdecode(path)

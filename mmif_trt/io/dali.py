@@ -22,7 +22,7 @@ import numpy as np
 from mmif_trt import io
 from mmif_trt.image import Image, InputError
 from mmif_trt.io import raster
-from mmif_trt.io.headers import Checked
+from mmif_trt.io.raster.headers import Checked
 
 BATCH, PREFETCH = 8, 2
 Types = tuple[str, str]  # of a and b: "uint8" or "uint16"

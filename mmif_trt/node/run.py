@@ -9,15 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmif_trt import io, outputs
-from mmif_trt.batch import Stop, explain
-from mmif_trt.console.decoder import Decoder
-from mmif_trt.io import dicom_write
+from mmif_trt.clinical import outputs
+from mmif_trt.clinical.decoder import Decoder
+from mmif_trt.files import OutputError
+from mmif_trt.io.dicom import write as dicom_write
 from mmif_trt.node import web
 from mmif_trt.node.send import SENT, THERE, UNREACHABLE, send
 from mmif_trt.node.server import Counters, Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
+from mmif_trt.running import Stop, explain
 
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
@@ -123,7 +124,7 @@ def _fuse_study(
                 options["registration"] = decoder.registration(case.registration, a, b)
             fused = fuser.fuse_volumes(a, b, **options)
             _queue(spool, name, outputs.dataset_of(fused, a, b))
-        except (io.OutputError, MemoryError) as error:
+        except (OutputError, MemoryError) as error:
             counters.add("fusions_postponed_total")
             log.error("case %s: %s", name, _without_path(error))
             settled = False

@@ -23,8 +23,9 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from mmif_trt import io, pseudonym
-from mmif_trt.pairing import Case, collect, pair
+from mmif_trt.clinical import pseudonym
+from mmif_trt.clinical.series import Case, collect, pair
+from mmif_trt.files import TMP_SUFFIX, OutputError, write_atomic
 
 FOLDERS = ("incoming", "outgoing", "doubt", "sent", "failed")
 RECOUNT_S = 10.0
@@ -40,7 +41,7 @@ class Spool:
         assert key is not None
         self._key = key
         self._used, self._counted = 0, -RECOUNT_S
-        for left in root.rglob(f"*{io.TMP_SUFFIX}"):  # of a write that a crash cut short: never acknowledged
+        for left in root.rglob(f"*{TMP_SUFFIX}"):  # of a write that a crash cut short: never acknowledged
             left.unlink(missing_ok=True)
         for mark in (root / "sent").iterdir():
             if mark.stat().st_size > MAX_MARK_BYTES:  # a crash between the two steps of mark_sent
@@ -53,7 +54,7 @@ class Spool:
         """Keeps one instance, durably: only then may the peer be told Success. The same one again is one."""
         folder = self.folder(study)
         folder.mkdir(exist_ok=True)
-        io.write_atomic(folder / f"{pseudonym.name_of(self._key, instance)}.dcm", head, body)
+        write_atomic(folder / f"{pseudonym.name_of(self._key, instance)}.dcm", head, body)
         self._used += len(head) + len(body)
 
     def used(self) -> int:
@@ -109,7 +110,7 @@ class Spool:
 
     def queue(self, name: str, data: bytes) -> list[str]:
         """Puts a fusion into the queue, and takes out those of smaller sets of the same pair; their names."""
-        io.write_atomic(self.root / "outgoing" / f"{name}.dcm", data)
+        write_atomic(self.root / "outgoing" / f"{name}.dcm", data)
         self._used += len(data)
         pair_of, _, _ = name.rsplit("_", 2)
         gone = [p for p in self.waiting() if p.stem != name and p.stem.rsplit("_", 2)[0] == pair_of]
@@ -125,8 +126,8 @@ class Spool:
     def mark_doubt(self, path: Path) -> None:
         """Durable before the first byte goes out. A disk without room for it holds up no sending: that makes
         room; after a crash the instance is then sent again without asking."""
-        with contextlib.suppress(io.OutputError):
-            io.write_atomic(self.root / "doubt" / path.stem, b"")
+        with contextlib.suppress(OutputError):
+            write_atomic(self.root / "doubt" / path.stem, b"")
 
     def answered(self, path: Path) -> None:
         (self.root / "doubt" / path.stem).unlink(missing_ok=True)
@@ -137,7 +138,7 @@ class Spool:
         try:
             os.replace(path, mark)
         except FileNotFoundError:  # a larger set took its place while it was sent
-            io.write_atomic(mark, uid.encode())
+            write_atomic(mark, uid.encode())
             return
         with open(mark, "r+b") as file:
             file.truncate(0)
@@ -148,7 +149,7 @@ class Spool:
         return mark.read_text() if mark.stat().st_size <= 64 else ""
 
     def mark_failed(self, name: str, reason: str) -> None:
-        io.write_atomic(self.root / "failed" / name, reason.encode())
+        write_atomic(self.root / "failed" / name, reason.encode())
 
     def forget(self, keep_s: float, settled: Container[str]) -> int:
         """Removes the sources of settled studies that have been quiet for keep_s; returns how many."""

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmif_trt.evaluate import (
+from mmif_trt.image import InputError
+from mmif_trt.measure.metrics import ALL, RANKED, all_metrics
+from mmif_trt.measure.scores import (
     BASELINES,
     Measure,
     Table,
@@ -18,8 +20,6 @@ from mmif_trt.evaluate import (
     means,
     source_folders,
 )
-from mmif_trt.image import InputError
-from mmif_trt.metrics import ALL, RANKED, all_metrics
 
 EXTREMES = 3  # best and worst cases shown of each measure
 

@@ -9,8 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mmif_trt import __version__, io
-from mmif_trt.info import RESEARCH_USE, conditions
+from mmif_trt import __version__
+from mmif_trt.about import RESEARCH_USE
+from mmif_trt.files import write_atomic
+from mmif_trt.machine import conditions
 from mmif_trt.report import plots
 from mmif_trt.report.figures import ALL, RANKED, Figures, extremes, folder_hash, ranked_order
 from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, collect
@@ -33,7 +35,7 @@ def write(
     """
     pictures = collect(figures, out, ranges or {}, budget)
     data = render(figures, pictures, title=title, sources=sources).encode()
-    io.write_atomic(out, data)
+    write_atomic(out, data)
     return len(data)
 
 

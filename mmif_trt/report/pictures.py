@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mmif_trt import io
-from mmif_trt.demo import as_rgb8
+from mmif_trt.files import write_atomic
 from mmif_trt.report.figures import Case, Figures
+from mmif_trt.stages.normalise import as_rgb8
 
 PAGE_BYTES = 30_000_000  # a page is smaller than this
 OTHER_BYTES = 3_000_000  # kept for table, plots and script
@@ -73,7 +74,7 @@ def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictur
     for case, slot, pixels in _all(figures, ranges):
         place = slots.index(slot) if slot in slots else slot
         name = f"{numbers[case.name]:05d}-{place}.webp"
-        io.write_atomic(folder / name, _webp(pixels, None), durable=False)
+        write_atomic(folder / name, _webp(pixels, None), durable=False)
         beside.setdefault(case.name, {})[slot] = f"{folder.name}/{name}"
         small = _url(_webp(_small(pixels, side), 80))
         used += len(small)
@@ -100,7 +101,7 @@ def _all(figures: Figures, ranges: Ranges) -> Iterator[tuple[Case, str, np.ndarr
 def combine(baseline: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """A baseline's picture channel by channel: its luma on grey pairs is what `evaluate` scores. On colour
     the scored baseline is of the lumas; the page says so. a, b: [H, W, 3] uint8."""
-    from mmif_trt.evaluate import BASELINES
+    from mmif_trt.measure.scores import BASELINES
 
     return BASELINES[baseline](a.astype(np.float64), b.astype(np.float64)).astype(np.uint8)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from mmif_trt.image import InputError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # In order of preference: (module of ours, module it needs, how to get that one).
 _TABLE = {
-    "tensorrt": ("mmif_trt.runtimes.tensorrt", "", ""),  # needs a card as well: asked in that module
+    "tensorrt": ("mmif_trt.runtimes.trt.runtime", "", ""),  # needs a card as well: asked in that module
     "openvino": ("mmif_trt.runtimes.openvino", "openvino", "pip install openvino"),
     "torch": ("mmif_trt.runtimes.torch", "torch", "pip install 'mmif-trt[train]'"),
 }
@@ -84,3 +84,9 @@ def _load(name: str, why_not: str, precision: str, threads: int | None, streams:
         raise InputError(f"runtime {name!r} is {'not usable: ' if name == 'tensorrt' else ''}{why_not}")
     runtime: Runtime = importlib.import_module(_TABLE[name][0]).load(precision, threads, streams)
     return runtime
+
+
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """What runs the network; `note` says why in this precision, `streams` how many at once."""
+    said = {name: str(getattr(runtime, name)) for name in ("name", "precision", "device", "note")}
+    return said | {"streams": runtime.streams}

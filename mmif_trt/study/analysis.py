@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt import __version__, io
-from mmif_trt.info import RESEARCH_USE
+from mmif_trt import __version__
+from mmif_trt.about import RESEARCH_USE
+from mmif_trt.files import write_atomic
 from mmif_trt.report import plots
 from mmif_trt.study import paired, power, scales
 from mmif_trt.study.config import SCALES
@@ -214,5 +215,5 @@ def _plots(found: dict[str, Any], methods: list[str]) -> dict[str, str]:
 def write(store: Store, path: str | Path, seed: int = 0) -> dict[str, Any]:
     """The page under `path`, whole or not at all; returns the figures. Raises OutputError."""
     html, found = page(store, seed)
-    io.write_atomic(path, html.encode())
+    write_atomic(path, html.encode())
     return found

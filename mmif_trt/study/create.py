@@ -16,9 +16,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mmif_trt import __version__, io
-from mmif_trt.demo import as_rgb8
-from mmif_trt.evaluate import match_folders, source_folders
+from mmif_trt.files import write_atomic
 from mmif_trt.image import Image, InputError
+from mmif_trt.measure.scores import match_folders, source_folders
+from mmif_trt.stages.normalise import as_rgb8
 from mmif_trt.study.config import Config, Set
 from mmif_trt.study.plan import Used, reader_items
 from mmif_trt.study.store import FILE, initialise, insert_items, token_hash
@@ -105,7 +106,7 @@ def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
     finally:
         db.close()
     text = "reader,link\n" + "".join(f"{i},/enter/{token}\n" for i, token in enumerate(tokens, 1))
-    io.write_atomic(folder / LINKS, text.encode())
+    write_atomic(folder / LINKS, text.encode())
     os.chmod(folder / LINKS, 0o600)
     return tokens
 

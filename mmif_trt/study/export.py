@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mmif_trt import io
+from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.study.config import SCALES
 from mmif_trt.study.plan import PAIRED
@@ -90,12 +90,12 @@ def write(store: Store, path: str | Path) -> int:
     path = Path(path)
     found = rows(store)
     if path.suffix == ".csv":
-        io.write_atomic(path, _csv(list(DICTIONARY), [list(row.values()) for row in found]))
+        write_atomic(path, _csv(list(DICTIONARY), [list(row.values()) for row in found]))
         words = [[name, meaning] for name, meaning in DICTIONARY.items()]
-        io.write_atomic(path.with_suffix(".dictionary.csv"), _csv(["column", "meaning"], words))
+        write_atomic(path.with_suffix(".dictionary.csv"), _csv(["column", "meaning"], words))
     elif path.suffix == ".json":
         whole = {"study": store.meta, "methods": store.methods(), "dictionary": DICTIONARY, "answers": found}
-        io.write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
+        write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
     else:
         raise InputError(f"{path}: suffix {path.suffix or 'none'}; accepted are .csv and .json")
     return len(found)

@@ -14,8 +14,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from mmif_trt.about import RESEARCH_USE
 from mmif_trt.image import InputError
-from mmif_trt.info import RESEARCH_USE
 from mmif_trt.study.config import SCALES
 from mmif_trt.study.gate import Gate, LimitBody, client
 from mmif_trt.study.plan import PAIRED

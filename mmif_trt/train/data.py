@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmif_trt.evaluate import luma_8_bit
 from mmif_trt.image import Image, InputError
+from mmif_trt.measure.scores import luma_8_bit
 
 SETS = ("ct", "pet", "spect")
 DECODERS = ("opencv", "dali")

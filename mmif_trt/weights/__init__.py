@@ -70,3 +70,14 @@ def golden(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with np.load(verified_path(name, "npz")) as file:
         a, b = (file[key].astype(np.float32) / 255 for key in ("a", "b"))
         return a, b, file["f"]
+
+
+def in_use() -> dict[str, dict[str, Any]]:
+    """Model name -> release date, and the SHA-256 of each of its files as the manifest has it."""
+    return {
+        name: {
+            "released": model["released"],
+            "sha256": {file: facts["sha256"] for file, facts in model["files"].items()},
+        }
+        for name, model in manifest()["models"].items()
+    }

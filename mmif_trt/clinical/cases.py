@@ -1,0 +1,235 @@
+"""Many cases of volumes: read (in a child), fuse and write overlap; a report a case, and resume after a kill.
+
+A case is done when its report OUT/<name>.json says so, and with what options: it is written last, so that a
+kill at any moment leaves either a whole case or one that is made again. Memory holds one case in each of the
+three stages and one waiting between them, whatever their number.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmif_trt import weights
+from mmif_trt.clinical import outputs
+from mmif_trt.clinical.decoder import Decoder
+from mmif_trt.clinical.series import Case, collect, pair
+from mmif_trt.files import disk_is_full, write_atomic
+from mmif_trt.image import Image, InputError
+from mmif_trt.running import Stop, explain
+
+OF_THE_FUSER = ("runtime", "precision")
+COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
+
+
+@dataclass
+class Work:
+    case: Case
+    a: Image | None = None
+    b: Image | None = None
+    registration: Any = None  # of the case's own Spatial Registration
+    fused: Any = None
+    error: str = ""
+    started: float = 0.0
+
+
+def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], list[str]]:
+    """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired. secret: the key of the
+    names (pseudonym.py). across: see pairing.pair. Headers are read in a child process, as pixels are.
+    Raises InputError."""
+    if os.path.isdir(source):
+        with Decoder() as decoder:
+            return pair(*collect(decoder.headers(dicom_paths(source)), secret), across)
+    if not source.lower().endswith(".csv"):
+        raise InputError(f"{source}: accepted are a manifest .csv and a folder of DICOM studies")
+    return sorted(_manifest(source), key=lambda case: case.name), []
+
+
+def dicom_paths(root: str) -> list[str]:
+    """The DICOM files in a folder and below, by their first bytes."""
+    from mmif_trt.io import dicom
+
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            try:
+                if os.path.isfile(path) and name != "DICOMDIR":  # no pipe, which would never answer
+                    with open(path, "rb") as file:
+                        found += [path] if dicom.is_dicom(file.read(132)) else []
+            except OSError:
+                continue  # what cannot be read is no part of a series; its series then has a gap
+    return found
+
+
+def _manifest(path: str) -> list[Case]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: cannot be read ({type(error).__name__}); accepted is a CSV in UTF-8"
+        ) from None
+    cases, base = [], Path(path).parent
+    for line, row in enumerate(rows, 2):
+        if None in row or not {"name", "a", "b"} <= set(row) <= set(COLUMNS):
+            raise InputError(
+                f"{path}: columns {list(row)}; accepted are {', '.join(COLUMNS)}, the first three needed"
+            )
+        name = row["name"] or ""
+        if not name or name != os.path.basename(name) or name.startswith(".") or not (row["a"] and row["b"]):
+            raise InputError(
+                f"{path}, line {line}: name {name!r}; accepted are a file name, and paths in a and b"
+            )
+        options: dict[str, Any] = {key: row[key] for key in ("modality_b", "palette") if row.get(key)}
+        for side in "ab":
+            texts = [row.get(f"{end}_{side}") or "" for end in ("low", "high")]
+            if any(texts):
+                try:
+                    options[f"range_{side}"] = (float(texts[0]), float(texts[1]))
+                except ValueError:
+                    raise InputError(
+                        f"{path}, line {line}: range {texts}; accepted are two numbers"
+                    ) from None
+        cases.append(Case(name, (str(base / row["a"]),), (str(base / row["b"]),), options))
+    if len({case.name for case in cases}) < len(cases):
+        raise InputError(f"{path}: a name that is there twice; accepted is each once")
+    return cases
+
+
+def asked(case: Case, options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what a case looks like, beside its files, as JSON has it."""
+    own = {"spatial_registration": case.registration or None, "weights": weights.in_use()["lagn"]["sha256"]}
+    wanted: dict[str, Any] = json.loads(json.dumps({**options, **case.options, **own}))
+    return wanted
+
+
+def difference(case: Case, out: Path, suffix: str, options: dict[str, Any]) -> str | None:
+    """None for a case that is to be done; of a done one what differs from now, in words, empty if nothing."""
+    try:
+        report = json.loads((out / f"{case.name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if report.get("status") != "done" or not (out / f"{case.name}{suffix}").exists():
+        return None
+    was, now = report.get("asked") or {}, asked(case, options)
+    return ", ".join(
+        key if isinstance(now.get(key), dict) else f"{key} {was.get(key)}, now {now.get(key)}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    )
+
+
+def run(
+    cases: list[Case],
+    out: Path,
+    suffix: str,
+    fuser: Any,
+    stop: Stop,
+    on_case: Callable[[Case, str], None],
+    **options: Any,
+) -> dict[str, int]:
+    """Carry every case through; counts of done and failed. on_case(case, error or ""): by the writer.
+
+    options: for Fuser.fuse_volumes; a report holds them (asked). A full disk sets `stop`.
+    """
+    read: queue.Queue[Work | None] = queue.Queue(1)
+    fused: queue.Queue[Work | None] = queue.Queue(1)
+    count = {"done": 0, "failed": 0}
+    threads = [
+        threading.Thread(target=_reader, args=(cases, read, stop), name="read", daemon=True),
+        threading.Thread(
+            target=_writer, args=(fused, out, suffix, options, stop, on_case, count), name="write"
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while (work := read.get()) is not None:
+            if not work.error:
+                try:
+                    assert work.a is not None and work.b is not None
+                    own = {
+                        key: value for key, value in work.case.options.items() if not key.startswith("range")
+                    }
+                    if work.registration is not None:
+                        own["registration"] = work.registration
+                    given = {key: value for key, value in options.items() if key not in OF_THE_FUSER}
+                    work.fused = fuser.fuse_volumes(work.a, work.b, **{**given, **own})
+                except Exception as error:
+                    work.error = explain(error)
+            fused.put(work)
+    finally:
+        stop.reason = stop.reason or ("" if work is None else "interrupted")
+        fused.put(None)
+        for thread in threads[1:]:
+            thread.join()
+    threads[0].join()
+    return count
+
+
+def _reader(cases: list[Case], read: queue.Queue[Work | None], stop: Stop) -> None:
+    with Decoder() as decoder:
+        for case in cases:
+            if stop.reason:
+                break
+            work = Work(case, started=time.monotonic())
+            try:
+                pictures = []
+                for side, paths in (("a", case.a), ("b", case.b)):
+                    image = decoder.read(paths)
+                    limits = case.options.get(f"range_{side}")
+                    pictures.append(
+                        image if limits is None else image.with_data(image.data, value_range=limits)
+                    )
+                work.a, work.b = pictures
+                if case.registration:
+                    work.registration = decoder.registration(case.registration, *pictures)
+            except Exception as error:
+                work.error = explain(error)
+            read.put(work)
+    read.put(None)
+
+
+def _writer(
+    fused: queue.Queue[Work | None],
+    out: Path,
+    suffix: str,
+    options: dict[str, Any],
+    stop: Stop,
+    on_case: Callable[[Case, str], None],
+    count: dict[str, int],
+) -> None:
+    full = f"the disk of {out} is full"
+    while (work := fused.get()) is not None:
+        if stop.reason == full:
+            continue  # told once; these are made by the next run
+        report: dict[str, Any] = {"name": work.case.name, "status": "failed", "message": work.error}
+        try:
+            if not work.error:
+                assert work.a is not None and work.b is not None
+                files = outputs.save(str(out / f"{work.case.name}{suffix}"), work.fused, work.a, work.b)
+                done = json.loads(outputs.report_of(work.fused, files))
+                how = asked(work.case, options)
+                report = {**done, "name": work.case.name, "status": "done", "message": "", "asked": how}
+            report["seconds"] = round(time.monotonic() - work.started, 3)
+            write_atomic(out / f"{work.case.name}.json", (json.dumps(report, indent=1) + "\n").encode())
+        except Exception as error:
+            work.error = explain(error)
+            if disk_is_full(error):
+                stop.reason = stop.reason or full
+        count["failed" if work.error else "done"] += 1
+        try:
+            on_case(work.case, work.error)
+        except OSError as error:  # its log lies on the same disk
+            if disk_is_full(error):
+                stop.reason = stop.reason or full

@@ -1,0 +1,121 @@
+"""A fused volume to files, whole or not at all: NIfTI (RGB and luma), DICOM, PNG slices, a contact sheet."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmif_trt import __version__, io, weights
+from mmif_trt.clinical import preview
+from mmif_trt.files import TMP_SUFFIX, OutputError, write_atomic
+from mmif_trt.image import Image, InputError
+from mmif_trt.io.dicom import write as dicom_write
+from mmif_trt.volume import Fused, orient
+
+LUMA = "_luma"
+
+
+def kind_of(path: str) -> str:
+    """ "nifti", "dicom" or "png" (a folder of slices), by the name's end. Raises InputError for another."""
+    name = path.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return "nifti"
+    if name.endswith(".dcm"):
+        return "dicom"
+    if os.path.splitext(name)[1] and not name.endswith(os.sep) and not os.path.isdir(path):
+        raise InputError(
+            f"{path}: accepted for a volume are .nii, .nii.gz, .dcm and a folder (of PNG slices)"
+        )
+    return "png"
+
+
+def save(
+    path: str, fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deidentify: bool = False
+) -> list[str]:
+    """Writes `fused` under `path`, see kind_of; returns the files. burn_in, deidentify: of DICOM."""
+    kind = kind_of(path)
+    if kind == "nifti":
+        stem, end = (path[:-7], path[-7:]) if path.lower().endswith(".nii.gz") else (path[:-4], path[-4:])
+        luma = f"{stem}{LUMA}{end}"
+        was_there = os.path.exists(luma)
+        io.write(luma, fused.luma)  # the RGB last: where it stands, all stands
+        try:
+            io.write(path, fused.image)
+        except OutputError:
+            if not was_there:
+                os.unlink(luma)
+            raise
+        return [path, luma]
+    if kind == "dicom":
+        write_atomic(
+            path, dicom_write.encode(dataset_of(fused, a, b, burn_in=burn_in, deidentify=deidentify))
+        )
+        return [path]
+    return _save_slices(Path(path), displayed(fused))
+
+
+def _save_slices(folder: Path, picture: Image) -> list[str]:
+    """slice_0001.png and on, in a folder that gets its name when all of them are in it."""
+    unfinished = folder.with_name(f".{folder.name}{TMP_SUFFIX}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    names = [f"slice_{index + 1:04}.png" for index in range(len(picture.data))]
+    try:
+        unfinished.mkdir(parents=True)
+        for name, plane in zip(names, picture.data, strict=True):
+            io.write(unfinished / name, Image(np.ascontiguousarray(plane)), durable=False)
+        os.replace(unfinished, folder)  # over an empty folder too, but never over somebody's files
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OutputError):
+            raise
+        raise InputError(f"{folder}: {error.strerror}; accepted is a new or empty folder") from error
+    return [str(folder / name) for name in names]
+
+
+def displayed(fused: Fused) -> Image:
+    """The fused volume as slices of its plane, in the radiologist's order."""
+    assert fused.image.affine is not None
+    data, affine = orient(fused.image.data, fused.image.affine, fused.plane)
+    return replace(fused.image, data=data, affine=affine)
+
+
+def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deidentify: bool = False) -> Any:
+    """The derived DICOM dataset; patient and study are those of a, or of b where only b came as DICOM."""
+    models = weights.manifest()["models"]["lagn"]["files"]
+    record = fused.record
+    registration = record["registration"]
+    words = [
+        f"mmif_trt {__version__}: luma fused by LAGN from MRI and {b.modality or 'a second volume'}",
+        f"registration {registration['registration']}, shift {registration['shift_mm']} mm",
+        *(f"{side} limits {record[side]['limits']} ({record[side]['limits_from']})" for side in "ab"),
+        f"palette {record['palette']['name'] if record['palette'] else 'none'}, plane {record['plane']}",
+    ]
+    dataset = dicom_write.derived(
+        displayed(fused),
+        [*a.headers, *b.headers],
+        description=f"FUSED MRI+{(b.modality or 'second').upper()}",
+        derivation="; ".join(words),
+        version=__version__,
+        weights_sha256=models["lagn.onnx"]["sha256"],
+        burn_in=burn_in,
+    )
+    return dicom_write.deidentified(dataset) if deidentify else dataset
+
+
+def save_preview(path: str, fused: Fused) -> None:
+    if not path.lower().endswith(".png"):
+        raise InputError(f"--preview {path}: accepted is a name that ends in .png")
+    write_atomic(path, preview.sheet(displayed(fused), f"mmif_trt {__version__}, {fused.plane}"))
+
+
+def report_of(fused: Fused, files: list[str]) -> bytes:
+    from mmif_trt.about import RESEARCH_USE
+
+    head = {"mmif_trt": __version__, "use": RESEARCH_USE, "weights": weights.in_use()}
+    return (json.dumps({**head, **fused.record, "files": files}, indent=1) + "\n").encode()

@@ -1,0 +1,1 @@
+"""One module per command of `mmif-trt`; cli.py only dispatches."""

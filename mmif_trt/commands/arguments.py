@@ -1,0 +1,49 @@
+"""Arguments that several commands take, and what is refused of them before any work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmif_trt.files import prove_writable
+from mmif_trt.image import InputError
+
+if TYPE_CHECKING:
+    from mmif_trt.fuser import Fuser
+
+
+def say(line: str, code: int = 0) -> int:
+    """One line on stderr; returns `code`."""
+    print(f"mmif-trt: {line}", file=sys.stderr)
+    return code
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
+    parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
+    parser.add_argument("--threads", type=count_to(1024), help="threads of the network; default: all")
+
+
+def count_to(most: int) -> Any:
+    def count(text: str) -> int:
+        if not (text.isdecimal() and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r}; accepted are whole numbers from 1 to {most}")
+        return int(text)
+
+    return count
+
+
+def load_fuser(args: argparse.Namespace, streams: int = 1) -> Fuser:
+    from mmif_trt.fuser import Fuser
+
+    return Fuser(args.runtime, args.precision, args.threads, streams)
+
+
+def check_text_output(option: str, path: str, *suffixes: str) -> None:
+    """Refused early: a folder that takes no files, and a suffix (or link) under which a picture might lie."""
+    if os.path.splitext(os.path.realpath(path))[1].lower() not in suffixes:
+        raise InputError(f"{option} {path}: accepted is a file name that ends in {' or '.join(suffixes)}")
+    prove_writable(Path(path).parent)

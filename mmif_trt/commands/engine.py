@@ -1,0 +1,128 @@
+"""mmif-trt engine build | verify | inspect | list."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmif_trt.image import InputError
+
+if TYPE_CHECKING:
+    from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
+
+
+def add(commands: Any) -> None:
+    """Registers the commands under `engine`."""
+    engine = commands.add_parser("engine", help="TensorRT engines: build, verify, inspect, list")
+    actions = engine.add_subparsers(title="actions", metavar="ACTION", required=True)
+    build = actions.add_parser(
+        "build",
+        help="build an FP16 engine of the shipped network",
+        description="TensorRT-RTX needs no card. Without --size: any size of 32 to 1024 px, batch 1 to 8.",
+    )
+    build.add_argument("--size", type=int, metavar="PX", help="one side length, a multiple of 32")
+    build.add_argument("--batch", type=int, help="pairs in one call; needs --size")
+    build.add_argument("--model", default="lagn", help="default: lagn")
+    build.add_argument("--cards", metavar="8.6,8.9", help="compute capabilities; default: all that it can")
+    build.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: in the user's cache")
+    build.set_defaults(run=_build)
+    what = {
+        "verify": "compare an engine with its manifest and, on a card, with the golden pairs",
+        "inspect": "print an engine's manifest",
+    }
+    for name, text in what.items():
+        action = actions.add_parser(name, help=text)
+        action.add_argument("engine", type=Path, metavar="ENGINE")
+        action.set_defaults(run={"verify": _verify, "inspect": _inspect}[name])
+    listed = actions.add_parser("list", help="the engines in a folder")
+    listed.add_argument("folder", type=Path, nargs="?", help="default: the user's cache")
+    listed.set_defaults(run=_list)
+
+
+def _shapes(args: argparse.Namespace) -> tuple[Shape, Shape, Shape]:
+    from mmif_trt.runtimes.trt.build import ANY_SHAPE
+
+    if args.size is None:
+        if args.batch is not None:
+            raise InputError(f"--batch {args.batch}: without --size; accepted are both, or neither")
+        return ANY_SHAPE
+    if not (32 <= args.size <= 1024) or args.size % 32:
+        raise InputError(f"--size {args.size}; accepted are multiples of 32 from 32 to 1024")
+    batch = 1 if args.batch is None else args.batch
+    if not 1 <= batch <= 256:
+        raise InputError(f"--batch {batch}; accepted are 1 to 256")
+    shape = (batch, args.size, args.size)
+    return shape, shape, shape
+
+
+def _build(args: argparse.Namespace) -> int:
+    shapes = _shapes(args)
+    from mmif_trt.runtimes.trt import build as engine_build
+    from mmif_trt.runtimes.trt import engine_file
+
+    name = f"{args.model}-fp16" + ("" if args.size is None else f"-b{shapes[0][0]}-{args.size}")
+    path = args.output or engine_file.cache_folder() / f"{name}{engine_file.SUFFIX}"
+    if path.suffix != engine_file.SUFFIX:
+        raise InputError(f"--output {path}; accepted is a name that ends in {engine_file.SUFFIX}")
+    cards = tuple(args.cards.split(",")) if args.cards else None
+    with engine_file.locked(path):
+        made = engine_build.build(path, shlex.join(["mmif-trt", *sys.argv[1:]]), shapes, cards, args.model)
+    print(f"{path}: {_line(made)}")
+    return 0
+
+
+def _line(m: Manifest) -> str:
+    batch, height, width = (
+        f"{low}" if low == high else f"{low} to {high}"
+        for low, high in zip(m.smallest, m.largest, strict=True)
+    )
+    fused = "not known" if m.fused_attention is None else f"{m.fused_attention} of {m.attention_blocks}"
+    cards = ", ".join(m.compute_capabilities)
+    return (
+        f"{m.model} {m.precision}, batch {batch}, {height} x {width} px, {m.flavour} {m.version} "
+        f"for {cards}; "
+        f"{m.bytes} bytes, fused attention {fused}, {m.psnr}"
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from mmif_trt.runtimes.trt import verify
+
+    manifest = verify.files(args.engine)
+    print(f"{args.engine}: the file, its manifest and the installed weights match")
+    if reason := verify.why_not_run(manifest):
+        print(f"{args.engine}: not run: {reason}")
+        return 0
+    came, psnr = verify.on_card(args.engine)
+    print(f"{args.engine}: {psnr:g} dB on the golden pairs by {came} (at least {verify.LOWEST_PSNR_DB:g})")
+    return 0 if psnr >= verify.LOWEST_PSNR_DB else 1
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from mmif_trt.runtimes.trt import engine_file
+
+    print(json.dumps(asdict(engine_file.read_manifest(args.engine)), indent=1))
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from mmif_trt.runtimes.trt import engine_file
+
+    folder = args.folder or engine_file.cache_folder()
+    if args.folder and not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; accepted is a folder of engines")
+    failed = 0
+    for path in (found := engine_file.engines_in(folder)):
+        try:
+            print(f"{path}: {_line(engine_file.read_manifest(path))}")
+        except InputError as error:
+            failed = 1
+            print(error)
+    if not found:
+        print(f"{folder}: no engines")
+    return failed

@@ -1,0 +1,180 @@
+"""`mmif-trt fuse`: two pictures, or two folders matched by name; volumes go to commands/volumes.py."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mmif_trt import runtimes, weights
+from mmif_trt.about import RESEARCH_USE, VERSION
+from mmif_trt.commands import volumes
+from mmif_trt.commands.arguments import add_runtime, check_text_output, count_to, load_fuser, say
+from mmif_trt.image import InputError
+from mmif_trt.machine import conditions, usable_cores
+
+if TYPE_CHECKING:
+    from mmif_trt.folders.pairs import Plan
+    from mmif_trt.folders.run import Result
+    from mmif_trt.running import Stop
+
+FORMATS = ("png", "tif", "jp2", "jpg")
+MAX_WORKERS = 64
+
+
+def add(commands: Any) -> None:
+    fuse = commands.add_parser(
+        "fuse",
+        help="fuse two files, or two folders matched by name",
+        description="Fuse the MRI A with B (CT, PET, SPECT). Folders match by name, the suffix aside.",
+        epilog="A pair whose output exists is skipped. A name on one side only is a warning. Ctrl-C "
+        "finishes the pairs in hand, a second one ends at once. Exit code 0: all well, 1: some failed, "
+        "2: usage, nothing was done.",
+    )
+    fuse.add_argument("a", metavar="A", help="the MRI: a file or a folder")
+    fuse.add_argument("b", metavar="B", help="the CT, PET or SPECT: a file or a folder")
+    fuse.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="file (of two files) or folder to write"
+    )
+    fuse.add_argument("--format", choices=FORMATS, help="of the outputs; default: that of B")
+    for option, what in (("--value-range", "A and B"), ("--value-range-a", "A"), ("--value-range-b", "B")):
+        what = f"black and white of {what}; default: the whole range of the file's type"
+        fuse.add_argument(option, type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
+    add_runtime(fuse)
+    fuse.add_argument(
+        "--workers", type=count_to(MAX_WORKERS), help="pairs in hand at once; default: by the cores"
+    )
+    decoders = ("auto", "dali", "opencv")
+    fuse.add_argument("--decode", choices=decoders, default="auto", help="what reads the files")
+    fuse.add_argument("--overwrite", action="store_true", help="fuse finished pairs again")
+    fuse.add_argument("--report", metavar="REPORT.json", help="write what became of each pair, as JSON")
+    fuse.add_argument(
+        "--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay"
+    )
+    volumes.add_options(fuse)
+    fuse.set_defaults(run=run)
+
+
+def _value_range(args: argparse.Namespace, side: str) -> tuple[float, float] | None:
+    limits = getattr(args, f"value_range_{side}") or args.value_range
+    if limits is None:
+        return None
+    low, high = limits
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(
+            f"--value-range of {side.upper()}: {low:g} {high:g}; accepted are two finite numbers, LOW < HIGH"
+        )
+    return low, high
+
+
+def run(args: argparse.Namespace) -> int:
+    range_a, range_b = _value_range(args, "a"), _value_range(args, "b")
+    if volumes.wanted(args):
+        return volumes.run(args, lambda: load_fuser(args, args.threads or usable_cores()), range_a, range_b)
+    from mmif_trt.folders import run as batch
+    from mmif_trt.folders.pairs import plan_pairs, prepare_output
+    from mmif_trt.running import stop_on_signal
+
+    suffix = f".{args.format}" if args.format else None
+    plan = plan_pairs(args.a, args.b, args.output, suffix=suffix, overwrite=args.overwrite)
+    if args.report:
+        check_text_output("--report", args.report, ".json")
+    prepare_output(plan)
+    workers = args.workers or batch.default_workers()
+    with stop_on_signal() as (stop, received):
+        streams = batch.network_streams(plan.unfinished, workers, args.threads)
+        fuser = load_fuser(args, streams) if plan.unfinished else None
+        start = time.perf_counter()
+        with _progress(plan, args.quiet) as on_result:
+            results = batch.run_pairs(
+                plan.pairs,
+                fuser,
+                workers=workers,
+                range_a=range_a,
+                range_b=range_b,
+                stop=stop,
+                on_result=on_result,
+                decode=args.decode,
+            )
+        total = batch.totals(results, len(plan.pairs), time.perf_counter() - start)
+        runtime = runtimes.describe(fuser.runtime) if fuser else None
+        if args.report:
+            head = _report_head(args, workers, plan, runtime, stop, total)
+            batch.write_report(args.report, head, results)
+    if stop.reason:
+        say(f"stopped: {stop.reason}; {total['not_started']} of {total['pairs']} pairs were not started")
+    if not args.quiet:
+        _summarise(plan, results, total, runtime)
+    if received:
+        return 128 + received[0]
+    return 1 if total["failed"] or total["not_started"] else 0
+
+
+@contextmanager
+def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
+    """Yields what to call with each Result: a failure is told at once, the bar shows rate and time left."""
+    from tqdm import tqdm
+
+    for warning in () if quiet else plan.warnings:
+        say(f"warning: {warning}")
+    calm = 0.1 if sys.stderr.isatty() else 10  # a log file is no terminal: one line every ten seconds
+    off = quiet or len(plan.pairs) == 1
+    finished = len(plan.pairs) - plan.unfinished
+    with tqdm(total=len(plan.pairs), initial=finished, unit="pair", disable=off, mininterval=calm) as bar:
+
+        def on_result(result: Result) -> None:
+            if result.status == "failed":
+                with tqdm.external_write_mode(file=sys.stderr):
+                    say(f"failed: {result.message}")
+            if not result.pair.finished:  # those the bar began with
+                bar.update()
+
+        yield on_result
+
+
+def _summarise(
+    plan: Plan, results: list[Result], total: dict[str, Any], runtime: dict[str, Any] | None
+) -> None:
+    by = f" by {runtime['name']} {runtime['precision']} on {runtime['device']}" if runtime else ""
+    rate = f", {total['pairs_per_s']:g} pairs/s{by}" if total["done"] else ""
+    counts = f"{total['done']} fused, {total['skipped']} skipped (finished before), {total['failed']} failed"
+    say(f"{counts} in {total['seconds']:.1f} s{rate} -> {plan.out_folder}")
+    if newer := [r.pair.name for r in results if r.status == "skipped" and r.message]:
+        say(f"warning: {len(newer)} skipped have a newer input, as {newer[0]}; --overwrite fuses them again")
+
+
+def _report_head(
+    args: argparse.Namespace,
+    workers: int,
+    plan: Plan,
+    runtime: dict[str, Any] | None,
+    stop: Stop,
+    total: dict[str, Any],
+) -> dict[str, Any]:
+    chosen = (
+        "a",
+        "b",
+        "output",
+        "format",
+        "value_range",
+        "value_range_a",
+        "value_range_b",
+        "threads",
+        "overwrite",
+        "decode",
+    )
+    return {
+        "mmif_trt": VERSION,
+        "use": RESEARCH_USE,
+        "weights": weights.in_use(),
+        "runtime": runtime,
+        "conditions": conditions(),
+        "settings": {**{name: getattr(args, name) for name in chosen}, "workers": workers},
+        "warnings": plan.warnings,
+        "stopped": stop.reason,
+        "totals": total,
+    }

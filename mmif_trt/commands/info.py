@@ -1,0 +1,76 @@
+"""`mmif-trt info`: what this installation is and runs on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from mmif_trt.about import RESEARCH_USE, VERSION
+from mmif_trt.machine import conditions
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("info", help="version, runtimes, weights, CPU")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    found = facts()
+    print(json.dumps(found, indent=2) if args.json else describe(found))
+    return 0
+
+
+def facts() -> dict[str, Any]:
+    """Everything `mmif-trt info` shows; `default` is what "auto" takes, or the one-line reason of none.
+
+    `folders`: from how many pairs on `mmif-trt fuse` runs several pictures side by side, and how many.
+    """
+    from mmif_trt import ops, runtimes, weights
+    from mmif_trt.folders import run as batch
+    from mmif_trt.fuser import Fuser
+
+    try:
+        default: dict[str, Any] | str = runtimes.describe(Fuser().runtime)
+    except Exception as error:  # information about a broken installation is what the command is for
+        default = f"none ({type(error).__name__}: {error})"
+    return {
+        "mmif_trt": VERSION,
+        "use": RESEARCH_USE,
+        **conditions(),
+        "executable": sys.executable,
+        "runtimes": runtimes.available(),
+        "kernels": ops.KERNELS,
+        "default": default,
+        "folders": {
+            "from_pairs": batch.FOLDER_PAIRS,
+            "workers": batch.default_workers(),
+            "streams": batch.network_streams(batch.FOLDER_PAIRS, batch.default_workers()),
+        },
+        "weights": weights.in_use(),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """`facts()` in lines for a terminal."""
+    cpu, default = found["cpu"], found["default"]
+    lines = [
+        f"mmif-trt {found['mmif_trt']}. {found['use']}",
+        f"python {found['python']} ({found['executable']}), {found['os']}",
+        f"cpu: {cpu['model']}, {cpu['cores']} cores usable",
+        f"cpu features: {' '.join(cpu['features']) or 'not known'}",
+    ]
+    for name, reason in found["runtimes"].items():
+        lines.append(f"runtime {name}: " + (f"not usable, {reason}" if reason else "usable"))
+    if not isinstance(default, str):
+        default = "{name} {precision} on {device} ({note})".format(**default)
+    lines.append(f"default: {default}")
+    lines.append(f"training kernels: {found['kernels']}")
+    folders = "folders from {from_pairs} pairs on: {workers} workers, {streams} streams (openvino)"
+    lines.append(folders.format(**found["folders"]))
+    for model, weights in found["weights"].items():
+        for name, digest in weights["sha256"].items():
+            lines.append(f"weights {model} of {weights['released']}: {name} sha256 {digest}")
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""`mmif-trt node --aet MMIF --port 11112 --send-to PACS@host:port`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.commands.volumes import ACROSS, PLANES, REGISTRATIONS
+from mmif_trt.image import InputError
+
+MB = 1 << 20
+OPTIONS = ("plane", "palette", "registration", "percentiles_a", "percentiles_b")  # of Fuser.fuse_volumes
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "node",
+        help="a DICOM node: series in, fused series out",
+        description="Takes series by C-STORE, pairs them by patient, study and frame of reference when a "
+        "study has been quiet, fuses, and sends the derived series on. The spool survives a crash.",
+    )
+    parser.add_argument("--aet", required=True, help="our AE title; another Called AE title is rejected")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")
+    parser.add_argument("--send-to", required=True, metavar="AET@HOST:PORT", help="the PACS")
+    parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
+    parser.add_argument("--peer", action="append", default=[], metavar="AET", help="may store; default: any")
+    parser.add_argument("--quiet-s", type=float, default=10.0, help="silence that ends a study; default: 10")
+    what = "longest wait for an association that stays open; default: 600"
+    parser.add_argument("--hold-s", type=_positive, default=600.0, help=what)
+    parser.add_argument("--http-port", type=int, help="of /health and /metrics")
+    parser.add_argument("--max-per-s", type=_positive, default=500.0, help="instances a second; default: 500")
+    for option, default, what in (
+        ("--max-mb", 512, "largest instance"),
+        ("--max-association-mb", 16_384, "of one association"),
+        ("--max-memory-mb", 2_048, "of instances arriving at one time"),
+        ("--max-spool-mb", 102_400, "of the spool folder"),
+        ("--min-free-mb", 1_024, "left free on the spool's disk"),
+    ):
+        what = f"{what}, in MB; over it C-STORE answers A700, out of resources; default: {default}"
+        parser.add_argument(option, type=_positive, default=default, metavar="MB", help=what)
+    parser.add_argument("--max-associations", type=_positive, default=16, help="at one time; default: 16")
+    parser.add_argument("--keep-s", type=float, default=86_400.0, help="sources are kept; default: a day")
+    parser.add_argument("--retry-s", type=_positive, default=5.0, help="first pause where the PACS is down")
+    what = "PEM files; TLS for peers (who must show a certificate of CA) and to the PACS"
+    parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
+    parser.add_argument("--tls-any-peer", action="store_true", help="peers need no certificate")
+    parser.add_argument("--tls-plain-pacs", action="store_true", help="no TLS to the PACS")
+    parser.add_argument("--pseudonym-key", metavar="FILE", help="of names; default: one made in the spool")
+    for side in "ab":
+        what = f"black and white of {side.upper()} by percentiles, where its header has no window or unit"
+        parser.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
+    parser.add_argument("--plane", choices=PLANES)
+    parser.add_argument("--palette", help="of PET and SPECT")
+    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header", help=ACROSS)
+    parser.set_defaults(run=run)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted are numbers above 0")
+    return number
+
+
+def settings_of(args: argparse.Namespace) -> Any:
+    from mmif_trt.node.settings import Settings
+
+    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to)
+    if not to or not 0 < int(to[3]) < 65536:
+        raise InputError(f"--send-to {args.send_to}: accepted is AET@HOST:PORT")
+    for title in (args.aet, *args.peer):
+        if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
+            raise InputError(f"AE title {title!r}: accepted are 1 to 16 characters, no backslash")
+    for name in ("port", "http_port"):
+        port = getattr(args, name)
+        if port is not None and not 0 < port < 65536:
+            raise InputError(f"--{name.replace('_', '-')} {port}: accepted are 1 to 65535")
+    if not args.tls and (args.tls_any_peer or args.tls_plain_pacs):
+        raise InputError("--tls-any-peer and --tls-plain-pacs: accepted with --tls CERT KEY CA")
+    return Settings(
+        aet=args.aet,
+        port=args.port,
+        host=args.host,
+        spool=args.spool,
+        send_to=(to[1], to[2], int(to[3])),
+        peers=frozenset(args.peer),
+        quiet_s=args.quiet_s,
+        hold_s=args.hold_s,
+        http_port=args.http_port,
+        max_instance_bytes=int(args.max_mb * MB),
+        max_association_bytes=int(args.max_association_mb * MB),
+        max_memory_bytes=int(args.max_memory_mb * MB),
+        max_spool_bytes=int(args.max_spool_mb * MB),
+        min_free_bytes=int(args.min_free_mb * MB),
+        max_associations=int(args.max_associations),
+        max_per_s=args.max_per_s,
+        keep_s=args.keep_s,
+        retry_s=args.retry_s,
+        tls=tuple(args.tls) if args.tls else None,
+        tls_any_peer=args.tls_any_peer,
+        tls_plain_pacs=args.tls_plain_pacs,
+        pseudonym_key=args.pseudonym_key,
+        options={key: getattr(args, key) for key in OPTIONS},
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    import logging
+    import threading
+
+    from mmif_trt.files import prove_writable
+    from mmif_trt.fuser import Fuser
+    from mmif_trt.machine import usable_cores
+    from mmif_trt.node.run import serve
+    from mmif_trt.running import stop_on_signal
+
+    settings = settings_of(args)
+    prove_writable(settings.spool)
+    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(form)
+    log = logging.getLogger("mmif_trt.node")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    # A traceback may quote what a peer sent: the log gets the kind of the error alone.
+    threading.excepthook = lambda args: log.error("a thread ended: %s", args.exc_type.__name__)
+    with stop_on_signal() as (stop, _):
+        return 0 if serve(settings, Fuser(streams=usable_cores()), stop) else 1

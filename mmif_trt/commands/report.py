@@ -1,0 +1,93 @@
+"""`mmif-trt report`: one page to send around, from sources and any number of methods' fused folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.image import MODALITIES, InputError
+
+
+def add(commands: Any) -> None:
+    """Registers `report`."""
+    report = commands.add_parser(
+        "report",
+        help="one page of figures and pictures over methods",
+        description="Scores methods and shows their pictures in one HTML file that opens from disk.",
+    )
+    report.add_argument(
+        "sources", type=Path, metavar="SOURCES", help="folder with mri/ and ct/, pet/ or spect/"
+    )
+    report.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a method's fused pictures, of the sources' names; once a method",
+    )
+    report.add_argument(
+        "--no-baselines", action="store_true", help="leave out pixel-wise average and maximum"
+    )
+    report.add_argument("--title", default="Fusion report", help="heading of the page")
+    for name in (*MODALITIES, "fused"):
+        report.add_argument(
+            f"--range-{name}",
+            type=float,
+            nargs=2,
+            metavar=("LOW", "HIGH"),
+            help=f"black and white in which {name} pictures are shown; default: the range of the file's type",
+        )
+    report.add_argument("-o", "--output", required=True, type=Path, metavar="PAGE", help=".html")
+    report.set_defaults(run=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    methods = dict(map(_method, args.method))
+    if len(methods) != len(args.method):
+        raise InputError(f"--method: {', '.join(args.method)}; accepted is each name once")
+    if args.output.suffix != ".html":
+        raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; accepted is .html")
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"report: {error.name} is not installed; accepted is pip install 'mmif-trt[study]'"
+        ) from None
+    from tqdm import tqdm
+
+    from mmif_trt.files import prove_writable
+    from mmif_trt.measure.metrics import all_metrics
+    from mmif_trt.report import page
+    from mmif_trt.report.figures import gather
+
+    prove_writable(args.output.parent)
+    ranges = {
+        name: tuple(limits) for name in (*MODALITIES, "fused") if (limits := getattr(args, f"range_{name}"))
+    }
+    for name, (low, high) in ranges.items():
+        if not low < high:
+            raise InputError(f"--range-{name} {low:g} {high:g}; accepted is LOW < HIGH")
+    with tqdm(unit="picture", disable=None) as bar:
+
+        def measure(*pictures: Any) -> dict[str, float]:
+            bar.update()
+            return all_metrics(*pictures)
+
+        figures = gather(args.sources, methods, baselines=not args.no_baselines, measure=measure)
+    size = page.write(figures, args.output, title=args.title, sources=args.sources, ranges=ranges)
+    print(
+        f"{len(figures.cases)} cases, {len(figures.methods)} methods -> {args.output} ({size / 1e6:.1f} MB)"
+    )
+    return 0
+
+
+def _method(text: str) -> tuple[str, Path]:
+    from mmif_trt.measure.scores import BASELINES
+
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder) or name in (*BASELINES, "mri", "other"):
+        taken = ", ".join((*BASELINES, "mri", "other"))
+        raise InputError(f"--method {text}; accepted is NAME=FOLDER with another name than {taken}")
+    return name, Path(folder)

@@ -1,0 +1,127 @@
+"""`mmif-trt fuse` on volumes: NIfTI, DICOM folders, files and zips in; NIfTI, DICOM or PNG slices out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.files import write_atomic
+from mmif_trt.image import MODALITIES, InputError
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".ima", ".zip")
+REGISTRATIONS = ("header", "rigid", "none")  # geometry.REGISTRATIONS, without its imports
+ACROSS = "of B to A; rigid also pairs series of a study across frames of reference; default: header"
+PLANES = ("axial", "coronal", "sagittal")
+OPTIONS = (
+    "plane",
+    "palette",
+    "registration",
+    "assume_aligned",
+    "modality_b",
+    "percentiles_a",
+    "percentiles_b",
+)
+
+
+def add_options(fuse: argparse.ArgumentParser) -> None:
+    group = fuse.add_argument_group("volumes (A and B: NIfTI, or a DICOM folder, file or zip)")
+    what = "of the slices that the network sees; default: that of A"
+    group.add_argument("--plane", choices=PLANES, help=what)
+    what = "of a scalar B: HOT_IRON, PET, HOT_METAL_BLUE, PET_20_STEP or its UID; default: by modality"
+    group.add_argument("--palette", help=what)
+    what = f"of B to A: {', '.join(REGISTRATIONS)}, or a DICOM Spatial Registration; default: header"
+    group.add_argument("--registration", default="header", metavar="HOW|FILE", help=what)
+    group.add_argument(
+        "--assume-aligned", action="store_true", help="for --registration none: one grid already"
+    )
+    group.add_argument(
+        "--modality-b", type=str.lower, choices=MODALITIES[1:], help="where B's file does not say it (NIfTI)"
+    )
+    for side in "ab":
+        what = f"black and white of {side.upper()} by percentiles of the volume"
+        group.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
+    group.add_argument("--preview", metavar="SHEET.png", help="also draw a contact sheet")
+    group.add_argument("--burn-in", action="store_true", help="write 'research use only' into DICOM pixels")
+    group.add_argument("--deidentify", action="store_true", help="DICOM out by the Basic Profile of PS3.15")
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether A or B is a volume: by its suffix, its first bytes, or what lies in the folder."""
+    return any(_is_volume(path) for path in (args.a, args.b))
+
+
+def _is_volume(path: str) -> bool:
+    if path.lower().endswith(VOLUME_SUFFIXES) and not os.path.isdir(path):
+        return True
+    if os.path.isfile(path):
+        return _begins_as_dicom(path)
+    for folder, _, files in os.walk(path):
+        for name in sorted(files):  # the first file that is a DICOM or a picture says which folder this is
+            if name.lower().endswith((".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")):
+                return False
+            if _begins_as_dicom(os.path.join(folder, name)):
+                return True
+    return False
+
+
+def _begins_as_dicom(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int:
+    """fuser: makes the Fuser, once the inputs are read. Exit code 0; what is wrong raises InputError."""
+    from mmif_trt.clinical import outputs
+    from mmif_trt.clinical.decoder import Decoder
+    from mmif_trt.files import prove_writable
+
+    kind = outputs.kind_of(args.output)
+    if (args.burn_in or args.deidentify) and kind != "dicom":
+        raise InputError(f"--burn-in and --deidentify: accepted with -o NAME.dcm, not {args.output}")
+    for path in (args.output, args.preview, args.report):
+        if path:
+            prove_writable(Path(path).absolute().parent)
+    if _is_there(args.output) and not args.overwrite:
+        print(f"mmif-trt: {args.output}: exists, skipped; --overwrite fuses it again", file=sys.stderr)
+        return 0
+    options = {name: getattr(args, name) for name in OPTIONS}
+    with Decoder() as decoder:  # in a child with limits: a file that asks for too much is an error, no kill
+        a, b = decoder.read((args.a,)), decoder.read((args.b,))
+        if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):
+            options["registration"] = decoder.registration(args.registration, a, b)
+    a, b = (
+        image if limits is None else image.with_data(image.data, value_range=limits)
+        for image, limits in ((a, range_a), (b, range_b))
+    )
+    for side, limits in (("a", range_a), ("b", range_b)):
+        if limits is not None and options[f"percentiles_{side}"] is not None:
+            raise InputError(f"--value-range and --percentiles-{side}: accepted is one of them")
+    fused = fuser().fuse_volumes(a, b, **options)
+    files = outputs.save(args.output, fused, a, b, burn_in=args.burn_in, deidentify=args.deidentify)
+    if args.preview:
+        outputs.save_preview(args.preview, fused)
+    if args.report:
+        write_atomic(args.report, outputs.report_of(fused, files))
+    if not args.quiet:
+        done = fused.record["registration"]
+        moved = (
+            f", moved {done['shift_mm']} mm and {done['rotation_deg']} degrees" if done["shift_mm"] else ""
+        )
+        print(
+            f"mmif-trt: {fused.image!r} -> {args.output} (registration {done['registration']}{moved})",
+            file=sys.stderr,
+        )
+        for side in "ab":
+            for note in fused.record[side]["notes"]:
+                print(f"mmif-trt: {side.upper()}: {note}", file=sys.stderr)
+    return 0
+
+
+def _is_there(path: str) -> bool:
+    return bool(os.listdir(path)) if os.path.isdir(path) else os.path.exists(path)

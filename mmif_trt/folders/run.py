@@ -1,0 +1,251 @@
+"""Fuse many pairs: decode, network and encode of different pairs overlap; one report entry a pair.
+
+A few worker threads each carry one pair at a time from file to file: while one waits for the network or the
+disk, the others decode and encode (OpenCV and OpenVINO release the interpreter lock). So memory holds as many
+pairs as there are workers, whatever the length of the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmif_trt import io
+from mmif_trt.files import disk_is_full, write_atomic
+from mmif_trt.folders.pairs import Pair, plan_pairs, prepare_output
+from mmif_trt.image import Image, InputError
+from mmif_trt.machine import usable_cores
+from mmif_trt.running import Stop, explain
+
+Range = tuple[float, float]
+Read = Callable[[Pair], tuple[Image, Image]]
+FOLDER_PAIRS = 8  # from here on the rate counts, and not the wait for one pair
+MAX_DEFAULT_WORKERS = 16  # each holds a pair in memory
+
+
+class PairFuser(Protocol):
+    """What a batch needs of `mmif_trt.Fuser`; several threads call it at once."""
+
+    def fuse_images(self, a: Image, b: Image) -> Image: ...
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one pair. ms: wall time in the worker; `fuse` includes the wait for the network."""
+
+    pair: Pair
+    status: str = "failed"  # done | skipped | failed
+    message: str = ""
+    sha256: tuple[str, ...] = ()  # of a, b, out, as far as it came
+    ms: tuple[float, ...] = ()  # decode, fuse, encode
+
+    def entry(self) -> dict[str, Any]:
+        """The pair's entry in the JSON report."""
+        return {
+            "name": self.pair.name,
+            "status": self.status,
+            "message": self.message,
+            "a": self.pair.a,
+            "b": self.pair.b,
+            "out": self.pair.out,
+            "sha256": dict(zip(("a", "b", "out"), self.sha256, strict=False)),
+            "ms": dict(zip(("decode", "fuse", "encode"), (round(t, 3) for t in self.ms), strict=False)),
+        }
+
+
+def fuse_folder(
+    a: str | Path,
+    b: str | Path,
+    out: str | Path,
+    fuser: PairFuser,
+    *,
+    suffix: str | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    range_a: Range | None = None,
+    range_b: Range | None = None,
+) -> list[Result]:
+    """Fuse the MRI `a` with `b` into `out`: two files, or two folders matched by name.
+
+    suffix: of the outputs, such as ".png"; None: that of b. range_a, range_b: the values of black and white;
+    None: the whole range of the file's type. Returns a Result a pair, in order of name; a bad pair's has
+    status "failed". Raises InputError where nothing can be done at all (see `plan_pairs`).
+    """
+    plan = plan_pairs(a, b, out, suffix=suffix, overwrite=overwrite)
+    prepare_output(plan)
+    return run_pairs(plan.pairs, fuser, workers=workers, range_a=range_a, range_b=range_b)
+
+
+def run_pairs(
+    pairs: list[Pair],
+    fuser: PairFuser | None,
+    *,
+    workers: int | None = None,
+    range_a: Range | None = None,
+    range_b: Range | None = None,
+    stop: Stop | None = None,
+    on_result: Callable[[Result], None] = lambda result: None,
+    decode: str = "auto",
+) -> list[Result]:
+    """Carry every pair through; Results in the order of `pairs`, without those that a stop left untouched.
+
+    fuser: None will do where every pair is finished. workers: pairs in hand; None: `default_workers()`.
+    on_result: called in this thread, in order of completion. A full disk sets `stop`: the rest would fail.
+    decode: see `reader`.
+    """
+    stop = stop or Stop()
+    todo = iter(range(len(pairs)))
+    turn = threading.Lock()
+    results: list[Result | None] = [None] * len(pairs)
+    ready: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+    count = min(workers or default_workers(), len(pairs))
+    read, end_reading = reader(decode, pairs, count)
+
+    def work() -> None:
+        while not stop.reason:
+            with turn:
+                index = next(todo, None)
+            if index is None:
+                break
+            result = results[index] = _settle(pairs[index], fuser, (range_a, range_b), stop, read)
+            ready.put(result)
+        ready.put(None)
+
+    threads = [threading.Thread(target=work, name=f"pair-{i}") for i in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        for result in _until_all_ended(ready, count):
+            on_result(result)
+    except BaseException:
+        # A raising callback, or Ctrl-C where nobody sets `stop`: the pairs in hand still end whole.
+        stop.reason = stop.reason or "interrupted"
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+        end_reading()
+    return [result for result in results if result is not None]
+
+
+def reader(decode: str, pairs: list[Pair], workers: int) -> tuple[Read, Callable[[], None]]:
+    """What reads the two files of a pair, and what to call at the end. Raises InputError.
+
+    decode: "opencv", in the workers; "dali", ahead of them by DALI on the CPU, the same pixels; "auto":
+    OpenCV, which decoded no fewer pictures a second on the CPU wherever both were measured.
+    """
+    if decode in ("auto", "opencv"):
+        return lambda pair: (io.read(pair.a), io.read(pair.b)), lambda: None
+    if decode != "dali":
+        raise InputError(f"decode {decode!r}; accepted are auto, dali, opencv")
+    from mmif_trt.io import dali
+
+    if missing := dali.why_not():
+        raise InputError(f"decode 'dali': {missing}")
+    todo = [pair for pair in pairs if not pair.finished]
+    index = {pair: i for i, pair in enumerate(todo)}
+    files = dali.read_pairs([pair.a for pair in todo], [pair.b for pair in todo])
+    ahead = dali.Ahead(files, workers + dali.BATCH)
+    return lambda pair: ahead.read(index[pair]), ahead.close
+
+
+def _until_all_ended(ready: queue.SimpleQueue[Result | None], running: int) -> Iterator[Result]:
+    while running:
+        result = ready.get()
+        if result is None:
+            running -= 1
+        else:
+            yield result
+
+
+def _settle(
+    pair: Pair, fuser: PairFuser | None, ranges: tuple[Range | None, Range | None], stop: Stop, read: Read
+) -> Result:
+    """One pair from file to file; whatever goes wrong with it ends in its Result."""
+    result = Result(pair)
+    try:
+        if pair.finished:
+            newer = max(os.path.getmtime(pair.a), os.path.getmtime(pair.b)) > os.path.getmtime(pair.out)
+            result.message = "an input is newer than the output" if newer else ""
+            result.sha256 = tuple(_sha256(path) for path in (pair.a, pair.b, pair.out))
+            result.status = "skipped"
+        else:
+            assert fuser is not None, "an unfinished pair needs a fuser"
+            _fuse(result, fuser, ranges, read)
+            result.status = "done"
+    except Exception as error:
+        result.message = explain(error)
+        if disk_is_full(error):
+            stop.reason = stop.reason or f"the disk of {os.path.dirname(pair.out) or '.'} is full"
+    return result
+
+
+def _fuse(result: Result, fuser: PairFuser, ranges: tuple[Range | None, Range | None], read: Read) -> None:
+    pair = result.pair
+    result.sha256 = (_sha256(pair.a), _sha256(pair.b))
+    clock = [time.perf_counter()]
+
+    def lap() -> None:
+        clock.append(time.perf_counter())
+        result.ms = tuple((end - start) * 1e3 for start, end in zip(clock, clock[1:], strict=False))
+
+    a, b = (
+        image if limits is None else replace(image, value_range=limits)
+        for image, limits in zip(read(pair), ranges, strict=True)
+    )
+    lap()
+    fused = fuser.fuse_images(a, b)
+    lap()
+    io.write(pair.out, fused)
+    lap()
+    result.sha256 += (_sha256(pair.out),)
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def default_workers() -> int:
+    """A pair in the network for each core, and two that are read or written, largely waiting for the disk."""
+    return min(MAX_DEFAULT_WORKERS, usable_cores() + 2)
+
+
+def network_streams(unfinished: int, workers: int, threads: int | None = None) -> int:
+    """How many pictures the network is to run side by side.
+
+    All threads on one picture answer soonest, but waste a part of each on waiting for the others; a folder
+    of pairs wants them a picture each. threads: of the network; None: all cores.
+    """
+    return min(workers, threads or usable_cores()) if unfinished >= FOLDER_PAIRS else 1
+
+
+def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:
+    """Counts and rate of a run over `pairs` pairs; pairs_per_s counts what was fused, not the skipped."""
+    count = Counter(result.status for result in results)
+    return {
+        "pairs": pairs,
+        **{status: count[status] for status in ("done", "skipped", "failed")},
+        "not_started": pairs - len(results),
+        "seconds": round(seconds, 3),
+        "pairs_per_s": round(count["done"] / seconds, 2) if seconds else 0.0,
+    }
+
+
+def write_report(path: str | Path, head: dict[str, Any], results: list[Result]) -> None:
+    """The JSON report, whole or not at all: `head`, then "pairs" with one line a pair. Raises OSError."""
+    text = json.dumps(head, indent=1)
+    entries = ",\n".join(json.dumps(result.entry()) for result in results)
+    write_atomic(path, f'{text[:-2]},\n "pairs": [\n{entries}\n]\n}}\n'.encode())

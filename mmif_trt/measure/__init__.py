@@ -1,0 +1,1 @@
+"""How good a fused picture is: measures of one picture, and scores over folders."""

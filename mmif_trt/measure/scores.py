@@ -1,0 +1,234 @@
+"""Score a folder of fused pictures against its sources: rows per pair, means, tables, mean rank.
+
+SOURCES holds mri/ and one of ct/, pet/, spect/; the fused folder holds pictures of the same names, the suffix
+aside. Every picture is judged as its 8-bit luma.
+"""
+
+from __future__ import annotations
+
+import csv
+import io as text_io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from mmif_trt import io
+from mmif_trt.files import write_atomic
+from mmif_trt.image import DTYPE_RANGE, MODALITIES, Image, InputError
+from mmif_trt.measure.metrics import RANKED, all_metrics
+
+Measure = Callable[[ndarray, ndarray, ndarray], dict[str, float]]
+Table = dict[str, dict[str, float]]  # method -> metric -> value
+
+# The two that need no network; what a method has to beat. a, b: [H, W] on 0..255.
+BASELINES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
+    "average": lambda a, b: np.rint((a + b) / 2),
+    "max": np.maximum,
+}
+# BT.601 in 15-bit fixed point, the fraction dropped: libpng's rule, and so that of cv2.IMREAD_GRAYSCALE on a
+# PNG and of the check values. Rounding instead moves SD by 0.09 and MI by 0.03 on PET and SPECT.
+LUMA_15_BIT = np.array([9797, 19234, 3737])
+
+
+@dataclass(frozen=True)
+class Row:
+    """The measures of one method on one pair; nan where a measure is not defined."""
+
+    method: str
+    name: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """rows: by pair, then method. means: over the pairs where a measure is defined, nan where in none."""
+
+    rows: list[Row]
+    means: Table
+    pairs: int
+
+
+def evaluate(
+    sources: str | Path,
+    fused: str | Path | None,
+    *,
+    method: str = "fused",
+    baselines: bool = False,
+    measure: Measure = all_metrics,
+) -> Scores:
+    """Score the pictures in `fused` (None: the baselines alone) against those in `sources`.
+
+    method: what the rows are called. baselines: add the rows "average" and "max". measure: all_metrics, or
+    foreground_metrics. Raises InputError for a missing or empty folder, names that differ, a file that cannot
+    be read and sizes that differ.
+    """
+    folders = list(source_folders(Path(sources)))
+    folders += [] if fused is None else [_folder(Path(fused), "a folder of fused pictures")]
+    if fused is None and not baselines:
+        raise InputError("fused: None without baselines; accepted is a folder, or baselines=True")
+    if method in BASELINES:
+        raise InputError(f"method: {method!r} is a baseline's name; accepted is another name")
+
+    rows: list[Row] = []
+    pairs = match_folders(folders)
+    for name, *paths in pairs:
+        a, b, *rest = _read_pair(paths)
+        pictures = dict(zip([method], rest, strict=False))  # none without `fused`
+        if baselines:
+            pictures |= {baseline: combine(a, b) for baseline, combine in BASELINES.items()}
+        rows += [Row(row, name, measure(a, b, f)) for row, f in pictures.items()]
+    return Scores(rows, means(rows), len(pairs))
+
+
+def means(rows: Sequence[Row]) -> Table:
+    """Each method's mean over the pairs where a measure is defined."""
+    by_method: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        by_method.setdefault(row.method, []).append(row.values)
+    return {
+        method: {key: _mean_of_defined([v[key] for v in values]) for key in values[0]}
+        for method, values in by_method.items()
+    }
+
+
+def _mean_of_defined(values: list[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def mean_rank(table: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = RANKED) -> dict[str, float]:
+    """Each method's rank (1 is best, higher values are better), averaged over the metrics.
+
+    Methods that tie share the mean of their places; nan comes last. Raises InputError for a missing value.
+    """
+    for method, values in table.items():
+        if missing := [key for key in metrics if key not in values]:
+            raise InputError(
+                f"mean_rank: {method} lacks {', '.join(missing)}; accepted are rows with all metrics"
+            )
+    ranks: dict[str, list[float]] = {method: [] for method in table}
+    for key in metrics:
+        column = {m: -math.inf if math.isnan(v[key]) else v[key] for m, v in table.items()}
+        for method, value in column.items():
+            better = sum(other > value for other in column.values())
+            equal = sum(other == value for other in column.values())  # itself among them
+            ranks[method].append(better + (equal + 1) / 2)
+    return {method: sum(places) / len(places) for method, places in ranks.items()}
+
+
+def luma_8_bit(image: Image) -> ndarray:
+    """[H, W] float64, whole numbers 0..255: the channels to 8 bit by the value range, then LUMA_15_BIT."""
+    data = image.data
+    if data.dtype != np.uint8 or image.value_range != DTYPE_RANGE["uint8"]:
+        assert image.value_range is not None
+        low, high = image.value_range
+        data = np.clip(np.rint((data.astype(np.float64) - low) * (255 / (high - low))), 0, 255)
+    if image.is_colour:
+        data = (data.astype(np.int64) @ LUMA_15_BIT) >> 15
+    return data.astype(np.float64)
+
+
+def _folder(path: Path, accepted: str) -> Path:
+    if not path.is_dir():
+        came = "not a folder" if path.exists() else "no such folder"
+        raise InputError(f"{path}: {came}; accepted is {accepted}")
+    return path
+
+
+def source_folders(sources: Path) -> tuple[Path, Path]:
+    accepted = "a folder that holds mri/ and one of ct/, pet/, spect/"
+    _folder(sources, accepted)
+    found = [kind for kind in MODALITIES if (sources / kind).is_dir()]
+    if len(found) != 2 or found[0] != "mri":
+        came = ", ".join(f"{kind}/" for kind in found) or "none of them"
+        raise InputError(f"{sources}: holds {came}; accepted is {accepted}")
+    return sources / "mri", sources / found[1]
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Name without suffix -> path; hidden files and those without a picture's suffix are passed over."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in io.FORMATS and not path.name.startswith(".") and path.is_file():
+            if path.stem in found:
+                came = f"{found[path.stem].name} and {path.name} differ in the suffix only"
+                raise InputError(f"{folder}: {came}; accepted is one file a name")
+            found[path.stem] = path
+    if not found:
+        accepted = " ".join("*" + suffix for suffix in io.FORMATS)
+        raise InputError(f"{folder}: no pictures; accepted are files named {accepted}")
+    return found
+
+
+def match_folders(folders: list[Path]) -> list[tuple[str, ...]]:
+    """(name, path in each folder) for every name; the folders must hold the same names."""
+    tables = [_pictures(folder) for folder in folders]
+    names = sorted(tables[0])
+    for folder, table in zip(folders[1:], tables[1:], strict=True):
+        extra, lacking = sorted(table.keys() - tables[0].keys()), sorted(tables[0].keys() - table.keys())
+        if extra or lacking:
+            common = len(table) - len(extra) or "none"
+            example = f"{lacking[0]} is not there" if lacking else f"{extra[0]} has no partner"
+            came = f"{len(table)} pictures, {common} named as those of {folders[0]} ({example})"
+            raise InputError(f"{folder}: {came}; accepted are the same {len(names)} names, the suffix aside")
+    return [(name, *(str(table[name]) for table in tables)) for name in names]
+
+
+def _read_pair(paths: list[str]) -> list[ndarray]:
+    pictures = [luma_8_bit(io.read(path)) for path in paths]
+    for path, picture in zip(paths[1:], pictures[1:], strict=True):
+        if picture.shape != pictures[0].shape:
+            sizes = [f"{height} x {width} px" for height, width in (picture.shape, pictures[0].shape)]
+            raise InputError(f"{path}: {sizes[0]}; accepted is the size of {paths[0]}, {sizes[1]}")
+    return pictures
+
+
+def text_table(table: Table) -> str:
+    """Plain columns for a terminal: a method a line, three decimals, "-" where a measure is not defined."""
+    keys = list(next(iter(table.values()), {}))
+    wide = max([len("method"), *map(len, table)])
+    lines = [f"{'method':{wide}}" + "".join(f" {key:>8}" for key in keys)]
+    for method, values in table.items():
+        cells = ("-" if math.isnan(values[key]) else f"{values[key]:.3f}" for key in keys)
+        lines.append(f"{method:{wide}}" + "".join(f" {cell:>8}" for cell in cells))
+    return "\n".join(lines)
+
+
+def write_scores(path: str | Path, scores: Scores) -> None:
+    """Every row and the means, as .csv or .json by the suffix, whole or not at all.
+
+    A measure that is not defined is an empty cell, null in JSON. Raises InputError for another suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".csv":
+        text = _csv(scores)
+    elif suffix == ".json":
+        rows = [{"method": row.method, "name": row.name, **_defined(row.values)} for row in scores.rows]
+        average = {method: _defined(values) for method, values in scores.means.items()}
+        text = json.dumps({"pairs": scores.pairs, "means": average, "rows": rows}, indent=1, allow_nan=False)
+        text += "\n"
+    else:
+        raise InputError(f"{path}: suffix {suffix or 'none'}; accepted are .csv and .json")
+    write_atomic(path, text.encode())
+
+
+def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else round(value, 6) for key, value in values.items()}
+
+
+def _csv(scores: Scores) -> str:
+    def lines() -> Iterator[list[Any]]:
+        yield ["method", "name", *next(iter(scores.means.values()))]
+        averages = [Row(method, "mean", values) for method, values in scores.means.items()]
+        for row in [*scores.rows, *averages]:
+            yield [row.method, row.name, *_defined(row.values).values()]
+
+    out = text_io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines())
+    return out.getvalue()

@@ -1,0 +1,72 @@
+"""How a run ends: signals that stop it politely, and one printable line for an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mmif_trt.image import InputError
+
+ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice within this time is once
+
+
+@dataclass(slots=True)
+class Stop:
+    """Why no new pair is to be taken; empty while the run goes on. Set from a signal handler or a worker."""
+
+    reason: str = ""
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
+    """Ctrl-C and a polite kill end the run after the pairs in hand; a later one ends the process at once.
+
+    Yields the Stop for `run_pairs`, and the list of signals that came.
+    """
+    stop = Stop()
+    received: list[int] = []
+    first_s = 0.0
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal first_s
+        if not received:
+            first_s = time.monotonic()
+        elif time.monotonic() - first_s > ECHO_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.reason = stop.reason or f"interrupted ({signal.Signals(number).name})"
+        received.append(number)
+
+    # A signal that the parent told us to ignore (nohup, a background job) stays ignored.
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop, received
+    finally:
+        # Where one came the process is about to end. Its echo must not meet the default action on the way,
+        # which the interpreter's shutdown puts in the place of every handler but "ignore".
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if received else handler)
+
+
+def explain(error: BaseException) -> str:
+    """One printable line. A traceback goes to stderr only where MMIF_DEBUG=1 asks for it."""
+    if os.environ.get("MMIF_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, InputError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = f"{error.filename or 'file'}: {error.strerror or type(error).__name__}"
+    else:
+        text = f"internal error: {type(error).__name__}: {error}"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """File names may hold line breaks and terminal codes: neither belongs in a message."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

@@ -1,0 +1,269 @@
+"""ONNX to TensorRT engine by whichever module imports, and what the builder said of its layers.
+
+TensorRT-RTX builds without a GPU, for several architectures in one file; the full TensorRT builds on a card
+and for it. Networks are strongly typed in both: the graph of half.py decides the precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmif_trt import weights
+from mmif_trt.image import InputError
+from mmif_trt.runtimes.trt import engine_file
+from mmif_trt.runtimes.trt.cuda import Card, DeviceError
+from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+MODULES = ("tensorrt", "tensorrt_rtx")  # the first that imports is taken
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+ANY_SHAPE: tuple[Shape, Shape, Shape] = ((1, 32, 32), (1, 256, 256), (8, 1024, 1024))
+OLDEST_DRIVERS = {13: 580, 12: 525}  # CUDA of a wheel -> branch of the driver that first knew it
+REMEDY = "pip install 'mmif-trt[console]' (RTX cards), or NVIDIA's tensorrt 10.x or 11.x (any card)"
+
+
+def module() -> ModuleType:
+    """The TensorRT module of this installation. Raises InputError with the reasons where none imports."""
+    reasons = []
+    for name in MODULES:
+        try:
+            found = importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:  # the PyPI stub of tensorrt, a missing library
+            reasons.append(f"{name}: {' '.join(str(error).split())}")
+            continue
+        if hasattr(found, "Builder"):
+            return found
+        reasons.append(f"{name}: no Builder in it")
+    raise InputError(f"TensorRT is not installed ({'; '.join(reasons)}); accepted is {REMEDY}")
+
+
+def refuse_old_driver(name: str, card: Card) -> None:
+    """Raises DeviceError where the wheel that brought module `name` is of a newer CUDA than the driver's: its
+    first call would fail with a number. An installation by other means is not known, and left alone."""
+    for cuda, branch in OLDEST_DRIVERS.items():
+        wheel = f"{name.replace('_', '-')}-cu{cuda}"
+        try:
+            metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+        if int(card.driver.split(".")[0]) < cuda:
+            raise DeviceError(
+                f"the NVIDIA driver is too old for {wheel}: it knows CUDA {card.driver}; "
+                f"accepted are CUDA {cuda}.0 and newer, which is driver {branch} and newer"
+            )
+        return
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kernel of the builder's layer table. onnx: names of the ONNX nodes in it; inputs: their types."""
+
+    name: str
+    kind: str
+    onnx: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+    @property
+    def is_whole_attention(self) -> bool:
+        """Q K^T, softmax and the product with V in this one kernel."""
+        ends = [name.rsplit("/", 1)[-1] for name in self.onnx]
+        return "Softmax" in ends and sum(end.startswith("MatMul") for end in ends) >= 2
+
+    @property
+    def float_convolutions(self) -> tuple[str, ...]:
+        convolutions = tuple(name for name in self.onnx if name.rsplit("/", 1)[-1].startswith("Conv"))
+        return convolutions if "correlation" in self.kind and "Float" in self.inputs else ()
+
+
+def layers(log: Iterable[str]) -> list[Layer]:
+    """The layer table in a builder's detailed log."""
+    found = []
+    for line in "\n".join(log).splitlines():
+        head = re.match(r"Name: (.+?), LayerType: (\w+), Inputs: (.*?), Constants: ", line)
+        if head:
+            types = tuple(re.findall(r"Datatype: (\w+)", head[3]))
+            nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", line))
+            found.append(Layer(head[1], head[2], nodes, types))
+    return found
+
+
+def build(
+    engine: Path,
+    command: str,
+    shapes: tuple[Shape, Shape, Shape] = ANY_SHAPE,
+    capabilities: tuple[str, ...] | None = None,
+    model: str = "lagn",
+) -> Manifest:
+    """Builds the shipped network in mixed FP16 and writes `engine` and its manifest.
+
+    shapes: smallest, typical and largest (batch, height, width); three equal ones make a static engine.
+    capabilities: cards to build for, None: all that the module takes. Raises InputError.
+    """
+    onnx = _onnx()
+    trt = module()
+    fp32 = onnx.load(weights.verified_path(model, "onnx"))
+    from mmif_trt.runtimes.trt.half import half, static
+
+    mixed = half(fp32)
+    graph = static(mixed, *shapes[0]) if shapes[0] == shapes[2] else mixed
+    start = time.perf_counter()
+    data, log, built_for = compile_graph(trt, graph, shapes, capabilities)
+    seconds = time.perf_counter() - start
+    psnr, psnr_of = golden_psnr(mixed, model)
+    table = layers(log)
+    files = weights.manifest()["models"][model]["files"]
+    manifest = Manifest(
+        model=model,
+        precision="fp16",
+        engine_sha256=hashlib.sha256(data).hexdigest(),
+        onnx_sha256=files[f"{model}.onnx"]["sha256"],
+        weights_sha256=files[f"{model}.safetensors"]["sha256"],
+        flavour=trt.__name__,
+        version=trt.__version__,
+        compute_capabilities=built_for,
+        smallest=shapes[0],
+        typical=shapes[1],
+        largest=shapes[2],
+        attention_blocks=sum(node.op_type == "Softmax" for node in graph.graph.node),
+        fused_attention=sum(layer.is_whole_attention for layer in table) if table else None,
+        float_convolutions=tuple(name for layer in table for name in layer.float_convolutions),
+        psnr_db=psnr,
+        psnr_of=psnr_of,
+        build_s=round(seconds, 3),
+        command=command,
+        built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        bytes=len(data),
+    )
+    engine_file.save(engine, data, manifest)
+    return manifest
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError:
+        raise InputError("onnx is not installed; accepted is pip install 'mmif-trt[console]'") from None
+    return onnx
+
+
+def compile_graph(
+    trt: ModuleType,
+    graph: ModelProto,
+    shapes: tuple[Shape, Shape, Shape],
+    capabilities: tuple[str, ...] | None,
+) -> tuple[bytes, list[str], tuple[str, ...]]:
+    """The plan, the builder's log, and the compute capabilities it is for. Raises InputError."""
+    logger = make_logger(trt)
+    builder = made(lambda: trt.Builder(logger), "Builder", logger)
+    # 10.x takes the types of the graph only when asked, 11.x and TensorRT-RTX know no other way.
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = made(lambda: builder.create_network(typed), "create_network", logger)
+    parser = made(lambda: trt.OnnxParser(network, logger), "OnnxParser", logger)
+    if not parser.parse(graph.SerializeToString()):
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise InputError(f"TensorRT cannot parse the ONNX graph: {errors or 'no reason given'}")
+    config = made(builder.create_builder_config, "create_builder_config", logger)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    built_for = _set_capabilities(trt, config, capabilities)
+    if shapes[0] != shapes[2]:
+        profile = made(builder.create_optimization_profile, "create_optimization_profile", logger)
+        for name in ("a", "b"):  # returns None in some versions, a bool in others
+            if profile.set_shape(name, *((n, 1, h, w) for n, h, w in shapes)) is False:
+                raise InputError(
+                    f"TensorRT refuses the profile {shapes} of input {name}: {last_error(logger)}"
+                )
+        if config.add_optimization_profile(profile) < 0:
+            raise InputError(f"TensorRT refuses the profile {shapes}: {last_error(logger)}")
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise InputError(f"TensorRT built no engine: {last_error(logger)}")
+    return bytes(plan), [text for _, text in logger.lines], built_for
+
+
+def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    if not hasattr(config, "num_compute_capabilities"):  # the full TensorRT: for the card that is here
+        from mmif_trt.runtimes.trt.cuda import card
+
+        here = (card().capability,)
+        if wanted and wanted != here:
+            raise InputError(
+                f"compute capability {', '.join(wanted)}; accepted by tensorrt here is {here[0]}"
+            )
+        return here
+    names = {c: "SM" + c.replace(".", "") for c in wanted or RTX_CAPABILITIES}
+    known = trt.ComputeCapability
+    if unknown := [c for c, name in names.items() if not hasattr(known, name)]:
+        accepted = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in dir(known) if re.fullmatch(r"SM\d+", n))
+        raise InputError(
+            f"compute capability {', '.join(unknown)}; accepted by {trt.__name__} are {accepted}"
+        )
+    config.num_compute_capabilities = len(names)
+    for i, name in enumerate(names.values()):
+        if config.set_compute_capability(getattr(known, name), i) is False:
+            raise InputError(f"compute capability {name}: refused by {trt.__name__} {trt.__version__}")
+    return tuple(names)
+
+
+def made(make: Callable[[], Any], what: str, logger: Any) -> Any:
+    """What TensorRT makes. Raises InputError where it makes nothing: methods return None then, constructors
+    raise pybind11's TypeError, as the full TensorRT's do without a card."""
+    try:
+        thing = make()
+    except TypeError:
+        thing = None
+    if thing is None:
+        raise InputError(f"TensorRT: {what} failed: {last_error(logger)}")
+    return thing
+
+
+def make_logger(trt: ModuleType) -> Any:
+    """Keeps (severity, text); 0 and 1 are errors."""
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[int, str]] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            self.lines.append((int(severity), text))
+
+    return Logger()
+
+
+def last_error(logger: Any) -> str:
+    errors = [text for severity, text in logger.lines if severity <= 1]
+    return " ".join(errors[-1].split()) if errors else "no reason given"
+
+
+def golden_psnr(mixed: ModelProto, model: str = "lagn") -> tuple[float | None, str]:
+    """The least PSNR in dB of the golden pairs under ONNX Runtime, and what ran; None where it is missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None, "PSNR not measured: onnxruntime is not installed"
+    session = onnxruntime.InferenceSession(mixed.SerializeToString(), providers=["CPUExecutionProvider"])
+    a, b, expected = weights.golden(model)
+    (fused,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
+    return least_psnr(
+        fused[:, 0], expected
+    ), f"the graph in ONNX Runtime {onnxruntime.__version__} on the CPU"
+
+
+def least_psnr(came: np.ndarray, expected: np.ndarray) -> float:
+    """dB, peak 1, of the worst picture; came, expected [n, H, W]."""
+    error = ((came.astype(np.float64) - expected) ** 2).mean(axis=(1, 2)).max()
+    return round(float(-10 * np.log10(max(error, 1e-20))), 2)

@@ -1,0 +1,55 @@
+"""Does an engine do what its manifest says? The files anywhere, the numbers where the card is."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from mmif_trt import weights
+from mmif_trt.image import InputError
+from mmif_trt.runtimes.trt import build as engine_build
+from mmif_trt.runtimes.trt import engine_file
+from mmif_trt.runtimes.trt import runtime as tensorrt
+from mmif_trt.runtimes.trt.engine import Engine
+from mmif_trt.runtimes.trt.engine_file import Manifest
+
+LOWEST_PSNR_DB = 55.0
+
+
+def files(engine: Path) -> Manifest:
+    """The manifest, after the engine's hash and the installed weights were compared with it; needs no card.
+    Raises InputError."""
+    manifest = engine_file.read_manifest(engine)
+    came = hashlib.sha256(engine.read_bytes()).hexdigest()
+    if came != manifest.engine_sha256:
+        raise InputError(
+            f"{engine}: SHA-256 is {came}; accepted is {manifest.engine_sha256}, of its manifest"
+        )
+    engine_file.refuse_other_network(engine, manifest)
+    return manifest
+
+
+def why_not_run(manifest: Manifest) -> str:
+    """Why the engine cannot run on the golden pairs here; "" where it can."""
+    if missing := tensorrt.why_not():
+        return missing
+    size = weights.golden(manifest.model)[0].shape[1:]
+    try:
+        manifest.refuse_shape("golden pairs", (manifest.smallest[0], *size))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def on_card(path: Path) -> tuple[str, float]:
+    """The card's name, and the least PSNR in dB of the golden pairs against FP32 torch."""
+    with Engine(path) as engine:
+        a, b, expected = weights.golden(engine.manifest.model)
+        batch = engine.manifest.smallest[0]  # a static engine takes no less: each pair as often as it wants
+        pairs = (
+            (np.repeat(x[None], batch, 0), np.repeat(y[None], batch, 0)) for x, y in zip(a, b, strict=True)
+        )
+        fused = np.stack([result[-1] for result in engine.run(pairs)])
+        return engine.device.card.name, engine_build.least_psnr(fused, expected)

@@ -1,0 +1,75 @@
+"""Pixels of any type to [0, 1] by their stated value range, and back. No stretch to an image's own extremes,
+ever."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmif_trt.image import Image, InputError
+
+# Black and white of volumes whose values have a physical unit: our own choice, the same for every patient.
+# CT: from below fat to compact bone, so that brain stays above black; PET: FDG's usual display, cortex below
+# white. MRI has no unit: its limits come from the header's window, from the caller, or by percentiles on
+# demand.
+LIMITS = {("ct", "HU"): (-100.0, 900.0), ("pet", "SUVbw"): (0.0, 10.0)}
+
+
+def to_unit(image: Image) -> np.ndarray:
+    """The pixels as float32, black 0 and white 1; what lies outside the value range saturates, as a display
+    would.
+
+    Every level of 8 and 16 bits maps to a value of its own.
+    """
+    assert image.value_range is not None
+    low, high = image.value_range
+    unit = (image.data.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(unit, 0, 1, out=unit)
+
+
+def from_unit(unit: np.ndarray, dtype: np.dtype, value_range: tuple[float, float]) -> np.ndarray:
+    """The inverse of `to_unit`: float32 in [0, 1] to `dtype`, rounded to nearest for integers."""
+    low, high = value_range
+    values = unit * np.float32(high - low) + np.float32(low)
+    if dtype == np.float32:
+        return np.asarray(values, np.float32)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+
+
+def volume_limits(
+    image: Image, percentiles: tuple[float, float] | None, side: str = "a"
+) -> tuple[tuple[float, float], str]:
+    """(black, white) of a volume, once for all its slices, and in words where they come from.
+
+    percentiles: (low, high), 0..100, of all voxels, where the caller asks; else the stated range
+    (argument, DICOM window, NIfTI cal_min, cal_max), else LIMITS. side: "a" or "b", for the message. Raises
+    InputError where nothing is known.
+    """
+    if percentiles is not None:
+        low, high = percentiles
+        if not 0 <= low < high <= 100:
+            raise InputError(f"percentiles {low} {high}; accepted are 0 <= low < high <= 100")
+        black, white = (float(x) for x in np.percentile(image.data, (low, high)))
+        if not black < white:
+            raise InputError(
+                f"{image.source}: its percentiles {low:g} and {high:g} are equal; accepted is contrast"
+            )
+        return (black, white), f"percentiles {low:g} and {high:g} of the volume"
+    if image.value_range is not None:
+        return image.value_range, "stated by the caller or the header"
+    known = LIMITS.get((image.modality or "", image.units or ""))
+    if known is not None:
+        return known, f"fixed for {image.modality} in {image.units}"
+    why = "".join(f" ({note})" for note in image.notes)
+    kind = f"{image.modality or 'unknown modality'} in {image.units or 'unknown units'}"
+    raise InputError(
+        f"{image.source}: {kind}{why} has no fixed black and white; accepted is to state them: "
+        f"--value-range-{side} LOW HIGH (Python: value_range_{side}=(LOW, HIGH); manifest: low_{side}, "
+        f"high_{side}), or --percentiles-{side} 1 99.5 (Python: percentiles_{side}=(1, 99.5)) of the volume"
+    )
+
+
+def as_rgb8(image: Image) -> np.ndarray:
+    """[H, W, 3] uint8 for a screen: black and white by the image's stated value range."""
+    shown = from_unit(to_unit(image), np.dtype(np.uint8), (0, 255))
+    return shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)

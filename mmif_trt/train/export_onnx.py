@@ -1,0 +1,118 @@
+"""Release a trained LAGN:
+python -m mmif_trt.train.export_onnx --checkpoint RUN/checkpoint.safetensors --command "..." --commit "..."
+
+Writes into mmif_trt/weights: lagn.safetensors (dimensions and preprocessing inside), lagn.onnx (FP32, any
+batch and size), lagn.npz (golden pairs that every runtime must reproduce) and manifest.json with their
+SHA-256 and provenance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mmif_trt import weights
+from mmif_trt.models.lagn import LAGN, LAGNConfig
+from mmif_trt.samples import PAIRS, sample
+from mmif_trt.stages import colour, normalise
+
+OPSET = 17  # the first with LayerNormalization as one operator
+PREPROCESSING = (
+    "a: grey, b: BT.601 luma; both [B, 1, H, W] float32, black 0 and white 1 by the stated value range"
+)
+
+
+def load_average(checkpoint: Path) -> tuple[LAGN, dict[str, str]]:
+    """The running average of the weights, as trained, and the checkpoint's metadata."""
+    with safe_open(checkpoint, "pt") as file:
+        metadata = file.metadata()
+        names = [key for key in file.keys() if key.startswith("average.")]  # noqa: SIM118
+        tensors = {key.removeprefix("average."): file.get_tensor(key) for key in names}
+    model = LAGN(LAGNConfig(**json.loads(metadata["config"])["model"]))
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False), metadata
+
+
+def export(model: LAGN, path: Path) -> None:
+    """FP32 ONNX, attention as plain matmul-softmax-matmul, dynamic batch, height and width."""
+    example = torch.zeros(1, 1, 256, 256)
+    axes = {0: "batch", 2: "height", 3: "width"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's remarks on shape arithmetic, which stays dynamic here
+        torch.onnx.export(
+            model.exportable(),
+            (example, example),
+            str(path),
+            input_names=["a", "b"],
+            output_names=["fused"],
+            opset_version=OPSET,
+            dynamic_axes={"a": axes, "b": axes, "fused": axes},
+            dynamo=False,
+        )
+    model.exportable(False)
+
+
+def golden_pairs(model: LAGN) -> dict[str, np.ndarray]:
+    """a, b: the bundled samples in 8 bits; f: what FP32 torch makes of them."""
+    pairs = [sample(name) for name in PAIRS]
+    luma = [
+        [
+            np.rint(255 * colour.luma(normalise.to_unit(x)) if x.is_colour else 255 * normalise.to_unit(x))
+            for x in pair
+        ]
+        for pair in pairs
+    ]
+    a, b = (np.stack([pair[k] for pair in luma]).astype(np.uint8) for k in (0, 1))
+    f = model(*(torch.from_numpy(x).float()[:, None] / 255 for x in (a, b)))[:, 0].numpy()
+    return {"a": a, "b": b, "f": f}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--command", required=True, help="the command that trained it, for the manifest")
+    parser.add_argument("--commit", required=True, help="the commit it was trained at")
+    parser.add_argument(
+        "--data", default="Harvard Whole Brain Atlas pairs, training cases (see MODEL_CARD.md)"
+    )
+    given = parser.parse_args()
+    model, metadata = load_average(given.checkpoint)
+    folder, config = weights.FOLDER, model.config.as_dict()
+    inside = {"config": json.dumps(config), "preprocessing": PREPROCESSING}
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "lagn.safetensors", inside)
+    export(model, folder / "lagn.onnx")
+    golden = golden_pairs(model)
+    np.savez_compressed(folder / "lagn.npz", a=golden["a"], b=golden["b"], f=golden["f"])
+    (folder / "lagn.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
+    files = [folder / f"lagn.{suffix}" for suffix in weights.SUFFIXES]
+    record = {
+        "files": {f.name: {"sha256": weights.sha256(f), "bytes": f.stat().st_size} for f in files},
+        "config": config,
+        "preprocessing": PREPROCESSING,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": {
+            "commit": given.commit,
+            "command": given.command,
+            "data": given.data,
+            "steps": int(metadata["step"]),
+            "config": json.loads(metadata["config"]),
+        },
+        "released": date.today().isoformat(),
+        "torch": torch.__version__,
+        "opset": OPSET,
+    }
+    manifest = weights.manifest() | {"models": {"lagn": record}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    print(json.dumps(record["files"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""batch: pairing by rules, one bad file costs one case, a kill loses and doubles nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import phantoms
+import pytest
+from disks import disk, enlarge
+from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
+
+import mmif_trt
+from mmif_trt.cli import main
+from mmif_trt.clinical import cases, decoder, outputs
+from mmif_trt.files import OutputError
+from mmif_trt.image import Image, InputError
+from mmif_trt.io import dicom
+
+SECRET = bytes(range(32))
+SHAPE, AFFINE = (20, 40, 36), affine_of("SAL", (6, 4, 4), (20, 40, 36))
+
+
+def manifest(folder: Path, count: int) -> Path:
+    write_nifti(folder / "mri.nii", head(grid(AFFINE, SHAPE)), AFFINE)
+    write_nifti(folder / "pet ü.nii.gz", uptake(grid(AFFINE, SHAPE)), AFFINE)
+    rows = [f"case{i:03},mri.nii,pet ü.nii.gz,pet,0,1000,0,1000" for i in range(count)]
+    path = folder / "list.csv"
+    path.write_text("\n".join(["name,a,b,modality_b,low_a,high_a,low_b,high_b", *rows]) + "\n")
+    return path
+
+
+def test_series_are_paired_by_patient_study_and_frame(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = affine_of(spacing=(8, 3, 3), shape=(12, 60, 48))
+    root = tmp_path / "root"
+    write_mr(root / "mr", affine_of())
+    write_mr(root / "mr short", small, (12, 60, 48))
+    write_pet(root / "pt", affine_of())
+    write_pet(root / "other patient", affine_of(), PatientID="PLANTED-2")
+    write_pet(root / "other frame", affine_of(), FrameOfReferenceUID="1.2.3")
+    write_pet(root / "other study", affine_of(), StudyInstanceUID="1.2.4")
+    write_mr(root / "localizer", small, (12, 60, 48), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    (root / "notes.txt").write_text("no DICOM")
+    found, left = cases.plan(str(root), SECRET)
+    assert len(found) == 1 and len(found[0].a) == 24 and len(found[0].b) == 20
+    assert {Path(path).parent.name for path in (*found[0].a, *found[0].b)} == {"mr", "pt"}
+    assert sum("no MRI of its patient, study and frame" in line for line in left) == 3
+    assert sum("more slices" in line for line in left) == 1 and len(left) == 4
+    assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("not paired") == 4 and "24 files" in shown and "PLANTED" not in shown
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "key").write_text(SECRET.hex())
+    named = ["--pseudonym-key", str(tmp_path / "key")]
+    assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--quiet", "--format", "dcm", *named]) == 0
+    fused = mmif_trt.read(tmp_path / "out" / f"{found[0].name}.dcm")
+    direct = mmif_trt.fuse(root / "mr", root / "pt")
+    np.testing.assert_array_equal(fused.data, direct.data)
+
+
+def test_parts_are_the_same_whatever_the_key(tmp_path: Path) -> None:
+    """Machines with outputs of their own have keys of their own, and must still share out the same list."""
+    for number in range(4):
+        who = {"PatientID": f"P{number}", "StudyInstanceUID": f"1.2.{number}"}
+        write_mr(tmp_path / "root" / f"mr{number}", AFFINE, (4, 40, 36), **who)
+        write_pet(tmp_path / "root" / f"pt{number}", AFFINE, (4, 40, 36), **who)
+    plans = [cases.plan(str(tmp_path / "root"), bytes([number]) * 32)[0] for number in range(5)]
+    assert len(plans[0]) == 4 and len({case.name for plan in plans for case in plan}) == 20
+    assert {tuple(case.a for case in plan) for plan in plans} == {tuple(case.a for case in plans[0])}
+
+
+def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path) -> None:
+    path = manifest(tmp_path, 4)
+    (tmp_path / "bad.nii").write_bytes((tmp_path / "mri.nii").read_bytes()[:-100])
+    path.write_text(path.read_text().replace("case001,mri.nii", "case001,bad.nii"))
+    out = tmp_path / "out"
+    assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 1
+    reports = {p.stem: json.loads(p.read_text()) for p in out.glob("*.json")}
+    assert [reports[f"case00{i}"]["status"] for i in range(4)] == ["done", "failed", "done", "done"]
+    assert "accepted is a whole file" in reports["case001"]["message"]
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
+    (tmp_path / "bad.nii").write_bytes((tmp_path / "mri.nii").read_bytes())
+    assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0
+    assert before == {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
+    assert json.loads((out / "case001.json").read_text())["status"] == "done"
+
+
+def test_other_options_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = manifest(tmp_path, 2), tmp_path / "out"
+    command = ["batch", str(path), "-o", str(out), "--quiet"]
+    assert main(command) == 0
+    first = (out / "case000.nii").read_bytes()
+    other = [*command, "--palette", "HOT_IRON"]
+    assert main(other) == 2
+    said = capsys.readouterr().err
+    assert "2 cases were fused otherwise, as case000 (palette None, now HOT_IRON)" in said
+    assert (out / "case000.nii").read_bytes() == first, "nothing was touched"
+    assert main([*other, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("(done with palette None, now HOT_IRON)") == 2
+    report = json.loads((out / "case001.json").read_text())
+    report["asked"]["weights"]["lagn.onnx"] = "of another release"
+    (out / "case001.json").write_text(json.dumps(report))
+    assert (
+        main(command) == 2 and "1 cases were fused otherwise, as case001 (weights)" in capsys.readouterr().err
+    )
+    assert main([*other, "--overwrite"]) == 0 and main(other) == 0
+    assert (out / "case000.nii").read_bytes() != first
+
+
+def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    path, out = manifest(tmp_path, 12), tmp_path / "out"
+    command = [sys.executable, "-m", "mmif_trt", "batch", str(path), "-o", str(out), "--quiet"]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {p.name: p.stat().st_mtime_ns for p in out.glob("*.json")}
+    assert 3 <= len(finished) < 12, "killed in the middle"
+    for part in ("1/2", "2/2"):
+        subprocess.run([*command, "--part", part], check=True)
+    assert len(list(out.glob("case*.json"))) == 12 == len(list(out.glob("case???.nii")))
+    assert finished == {name: (out / name).stat().st_mtime_ns for name in finished}, (
+        "done cases stay untouched"
+    )
+    first = (out / "case000.nii").read_bytes()
+    assert all(p.read_bytes() == first for p in out.glob("case???.nii"))
+    logs = "".join(p.read_text() for p in out.glob("*.log"))
+    names = [line.split()[1] for line in logs.splitlines()]
+    assert set(names) == {f"case{i:03}" for i in range(12)} and len(names) <= 13
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,a\nx,mri.nii\n", "columns"),
+        ("name,a,b\n../x,mri.nii,b.nii\n", "line 2: name '../x'"),
+        ("name,a,b\nx,a,b\nx,a,b\n", "twice"),
+        ("name,a,b,low_a,high_a\nx,a,b,1,\n", "two numbers"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        cases.plan(str(tmp_path / "m.csv"), SECRET)
+    assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "o"), "--part", "3/2"]) == 2
+
+
+def test_the_reader_is_killed_over_memory_and_time_and_goes_on(tmp_path: Path) -> None:
+    manifest(tmp_path, 0)
+    big = np.zeros((600, 600, 700), np.uint8)  # 252 MB as stored, 3 GB on the way to float32
+    import nibabel
+
+    image = nibabel.Nifti1Image(big, np.eye(4))
+    image.header.set_slope_inter(2, 1)
+    image.to_filename(tmp_path / "big.nii.gz")
+    with decoder.Decoder(megabytes=2400) as reader:
+        with pytest.raises(InputError, match="over the memory limit|died on it"):
+            reader.read((str(tmp_path / "big.nii.gz"),))
+        assert reader.read((str(tmp_path / "mri.nii"),)).data.shape == SHAPE
+    with decoder.Decoder(seconds=0.05) as reader:
+        with pytest.raises(InputError, match="not read within 0.05 s"):
+            reader.read((str(tmp_path / "mri.nii"),))
+        reader.seconds = 60
+        assert reader.read((str(tmp_path / "mri.nii"),)).data.shape == SHAPE
+
+
+def test_a_header_that_kills_its_reader_costs_its_file_alone(tmp_path: Path) -> None:
+    """Headers are parsed in the child: one takes all its memory, one nests without an end, one is cut off."""
+    import pydicom
+
+    write_mr(tmp_path / "mr", AFFINE, SHAPE)
+    good = sorted(str(path) for path in (tmp_path / "mr").iterdir())
+    dataset = pydicom.dcmread(good[0])
+    del dataset.PixelData
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    dataset.ImageComments = "x" * (200 << 20)  # deflated to a fifth of a megabyte
+    dataset["ImageComments"].VR = "UT"  # which may be so long
+    (tmp_path / "bomb").write_bytes(phantoms.encoded(dataset))
+    assert (tmp_path / "bomb").stat().st_size < 1 << 20
+    head_end = Path(good[0]).read_bytes()[:400]
+    (tmp_path / "cut").write_bytes(head_end)
+    start = head_end[: head_end.index(b"\x08\x00")]
+    nested = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 40_000
+    (tmp_path / "nested").write_bytes(start + nested)
+    bad = [str(tmp_path / name) for name in ("bomb", "cut", "nested")]
+    with decoder.Decoder(megabytes=600) as reader:
+        found = dict(reader.headers([*good[:3], *bad, *good[3:]]))
+        assert set(good) <= set(found) and not {bad[0], bad[2]} & set(found)
+        assert found[good[0]]["PatientID"] == phantoms.PLANTED["PatientID"]
+        assert found[good[0]]["ImageType"] == ["ORIGINAL", "PRIMARY", "AXIAL"]
+
+
+def test_the_parent_parses_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mr(tmp_path / "root" / "mr", AFFINE, SHAPE)
+    write_pet(tmp_path / "root" / "pt", AFFINE, SHAPE)
+
+    def parse(*_: object, **__: object) -> None:
+        raise AssertionError("a header was parsed in the parent")
+
+    monkeypatch.setattr(dicom, "parse", parse)
+    out = tmp_path / "out"
+    assert main(["batch", str(tmp_path / "root"), "-o", str(out), "--quiet", "--format", "dcm"]) == 0
+    series = [str(tmp_path / "root" / name) for name in ("mr", "pt")]
+    assert main(["fuse", *series, "-o", str(tmp_path / "one.dcm"), "--quiet"]) == 0
+    assert len(list(out.glob("*.dcm"))) == 1 and (tmp_path / "one.dcm").stat().st_size
+
+
+def test_a_full_disk_stops_a_batch_with_one_line_and_the_next_run_does_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, 4)
+    with disk(tmp_path / "disk", "700k") as small:
+        out = small / "out"
+        assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 1
+        error = capsys.readouterr().err
+        assert error.count("No space left on device") == 1 and error.count("is full") == 1, error
+        assert error.count("\n") == 2
+        done = {p.stem for p in out.glob("*.json") if json.loads(p.read_text())["status"] == "done"}
+        assert 1 <= len(done) < 4 and not list(out.glob(".*"))
+        pictures = {p.stem.removesuffix("_luma") for p in out.glob("*.nii")}
+        assert pictures == done, "nothing of the case for which there was no room"
+        enlarge(small, "8m")
+        assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0
+        first = (out / "case000.nii").read_bytes()
+        assert [p.read_bytes() == first for p in sorted(out.glob("case???.nii"))] == [True] * 4
+
+
+@pytest.fixture(scope="module")
+def fused() -> tuple[Any, Image, Image]:
+    a, b = (
+        dicom.series([dicom.parse(phantoms.encoded(part), "x") for part in parts], "x")
+        for parts in (
+            phantoms.slices(head(grid(AFFINE, SHAPE)), AFFINE),
+            phantoms.slices(20 * uptake(grid(AFFINE, SHAPE)), AFFINE, "PT"),
+        )
+    )
+    return mmif_trt.Fuser().fuse_volumes(a, b), a, b
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("x.nii", "160k"), ("x.nii.gz", "16k"), ("x.dcm", "16k"), ("slices", "16k")]
+)
+def test_a_full_disk_leaves_nothing_of_an_output(
+    tmp_path: Path, name: str, size: str, fused: tuple[Any, Image, Image]
+) -> None:
+    """160k: the luma of 115 KB has room, the RGB after it has not."""
+    with disk(tmp_path / "disk", size) as small:
+        with pytest.raises(OutputError, match="No space left on device"):
+            outputs.save(str(small / name), *fused)
+        assert not list(small.iterdir())
+
+
+def test_a_full_disk_is_one_line_of_fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series = [str(write_mr(tmp_path / "mr", AFFINE, SHAPE)), str(write_pet(tmp_path / "pt", AFFINE, SHAPE))]
+    with disk(tmp_path / "disk", "16k") as small:
+        assert main(["fuse", *series, "-o", str(small / "x.dcm"), "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "No space left on device" in error
+        assert not list(small.iterdir())
+
+
+def test_what_crosses_the_process_is_what_was_read(tmp_path: Path) -> None:
+    folder = write_mr(tmp_path / "mr", affine_of(turn_deg=(3, 4, 5)))
+    direct = mmif_trt.read(folder)
+    with decoder.Decoder() as reader:
+        image = reader.read(tuple(str(path) for path in sorted(folder.iterdir())))
+    np.testing.assert_array_equal(image.data, direct.data)
+    np.testing.assert_array_equal(image.affine, direct.affine)
+    assert (image.frame, image.modality, image.value_range) == (
+        direct.frame,
+        direct.modality,
+        direct.value_range,
+    )
+    assert [h.SOPInstanceUID for h in image.headers] == [h.SOPInstanceUID for h in direct.headers]
+    assert str(image.headers[0].PatientName) == phantoms.PLANTED["PatientName"]

@@ -1,0 +1,220 @@
+"""io/dali: DALI on the CPU gives io.read's pixels bit by bit, and no bad file ends the run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import REPO
+
+from mmif_trt import InputError, io
+from mmif_trt.image import Image
+from mmif_trt.io import dali, dali_unit
+from mmif_trt.stages import colour
+
+pytest.importorskip("nvidia.dali", reason="nvidia-dali-cuda130 is not installed")
+JPEG_2000 = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+
+
+def picture(dtype: str, channels: int, seed: int, size: tuple[int, int] = (40, 56)) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, np.iinfo(dtype).max + 1, (*size, channels)).astype(dtype)
+    return x if channels == 3 else x[..., 0]
+
+
+def save(path: Path, x: np.ndarray) -> str:
+    assert cv2.imwrite(str(path), x, JPEG_2000 if path.suffix == ".jp2" else [])
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jp2", "jpg"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_opencvs(
+    tmp_path: Path, suffix: str, dtype: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if suffix == "jpg" and dtype == "uint16":
+        pytest.skip("JPEG holds 8 bits")
+    arrays = [picture(dtype, channels, seed, (40 + 8 * seed, 56)) for seed in range(5)]
+    arrays[0] //= 16  # 0..4095 in 16 bits, which DALI's default type would turn to 0..16
+    files = [save(tmp_path / f"{i}.{suffix}", x) for i, x in enumerate(arrays)]
+    expected = [io.read(file).data for file in files]
+    monkeypatch.setattr(dali, "_by_opencv", lambda pair: pytest.fail("DALI must have decoded it"))
+    pairs = list(dali.read_pairs(files, files[::-1], batch=2))
+    assert [pair.index for pair in pairs] == list(range(5))
+    for pair in pairs:
+        assert pair.a is not None and pair.b is not None and not pair.error
+        for image, index in ((pair.a, pair.index), (pair.b, 4 - pair.index)):
+            np.testing.assert_array_equal(image.data, expected[index])
+            assert image.data.dtype == dtype and image.source == files[index]
+            if suffix != "jpg":
+                raw = cv2.imread(files[index], cv2.IMREAD_UNCHANGED)
+                np.testing.assert_array_equal(image.data, raw[..., ::-1] if channels == 3 else raw)
+
+
+def test_mixed_types_palettes_and_alpha_stay_in_order(tmp_path: Path) -> None:
+    grey8, grey16 = picture("uint8", 1, 0), picture("uint16", 1, 1)
+    files = [save(tmp_path / f"{i}.png", grey16 if i % 3 == 1 else grey8) for i in range(7)]
+    opaque = np.dstack([picture("uint8", 3, 2), np.full(grey8.shape, 255, np.uint8)])
+    files.append(save(tmp_path / "alpha.png", opaque))
+    files.append(save(tmp_path / "float.tiff", grey8.astype(np.float32) / 255))
+    for pair, file in zip(dali.read_pairs(files, files, batch=3), files, strict=True):
+        assert pair.a is not None
+        np.testing.assert_array_equal(pair.a.data, io.read(file).data)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "flipped": lambda data: data[:60] + bytes([data[60] ^ 0xFF]) + data[61:],
+    "text": lambda data: b"no picture",
+}
+
+
+def test_bad_files_among_a_thousand_are_named(tmp_path: Path) -> None:
+    good = save(tmp_path / "good.png", picture("uint8", 1, 0))
+    files = [good] * 1000
+    for i, (name, damage) in zip((0, 3, 500, 999), DAMAGE.items(), strict=True):
+        bad = tmp_path / f"{name}.png"
+        bad.write_bytes(damage(Path(good).read_bytes()))
+        files[i] = str(bad)
+    files[700] = str(tmp_path / "missing.png")
+    failed = {}
+    for pair in dali.read_pairs(files, [good] * 1000):
+        if pair.error:
+            failed[pair.index] = pair.error
+        else:
+            assert pair.a is not None and pair.b is not None
+    assert sorted(failed) == [0, 3, 500, 700, 999]
+    assert all(error.startswith(files[i]) for i, error in failed.items()), failed
+
+
+def test_a_file_that_only_dali_refuses_does_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks let a file pass whose data is damaged: DALI ends its pipeline, the others still come."""
+    good = save(tmp_path / "good.jp2", picture("uint16", 1, 0))
+    data = bytearray(Path(good).read_bytes())
+    bad = tmp_path / "bad.jp2"
+    bad.write_bytes(data)
+    real = dali.raster.check
+
+    def check(content: bytes, name: str) -> object:
+        kind, proven = real(content, name)
+        if name == str(bad):
+            proven = dali.Checked(b"not JPEG 2000", proven.shape, proven.dtype)
+            bad.write_bytes(data[:200])
+        return kind, proven
+
+    monkeypatch.setattr(dali.raster, "check", check)
+    files = [good] * 20
+    files[7] = str(bad)
+    pairs = list(dali.read_pairs(files, [good] * 20, batch=4))
+    assert [pair.index for pair in pairs] == list(range(20))
+    assert [bool(pair.error) for pair in pairs] == [i == 7 for i in range(20)]
+    assert pairs[7].error.startswith(str(bad))
+
+
+def test_shards_cover_every_pair_once(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{i}.png", picture("uint8", 1, i)) for i in range(7)]
+    seen = [[pair.index for pair in dali.read_pairs(files, files, shard=i, shards=3)] for i in range(3)]
+    assert sum(seen, []) == list(range(7)) and all(2 <= len(part) <= 3 for part in seen)
+    with pytest.raises(InputError, match="shard 3 of 3; accepted are 0 to 2"):
+        next(dali.read_pairs(files, files, shard=3, shards=3))
+    with pytest.raises(InputError, match="7 and 6 files; accepted are two lists of one length"):
+        next(dali.read_pairs(files, files[1:]))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_unit_pipeline_is_in_step_and_splits_as_colour_does(tmp_path: Path, dtype: str) -> None:
+    a = [picture(dtype, 1, seed) for seed in range(4)]
+    b = [picture(dtype, 3, seed + 9) for seed in range(4)]
+    files_a = [save(tmp_path / f"a{i}.png", x) for i, x in enumerate(a)]
+    files_b = [save(tmp_path / f"b{i}.png", x[..., ::-1]) for i, x in enumerate(b)]
+    from mmif_trt.stages.normalise import to_unit
+
+    built = dali_unit.unit_pipeline(files_a, files_b, (dtype, dtype), batch=4, shuffle=True, seed=3)
+    y_a, y_b, chroma = (np.stack([x.at(i) for i in range(4)]) for x in built.run())
+    for i in range(4):
+        k = next(k for k in range(4) if np.abs(y_a[i, ..., 0] - to_unit(Image(a[k]))).max() < 1e-6)
+        unit = to_unit(Image(b[k]))
+        np.testing.assert_allclose(y_b[i, ..., 0], colour.luma(unit), atol=1e-6)
+        np.testing.assert_allclose(chroma[i, ..., 0], unit[..., 2] - colour.luma(unit), atol=1e-6)
+        np.testing.assert_allclose(chroma[i, ..., 1], unit[..., 0] - colour.luma(unit), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 56), (33, 65), (16, 17)])
+def test_unit_pipeline_pads_as_the_network_wants(tmp_path: Path, size: tuple[int, int]) -> None:
+    from mmif_trt.stages import tiling
+    from mmif_trt.stages.normalise import to_unit
+
+    pictures = [picture("uint8", 1, seed, size) for seed in range(3)]
+    files = [save(tmp_path / f"{i}.png", x) for i, x in enumerate(pictures)]
+    built = dali_unit.unit_pipeline(
+        files, files[::-1], ("uint8", "uint8"), batch=3, multiple=tiling.MULTIPLE_PX
+    )
+    y_a, y_b, chroma = built.run()
+    for i in range(3):
+        for y, k in ((y_a, i), (y_b, 2 - i)):
+            expected = tiling.padded(to_unit(Image(pictures[k])))
+            np.testing.assert_allclose(np.array(y.at(i))[..., 0], expected, atol=1e-6)
+        assert np.array(chroma.at(i)).shape == (*size, 2)
+
+
+def test_ahead_tells_every_worker() -> None:
+    def pairs() -> Iterator[dali.Decoded]:
+        yield dali.Decoded(0, error="x.png: bad")
+        raise RuntimeError("the disk is gone")
+
+    ahead = dali.Ahead(pairs(), 4)
+    with pytest.raises(InputError, match="x.png: bad"):
+        ahead.read(0)
+    for index in (1, 2):
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            ahead.read(index)
+    ahead.close()
+
+
+def test_ahead_is_no_further_than_it_may_and_skips_what_nobody_reads(tmp_path: Path) -> None:
+    file = save(tmp_path / "x.png", picture("uint8", 1, 0))
+    made: list[int] = []
+
+    def pairs() -> Iterator[dali.Decoded]:
+        for i in range(100):
+            made.append(i)
+            yield dali.Decoded(i, io.read(file), io.read(file))
+
+    ahead = dali.Ahead(pairs(), 4)
+    for i in range(0, 100, 3):  # two of three pairs failed before they were read
+        assert ahead.read(i)[0].size == (40, 56)
+        assert len(made) <= i + 6
+    ahead.close()
+    ahead = dali.Ahead(pairs(), 4)
+    ahead.close()
+    with pytest.raises(InputError, match="was ended"):
+        ahead.read(50)
+
+
+def test_the_command_line_takes_it(tmp_path: Path) -> None:
+    for side in "ab":
+        (tmp_path / side).mkdir()
+        for i in range(12):
+            save(tmp_path / side / f"{i:02}.png", picture("uint8", 1 if side == "a" else 3, i, (64, 64)))
+    (tmp_path / "a" / "05.png").write_bytes(b"broken")
+    for decode in ("opencv", "dali"):
+        command = [sys.executable, "-m", "mmif_trt", "fuse", "a", "b", "-o", decode, "--decode", decode]
+        command += ["--report", f"{decode}.json", "--threads", "1", "--quiet"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={"PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1 and "05.png: begins with b'broken'" in done.stderr, done.stderr
+        report = json.loads((tmp_path / f"{decode}.json").read_text())
+        assert (report["totals"]["done"], report["totals"]["failed"]) == (11, 1)
+    for path in sorted((tmp_path / "opencv").iterdir()):
+        assert path.read_bytes() == (tmp_path / "dali" / path.name).read_bytes()

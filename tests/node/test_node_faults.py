@@ -1,0 +1,325 @@
+"""What the node does when things around it fail: the PACS, the disk, a scanner that pauses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import phantoms
+import pydicom
+import pytest
+from disks import disk
+from peers import Node, free_port, needs, run_storescu, storescu, until
+from phantoms import affine_of, grid, slices, uptake, write_mr, write_series
+
+from mmif_trt.node import run
+from mmif_trt.node.send import FIND
+from mmif_trt.node.settings import Settings
+from mmif_trt.node.spool import Spool
+from mmif_trt.running import Stop
+
+pynetdicom = pytest.importorskip("pynetdicom", reason="needs the clinical extra")
+
+QUICK = ("--quiet-s", "1")
+SHAPE = (20, 48, 40)
+AFFINE = affine_of(spacing=(5.0, 4.0, 4.0), shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mr; pt early and pt late: one PET series in two parts."""
+    needs("storescu", "storescp")
+    root = tmp_path_factory.mktemp("study")
+    write_mr(root / "mr", AFFINE, SHAPE)
+    pet = slices(20 * uptake(grid(AFFINE, SHAPE)), AFFINE, "PT")
+    write_series(root / "pt early", pet[:14])
+    write_series(root / "pt late", pet[14:])
+    write_series(root / "pt few", pet[:13])
+    return root
+
+
+@contextmanager
+def pacs(folder: Path, port: int) -> Iterator[Path]:
+    """A storescp that keeps each instance it gets in a file of its own, also the same one twice."""
+    folder.mkdir(exist_ok=True)
+    command = ["storescp", "--aetitle", "PACS", "-uf", "-od", str(folder), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def outgoing(node: Node) -> list[Path]:
+    return sorted((node.folder / "spool" / "outgoing").iterdir())
+
+
+def test_a_pacs_that_stays_down_is_asked_ever_more_seldom_and_across_a_restart(
+    study: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    node = Node(tmp_path / "node", port, *QUICK)
+    node.start()
+    try:
+        for folder in ("mr", "pt early", "pt late"):
+            assert storescu(node.port, study / folder) == 0
+        until(lambda: node.log.count("the PACS does not answer") >= 3)
+        assert re.findall(r"next try in (\d+) s", node.log)[:3] == ["1", "2", "4"]
+        (waiting,) = outgoing(node)
+        whole = waiting.read_bytes()
+        node.kill()
+        with pacs(tmp_path / "pacs", port) as folder:
+            node.start()
+            (sent,) = until(lambda: list(folder.iterdir()))
+            until(lambda: node.metric("sent_total") == 1 and not outgoing(node))
+            time.sleep(2)
+            assert len(list(folder.iterdir())) == 1 and node.metric("fusions_total") == 0
+            theirs, ours = pydicom.dcmread(sent), pydicom.dcmread(pydicom.filebase.DicomBytesIO(whole))
+            assert theirs.SOPInstanceUID == ours.SOPInstanceUID and theirs.PixelData == ours.PixelData
+    finally:
+        node.kill()
+
+
+def test_an_instance_that_the_pacs_refuses_holds_up_no_other(study: Path, tmp_path: Path) -> None:
+    got: list[str] = []
+
+    def on_store(event: Any) -> int:
+        got.append(str(event.dataset.StudyInstanceUID))
+        return 0xA700 if got[-1] == phantoms.STUDY and got.count(got[-1]) < 3 else 0
+
+    port = free_port()
+    ae: Any = pynetdicom.AE("PACS")
+    ae.supported_contexts = pynetdicom.AllStoragePresentationContexts
+    server = ae.start_server(
+        ("127.0.0.1", port), False, evt_handlers=[(pynetdicom.evt.EVT_C_STORE, on_store)]
+    )
+    other = {"StudyInstanceUID": "1.2.3"}
+    write_mr(tmp_path / "mr2", AFFINE, SHAPE, **other)
+    pet = slices(20 * uptake(grid(AFFINE, SHAPE)), AFFINE, "PT", **other)
+    write_series(tmp_path / "pt2", pet)
+    node = Node(tmp_path / "node", port, *QUICK)
+    node.start()
+    try:
+        for folder in (
+            study / "mr",
+            study / "pt early",
+            study / "pt late",
+            tmp_path / "mr2",
+            tmp_path / "pt2",
+        ):
+            assert storescu(node.port, folder) == 0
+        until(lambda: node.metric("sent_total") == 2 and not outgoing(node))
+        assert got.count("1.2.3") == 1 and got.count(phantoms.STUDY) == 3
+        assert node.log.count("the PACS refused") == 2
+    finally:
+        node.kill()
+        server.shutdown()
+
+
+def test_late_instances_make_a_complete_series_that_says_what_it_replaces(
+    study: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    node = Node(tmp_path / "node", port, *QUICK)
+    node.start()
+    try:
+        with pacs(tmp_path / "pacs", port) as folder:
+            assert storescu(node.port, study / "mr") == storescu(node.port, study / "pt early") == 0
+            until(lambda: node.metric("sent_total") == 1)
+            (first,) = folder.iterdir()
+            assert storescu(node.port, study / "pt late") == 0
+            until(lambda: node.metric("sent_total") == 2)
+            (second,) = set(folder.iterdir()) - {first}
+            part, whole = pydicom.dcmread(first), pydicom.dcmread(second)
+            assert len(part.SourceImageSequence) == 34 and len(whole.SourceImageSequence) == 40
+            assert part.SeriesInstanceUID != whole.SeriesInstanceUID
+            assert f"replaces {part.SOPInstanceUID}, made before" in whole.DerivationDescription
+            assert "replaces" not in part.DerivationDescription
+            assert "which the PACS has: both are there" in node.log
+            # When the sources are forgotten and a part of them comes again, it does not replace the whole.
+            node.kill()
+            shutil.rmtree(node.folder / "spool" / "incoming")
+            node.start()
+            assert storescu(node.port, study / "mr") == storescu(node.port, study / "pt few") == 0
+            until(lambda: "a fusion of more instances is done" in node.log or len(list(folder.iterdir())) > 2)
+            assert len(list(folder.iterdir())) == 2
+    finally:
+        node.kill()
+
+
+def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
+    """In the spool itself: names end in the number of instances and which they are."""
+    spool = Spool(tmp_path)
+    assert spool.queue("pair_34_aaaa", b"part") == [] and spool.queue("other_34_bbbb", b"x") == []
+    assert spool.queue("pair_40_cccc", b"whole") == ["pair_34_aaaa"]
+    assert [path.stem for path in spool.waiting()] == ["other_34_bbbb", "pair_40_cccc"]
+    assert (
+        spool.larger("pair_34_aaaa") and not spool.larger("pair_41_dddd") and not spool.larger("pair_40_cccc")
+    )
+    whole = spool.waiting()[1]
+    spool.mark_sent(whole, "1.2.3")
+    assert spool.state("pair_40_cccc") == "sent" and not whole.exists() and spool.larger("pair_39_eeee")
+    (mark,) = spool.sent_before("pair_41_dddd")
+    assert spool.uid_of(mark) == "1.2.3" and not spool.sent_before("pair_40_cccc")
+    mark.write_bytes(b"DICM" * 4000)  # a kill after the file became the mark, before it shrank
+    assert Spool(tmp_path).state("pair_40_cccc") == "sent" and spool.uid_of(mark) == ""
+    spool.mark_sent(tmp_path / "outgoing" / "pair_34_aaaa.dcm", "1.2.4")  # it was on its way when it gave way
+    assert spool.state("pair_34_aaaa") == "sent"
+
+
+def test_a_pause_within_an_association_is_no_end(study: Path, tmp_path: Path) -> None:
+    node = Node(tmp_path / "node", free_port(), *QUICK)
+    node.start()
+    try:
+        assert storescu(node.port, study / "mr") == 0
+        ae: Any = pynetdicom.AE("SCANNER")
+        ae.add_requested_context(phantoms.SOP["PT"], "1.2.840.10008.1.2.1")
+        association = ae.associate("127.0.0.1", node.port, ae_title="MMIF")
+        for folder in ("pt early", "pt late"):
+            for path in sorted((study / folder).iterdir()):
+                assert association.send_c_store(pydicom.dcmread(path)).Status == 0
+            time.sleep(2.5)  # more than twice --quiet-s
+            assert not outgoing(node)
+        association.release()
+        (whole,) = until(lambda: outgoing(node))
+        assert len(pydicom.dcmread(whole).SourceImageSequence) == 40
+        assert node.metric("fusions_total") == 1
+    finally:
+        node.kill()
+
+
+def test_an_association_that_stays_open_holds_a_study_only_so_long(study: Path, tmp_path: Path) -> None:
+    node = Node(tmp_path / "node", free_port(), *QUICK, "--hold-s", "5")
+    node.start()
+    try:
+        ae: Any = pynetdicom.AE("SCANNER")
+        for modality in ("MR", "PT"):
+            ae.add_requested_context(phantoms.SOP[modality], "1.2.840.10008.1.2.1")
+        association = ae.associate("127.0.0.1", node.port, ae_title="MMIF")
+        for folder in ("mr", "pt early", "pt late"):
+            for path in sorted((study / folder).iterdir()):
+                assert association.send_c_store(pydicom.dcmread(path)).Status == 0
+        time.sleep(2.5)
+        assert not outgoing(node) and association.is_established
+        (whole,) = until(lambda: outgoing(node))
+        assert association.is_established, "the association never ended"
+        assert len(pydicom.dcmread(whole).SourceImageSequence) == 40
+        association.release()
+    finally:
+        node.kill()
+
+
+@pytest.mark.parametrize("find", ["answered", "not offered", "aborted"])
+def test_killed_when_the_pacs_has_it_and_we_do_not_know(study: Path, tmp_path: Path, find: str) -> None:
+    """The worst moment: the instance is kept there, its answer never read. It is asked for, not sent twice; a
+    PACS that answers no C-FIND gets the same instance again."""
+    stored: list[str] = []
+    asked: list[str] = []
+
+    def on_store(event: Any) -> int:
+        stored.append(str(event.dataset.SOPInstanceUID))
+        if len(stored) == 1:
+            node.kill()
+        return 0
+
+    def on_find(event: Any) -> Iterator[tuple[int, Any]]:
+        asked.append(str(event.identifier.SOPInstanceUID))
+        assert event.identifier.QueryRetrieveLevel == "IMAGE" and event.identifier.StudyInstanceUID
+        if find == "aborted":
+            event.assoc.abort()
+        for uid in stored:
+            if uid == asked[-1]:
+                yield 0xFF00, event.identifier
+
+    port = free_port()
+    ae: Any = pynetdicom.AE("PACS")
+    ae.supported_contexts = pynetdicom.AllStoragePresentationContexts
+    if find != "not offered":
+        ae.add_supported_context(FIND)
+    handlers = [(pynetdicom.evt.EVT_C_STORE, on_store), (pynetdicom.evt.EVT_C_FIND, on_find)]
+    server = ae.start_server(("127.0.0.1", port), False, evt_handlers=handlers)
+    node = Node(tmp_path / "node", port, *QUICK)
+    node.start()
+    try:
+        for folder in ("mr", "pt early", "pt late"):
+            assert storescu(node.port, study / folder) == 0
+        until(lambda: stored and node.process and node.process.poll() is not None)
+        assert len(outgoing(node)) == 1 and not asked
+        node.start()
+        until(lambda: node.metric("sent_total") == 1)
+        time.sleep(1.5)
+        assert not outgoing(node) and not list((node.folder / "spool" / "doubt").iterdir())
+        expected = {"answered": (1, 1), "not offered": (2, 0), "aborted": (2, 1)}
+        assert (len(stored), len(asked)) == expected[find]
+        assert len(set(stored)) == 1 and ("was there already" in node.log) == (find == "answered")
+    finally:
+        node.kill()
+        server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_is_seen_and_ends_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours, planted: the sender ends. Such a node would take series, send none, and look well."""
+    settings = Settings("MMIF", free_port(), tmp_path, ("PACS", "127.0.0.1", free_port()), host="127.0.0.1")
+    settings = replace(settings, http_port=free_port())
+
+    def ends(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(run, "POLL_S", 2.0)
+    monkeypatch.setattr(run, "_send_one", ends)
+    Spool(tmp_path).queue("pair_34_aaaa", b"waits")
+    ended: list[bool] = []
+    node = threading.Thread(target=lambda: ended.append(run.serve(settings, None, Stop())))
+    node.start()
+
+    def failing() -> Any:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{settings.http_port}/health", timeout=10).close()
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())["failed"]
+
+    assert until(failing) == (503, ["send"])
+    node.join(timeout=30)
+    assert ended == [False] and len(Spool(tmp_path).waiting()) == 1, "it stopped, and lost nothing"
+
+
+def test_a_full_disk_postpones_and_loses_nothing(study: Path, tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "3m") as small:
+        node = Node(small / "node", free_port(), *QUICK, "--min-free-mb", "0.01")
+        node.start()
+        try:
+            for folder in ("mr", "pt early", "pt late"):
+                assert storescu(node.port, study / folder) == 0
+            ballast = small / "ballast"
+            with ballast.open("wb", buffering=0) as file:
+                try:
+                    while file.write(b"0" * 4096):
+                        pass
+                except OSError:
+                    pass
+            until(lambda: node.metric("fusions_postponed_total") >= 2)
+            assert not outgoing(node) and not list((node.folder / "spool" / "failed").iterdir())
+            assert not list((node.folder / "spool").rglob("*.mmif-tmp"))
+            refused = run_storescu(node.port, study / "mr")
+            assert "OutOfResources" in refused.stdout + refused.stderr
+            ballast.unlink()
+            (whole,) = until(lambda: outgoing(node))
+            assert len(pydicom.dcmread(whole).SourceImageSequence) == 40
+            assert node.metric("fusions_failed_total") == 0
+        finally:
+            node.kill()

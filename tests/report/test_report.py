@@ -1,0 +1,164 @@
+"""The report: figures as `eval` gives them, one file that opens from disk, and its viewer in a real
+browser.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jinja2", reason="needs the study extra: pip install 'mmif-trt[study]'")
+
+from chromium import browser, check_accessible, check_not_clipped, watched
+from test_study import mmif
+
+from mmif_trt import io
+from mmif_trt.image import Image
+from mmif_trt.measure.scores import evaluate
+from mmif_trt.report import page, pictures
+from mmif_trt.report.figures import ALL, extremes, gather
+
+NASTY = "</script><b>$x$&\"'"
+
+
+def make_cases(root: Path, count: int = 4) -> dict[str, Path]:
+    """Sources and two methods, one worse than the other by noise."""
+    rng = np.random.default_rng(0)
+    for name in ("sources/mri", "sources/pet", "sharp", "noisy"):
+        (root / name).mkdir(parents=True)
+    for case in range(count):
+        y, x = np.mgrid[:64, :80]
+        a = np.uint8(127 + 100 * np.sin(x / (4 + case)) * np.cos(y / 5))
+        b = np.dstack([np.uint8(200 * np.exp(-((x - 40) ** 2 + (y - 30) ** 2) / 300))] * 2 + [a // 3])
+        fused = np.maximum(a[..., None], b)
+        noisy = np.clip(fused + rng.normal(0, 20, fused.shape), 0, 255).astype(np.uint8)
+        for where, data in (("sources/mri", a), ("sources/pet", b), ("sharp", fused), ("noisy", noisy)):
+            io.write(root / where / f"case {case}.png", Image(data), durable=False)
+    return {"sharp": root / "sharp", NASTY: root / "noisy"}
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    (text,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL
+    )
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_figures_are_those_of_eval(tmp_path: Path) -> None:
+    methods = make_cases(tmp_path)
+    options = [f"--method={name}={folder}" for name, folder in methods.items()]
+    done = mmif("report", tmp_path / "sources", *options, "-o", tmp_path / "r.html")
+    assert "4 cases, 4 methods" in done.stdout
+    data = data_of(tmp_path / "r.html")
+    scores = evaluate(tmp_path / "sources", tmp_path / "sharp", method="sharp", baselines=True)
+    for method in ("sharp", "average", "max"):
+        for key, value in scores.means[method].items():
+            assert data["means"][method][list(ALL).index(key)] == pytest.approx(value, abs=1e-5)
+    assert data["methods"] == sorted(data["methods"], key=lambda m: data["rank"][m])
+    assert data["baselines"] == ["average", "max"] and NASTY in data["methods"]
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("</script>") == 3 and "http-equiv" in text
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]', text)  # needs no other file
+    best = extremes(gather(tmp_path / "sources", methods))["SSIM255"]["best"]
+    assert {method for _, method, _ in best} == {"sharp"} and best[0][2] >= best[-1][2]
+
+
+def test_too_many_pictures_go_beside_the_page(tmp_path: Path) -> None:
+    figures = gather(tmp_path / "sources", make_cases(tmp_path))
+    whole = pictures.collect(figures, tmp_path / "r.html", {})
+    assert not whole.beside and not (tmp_path / "r_files").exists()
+    size = sum(len(url) for case in whole.inside.values() for url in case.values())
+    less = pictures.collect(figures, tmp_path / "r.html", {}, budget=size - 1)
+    assert "lossless" in whole.how and "lossy" in less.how and not less.beside
+    some = pictures.collect(figures, tmp_path / "r.html", {}, budget=40_000)
+    assert sum(len(url) for case in some.inside.values() for url in case.values()) <= 40_000 + 2000
+    assert len(list((tmp_path / "r_files").iterdir())) == 4 * 6
+    from PIL import Image as Pil
+
+    kept = np.asarray(Pil.open(tmp_path / some.beside["case 1"]["sharp"]))
+    assert np.array_equal(kept, io.read(tmp_path / "sharp" / "case 1.png").data)  # lossless
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    make_cases(tmp_path, 2)
+    out = ("-o", tmp_path / "r.html")
+    for options, word in (
+        ([f"--method=max={tmp_path}"], "max"),
+        (["--method=sharp"], "NAME=FOLDER"),
+        ([f"--method=sharp={tmp_path}/none"], "none"),
+        (["--no-baselines"], "--method"),
+        ([f"--method=sharp={tmp_path}/sharp"] * 2, "once"),
+        (["--range-mri", "5", "5"], "LOW < HIGH"),
+    ):
+        assert word in mmif("report", tmp_path / "sources", *options, *out, code=2).stderr
+    assert ".html" in mmif("report", tmp_path / "sources", "-o", tmp_path / "r.txt", code=2).stderr
+    (tmp_path / "sharp" / "case 0.png").unlink()
+    assert (
+        "case 0" in mmif("report", tmp_path / "sources", f"--method=s={tmp_path}/sharp", *out, code=2).stderr
+    )
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_page_works_from_disk(tmp_path: Path) -> None:
+    figures = gather(tmp_path / "sources", make_cases(tmp_path))
+    page.write(figures, tmp_path / "r.html", title="A <title>", sources=tmp_path / "sources")
+    with browser() as chromium:
+        context = chromium.new_context(viewport={"width": 1400, "height": 900}, offline=True)
+        shown, wrong = watched(context)
+        shown.goto((tmp_path / "r.html").as_uri())
+        check_accessible(shown, "report")
+        check_not_clipped(shown, "report")
+        check_table(shown)
+        check_viewer(shown)
+        shown.set_viewport_size({"width": 820, "height": 1180})
+        check_not_clipped(shown, "report on a tablet")
+        assert shown.inner_text("h1") == "A <title>"
+        page.write(figures, tmp_path / "many.html", title="Many", sources=tmp_path, budget=40_000)
+        shown.goto((tmp_path / "many.html").as_uri())
+        assert (tmp_path / "many_files").is_dir()
+        shown.wait_for_function(
+            "[...document.querySelectorAll('#panes img')].every(i => i.naturalWidth === 80)"
+        )
+        assert not wrong
+
+
+def check_table(shown: Any) -> None:
+    def column(index: int) -> list[str]:
+        return list(shown.locator(f"#means tbody tr > :nth-child({index})").all_inner_texts())
+
+    ranks = [float(text) for text in column(2)]
+    assert ranks == sorted(ranks) and sum("baseline" in text for text in column(1)) == 2
+    shown.click("#means button:has-text('MI')")
+    values = [float(text) for text in column(2 + 1 + list(ALL).index("MI"))]
+    assert values == sorted(values, reverse=True)
+    shown.click("#means button:has-text('MI')")
+    assert [float(text) for text in column(3 + list(ALL).index("MI"))] == values[::-1]
+
+
+def check_viewer(shown: Any) -> None:
+    assert shown.evaluate("[...document.querySelectorAll('#panes img')].every(i => i.naturalWidth === 80)")
+    shown.keyboard.press("ArrowRight")
+    assert shown.input_value("#case") == "1"
+    shown.click("#panes .b .pane")
+    box = shown.locator("#panes .b .pane").bounding_box()
+    shown.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    shown.mouse.wheel(0, -600)
+    shown.wait_for_function("document.getElementById('zoomed').textContent !== '1.0×'")
+    moved = shown.evaluate(
+        "[...document.querySelectorAll('#panes img')].map(i => i.style.transform.split('scale')[1])"
+    )
+    assert len(set(moved)) == 1 and moved[0] != "(1)"
+    shown.keyboard.press("0")
+    shown.click("text=Swipe >> nth=0")
+    shown.fill("#swipe", "25")
+    assert "25%" in shown.locator("#panes .over").evaluate("i => i.style.clipPath")
+    shown.locator("#sheet .thumb").nth(3).click()
+    assert shown.input_value("#case") == "0"
+    shown.select_option("#measure", "VIF")
+    assert shown.locator("#extremes .row").count() == 6
