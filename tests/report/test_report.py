@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("jinja2", reason="needs the study extra: pip install 'mmif-trt[study]'")
 
 from chromium import browser, check_accessible, check_not_clipped, watched
-from test_study import mmif
+from shell import mmif
 
 from mmif_trt import io
 from mmif_trt.image import Image

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REPO
+from shell import mmif
 
 pytest.importorskip("fastapi", reason="needs the study extra: pip install 'mmif-trt[study]'")
 
@@ -48,15 +49,6 @@ def make_config(root: Path, *, cases: int = 3, methods: list[str] = METHODS, **m
 def make_study(root: Path, **more: Any) -> Path:
     create(read_config(make_config(root, **more)), root / "study")
     return root / "study"
-
-
-def mmif(*args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mmif_trt", *map(str, args)]
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr and "internal error" not in done.stderr, done.stderr
-    return done
 
 
 def items_of(reader: int, **more: Any) -> list[plan.Item]:
