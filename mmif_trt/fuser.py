@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from mmif_trt.image import DTYPE_RANGE, Image, InputError
 from mmif_trt.stages import colour, normalise, tiling
 
 if TYPE_CHECKING:
-    from mmif_trt.volume import Fused
+    from mmif_trt.stages.geometry import Stated
+    from mmif_trt.volume import Fused, Options
 
 ValueRange = tuple[float, float]
 _WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type of the two
@@ -65,14 +67,17 @@ class Fuser:
             pixels, value_range=like.value_range, modality=None, source=f"{a.source} + {b.source}"
         )
 
-    def fuse_volumes(self, a: Image, b: Image, **options: Any) -> Fused:
-        """a: the MRI volume, b: CT, PET or SPECT in its own grid. options: see volume.Options; registration
-        may also be a [4, 4] array or the path of a DICOM Spatial Registration."""
+    def fuse_volumes(self, a: Image, b: Image, options: Options | None = None) -> Fused:
+        """a: the MRI volume, b: CT, PET or SPECT in its own grid. options: `mmif_trt.volume.Options`; its
+        registration may also be a [4, 4] array or the path of a DICOM Spatial Registration.
+
+        Raises InputError, see volume.fuse.
+        """
         from mmif_trt import volume
 
-        if "registration" in options:
-            options["registration"] = _as_registration(options["registration"], a, b)
-        return volume.fuse(self.runtime.infer, a, b, volume.Options(**options), self.runtime.streams)
+        options = options or volume.Options()
+        options = replace(options, registration=_as_registration(options.registration, a, b))
+        return volume.fuse(self.runtime.infer, a, b, options, self.runtime.streams)
 
     def __call__(
         self,
@@ -82,18 +87,33 @@ class Fuser:
         value_range: ValueRange | None = None,
         value_range_a: ValueRange | None = None,
         value_range_b: ValueRange | None = None,
-        **options: Any,
+        plane: str | None = None,
+        palette: str | None = None,
+        registration: str | os.PathLike[str] | np.ndarray | Stated = "header",
+        assume_aligned: bool = False,
+        modality_b: str | None = None,
+        percentiles_a: ValueRange | None = None,
+        percentiles_b: ValueRange | None = None,
     ) -> Any:
         """Fuse; see `fuse`."""
         range_a, range_b = value_range_a or value_range, value_range_b or value_range
-        if isinstance(a, (str, os.PathLike, Image)) or isinstance(b, (str, os.PathLike, Image)):
+        options = {
+            "plane": plane,
+            "palette": palette,
+            "registration": registration,
+            "assume_aligned": assume_aligned,
+            "modality_b": modality_b,
+            "percentiles_a": percentiles_a,
+            "percentiles_b": percentiles_b,
+        }
+        if any(isinstance(x, (str, os.PathLike, Image)) for x in (a, b)):
             image_a, image_b = _as_image(a, "a", range_a), _as_image(b, "b", range_b)
             if image_a.is_volume or image_b.is_volume:
-                return self.fuse_volumes(image_a, image_b, **options).image
-        if options:
-            raise InputError(f"{', '.join(options)}: accepted for volumes with geometry only")
-        if isinstance(a, (str, os.PathLike, Image)) or isinstance(b, (str, os.PathLike, Image)):
+                ranges = {"value_range_a": range_a, "value_range_b": range_b}
+                return self.fuse_volumes(image_a, image_b, _options(**options, **ranges)).image
+            _refuse_for_pictures(options)
             return self.fuse_images(image_a, image_b)
+        _refuse_for_pictures(options)
         array_a, array_b = _as_array(a, "a"), _as_array(b, "b")
         fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
         if isinstance(a, np.ndarray):
@@ -129,9 +149,15 @@ def fuse(
     value_range: ValueRange | None = None,
     value_range_a: ValueRange | None = None,
     value_range_b: ValueRange | None = None,
+    plane: str | None = None,
+    palette: str | None = None,
+    registration: str | os.PathLike[str] | np.ndarray | Stated = "header",
+    assume_aligned: bool = False,
+    modality_b: str | None = None,
+    percentiles_a: ValueRange | None = None,
+    percentiles_b: ValueRange | None = None,
     runtime: str = "auto",
     precision: str = "auto",
-    **options: Any,
 ) -> Any:
     """Fuse an MRI with a registered CT, PET or SPECT image of the same size, or with a volume in any grid.
 
@@ -141,18 +167,41 @@ def fuse(
     value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the
         whole range of the dtype (float32: 0 to 1); of volumes the header's window, or fixed limits by
         modality and unit (normalise.LIMITS). Values outside saturate.
-    options: for volumes, see volume.Options: plane, palette, registration, assume_aligned, modality_b,
-        percentiles_a, percentiles_b. b is resampled on a's grid by their geometry; registration: "header",
-        "rigid", "none", the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to
-        b's.
+    plane, palette, registration, assume_aligned, modality_b, percentiles_a, percentiles_b: for volumes, see
+        volume.Options. b is resampled on a's grid by their geometry; registration: "header", "rigid", "none",
+        the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to b's.
+    runtime, precision: see `Fuser`.
     Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its
         device), in the wider dtype of the two, RGB where b is RGB.
-    Raises InputError, naming the argument or file, what came and what is accepted.
+    Raises InputError, naming the argument or file, what was found and what is expected.
     """
     with _loading:
         fuser = _default_fuser(runtime, precision)
-    ranges = {"value_range": value_range, "value_range_a": value_range_a, "value_range_b": value_range_b}
-    return fuser(a, b, **ranges, **options)
+    return fuser(
+        a,
+        b,
+        value_range=value_range,
+        value_range_a=value_range_a,
+        value_range_b=value_range_b,
+        plane=plane,
+        palette=palette,
+        registration=registration,
+        assume_aligned=assume_aligned,
+        modality_b=modality_b,
+        percentiles_a=percentiles_a,
+        percentiles_b=percentiles_b,
+    )
+
+
+def _options(**given: Any) -> Options:
+    from mmif_trt.volume import Options
+
+    return Options(**given)
+
+
+def _refuse_for_pictures(options: dict[str, Any]) -> None:
+    if given := _options(**options).changed():
+        raise InputError(f"{', '.join(given)}: accepted for volumes with geometry only")
 
 
 @lru_cache(maxsize=4)

@@ -9,6 +9,7 @@ import numpy as np
 
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # mm of NIfTI and of Image to those of DICOM and ITK, and back
 MODALITIES = ("mri", "ct", "pet", "spect")
+SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}  # on screens and pages
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 4096
 MAX_VOXELS = 1 << 28  # of a volume: 512 x 512 x 1024
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # towards which an axis runs, along x, y, z of RAS+

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import cv2
@@ -24,19 +24,29 @@ MAX_ASPECT = 1.25  # of a pixel; the network was trained on square ones
 
 @dataclass(frozen=True)
 class Options:
-    """How two volumes are fused. modality_b and value ranges replace what the files say.
+    """How two volumes are fused: the one object that carries it, from command line or Python to `fuse`.
 
-    plane: of the slices that the network sees; None: the one nearest to a's own slices. palette: for a scalar
-    b, a name or UID of palettes.PALETTES; None: by modality (CT: grey). See geometry.align for registration.
+    plane: of the slices that the network sees, a key of PLANES; None: the one nearest to a's own slices.
+    palette: for a scalar b, a name or UID of palettes.PALETTES; None: by modality (CT: grey).
+    registration: of b to a, a name or a Stated, see geometry.align. assume_aligned: b lies on a's grid
+    already (registration "none"). modality_b: where b's header does not say it. value_range_a, value_range_b:
+    the values of black and white, in place of the header's; percentiles_a, percentiles_b: the same by
+    percentiles of the volume.
     """
 
     plane: str | None = None
     palette: str | None = None
-    registration: str | geometry.Stated = "header"
+    registration: Any = "header"
     assume_aligned: bool = False
     modality_b: str | None = None
     percentiles_a: tuple[float, float] | None = None
     percentiles_b: tuple[float, float] | None = None
+    value_range_a: tuple[float, float] | None = None
+    value_range_b: tuple[float, float] | None = None
+
+    def changed(self) -> list[str]:
+        """The names of the fields that are not at their default."""
+        return [f.name for f in fields(self) if getattr(self, f.name) is not f.default]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
 
     infer: a runtime's, see runtimes. Raises InputError.
     """
+    a = _with_range(a, options.value_range_a, options.percentiles_a, "a")
+    b = _with_range(b, options.value_range_b, options.percentiles_b, "b")
     a, b, palette, plane = _check(a, b, options)
     moved, report = geometry.align(a, b, options.registration, assume_aligned=options.assume_aligned)
     limits_a, how_a = normalise.volume_limits(a, options.percentiles_a)
@@ -72,8 +84,8 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[1:]
 
     def one(index: int) -> tuple[np.ndarray, np.ndarray]:
-        unit_a = _unit(a_slices[index], limits_a)
-        unit_b = _unit(b_slices[index], limits_b)
+        unit_a = normalise.unit(a_slices[index], limits_a)
+        unit_b = normalise.unit(b_slices[index], limits_b)
         rgb = palettes.apply(unit_b, palette) if palette else unit_b
         y = _slice(
             infer, unit_a, colour.luma(rgb) if rgb.ndim == 3 else rgb, (float(spacing[0]), float(spacing[1]))
@@ -100,6 +112,17 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
         "b": _entry(b, limits_b, how_b),
     }
     return Fused(image, replace(a, data=luma, value_range=(0.0, 1.0), **meaning), plane, record)
+
+
+def _with_range(
+    image: Image, limits: tuple[float, float] | None, percentiles: tuple[float, float] | None, side: str
+) -> Image:
+    if limits is None:
+        return image
+    if percentiles is not None:
+        both = f"--value-range-{side} and --percentiles-{side} (value_range_{side}, percentiles_{side})"
+        raise InputError(f"{both}: both were given; expected one of them")
+    return image.with_data(image.data, value_range=limits)
 
 
 def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | None, str]:
@@ -153,11 +176,6 @@ def orient(data: np.ndarray, affine: np.ndarray, plane: str) -> tuple[np.ndarray
         view = np.flip(view, axis) if flip < 0 else view
     order = [int(axis) for axis in np.argsort(turn[:, 0])] + list(range(3, data.ndim))
     return view.transpose(order), affine @ orientations.inv_ornt_aff(turn, data.shape[:3])
-
-
-def _unit(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    unit = (values.astype(np.float32) - np.float32(limits[0])) / np.float32(limits[1] - limits[0])
-    return np.clip(unit, 0, 1, out=unit)
 
 
 def _slice(infer: Network, a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:

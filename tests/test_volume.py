@@ -172,11 +172,11 @@ def test_limits_are_fixed_recorded_and_once_a_volume() -> None:
     assert how == "percentiles 1 and 99 of the volume"
     # A slice's own extremes must not matter: the same slice fuses to the same in another company.
     a, b = mri(), pet(affine_of(), SHAPE)
-    whole = mmif_trt.Fuser().fuse_volumes(a, b, plane="axial")
+    whole = mmif_trt.Fuser().fuse_volumes(a, b, volume.Options(plane="axial"))
     dimmer = replace(
         b, data=np.where(np.arange(24)[:, None, None] == 12, b.data, b.data / 3).astype(np.float32)
     )
-    again = mmif_trt.Fuser().fuse_volumes(a, dimmer, plane="axial")
+    again = mmif_trt.Fuser().fuse_volumes(a, dimmer, volume.Options(plane="axial"))
     np.testing.assert_array_equal(whole.image.data[12], again.image.data[12])
     # Limits of each slice would make the two alike; the MRI, which is the same in both, keeps them near.
     assert again.luma.data[11].mean() < 0.97 * whole.luma.data[11].mean(), "a dim slice stays dim"

@@ -14,36 +14,35 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmif_trt import weights
 from mmif_trt.clinical import outputs
+from mmif_trt.clinical.case import Case, Loaded, VolumeFuser, fuse, load
 from mmif_trt.clinical.decoder import Decoder
-from mmif_trt.clinical.series import Case, collect, pair
+from mmif_trt.clinical.series import collect, pair
 from mmif_trt.files import disk_is_full, write_atomic
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import InputError
 from mmif_trt.running import Stop, explain
+from mmif_trt.volume import Fused, Options
 
-OF_THE_FUSER = ("runtime", "precision")
 COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
 
 
 @dataclass
 class Work:
     case: Case
-    a: Image | None = None
-    b: Image | None = None
-    registration: Any = None  # of the case's own Spatial Registration
-    fused: Any = None
+    loaded: Loaded | None = None
+    fused: Fused | None = None
     error: str = ""
     started: float = 0.0
 
 
 def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], list[str]]:
     """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired. secret: the key of the
-    names (pseudonym.py). across: see pairing.pair. Headers are read in a child process, as pixels are.
+    names (pseudonym.py). across: see series.pair. Headers are read in a child process, as pixels are.
     Raises InputError."""
     if os.path.isdir(source):
         with Decoder() as decoder:
@@ -90,30 +89,44 @@ def _manifest(path: str) -> list[Case]:
             raise InputError(
                 f"{path}, line {line}: name {name!r}; accepted are a file name, and paths in a and b"
             )
-        options: dict[str, Any] = {key: row[key] for key in ("modality_b", "palette") if row.get(key)}
+        own: dict[str, Any] = {key: row[key] for key in ("modality_b", "palette") if row.get(key)}
         for side in "ab":
             texts = [row.get(f"{end}_{side}") or "" for end in ("low", "high")]
             if any(texts):
                 try:
-                    options[f"range_{side}"] = (float(texts[0]), float(texts[1]))
+                    own[f"value_range_{side}"] = (float(texts[0]), float(texts[1]))
                 except ValueError:
                     raise InputError(
                         f"{path}, line {line}: range {texts}; accepted are two numbers"
                     ) from None
-        cases.append(Case(name, (str(base / row["a"]),), (str(base / row["b"]),), options))
+        cases.append(Case(name, (str(base / row["a"]),), (str(base / row["b"]),), own))
     if len({case.name for case in cases}) < len(cases):
         raise InputError(f"{path}: a name that is there twice; accepted is each once")
     return cases
 
 
-def asked(case: Case, options: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """What decides all cases of a run: how volumes are fused, and what runs the network, as asked for."""
+
+    options: Options = field(default_factory=Options)
+    runtime: str = "auto"
+    precision: str = "auto"
+
+
+def asked(case: Case, run: Run) -> dict[str, Any]:
     """All that decides what a case looks like, beside its files, as JSON has it."""
-    own = {"spatial_registration": case.registration or None, "weights": weights.in_use()["lagn"]["sha256"]}
-    wanted: dict[str, Any] = json.loads(json.dumps({**options, **case.options, **own}))
+    own = {
+        "runtime": run.runtime,
+        "precision": run.precision,
+        "spatial_registration": case.registration or None,
+        "weights": weights.in_use()["lagn"]["sha256"],
+    }
+    wanted: dict[str, Any] = json.loads(json.dumps({**asdict(case.options(run.options)), **own}))
     return wanted
 
 
-def difference(case: Case, out: Path, suffix: str, options: dict[str, Any]) -> str | None:
+def difference(case: Case, out: Path, suffix: str, run: Run) -> str | None:
     """None for a case that is to be done; of a done one what differs from now, in words, empty if nothing."""
     try:
         report = json.loads((out / f"{case.name}.json").read_text())
@@ -121,7 +134,7 @@ def difference(case: Case, out: Path, suffix: str, options: dict[str, Any]) -> s
         return None
     if report.get("status") != "done" or not (out / f"{case.name}{suffix}").exists():
         return None
-    was, now = report.get("asked") or {}, asked(case, options)
+    was, now = report.get("asked") or {}, asked(case, run)
     return ", ".join(
         key if isinstance(now.get(key), dict) else f"{key} {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())
@@ -129,27 +142,25 @@ def difference(case: Case, out: Path, suffix: str, options: dict[str, Any]) -> s
     )
 
 
-def run(
+def carry(
     cases: list[Case],
     out: Path,
     suffix: str,
-    fuser: Any,
+    fuser: VolumeFuser,
     stop: Stop,
     on_case: Callable[[Case, str], None],
-    **options: Any,
+    run: Run,
 ) -> dict[str, int]:
     """Carry every case through; counts of done and failed. on_case(case, error or ""): by the writer.
 
-    options: for Fuser.fuse_volumes; a report holds them (asked). A full disk sets `stop`.
+    Each report holds what decided its case (asked). A full disk sets `stop`.
     """
     read: queue.Queue[Work | None] = queue.Queue(1)
     fused: queue.Queue[Work | None] = queue.Queue(1)
     count = {"done": 0, "failed": 0}
     threads = [
-        threading.Thread(target=_reader, args=(cases, read, stop), name="read", daemon=True),
-        threading.Thread(
-            target=_writer, args=(fused, out, suffix, options, stop, on_case, count), name="write"
-        ),
+        threading.Thread(target=_reader, args=(cases, read, stop, run), name="read", daemon=True),
+        threading.Thread(target=_writer, args=(fused, out, suffix, run, stop, on_case, count), name="write"),
     ]
     for thread in threads:
         thread.start()
@@ -157,14 +168,8 @@ def run(
         while (work := read.get()) is not None:
             if not work.error:
                 try:
-                    assert work.a is not None and work.b is not None
-                    own = {
-                        key: value for key, value in work.case.options.items() if not key.startswith("range")
-                    }
-                    if work.registration is not None:
-                        own["registration"] = work.registration
-                    given = {key: value for key, value in options.items() if key not in OF_THE_FUSER}
-                    work.fused = fuser.fuse_volumes(work.a, work.b, **{**given, **own})
+                    assert work.loaded is not None
+                    work.fused = fuse(work.loaded, fuser)
                 except Exception as error:
                     work.error = explain(error)
             fused.put(work)
@@ -177,23 +182,14 @@ def run(
     return count
 
 
-def _reader(cases: list[Case], read: queue.Queue[Work | None], stop: Stop) -> None:
+def _reader(cases: list[Case], read: queue.Queue[Work | None], stop: Stop, run: Run) -> None:
     with Decoder() as decoder:
         for case in cases:
             if stop.reason:
                 break
             work = Work(case, started=time.monotonic())
             try:
-                pictures = []
-                for side, paths in (("a", case.a), ("b", case.b)):
-                    image = decoder.read(paths)
-                    limits = case.options.get(f"range_{side}")
-                    pictures.append(
-                        image if limits is None else image.with_data(image.data, value_range=limits)
-                    )
-                work.a, work.b = pictures
-                if case.registration:
-                    work.registration = decoder.registration(case.registration, *pictures)
+                work.loaded = load(case, decoder, run.options)
             except Exception as error:
                 work.error = explain(error)
             read.put(work)
@@ -204,7 +200,7 @@ def _writer(
     fused: queue.Queue[Work | None],
     out: Path,
     suffix: str,
-    options: dict[str, Any],
+    run: Run,
     stop: Stop,
     on_case: Callable[[Case, str], None],
     count: dict[str, int],
@@ -216,10 +212,11 @@ def _writer(
         report: dict[str, Any] = {"name": work.case.name, "status": "failed", "message": work.error}
         try:
             if not work.error:
-                assert work.a is not None and work.b is not None
-                files = outputs.save(str(out / f"{work.case.name}{suffix}"), work.fused, work.a, work.b)
+                assert work.loaded is not None and work.fused is not None
+                target = str(out / f"{work.case.name}{suffix}")
+                files = outputs.save(target, work.fused, work.loaded.a, work.loaded.b)
                 done = json.loads(outputs.report_of(work.fused, files))
-                how = asked(work.case, options)
+                how = asked(work.case, run)
                 report = {**done, "name": work.case.name, "status": "done", "message": "", "asked": how}
             report["seconds"] = round(time.monotonic() - work.started, 3)
             write_atomic(out / f"{work.case.name}.json", (json.dumps(report, indent=1) + "\n").encode())

@@ -97,7 +97,7 @@ class Decoder:
         return geometry.Stated(np.array(answer["matrix"]), answer["words"])
 
     def headers(self, paths: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(path, what pairing.KEYS name, as text) of every DICOM file of `paths` that can be read.
+        """(path, what series.KEYS name, as text) of every DICOM file of `paths` that can be read.
 
         A file that kills the child, or holds it up, is left out like one that is no DICOM.
         """

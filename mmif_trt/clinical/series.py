@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmif_trt.clinical import pseudonym
+from mmif_trt.clinical.case import Case
 from mmif_trt.io.dicom.values import MODALITY
 
-# What pairing asks of a header (see console/decoder.py, which reads them in a child process).
+# What pairing asks of a header (see clinical/decoder.py, which reads them in a child process).
 KEYS = (
     "PatientID",
     "IssuerOfPatientID",
@@ -56,18 +57,6 @@ class Tie:
     frames: frozenset[str]
     when: str
     path: str
-
-
-@dataclass(frozen=True)
-class Case:
-    """One fusion to be made. a, b: files (or one folder or file each). registration: the file of a Spatial
-    Registration that ties them, or ""."""
-
-    name: str
-    a: tuple[str, ...]
-    b: tuple[str, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    registration: str = ""
 
 
 def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> tuple[list[Series], list[Tie]]:

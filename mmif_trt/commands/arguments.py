@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
     from mmif_trt.fuser import Fuser
+    from mmif_trt.volume import Options
+
+
+REGISTRATIONS = ("header", "rigid", "none")  # geometry.REGISTRATIONS, without its imports
+PLANES = ("axial", "coronal", "sagittal")
 
 
 def say(line: str, code: int = 0) -> int:
@@ -47,3 +53,29 @@ def check_text_output(option: str, path: str, *suffixes: str) -> None:
     if os.path.splitext(os.path.realpath(path))[1].lower() not in suffixes:
         raise InputError(f"{option} {path}: accepted is a file name that ends in {' or '.join(suffixes)}")
     prove_writable(Path(path).parent)
+
+
+def add_how(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """How volumes are fused, for one pair or many: plane, palette, percentiles."""
+    what = "of the slices that the network sees; default: that of A"
+    parser.add_argument("--plane", choices=PLANES, help=what)
+    what = "of a scalar B: HOT_IRON, PET, HOT_METAL_BLUE, PET_20_STEP or its UID; default: by modality"
+    parser.add_argument("--palette", help=what)
+    for side in "ab":
+        what = f"black and white of {side.upper()} by percentiles of the volume"
+        parser.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
+
+
+def add_pairing(parser: argparse.ArgumentParser) -> None:
+    """How the series of a study are paired and registered."""
+    what = "of B to A; rigid also pairs series of a study across frames of reference; default: header"
+    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header", help=what)
+
+
+def options_of(args: argparse.Namespace, **given: Any) -> Options:
+    """The options that a command line states, under the names that it shares with `volume.Options`; given:
+    those that it has under another."""
+    from mmif_trt.volume import Options
+
+    stated = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
+    return Options(**{**stated, **given})

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt.clinical import pseudonym
-from mmif_trt.commands.volumes import ACROSS, PLANES, REGISTRATIONS
+from mmif_trt.commands.arguments import add_how, add_pairing, options_of
 from mmif_trt.image import InputError
 from mmif_trt.running import stop_on_signal
 
 # What a case is fused with; its report holds them.
-OPTIONS = ("plane", "palette", "registration", "percentiles_a", "percentiles_b", "runtime", "precision")
 
 
 def add(commands: Any) -> None:
@@ -32,16 +31,13 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--format", choices=("nii", "nii.gz", "dcm"), default="nii", help="default: nii")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
-    what = f"of names; default: one made as OUT/{pseudonym.FILE}"
     what = "fuse again what was fused with other options or weights"
     parser.add_argument("--overwrite", action="store_true", help=what)
+    what = f"of names; default: one made as OUT/{pseudonym.FILE}"
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th case from the I-th on")
-    parser.add_argument("--plane", choices=PLANES)
-    parser.add_argument("--palette", help="of scalar PET, SPECT")
-    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header", help=ACROSS)
-    for side in "ab":
-        parser.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    add_how(parser)
+    add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
     for option in ("--runtime", "--precision"):
         parser.add_argument(option, default="auto", help="see fuse; default: auto")
@@ -79,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     found, left = work.plan(args.source, _secret(args), args.registration == "rigid")
     mine = found[index - 1 :: count]
     suffix = f".{args.format}"
-    options = {key: getattr(args, key) for key in OPTIONS}
-    differs = {case.name: work.difference(case, args.output, suffix, options) for case in mine}
+    how = work.Run(options_of(args), args.runtime, args.precision)
+    differs = {case.name: work.difference(case, args.output, suffix, how) for case in mine}
     todo = [case for case in mine if differs[case.name] is None or args.overwrite and differs[case.name]]
     if args.dry_run:
         _show(mine, differs, left)
@@ -89,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"{args.source}: no pair ({'; '.join(left) or 'no series'}); accepted is an MRI and a partner"
         )
-    others = [name for name, how in differs.items() if how and not args.overwrite]
+    others = [name for name, what in differs.items() if what and not args.overwrite]
     if others:
         raise InputError(
             f"{args.output}: {len(others)} cases were fused otherwise, as {others[0]} "
@@ -114,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
         if todo:
             fuser = Fuser(args.runtime, args.precision, streams=usable_cores())
-            total = work.run(todo, args.output, suffix, fuser, stop, on_case, **options)
+            total = work.carry(todo, args.output, suffix, fuser, stop, on_case, how)
         log.close()
     seconds = time.monotonic() - start
     if stop.reason:

@@ -15,7 +15,7 @@ from mmif_trt import __version__, io, runtimes
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.commands.arguments import add_runtime, load_fuser
 from mmif_trt.files import prove_writable
-from mmif_trt.image import Image
+from mmif_trt.image import SHOWN, Image
 from mmif_trt.machine import cpu
 from mmif_trt.samples import PAIRS, SIDE_PX, sample
 from mmif_trt.stages.normalise import as_rgb8
@@ -28,7 +28,6 @@ SHEET = "contact_sheet.png"
 # Around the sheet, above it, above and below each row.
 MARGIN_PX, TITLE_PX, LABEL_PX, NOTE_PX = 20, 58, 30, 52
 BACKGROUND, TEXT, FAINT, SIMULATED = (18, 20, 24), (232, 234, 238), (150, 156, 166), (255, 190, 92)
-SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}
 Row = tuple[Image, Image, Image]  # MRI, the other source, fused
 
 

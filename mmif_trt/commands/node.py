@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.commands.volumes import ACROSS, PLANES, REGISTRATIONS
+from mmif_trt.commands.arguments import add_how, add_pairing, options_of
 from mmif_trt.image import InputError
 
 MB = 1 << 20
-OPTIONS = ("plane", "palette", "registration", "percentiles_a", "percentiles_b")  # of Fuser.fuse_volumes
 
 
 def add(commands: Any) -> None:
@@ -50,12 +49,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--tls-any-peer", action="store_true", help="peers need no certificate")
     parser.add_argument("--tls-plain-pacs", action="store_true", help="no TLS to the PACS")
     parser.add_argument("--pseudonym-key", metavar="FILE", help="of names; default: one made in the spool")
-    for side in "ab":
-        what = f"black and white of {side.upper()} by percentiles, where its header has no window or unit"
-        parser.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
-    parser.add_argument("--plane", choices=PLANES)
-    parser.add_argument("--palette", help="of PET and SPECT")
-    parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header", help=ACROSS)
+    add_how(parser)
+    add_pairing(parser)
     parser.set_defaults(run=run)
 
 
@@ -107,7 +102,7 @@ def settings_of(args: argparse.Namespace) -> Any:
         tls_any_peer=args.tls_any_peer,
         tls_plain_pacs=args.tls_plain_pacs,
         pseudonym_key=args.pseudonym_key,
-        options={key: getattr(args, key) for key in OPTIONS},
+        options=options_of(args),
     )
 
 

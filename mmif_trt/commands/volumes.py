@@ -5,33 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmif_trt.commands.arguments import REGISTRATIONS, add_how, options_of
 from mmif_trt.files import write_atomic
 from mmif_trt.image import MODALITIES, InputError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".ima", ".zip")
-REGISTRATIONS = ("header", "rigid", "none")  # geometry.REGISTRATIONS, without its imports
-ACROSS = "of B to A; rigid also pairs series of a study across frames of reference; default: header"
-PLANES = ("axial", "coronal", "sagittal")
-OPTIONS = (
-    "plane",
-    "palette",
-    "registration",
-    "assume_aligned",
-    "modality_b",
-    "percentiles_a",
-    "percentiles_b",
-)
 
 
 def add_options(fuse: argparse.ArgumentParser) -> None:
     group = fuse.add_argument_group("volumes (A and B: NIfTI, or a DICOM folder, file or zip)")
-    what = "of the slices that the network sees; default: that of A"
-    group.add_argument("--plane", choices=PLANES, help=what)
-    what = "of a scalar B: HOT_IRON, PET, HOT_METAL_BLUE, PET_20_STEP or its UID; default: by modality"
-    group.add_argument("--palette", help=what)
+    add_how(group)
     what = f"of B to A: {', '.join(REGISTRATIONS)}, or a DICOM Spatial Registration; default: header"
     group.add_argument("--registration", default="header", metavar="HOW|FILE", help=what)
     group.add_argument(
@@ -40,9 +27,6 @@ def add_options(fuse: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--modality-b", type=str.lower, choices=MODALITIES[1:], help="where B's file does not say it (NIfTI)"
     )
-    for side in "ab":
-        what = f"black and white of {side.upper()} by percentiles of the volume"
-        group.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
     group.add_argument("--preview", metavar="SHEET.png", help="also draw a contact sheet")
     group.add_argument("--burn-in", action="store_true", help="write 'research use only' into DICOM pixels")
     group.add_argument("--deidentify", action="store_true", help="DICOM out by the Basic Profile of PS3.15")
@@ -78,6 +62,7 @@ def _begins_as_dicom(path: str) -> bool:
 def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int:
     """fuser: makes the Fuser, once the inputs are read. Exit code 0; what is wrong raises InputError."""
     from mmif_trt.clinical import outputs
+    from mmif_trt.clinical.case import Case, fuse, load
     from mmif_trt.clinical.decoder import Decoder
     from mmif_trt.files import prove_writable
 
@@ -90,20 +75,17 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     if _is_there(args.output) and not args.overwrite:
         print(f"mmif-trt: {args.output}: exists, skipped; --overwrite fuses it again", file=sys.stderr)
         return 0
-    options = {name: getattr(args, name) for name in OPTIONS}
+    run_options = options_of(args, value_range_a=range_a, value_range_b=range_b)
+    tie = ""
+    if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):
+        run_options, tie = replace(run_options, registration="header"), args.registration
+    case = Case("", (args.a,), (args.b,), registration=tie)
     with Decoder() as decoder:  # in a child with limits: a file that asks for too much is an error, no kill
-        a, b = decoder.read((args.a,)), decoder.read((args.b,))
-        if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):
-            options["registration"] = decoder.registration(args.registration, a, b)
-    a, b = (
-        image if limits is None else image.with_data(image.data, value_range=limits)
-        for image, limits in ((a, range_a), (b, range_b))
+        loaded = load(case, decoder, run_options)
+    fused = fuse(loaded, fuser())
+    files = outputs.save(
+        args.output, fused, loaded.a, loaded.b, burn_in=args.burn_in, deidentify=args.deidentify
     )
-    for side, limits in (("a", range_a), ("b", range_b)):
-        if limits is not None and options[f"percentiles_{side}"] is not None:
-            raise InputError(f"--value-range and --percentiles-{side}: accepted is one of them")
-    fused = fuser().fuse_volumes(a, b, **options)
-    files = outputs.save(args.output, fused, a, b, burn_in=args.burn_in, deidentify=args.deidentify)
     if args.preview:
         outputs.save_preview(args.preview, fused)
     if args.report:

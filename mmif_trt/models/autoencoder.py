@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("mri", "ct", "pet", "spect")
+from mmif_trt.image import MODALITIES
+
+KINDS = MODALITIES
 STRIDE = 4  # pixels a latent place
 
 

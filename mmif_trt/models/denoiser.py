@@ -26,9 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmif_trt import image
 from mmif_trt.models.lagn import WindowAttention
 
-MODALITIES = ("ct", "pet", "spect")  # of the second half
+MODALITIES = image.MODALITIES[1:]  # of the second half
 TIMES = 1000  # training steps of the diffusion
 MIN_SIGMA = 0.05  # v is not asked for more exactly than at this share of noise
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt.clinical import outputs
+from mmif_trt.clinical.case import fuse, load
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.files import OutputError
 from mmif_trt.io.dicom import write as dicom_write
@@ -108,7 +109,7 @@ def _fuse_study(
 ) -> bool:
     """Whether all is settled: fused, or failed for good. False: the disk or the memory, to be tried again."""
     settled = True
-    for case in spool.cases(study, decoder, settings.options.get("registration") == "rigid"):
+    for case in spool.cases(study, decoder, settings.options.registration == "rigid"):
         if stop.reason:
             return False
         name = spool.name(case)
@@ -118,12 +119,8 @@ def _fuse_study(
             continue
         start = time.monotonic()
         try:
-            a, b = decoder.read(case.a), decoder.read(case.b)
-            options = dict(settings.options)
-            if case.registration:
-                options["registration"] = decoder.registration(case.registration, a, b)
-            fused = fuser.fuse_volumes(a, b, **options)
-            _queue(spool, name, outputs.dataset_of(fused, a, b))
+            loaded = load(case, decoder, settings.options)
+            _queue(spool, name, outputs.dataset_of(fuse(loaded, fuser), loaded.a, loaded.b))
         except (OutputError, MemoryError) as error:
             counters.add("fusions_postponed_total")
             log.error("case %s: %s", name, _without_path(error))

@@ -15,7 +15,7 @@ from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 
 log = logging.getLogger("mmif_trt.node")
-SUCCESS, OUT_OF_RESOURCES, NOT_AUTHORISED, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0x0124, 0xC000
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 NETWORK_TIMEOUT_S = 30
 MAX_HEADER_BYTES = 1 << 20  # in which the Study Instance UID must stand
 

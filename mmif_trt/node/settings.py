@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from mmif_trt.volume import Options
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Settings:
     min_free_bytes: int = 1 << 30
     keep_s: float = 86_400.0
     retry_s: float = 5.0
-    options: dict[str, Any] = field(default_factory=dict)  # of Fuser.fuse_volumes
+    options: Options = field(default_factory=Options)
     tls: tuple[str, str, str] | None = None  # certificate, key, and authority file of the peers
     tls_any_peer: bool = False  # peers need no certificate of their own
     tls_plain_pacs: bool = False  # the PACS is spoken to without TLS

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt.clinical import pseudonym
-from mmif_trt.clinical.series import Case, collect, pair
+from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.series import collect, pair
 from mmif_trt.files import TMP_SUFFIX, OutputError, write_atomic
 
 FOLDERS = ("incoming", "outgoing", "doubt", "sent", "failed")
@@ -77,7 +78,7 @@ class Spool:
 
     def cases(self, study: Path, decoder: Any, across: bool = False) -> list[Case]:
         """The fusions of a study that are neither sent, waiting, nor failed. decoder: console.decoder's;
-        across: see pairing.pair."""
+        across: see series.pair."""
         paths = sorted(str(path) for path in study.glob("*.dcm"))
         found, _ = pair(*collect(decoder.headers(paths), self._key), across)
         return [case for case in found if self.state(self.name(case)) == "new"]

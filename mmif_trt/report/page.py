@@ -12,12 +12,11 @@ from typing import Any
 from mmif_trt import __version__
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.files import write_atomic
+from mmif_trt.image import SHOWN
 from mmif_trt.machine import conditions
 from mmif_trt.report import plots
 from mmif_trt.report.figures import ALL, RANKED, Figures, extremes, folder_hash, ranked_order
 from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, collect
-
-SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}
 
 
 def write(

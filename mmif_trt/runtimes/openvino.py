@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from mmif_trt import weights
 from mmif_trt.image import InputError
+from mmif_trt.machine import usable_cores
 
 BF16_TOLERANCE = 1 / 255  # largest difference from FP32 on the golden pairs, else FP32 runs
 # A graph of fixed size is a fifth faster, but takes 0.2 s to compile, and in bfloat16 rounds otherwise than
@@ -23,7 +23,7 @@ _one_has_run = threading.Event()
 
 
 def load(precision: str, threads: int | None, streams: int = 1) -> OpenVinoRuntime:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return OpenVinoRuntime(precision, threads or cores, min(streams, threads or cores))
 
 

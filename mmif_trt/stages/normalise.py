@@ -21,9 +21,14 @@ def to_unit(image: Image) -> np.ndarray:
     Every level of 8 and 16 bits maps to a value of its own.
     """
     assert image.value_range is not None
-    low, high = image.value_range
-    unit = (image.data.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return np.clip(unit, 0, 1, out=unit)
+    return unit(image.data, image.value_range)
+
+
+def unit(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """`values` of any shape as float32 in [0, 1]; limits: the values of black and white."""
+    low, high = limits
+    out = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(out, 0, 1, out=out)
 
 
 def from_unit(unit: np.ndarray, dtype: np.dtype, value_range: tuple[float, float]) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from mmif_trt.about import RESEARCH_USE
-from mmif_trt.image import InputError
+from mmif_trt.image import SHOWN, InputError
 from mmif_trt.study.config import SCALES
 from mmif_trt.study.gate import Gate, LimitBody, client
 from mmif_trt.study.plan import PAIRED
@@ -29,7 +29,6 @@ COOKIE_S = 90 * 24 * 3600
 SLOTS = ("mri", "other", "left", "right")
 ROLES = ("radiologist", "nuclear medicine", "resident", "other physician", "student", "other")
 CHOICES = ("left", "right", "equal")
-SHOWN = {"ct": "CT", "pet": "PET", "spect": "SPECT"}
 STATIC = {
     "study.css": ("mmif_trt.study", "pages/study.css", "text/css"),
     "study.js": ("mmif_trt.study", "pages/study.js", "text/javascript"),

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import MODALITIES, Image, InputError
 from mmif_trt.measure.scores import luma_8_bit
 
-SETS = ("ct", "pet", "spect")
+SETS = MODALITIES[1:]
 DECODERS = ("opencv", "dali")
 # With one of these chunks OpenCV's grey of a colour PNG goes through linear light (in libpng).
 GAMMA_CHUNKS = (b"gAMA", b"sRGB", b"iCCP", b"cICP")

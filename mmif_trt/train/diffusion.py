@@ -36,7 +36,7 @@ class DiffusionTraining(loop.Schedule):
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
 
 
-def padded(x: Tensor, multiple: int, mirrors: tuple[bool, ...] = (False, True)) -> Tensor:
+def padded(x: Tensor, multiple: int) -> Tensor:
     """Zero-padded at the bottom and the right to multiples."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % multiple, 0, -height % multiple))

@@ -130,7 +130,7 @@ def test_what_is_told_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
     words += ["--percentiles-b", "1", "99"]
     settings = command.settings_of(parser.parse_args([*words, "--max-mb", "0.5", "--max-spool-mb", "7"]))
     assert settings.max_instance_bytes == 1 << 19 and settings.max_spool_bytes == 7 << 20
-    assert settings.options["percentiles_b"] == [1, 99] and settings.options["percentiles_a"] is None
+    assert settings.options.percentiles_b == [1, 99] and settings.options.percentiles_a is None
     for wrong, said in (
         (["--tls-any-peer"], "accepted with --tls"),
         (["--max-mb", "0"], "accepted are numbers above 0"),

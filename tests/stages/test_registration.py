@@ -15,6 +15,7 @@ from peers import Node, free_port, needs, storescu, until
 from phantoms import affine_of, grid, head, uptake, write_mr, write_pet, write_registration
 
 import mmif_trt
+from mmif_trt import volume
 from mmif_trt.cli import main
 from mmif_trt.clinical import cases
 from mmif_trt.clinical.decoder import Decoder
@@ -67,7 +68,7 @@ def test_a_spatial_registration_takes_b_to_its_place(study: Path, tmp_path: Path
     a, b, true = (mmif_trt.read(study / name) for name in ("mr", "pt", "true"))
     with pytest.raises(InputError, match="different frames of reference"):
         mmif_trt.fuse(a, b)
-    fused = mmif_trt.Fuser().fuse_volumes(a, b, registration=path)
+    fused = mmif_trt.Fuser().fuse_volumes(a, b, volume.Options(registration=path))
     entry = fused.record["registration"]
     np.testing.assert_allclose(entry["matrix"], MOVEMENT, atol=1e-4)
     assert entry["registration"].startswith("Spatial Registration 1.2.") and 10 < entry["rotation_deg"] < 12
@@ -84,7 +85,7 @@ def test_images_listed_stand_for_their_frame(study: Path, tmp_path: Path) -> Non
     a, b = mmif_trt.read(study / "mr"), mmif_trt.read(study / "pt")
     uids = [str(header.SOPInstanceUID) for header in b.headers]
     path = write_registration(tmp_path / "reg.dcm", phantoms.FRAME, [(uids, [BACK])])
-    fused = mmif_trt.Fuser().fuse_volumes(a, b, registration=str(path))
+    fused = mmif_trt.Fuser().fuse_volumes(a, b, volume.Options(registration=str(path)))
     np.testing.assert_allclose(fused.record["registration"]["matrix"], MOVEMENT, atol=1e-4)
     path = write_registration(tmp_path / "other.dcm", phantoms.FRAME, [([*uids, "1.2.3"], [BACK])])
     with pytest.raises(InputError, match="says nothing on the frame of reference"):

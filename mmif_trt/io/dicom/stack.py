@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import MAX_SIDE_PX, MAX_VOXELS, InputError
+from mmif_trt.image import MAX_SIDE_PX, MAX_VOXELS, RAS_LPS, InputError
 from mmif_trt.io.dicom import codestream
 
 TOLERANCE_MM = 0.1
@@ -23,7 +23,6 @@ PHOTOMETRIC = (
     "YBR_RCT",
 )
 UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def stack(planes: list[Plane]) -> tuple[list[int], np.ndarray, tuple[str, ...]]:
     step, notes = _slice_step(planes, along, order, normal)
     affine = np.eye(4)
     for axis, direction in enumerate((step, column * first.step[0], row * first.step[1])):
-        affine[:3, axis] = _LPS_TO_RAS * direction
-    affine[:3, 3] = _LPS_TO_RAS * planes[order[0]].position
+        affine[:3, axis] = RAS_LPS[:3, :3] @ direction
+    affine[:3, 3] = RAS_LPS[:3, :3] @ planes[order[0]].position
     return [int(i) for i in order], affine, notes
 
 

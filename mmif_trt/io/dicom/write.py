@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmif_trt.image import Image, InputError, letter_of
+from mmif_trt.image import RAS_LPS, Image, InputError, letter_of
 from mmif_trt.io.dicom import quiet
 
 COLOUR_SC = "1.2.840.10008.5.1.4.1.1.7.4"
@@ -24,7 +24,6 @@ GREY_SC = "1.2.840.10008.5.1.4.1.1.7.3"
 LABEL = "RESEARCH USE ONLY"
 MARK = "mmif_trt fusion - research use only, not for diagnosis"
 SERIES_NUMBER = 9000  # plus that of a
-_RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 # Patient, study and clinical context, as they are in the source (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
 KEPT = (
     "SpecificCharacterSet",
@@ -199,7 +198,7 @@ def _geometry(dataset: Any, image: Image) -> None:
     from pydicom.dataset import Dataset
 
     assert image.affine is not None
-    lps = _RAS_TO_LPS[:, None] * image.affine[:3]
+    lps = (RAS_LPS @ image.affine)[:3]
     spacing = np.linalg.norm(lps[:, :3], axis=0)
     row, column = lps[:, 2] / spacing[2], lps[:, 1] / spacing[1]
     pitch = abs(float(lps[:, 0] @ np.cross(row, column)))

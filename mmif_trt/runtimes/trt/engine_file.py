@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt import weights
+from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 
 SUFFIX = ".engine"
@@ -142,26 +142,11 @@ def save(engine: Path, data: bytes, manifest: Manifest) -> None:
         engine.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # never an old manifest beside a new engine
             manifest_path(engine).unlink()
-        replace(engine, data)
-        replace(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+        write_atomic(engine, data)
+        write_atomic(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
     except OSError as error:
         accepted = "accepted is a folder that takes files and has room"
         raise InputError(f"{engine}: cannot be written ({error.strerror}); {accepted}") from error
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Writes the file whole or leaves the old one. Raises OSError."""
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.mmif-tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # Ctrl-C as well
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def cache_folder() -> Path:

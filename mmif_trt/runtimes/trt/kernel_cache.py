@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mmif_trt.files import write_atomic
 from mmif_trt.runtimes.trt import engine_file
 from mmif_trt.runtimes.trt.cuda import Card
 from mmif_trt.runtimes.trt.engine_file import Manifest
@@ -81,7 +82,7 @@ class KernelCache:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            engine_file.replace(self.path, digest + data)
+            write_atomic(self.path, digest + data)
         except OSError as error:
             self.note = f"kernel cache {self.path}: cannot be written ({error.strerror})"
             return

@@ -1,0 +1,60 @@
+"""One case of volumes: what belongs to it, and the only way from its files to a fused volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mmif_trt.image import Image
+from mmif_trt.volume import Fused, Options
+
+if TYPE_CHECKING:
+    from mmif_trt.clinical.decoder import Decoder
+
+
+class VolumeFuser(Protocol):
+    """What a case needs of `mmif_trt.Fuser`."""
+
+    def fuse_volumes(self, a: Image, b: Image, options: Options | None = None) -> Fused: ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fusion to be made. a, b: files (or one folder or file each). own: fields of Options that hold for
+    this case in place of the run's. registration: the file of a DICOM Spatial Registration, or ""."""
+
+    name: str
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    own: dict[str, Any] = field(default_factory=dict)
+    registration: str = ""
+
+    def options(self, run: Options) -> Options:
+        """What this case is fused with, in a run of these options."""
+        return replace(run, **self.own)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A case whose files have been read."""
+
+    a: Image
+    b: Image
+    options: Options
+
+
+def load(case: Case, decoder: Decoder, run: Options) -> Loaded:
+    """Both volumes, and the case's options with the movement that its Spatial Registration states.
+
+    Reads in the decoder's child process, within its limits. Raises InputError and OutputError as it does.
+    """
+    a, b = decoder.read(case.a), decoder.read(case.b)
+    options = case.options(run)
+    if case.registration:
+        options = replace(options, registration=decoder.registration(case.registration, a, b))
+    return Loaded(a, b, options)
+
+
+def fuse(loaded: Loaded, fuser: VolumeFuser) -> Fused:
+    """Raises InputError."""
+    return fuser.fuse_volumes(loaded.a, loaded.b, loaded.options)
