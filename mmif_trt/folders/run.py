@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from mmif_trt import io
 from mmif_trt.files import disk_is_full, write_atomic
-from mmif_trt.folders.pairs import Pair, plan_pairs, prepare_output
+from mmif_trt.folders.pairs import Pair
 from mmif_trt.image import Image, InputError
 from mmif_trt.machine import usable_cores
 from mmif_trt.running import Stop, explain
@@ -60,29 +60,6 @@ class Result:
             "sha256": dict(zip(("a", "b", "out"), self.sha256, strict=False)),
             "ms": dict(zip(("decode", "fuse", "encode"), (round(t, 3) for t in self.ms), strict=False)),
         }
-
-
-def fuse_folder(
-    a: str | Path,
-    b: str | Path,
-    out: str | Path,
-    fuser: PairFuser,
-    *,
-    suffix: str | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    range_a: Range | None = None,
-    range_b: Range | None = None,
-) -> list[Result]:
-    """Fuse the MRI `a` with `b` into `out`: two files, or two folders matched by name.
-
-    suffix: of the outputs, such as ".png"; None: that of b. range_a, range_b: the values of black and white;
-    None: the whole range of the file's type. Returns a Result a pair, in order of name; a bad pair's has
-    status "failed". Raises InputError where nothing can be done at all (see `plan_pairs`).
-    """
-    plan = plan_pairs(a, b, out, suffix=suffix, overwrite=overwrite)
-    prepare_output(plan)
-    return run_pairs(plan.pairs, fuser, workers=workers, range_a=range_a, range_b=range_b)
 
 
 def run_pairs(

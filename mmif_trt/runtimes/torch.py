@@ -23,10 +23,8 @@ def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
 
     from mmif_trt.models import load_model
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TorchRuntime(load_model("lagn", device), device)
+    return TorchRuntime(load_model("lagn", device), device, threads)
 
 
 class TorchRuntime:
@@ -35,8 +33,8 @@ class TorchRuntime:
 
     name, precision, streams, note = "torch", "fp32", 1, "the reference"
 
-    def __init__(self, module: Any, device: str) -> None:
-        self._module, self.device = module, device
+    def __init__(self, module: Any, device: str, threads: int | None = None) -> None:
+        self._module, self.device, self._threads = module, device, threads
 
     def upload(self, a: np.ndarray, b: np.ndarray) -> list[Tensor]:
         """[H, W] or [B, H, W] each -> [B, 1, H, W] on the device."""
@@ -48,9 +46,15 @@ class TorchRuntime:
     def network(self, a: Tensor, b: Tensor) -> Tensor:
         import torch
 
-        with torch.inference_mode():
-            fused: Tensor = self._module(a, b)
-        return fused
+        before = torch.get_num_threads()
+        if self._threads is not None:  # the setting is the process's: it is the caller's again afterwards
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                fused: Tensor = self._module(a, b)
+            return fused
+        finally:
+            torch.set_num_threads(before)
 
     def download(self, fused: Tensor) -> np.ndarray:
         """[B, 1, H, W] on the host."""

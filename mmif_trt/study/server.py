@@ -129,12 +129,11 @@ class Site:
         paired, scales = self.meta["paired"], [SCALES[name].title for name in self.meta["scales"]]
         return self.html("welcome", status, roles=ROLES, paired=paired, scales=scales)
 
-    def item(self, page: Page, nonce: str, back: bool, status: int = 200) -> Response:
+    def item(self, page: Page, nonce: str, back: bool) -> Response:
         scales = {name: SCALES[name] for name in self.meta["scales"]}
         given = json.loads(page.answered) if page.answered and page.kind != PAIRED else {}
         return self.html(
             "item",
-            status,
             page=page,
             nonce=nonce,
             back=back,

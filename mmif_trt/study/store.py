@@ -66,7 +66,6 @@ class Page:
     kind: str
     modality: str
     pictures: dict[str, int]
-    nonce: str = ""
     answered: str = ""  # the answer in force, where there is one
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mmif_trt import weights
 from mmif_trt.models.lagn import LAGN, LAGNConfig
 from mmif_trt.samples import PAIRS, sample
 from mmif_trt.stages import colour, normalise
+from mmif_trt.train import loop
 
 OPSET = 17  # the first with LayerNormalization as one operator
 PREPROCESSING = (
@@ -32,13 +32,11 @@ PREPROCESSING = (
 
 def load_average(checkpoint: Path) -> tuple[LAGN, dict[str, str]]:
     """The running average of the weights, as trained, and the checkpoint's metadata."""
-    with safe_open(checkpoint, "pt") as file:
+    tensors, config = loop.read_average(checkpoint)
+    with loop.open_checkpoint(checkpoint) as file:
         metadata = file.metadata()
-        names = [key for key in file.keys() if key.startswith("average.")]  # noqa: SIM118
-        tensors = {key.removeprefix("average."): file.get_tensor(key) for key in names}
-    model = LAGN(LAGNConfig(**json.loads(metadata["config"])["model"]))
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False), metadata
+    model = loop.built(checkpoint, lambda: LAGN(LAGNConfig(**config["model"])), tensors)
+    return model.cpu(), metadata
 
 
 def export(model: LAGN, path: Path) -> None:

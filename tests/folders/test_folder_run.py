@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from mmif_trt import io
 from mmif_trt.files import TMP_SUFFIX, remove_leftovers, write_atomic
 from mmif_trt.folders.pairs import Pair, plan_pairs, prepare_output
-from mmif_trt.folders.run import Result, fuse_folder, run_pairs, totals, write_report
+from mmif_trt.folders.run import Result, run_pairs, totals, write_report
 from mmif_trt.image import Image, InputError
 from mmif_trt.running import Stop, explain
 
@@ -58,6 +59,15 @@ def folders(root: Path, count: int) -> tuple[Path, Path, Path]:
         save(root / "a" / f"p{i:03d}.png", picture(i))
         save(root / "b" / f"p{i:03d}.png", picture(1000 + i))
     return root / "a", root / "b", root / "out"
+
+
+def fuse_folder(
+    a: Path, b: Path, out: Path, fuser: Mean, *, overwrite: bool = False, **how: Any
+) -> list[Result]:
+    """Plan, prepare and run, as `mmif-trt fuse` does."""
+    plan = plan_pairs(a, b, out, overwrite=overwrite)
+    prepare_output(plan)
+    return run_pairs(plan.pairs, fuser, **how)
 
 
 def names(folder: Path) -> list[str]:

@@ -14,9 +14,7 @@ import pytest
 from conftest import REPO
 
 from mmif_trt import InputError, io
-from mmif_trt.image import Image
-from mmif_trt.io import dali, dali_unit
-from mmif_trt.stages import colour
+from mmif_trt.io import dali
 
 pytest.importorskip("nvidia.dali", reason="nvidia-dali-cuda130 is not installed")
 JPEG_2000 = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
@@ -129,42 +127,6 @@ def test_shards_cover_every_pair_once(tmp_path: Path) -> None:
         next(dali.read_pairs(files, files, shard=3, shards=3))
     with pytest.raises(InputError, match="7 and 6 files; accepted are two lists of one length"):
         next(dali.read_pairs(files, files[1:]))
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_unit_pipeline_is_in_step_and_splits_as_colour_does(tmp_path: Path, dtype: str) -> None:
-    a = [picture(dtype, 1, seed) for seed in range(4)]
-    b = [picture(dtype, 3, seed + 9) for seed in range(4)]
-    files_a = [save(tmp_path / f"a{i}.png", x) for i, x in enumerate(a)]
-    files_b = [save(tmp_path / f"b{i}.png", x[..., ::-1]) for i, x in enumerate(b)]
-    from mmif_trt.stages.normalise import to_unit
-
-    built = dali_unit.unit_pipeline(files_a, files_b, (dtype, dtype), batch=4, shuffle=True, seed=3)
-    y_a, y_b, chroma = (np.stack([x.at(i) for i in range(4)]) for x in built.run())
-    for i in range(4):
-        k = next(k for k in range(4) if np.abs(y_a[i, ..., 0] - to_unit(Image(a[k]))).max() < 1e-6)
-        unit = to_unit(Image(b[k]))
-        np.testing.assert_allclose(y_b[i, ..., 0], colour.luma(unit), atol=1e-6)
-        np.testing.assert_allclose(chroma[i, ..., 0], unit[..., 2] - colour.luma(unit), atol=1e-6)
-        np.testing.assert_allclose(chroma[i, ..., 1], unit[..., 0] - colour.luma(unit), atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(64, 96), (40, 56), (33, 65), (16, 17)])
-def test_unit_pipeline_pads_as_the_network_wants(tmp_path: Path, size: tuple[int, int]) -> None:
-    from mmif_trt.stages import tiling
-    from mmif_trt.stages.normalise import to_unit
-
-    pictures = [picture("uint8", 1, seed, size) for seed in range(3)]
-    files = [save(tmp_path / f"{i}.png", x) for i, x in enumerate(pictures)]
-    built = dali_unit.unit_pipeline(
-        files, files[::-1], ("uint8", "uint8"), batch=3, multiple=tiling.MULTIPLE_PX
-    )
-    y_a, y_b, chroma = built.run()
-    for i in range(3):
-        for y, k in ((y_a, i), (y_b, 2 - i)):
-            expected = tiling.padded(to_unit(Image(pictures[k])))
-            np.testing.assert_allclose(np.array(y.at(i))[..., 0], expected, atol=1e-6)
-        assert np.array(chroma.at(i)).shape == (*size, 2)
 
 
 def test_ahead_tells_every_worker() -> None:
