@@ -1,0 +1,214 @@
+"""Lesions planted in one source of real pairs.
+
+Kinds. In the MRI, bright and dark: in soft tissue and beside bone (with CT), under uptake (with PET and
+SPECT). In the CT, bright (bleed, calcium) and dark (oedema) in soft tissue. In the tracer, hot and cold. Each
+lesion has a shape, a size and a place of its own; its contrast is such that the source alone gives the reader
+d' = 4: seen there for sure, missed if the fusion weakens it. Several stand in one picture, far enough apart
+not to meet.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy import ndarray
+
+from mmif_trt.image import InputError
+from mmif_trt.measure.colourspace import as_rgb
+from mmif_trt.measure.fidelity import BONE_MIN, SOFT_MAX, SOFT_MRI_MIN, luma, soft_tissue
+from mmif_trt.measure.reader import MARGIN_PX, Background, Centre, window
+from mmif_trt.measure.shapes import RADIUS_PX, REACH_PX, SHAPES, footprint
+from mmif_trt.measure.uptake import Palette, foreground, recover, top_of
+
+TARGET, LEAST, MOST = 4.0, 2.5, 6.0  # d' in the source
+APART_PX = 40  # between centres in one picture: neither lies in the other's window
+BESIDE_PX = 3.0  # between a lesion's extent and the bone it lies beside
+PER_KIND = 150
+PER_PAIR = 12  # of a kind: more would sit where others sat
+_PLACES = 5  # tried for one lesion; it goes where it needs the least contrast
+MOST_LEVELS, MOST_PLACES = 64.0, 0.3  # of contrast: a lesion that needs more drowns in its surroundings
+_STEPS = 6  # of the calibration
+
+
+@dataclass(frozen=True)
+class Kind:
+    """source: "a" or "b"; sign: +1 brighter or hotter; region: a key of `_regions`; fits: the least share of
+    a lesion's footprint that lies in it."""
+
+    name: str
+    source: str
+    sign: int
+    region: str
+    fits: float = 0.9
+
+
+WITH_CT = (
+    Kind("MRI bright in soft tissue", "a", +1, "soft"),
+    Kind("MRI dark in soft tissue", "a", -1, "soft"),
+    Kind("MRI bright beside bone", "a", +1, "beside"),
+    Kind("MRI dark beside bone", "a", -1, "beside"),
+    Kind("CT bright", "b", +1, "soft"),
+    Kind("CT dark", "b", -1, "soft"),
+)
+WITH_TRACER = (
+    Kind("MRI bright under uptake", "a", +1, "top", 0.5),
+    Kind("MRI dark under uptake", "a", -1, "top", 0.5),
+    Kind("tracer hot", "b", +1, "uptake"),
+    Kind("tracer cold", "b", -1, "uptake"),
+)
+
+
+def kinds_for(modality: str) -> tuple[Kind, ...]:
+    """The kinds that are planted beside "ct", "pet" or "spect"."""
+    return WITH_CT if modality == "ct" else WITH_TRACER
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """scene: the number of its picture among the pair's. d_source: what the source alone gives the reader."""
+
+    kind: str
+    scene: int
+    centre: Centre
+    shape: str
+    radius_px: float
+    contrast: float  # peak, in levels; of a tracer in places on its palette
+    d_source: float
+
+
+@dataclass(eq=False)
+class Planted:
+    """One pair, and its pictures with lesions. a: uint8 [H, W]; b: uint8 [H, W] or [H, W, 3]."""
+
+    name: str
+    modality: str
+    a: ndarray
+    b: ndarray
+    palette: Palette | None = None
+    scenes: list[tuple[ndarray, ndarray]] = field(default_factory=list)
+    lesions: list[Lesion] = field(default_factory=list)
+
+
+Pair = tuple[str, ndarray, ndarray]  # name, a, b
+
+
+def plant(pairs: Iterable[Pair], modality: str, *, per_kind: int = PER_KIND, seed: int = 0) -> list[Planted]:
+    """Lesions of every kind, spread over the pairs, per_kind of each or as many as find a place.
+
+    pairs: (name, a uint8 [H, W], b uint8 [H, W] or [H, W, 3] RGB) of about 256 px a side: lesions and window
+    are in pixels. Same pairs and seed, same lesions. A pair's lesions depend on its name and picture, their
+    number on how many pairs there are. Raises InputError for other types or sizes.
+    """
+    planted = [Planted(name, modality, *_checked(name, a, b)) for name, a, b in pairs]
+    kinds = kinds_for(modality)
+    places = {}
+    for one in planted:
+        one.palette = None if modality == "ct" else recover(one.b)
+        places[one.name] = _regions(one)
+    counts = dict.fromkeys(kinds, 0)
+    for turn in range(PER_PAIR):
+        for one in planted:
+            for kind in kinds:
+                if counts[kind] >= per_kind:
+                    continue
+                key = zlib.crc32(f"{one.name}/{kind.name}/{turn}".encode())
+                counts[kind] += _plant_one(one, kind, places[one.name], np.random.default_rng([seed, key]))
+    return planted
+
+
+def _checked(name: str, a: ndarray, b: ndarray) -> tuple[ndarray, ndarray]:
+    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 2 or a.shape != b.shape[:2]:
+        found = f"a {a.dtype} {a.shape}, b {b.dtype} {b.shape}"
+        raise InputError(f"{name}: {found}; expected uint8 a [H, W] and b [H, W] or [H, W, 3]")
+    return a, b
+
+
+def _regions(one: Planted) -> dict[str, ndarray]:
+    """Where lesions may lie, bool [H, W] by region, and "bone px": the distance to bone."""
+    if one.modality == "ct":
+        a, b = one.a.astype(np.float64), luma(one.b)
+        away = cv2.distanceTransform((b < BONE_MIN).astype(np.uint8), cv2.DIST_L2, 5)
+        beside = (b < SOFT_MAX) & (a > SOFT_MRI_MIN) & (away < 2 * REACH_PX)
+        return {"soft": soft_tissue(a, b), "beside": beside, "bone px": away}
+    empty = np.zeros(one.a.shape, bool)
+    if one.palette is None:
+        return {"uptake": empty, "top": empty}
+    place = one.palette.place(one.b)
+    inside = foreground(one.b, place)
+    return {"uptake": inside, "top": top_of(place, inside)}
+
+
+def _plant_one(one: Planted, kind: Kind, places: dict[str, ndarray], rng: np.random.Generator) -> bool:
+    """One more lesion into the pair's first picture that has room, or into a new one; False: no place."""
+    shape, radius_px = SHAPES[rng.integers(len(SHAPES))], float(np.exp(rng.uniform(*np.log(RADIUS_PX))))
+    mask = footprint(shape, radius_px, rng)
+    centres = _centres(places, kind, radius_px, mask)
+    best: tuple[float, float, Centre] | None = None
+    for row, column in centres[rng.permutation(len(centres))[:_PLACES]].tolist():
+        contrast, d_source = _calibrated(one, kind, (row, column), mask)
+        if LEAST <= d_source <= MOST and (best is None or contrast / d_source < best[0] / best[1]):
+            best = contrast, d_source, (row, column)
+    if best is None:
+        return False
+    contrast, d_source, at = best
+    scene = _room(one, at)
+    changed = one.scenes[scene]["ab".index(kind.source)]
+    window(changed, at)[:] = _with_lesion(one, kind, at, mask, contrast)
+    one.lesions.append(Lesion(kind.name, scene, at, shape, round(radius_px, 2), contrast, d_source))
+    return True
+
+
+def _centres(places: dict[str, ndarray], kind: Kind, radius_px: float, mask: ndarray) -> ndarray:
+    """[N, 2] row, column of the centres at which enough of the footprint lies in the region."""
+    region = places[kind.region]
+    fits = cv2.filter2D(region.astype(np.float64), -1, mask / mask.sum(), borderType=cv2.BORDER_CONSTANT)
+    allowed = region & (fits >= kind.fits)
+    if kind.region == "beside":
+        allowed &= places["bone px"] <= radius_px + BESIDE_PX
+    allowed[:MARGIN_PX] = allowed[-MARGIN_PX:] = allowed[:, :MARGIN_PX] = allowed[:, -MARGIN_PX:] = False
+    return np.argwhere(allowed)
+
+
+def _calibrated(one: Planted, kind: Kind, centre: Centre, mask: ndarray) -> tuple[float, float]:
+    """(contrast, d') in the source nearest to TARGET; d' is nearly proportional to contrast."""
+    background = Background(one.a if kind.source == "a" else one.b, centre)
+    most = MOST_PLACES if one.palette is not None and kind.source == "b" else MOST_LEVELS
+    contrast, best = most / 3, (0.0, 0.0)
+    for _ in range(_STEPS):
+        d_source = background.detectability(_with_lesion(one, kind, centre, mask, contrast))
+        if abs(d_source - TARGET) < abs(best[1] - TARGET):
+            best = contrast, d_source
+        if abs(d_source - TARGET) < 0.1 or (contrast == most and d_source < TARGET):
+            break
+        contrast = min(most, contrast * float(np.clip(TARGET / max(d_source, 0.1), 0.25, 4)))
+    return best
+
+
+def _with_lesion(one: Planted, kind: Kind, centre: Centre, mask: ndarray, contrast: float) -> ndarray:
+    """The source's window with the lesion in it, uint8. A tracer's lesion moves along the palette: what b
+    differs from its palette by, stays."""
+    change = kind.sign * contrast * mask
+    if kind.source == "b" and one.palette is not None:
+        before = window(as_rgb(one.b), centre)
+        place = one.palette.place(before)
+        moved = one.palette.colour(place + change) - one.palette.colour(place)
+        after = np.where(mask[..., None] > 0, before + moved, before)
+        after = after if one.b.ndim == 3 else after.mean(axis=2)
+    else:
+        before = window(one.a if kind.source == "a" else one.b, centre)
+        after = before + (change if before.ndim == 2 else change[..., None])
+    return np.clip(np.rint(after), 0, 255).astype(np.uint8)
+
+
+def _room(one: Planted, centre: Centre) -> int:
+    """The number of the first picture in which centre is far from all others; a new one if need be."""
+    for scene in range(len(one.scenes)):
+        others = [lesion.centre for lesion in one.lesions if lesion.scene == scene]
+        if all(np.hypot(r - centre[0], c - centre[1]) >= APART_PX for r, c in others):
+            return scene
+    one.scenes.append((one.a.copy(), one.b.copy()))
+    return len(one.scenes) - 1
