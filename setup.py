@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.sdist import sdist
 
 ARCHITECTURES = "8.0;8.6;8.9;9.0;12.0+PTX"
 SOURCES = [
@@ -35,6 +37,14 @@ CUDA_SOURCES = [
     "csrc/cuda/window_attention_bwd.cu",
     "csrc/cuda/window_attention_bwd_float.cu",
 ]
+
+
+class SourceDistribution(sdist):
+    """With all of csrc: setuptools takes the listed sources alone, and without torch not even those."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        sources = {str(path) for path in Path("csrc").rglob("*.*")}
+        super().make_release_tree(base_dir, sorted(sources.union(files)))
 
 
 def toolkit() -> str | None:
@@ -94,4 +104,6 @@ def extension() -> dict[str, object]:
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 
 
-setup(**extension())
+arguments = extension()
+commands = {"sdist": SourceDistribution, **arguments.pop("cmdclass", {})}
+setup(**arguments, cmdclass=commands)

@@ -1,11 +1,20 @@
 // LAGN's gate in plain types: the host part checks tensors and fills this, the kernels read it.
 // mmif_trt/ops/reference.py says what is computed.
 //
-// Forward, at every pixel of two maps l and g with C channels: s = sigmoid(Wl l + Wg g + b), y = s l + (1 -
-// s) g. s is saved. Backward:
+// Forward, at every pixel of two maps l and g with C channels:
 //
-//   d_z = d_y (l - g) s (1 - s)      d_l = d_y s + Wl^T d_z      d_g = d_y (1 - s) + Wg^T d_z
-//   d_Wl = sum over pixels of d_z l^T, d_Wg alike      d_b = sum of d_z
+//   z = Wl l + Wg g + b
+//   s = sigmoid(z)                                saved for backward
+//   y = s l + (1 - s) g
+//
+// Backward, from d_y:
+//
+//   d_z  = d_y (l - g) s (1 - s)
+//   d_l  = d_y s       + Wl^T d_z
+//   d_g  = d_y (1 - s) + Wg^T d_z
+//   d_Wl = sum over pixels of d_z l^T
+//   d_Wg = sum over pixels of d_z g^T
+//   d_b  = sum over pixels of d_z
 #pragma once
 #include <cstdint>
 
@@ -20,7 +29,7 @@ struct GatedMixParams {
   int channels;  // C, a multiple of 16
 
   const void *local, *global;  // [N, C]
-  // [C, C] wide, the product's output index last: transposed forward, as they came backward.
+  // [C, C] wide, the product's output index last: transposed in forward, as passed in backward.
   const void *local_weight, *global_weight;
   const void* bias;  // [C] wide
 

@@ -1,12 +1,18 @@
 // The second half of LAGN's global block in plain types: the host part checks tensors and fills this, the
 // kernels read it. mmif_trt/ops/reference.py says what is computed.
 //
-// Forward, at every token: z = (x - mean) rstd with rstd = (variance + eps)^-1/2 over its C channels,
-// t = z weight + bias, then the layers of pointwise.h, y = x + their result. Backward, from d_t, with g = d_t
-// weight:
+// Forward, at every token, mean and variance over its C channels:
 //
-//   d_x = d_y + rstd (g - mean of g - z mean of (g z))      d_weight = sum over tokens of d_t z      d_bias =
-//   sum of d_t
+//   rstd = (variance + eps)^-1/2
+//   z    = (x - mean) rstd
+//   t    = z weight + bias
+//   y    = x + layers(t)                          the layers of pointwise.h
+//
+// Backward, from d_y and the layers' d_t, with g = d_t weight:
+//
+//   d_x      = d_y + rstd (g - mean(g) - z mean(g z))
+//   d_weight = sum over tokens of d_t z
+//   d_bias   = sum over tokens of d_t
 #pragma once
 #include "pointwise.h"
 

@@ -3,7 +3,9 @@
 //
 // Forward, at every pixel (or token), from t with C channels, through E hidden ones:
 //
-//   u = W1 t + b1      h = gelu(u)      W2 h + b2
+//   u = W1 t + b1
+//   h = gelu(u)
+//   W2 h + b2                                     the result
 //
 // u is all that forward saves; t and h are cheap beside reading them back. Backward, from d_y and u, with
 // Phi and phi the normal distribution and its density:
@@ -19,7 +21,7 @@
 namespace mmif {
 
 // `wide`, of all of these, is double where the data is double, float elsewhere: what accumulates. Matrices
-// lie as products want them, the output's index last: transposed forward, as they came backward.
+// lie as products want them, the output's index last: transposed in forward, as passed in backward.
 struct PointwiseParams {
   int channels, hidden;     // C and E, multiples of 16
   const void* expand;       // [C, E] wide: W1 transposed; backward: W1

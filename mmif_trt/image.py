@@ -134,6 +134,28 @@ class Image:
         """The same meaning over other pixels."""
         return replace(self, data=data, **changes)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """np.asarray(image): the pixels as stored, without their meaning; no copy unless asked for."""
+        if copy is False and dtype is not None and np.dtype(dtype) != self.data.dtype:
+            raise ValueError(f"{self.source}: {self.data.dtype} to {np.dtype(dtype)} needs a copy")
+        data = self.data if dtype is None else self.data.astype(dtype, copy=False)
+        return data.copy() if copy else data
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: 8 bits, black and white by value_range; of a volume the middle slice.
+
+        None, so that the notebook prints the repr, where the value range is not known.
+        """
+        if self.value_range is None:
+            return None
+        import cv2
+
+        low, high = self.value_range
+        pixels = self.data[len(self.data) // 2] if self.is_volume else self.data
+        unit = (pixels.astype(np.float32) - low) / (high - low)
+        shown = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+        return cv2.imencode(".png", shown[..., ::-1] if self.is_colour else shown)[1].tobytes()
+
     def __repr__(self) -> str:
         shape = self.data.shape[: self.data.ndim - self.is_colour]
         low, high = self.value_range or (None, None)

@@ -1,11 +1,17 @@
-"""Shared fixtures: where the real data lies, and a skip that says why when it does not."""
+"""Shared fixtures, one thread per library, and a list of what was skipped for want of what."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# Before anything imports NumPy or torch; child processes inherit it. A second thread gains these small cases
+# nothing, and where other work keeps the cores busy OpenMP's threads wait for each other without end.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -23,3 +29,20 @@ def harvard() -> Path:
             f"real image pairs not found at {folder}; set MMIF_DATA to the folder that holds harvard/"
         )
     return folder
+
+
+def skip_reasons(reports: list[pytest.TestReport]) -> Counter[str]:
+    """How many tests and test files each reason skipped."""
+    reasons: Counter[str] = Counter()
+    for report in reports:
+        if isinstance(report.longrepr, tuple):
+            reasons[str(report.longrepr[2]).removeprefix("Skipped: ")] += 1
+    return reasons
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = skip_reasons(terminalreporter.stats.get("skipped", []))
+    if reasons:
+        terminalreporter.section("skipped for want of")
+    for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
+        terminalreporter.line(f"{count:5d}  {reason}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import warnings
 from importlib import util
 from pathlib import Path
@@ -62,7 +64,30 @@ def test_sources_are_listed_by_hand_and_all_there() -> None:
     listed = {word for word in SETUP.split('"') if word.startswith("csrc/")}
     there = {str(p.relative_to(REPO)) for p in (REPO / "csrc").rglob("*") if p.suffix in (".cpp", ".cu")}
     assert listed == there
-    assert len(SETUP.splitlines()) <= 100
+    assert len(SETUP.splitlines()) <= 110
+
+
+def test_the_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
+    """Without torch too; every source and header, the weights, the pages, and no binary."""
+    tree = tmp_path / "tree"
+    left_out = shutil.ignore_patterns("_C*", "__pycache__", "*.egg-info")
+    for name in ("csrc", "mmif_trt"):
+        shutil.copytree(REPO / name, tree / name, ignore=left_out)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPO / name, tree)
+    code = "import sys; sys.modules['torch'] = None; from setuptools import build_meta; "
+    code += "build_meta.build_sdist('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, check=True, capture_output=True)
+    (made,) = tree.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    listed = subprocess.run(
+        ["git", "ls-files", "csrc", "mmif_trt"], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert not set(listed.stdout.split()) - held
+    assert not [name for name in held if name.endswith((".so", ".pyc"))]
 
 
 def break_binary(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

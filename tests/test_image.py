@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -82,3 +83,30 @@ def test_repr_says_what_it_is() -> None:
     rgb = Image(np.zeros((16, 20, 3), np.uint16), (0, 4095), MODALITIES[2], (0.9, 1.25), source="p.png")
     assert rgb.is_colour and rgb.size == (16, 20)
     assert repr(rgb) == "Image(16 x 20, RGB, uint16, range 0 to 4095, pet, spacing 0.9 x 1.25 mm; p.png)"
+
+
+def test_an_image_is_an_array() -> None:
+    image = Image(GREY + 7)
+    assert np.asarray(image) is image.data and np.asarray(image, np.float32).dtype == np.float32
+    assert not np.shares_memory(np.array(image), image.data)
+    with pytest.raises(ValueError, match="uint8 to float32 needs a copy"):
+        image.__array__(np.float32, copy=False)
+
+
+def test_a_notebook_shows_the_value_range() -> None:
+    def shown(image: Image) -> np.ndarray:
+        png = image._repr_png_()
+        assert png is not None
+        return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+
+    ramp = np.broadcast_to(np.linspace(-100, 300, 20, dtype=np.float32), (16, 20))
+    grey = shown(Image(ramp, (0, 200)))
+    assert grey.dtype == np.uint8 and grey[0, 0] == 0 and grey[0, -1] == 255
+    assert grey[0, 10] == round((ramp[0, 10] / 200) * 255)
+    red = np.zeros((16, 20, 3), np.uint8)
+    red[..., 0] = 200
+    assert shown(Image(red))[0, 0].tolist() == [0, 0, 200], "OpenCV reads blue first"
+    stack = np.stack([GREY, GREY + 9, GREY])
+    volume = Image(stack, (0, 9), affine=np.eye(4))
+    assert (shown(volume) == 255).all(), "the middle slice"
+    assert Image(stack, affine=np.eye(4))._repr_png_() is None, "nobody stated black and white"

@@ -1,5 +1,5 @@
 // The fusion loss on the CPU, backward: d_f of one chunk of rows in one pass over choices and moments;
-// compiled once an instruction set. The derivation stands in ../fusion_loss.h.
+// compiled once per instruction set. The derivation stands in ../fusion_loss.h.
 #pragma once
 #include "fusion_loss_rows.h"
 

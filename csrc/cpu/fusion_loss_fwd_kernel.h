@@ -1,5 +1,5 @@
 // The fusion loss on the CPU, forward: one chunk of rows in one pass, rolling through a ring of eleven rows
-// an image; compiled once an instruction set. What is computed, and why, stands in ../fusion_loss.h.
+// an image; compiled once per instruction set. What is computed, and why, stands in ../fusion_loss.h.
 #pragma once
 #include "fusion_loss_rows.h"
 

@@ -1,4 +1,4 @@
-// LAGN's gate on the CPU, one chunk of pixels at a time; compiled once an instruction set.
+// LAGN's gate on the CPU, one chunk of pixels at a time; compiled once per instruction set.
 #pragma once
 #include "../gated_mix.h"
 #include "pointwise_kernel.h"

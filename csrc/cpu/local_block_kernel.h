@@ -1,4 +1,4 @@
-// LAGN's local block on the CPU, one chunk of rows at a time; compiled once an instruction set.
+// LAGN's local block on the CPU, one chunk of rows at a time; compiled once per instruction set.
 #pragma once
 #include "../local_block.h"
 #include "pointwise_kernel.h"

@@ -1,4 +1,4 @@
-// The second half of LAGN's global block on the CPU, one chunk of tokens at a time; compiled once an
+// The second half of LAGN's global block on the CPU, one chunk of tokens at a time; compiled once per
 // instruction set.
 #pragma once
 #include "../mlp_block.h"

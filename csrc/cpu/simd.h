@@ -1,9 +1,9 @@
 // Vectors of the instruction set that is being compiled for, as GCC and Clang extend C++ with them.
 //
-// kernels_baseline.cpp, kernels_avx2.cpp and kernels_avx512.cpp each compile the same kernels for one
-// instruction set into a namespace of its own; dispatch.h chooses at run time by what the CPU has. A file
-// that includes this must not instantiate anything of the standard library: the linker keeps one copy of such
-// a function, and that may be the one this CPU cannot run.
+// kernels_baseline.cpp, kernels_avx2.cpp, kernels_avx512.cpp and kernels_avx512bf16.cpp each compile the same
+// kernels for one instruction set into a namespace of its own; dispatch.h chooses at run time by what the CPU
+// has. A file that includes this must not instantiate anything of the standard library: the linker keeps one
+// copy of such a function, and that may be the one this CPU cannot run.
 #pragma once
 #include <cmath>
 #include <cstdint>

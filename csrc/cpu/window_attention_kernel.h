@@ -1,4 +1,4 @@
-// Window attention on the CPU, one chunk of windows at a time; compiled once an instruction set.
+// Window attention on the CPU, one chunk of windows at a time; compiled once per instruction set.
 //
 // A window is a rectangle of n = rows x cols <= 64 tokens of the image (fewer at its borders, where the
 // plane's cut leaves part of a window outside). For one window and head, with everything in L1:
