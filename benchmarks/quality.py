@@ -189,14 +189,15 @@ def emphasise(text: str, is_best: bool) -> str:
     return f"**{text}**" if is_best else text
 
 
-def replaced(page: str, text: str, path: Path) -> str:
+def replaced(page: str, text: str, path: Path, markers: tuple[str, str] = (BEGIN, END)) -> str:
     """page with text between the markers. Raises InputError unless each marker is there once."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+    begin, end = markers
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
         raise InputError(
-            f"{path}: no pair of markers; accepted is a file with {BEGIN} and then {END}, once each"
+            f"{path}: no pair of markers; accepted is a file with {begin} and then {end}, once each"
         )
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def show(args: argparse.Namespace) -> None:

@@ -5,13 +5,14 @@ The share of a lesion is its detectability (reader.py) in the fused picture, of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
 
 from mmif_trt.image import InputError
+from mmif_trt.measure.baselines import Fuse
 from mmif_trt.measure.colourspace import as_rgb, lightness
 from mmif_trt.measure.planting import Kind, Planted, kinds_for
 from mmif_trt.measure.reader import Background, Centre, window
@@ -36,9 +37,6 @@ class Kept:
     d_fused: float
     share: float
     false_uptake: float
-
-
-Fuse = Callable[[ndarray, ndarray], ndarray]
 
 
 def judge(fuse: Fuse, planted: Sequence[Planted]) -> list[Kept]:

@@ -110,8 +110,9 @@ def plant(pairs: Iterable[Pair], modality: str, *, per_kind: int = PER_KIND, see
         one.palette = None if modality == "ct" else recover(one.b)
         places[one.name] = _regions(one)
     counts = dict.fromkeys(kinds, 0)
+    order = np.random.default_rng(seed).permutation(len(planted))  # neighbouring slices are alike
     for turn in range(PER_PAIR):
-        for one in planted:
+        for one in (planted[i] for i in order):
             for kind in kinds:
                 if counts[kind] >= per_kind:
                     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import scenery
@@ -20,6 +21,7 @@ from mmif_trt.measure.fidelity import (
     uptake_fidelity,
 )
 from mmif_trt.measure.uptake import Palette, recover
+from mmif_trt.stages.colour import recombine
 
 
 def test_agreement_punishes_loss_gain_and_reversal_alike() -> None:
@@ -97,6 +99,18 @@ def test_readback_falls_as_the_colours_fade_and_turns_with_them() -> None:
         np.rint((scenery.uptake() > 0) * (1.1 - scenery.uptake()) * 255).astype(int)
     ]
     assert uptake_fidelity(a, b, turned, known)["readback"] < -0.9
+
+
+def test_readback_looks_at_the_colour_more_than_at_its_lightness() -> None:
+    a, b = scenery.mri(), scenery.tracer(scenery.ramp_palette())
+    other = cv2.GaussianBlur(np.random.default_rng(5).uniform(0, 255, a.shape), (0, 0), 6.0)
+    other = np.float32((other - other.min()) / np.ptp(other))
+    lit = np.uint8(np.rint(recombine(other, np.float32(b) / 255) * 255))
+    known = Palette(scenery.ramp_palette())
+    inside = scenery.uptake() > 0.1
+    found = rank_correlation(known.place(b)[inside], known.read(lit)[inside])
+    plain = rank_correlation(known.place(b)[inside], known.place(lit)[inside])
+    assert found > plain + 0.05
 
 
 def test_nothing_to_keep_is_nan_and_bad_shapes_are_told() -> None:
