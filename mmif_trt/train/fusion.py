@@ -3,7 +3,8 @@
 Third of the three trainings; with --generated (train/generate.py) the pictures of the diffusion model take
 part in the loss, without it the first two are not needed. The network runs in bfloat16, as on the CPU later,
 in channels-last order; losses and weights are FP32. Where that leaves it too far from FP32, a further term
-(--rounding) or stage (--init) brings the two together. Losses are those of `losses.py`, all sets together.
+(--rounding) or stage (--init) brings the two together. The losses are those of `losses.py`, and those of
+`fidelity_losses.py` and `lesions.py` where they have a weight; all sets together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mmif_trt.image import InputError
 from mmif_trt.models.lagn import BRANCHES, LAGN, LAGNConfig
-from mmif_trt.train import data, generate, loop
+from mmif_trt.train import coloured, data, generate, loop
+from mmif_trt.train.fidelity_losses import (
+    FidelityWeights,
+    activity_loss,
+    bone_loss,
+    recombined,
+    soft_tissue_loss,
+    tracer_terms,
+)
+from mmif_trt.train.lesions import lesion_loss
 from mmif_trt.train.losses import LossWeights, fusion_loss, rounding_loss
 
 
@@ -27,8 +37,11 @@ class FusionConfig(loop.Schedule):
     """All that decides the result, beside the data and the code."""
 
     crop_px: int = 128
+    randomised: float = 0.0  # share of the crops that look as if of another scanner
+    hold_out: tuple[str, ...] = ()  # cases of the training split left out, "MODALITY:CASE"
     model: LAGNConfig = field(default_factory=LAGNConfig)
     loss: LossWeights = field(default_factory=LossWeights)
+    fidelity: FidelityWeights = field(default_factory=FidelityWeights)
 
 
 def new_state(config: FusionConfig) -> loop.State:
@@ -42,21 +55,57 @@ def forward(model: LAGN, a: Tensor, b: Tensor, precision: str) -> Tensor:
     return fused
 
 
-def objective(model: LAGN, config: FusionConfig, sets: list[data.Pairs]) -> loop.Objective:
+def objective(model: LAGN, config: FusionConfig, sets: list[coloured.ColouredPairs]) -> loop.Objective:
+    planted = any(config.fidelity.lesions.values())
+
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rank, world = loop.rank_and_world()
-        drawn = data.batch(sets, config.seed, step * world + rank, config.batch_size, config.crop_px)
-        (a, *generated_a), (b, *generated_b) = (x.to(loop.device()).split(1, 1) for x in drawn[:2])
-        fused = forward(model, a, b, config.precision)
-        generated = (generated_a[0], generated_b[0]) if generated_a else None
-        loss, terms = fusion_loss(fused, a, b, drawn[2], config.loss, generated)
+        number, size = step * world + rank, config.batch_size
+        batch = coloured.batch(sets, config.seed, number, size, config.crop_px, config.randomised, planted)
+        batch = batch.to(loop.device())
+        fused = forward(model, batch.a, batch.b, config.precision)
+        loss, terms = fusion_loss(
+            fused, batch.a, batch.b, batch.modalities, config.loss, batch.generated, batch.known
+        )
+        more, further = fidelity_loss(fused, batch, config.fidelity)
+        loss, terms = loss + more, terms | further
         if config.loss.rounding:
-            other = forward(model, a, b, "fp32" if config.precision == "bf16" else "bf16")
+            other = forward(model, batch.a, batch.b, "fp32" if config.precision == "bf16" else "bf16")
             rounding = rounding_loss(fused, other).mean()
             loss, terms["rounding"] = loss + config.loss.rounding * rounding, rounding.detach()
         return loss, terms
 
     return step_loss
+
+
+def fidelity_loss(
+    f: Tensor, batch: coloured.Batch, weights: FidelityWeights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the terms of `fidelity_losses.py` and `lesions.py`, a mean over the batch as
+    `fusion_loss` is, and each unweighted term for the log."""
+    total, terms = f.new_zeros(()), {}
+    colours = recombined(f, batch.rgb)
+    for modality in sorted(set(batch.modalities)):
+        mine = [i for i, m in enumerate(batch.modalities) if m == modality]
+        share = len(mine) / len(batch.modalities)
+        y, a, b = f[mine], batch.a[mine], batch.b[mine]
+        if modality == "ct":
+            found = {"soft": soft_tissue_loss(y, a, b), "bone": bone_loss(y, b)}
+            found["activity"] = activity_loss(y, a, b)
+        else:
+            colour, detail = tracer_terms(colours[mine], a, batch.rgb[mine], batch.uptake[mine])
+            found = {"colour": colour, "uptake_detail": detail}
+        for name, term in found.items():
+            total = total + share * getattr(weights, f"{name}_{modality}") * term.mean()
+            terms[f"{name}/{modality}"] = term.mean().detach()
+    if batch.sites:
+        lost = lesion_loss(colours, batch.a, batch.rgb, batch.sites)
+        kinds = [batch.modalities[site.index] for site in batch.sites]
+        weight = f.new_tensor([weights.lesions[kind] for kind in kinds])
+        total = total + (weight * lost).mean()
+        for kind in sorted(set(kinds)):
+            terms[f"lesions/{kind}"] = lost[[i for i, k in enumerate(kinds) if k == kind]].mean().detach()
+    return total, terms
 
 
 @torch.no_grad()
@@ -99,12 +148,14 @@ def train(
         sets = generate.attach(generated, sets)
     elif config.loss.generated_fused or config.loss.predictability:
         raise InputError("--generated: none; accepted is a file of train/generate.py with these loss weights")
+    sets = coloured.without(sets, config.hold_out)
+    in_colour = [coloured.read_colours(root, "train", pairs) for pairs in sets]
     out.mkdir(parents=True, exist_ok=True)
     state, path = new_state(config), out / "checkpoint.safetensors"
     if not loop.resume(path, state, config) and init is not None:
         loop.start_from(init, state, config.model)
     assert isinstance(state.model, LAGN)
-    step = objective(state.model, config, sets)
+    step = objective(state.model, config, in_colour)
     return loop.run(
         state, config, path, step, lambda w: log_pictures(w, state, validation), stop_after, checkpoint_every
     )
@@ -117,14 +168,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generated", type=Path, help="generated images of the training pairs")
     parser.add_argument("--branches", choices=BRANCHES, default="both", help="of the network, for ablations")
     parser.add_argument("--crop-px", type=int, default=defaults.crop_px)
-    for name, value in asdict(defaults.loss).items():
+    parser.add_argument("--randomised", type=float, default=0.0, help="share of crops as of other scanners")
+    parser.add_argument("--hold-out", nargs="+", default=[], metavar="MODALITY:CASE", help="as ct:case37")
+    for name, value in (asdict(defaults.loss) | asdict(defaults.fidelity)).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"
         )
     given = parser.parse_args(arguments)
     loss = LossWeights(**{name: getattr(given, name) for name in asdict(defaults.loss)})
-    model = LAGNConfig(branches=given.branches)
-    config = FusionConfig(**loop.shared(given), crop_px=given.crop_px, model=model, loss=loss)
+    fidelity = FidelityWeights(**{name: getattr(given, name) for name in asdict(defaults.fidelity)})
+    config = FusionConfig(
+        **loop.shared(given),
+        crop_px=given.crop_px,
+        randomised=given.randomised,
+        hold_out=tuple(given.hold_out),
+        model=LAGNConfig(branches=given.branches),
+        loss=loss,
+        fidelity=fidelity,
+    )
 
     def run() -> Path:
         paths = (given.data, given.out, given.init, given.generated)

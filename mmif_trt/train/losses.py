@@ -209,12 +209,13 @@ def fusion_loss(
     modalities: list[str],
     weights: LossWeights,
     generated: tuple[Tensor, Tensor] | None = None,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum over the terms, mean over the batch, and each unweighted term for the log.
 
     modalities: one of "ct", "pet", "spect" for each image of the batch. generated: what the diffusion model
     made of a from b, and of b from a; needed where weights.predictability or weights.generated_fused is not
-    0.
+    0. known: [B] bool, for which images generated is that, and not the sources again; None: for all.
     """
     weight = weights.per_image(modalities, f)
     wa, wb = None, None
@@ -224,6 +225,8 @@ def fusion_loss(
     if generated is not None and weights.generated_fused:
         terms["generated_fused"] = generated_fused_loss(f, *generated)
         weight["generated_fused"] = f.new_full((len(f),), weights.generated_fused)
+        if known is not None:
+            weight["generated_fused"] = weight["generated_fused"] * known
     compute: dict[str, Callable[[], Tensor]] = {
         "edge": lambda: edge_loss(f, a, b),
         "complement": lambda: complement_loss(f, a, b),

@@ -23,7 +23,7 @@ from mmif_trt.image import InputError
 from mmif_trt.measure import metrics
 from mmif_trt.models.lagn import LAGNConfig
 from mmif_trt.ops import reference
-from mmif_trt.train import data, fusion, loop, losses
+from mmif_trt.train import coloured, data, fusion, loop, losses
 
 CONFIG = fusion.FusionConfig(
     steps=6,
@@ -204,6 +204,7 @@ def test_crops_of_a_pair_stay_registered(root: Path) -> None:
 
 def test_training_lowers_the_loss(root: Path) -> None:
     config, sets = replace(CONFIG, steps=40), data.read_sets(root, "train")
+    in_colour = [coloured.read_colours(root, "train", pairs) for pairs in sets]
     state = fusion.new_state(config)
     a, b, modalities = data.batch(sets, 99, 0, 6, 64)
 
@@ -213,7 +214,7 @@ def test_training_lowers_the_loss(root: Path) -> None:
 
     before = loss()
     for _ in range(30):
-        loop.train_step(state, config, fusion.objective(state.model, config, sets))
+        loop.train_step(state, config, fusion.objective(state.model, config, in_colour))
     assert loss() < 0.97 * before
     close(torch.tensor(loop.learning_rate(config, 0)), config.learning_rate / 2, 1e-6)
 

@@ -1,0 +1,189 @@
+"""Pairs in colour for the training of LAGN, and its batches: each crop twice, without and with lesions.
+
+The other two trainings see luma only (`data.py`). Here PET and SPECT keep their colours, the place of each
+pixel on its palette (true uptake, by the palette's inverse) and the palette itself. Every batch is a pure
+function of (seed, step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmif_trt.image import InputError
+from mmif_trt.measure import uptake
+from mmif_trt.stages import colour
+from mmif_trt.train import data, lesions, randomise
+from mmif_trt.train.randomise import Crop
+
+MIN_FOREGROUND = 0.25  # of a crop: lesions need somewhere to be
+ATTEMPTS = 8
+CASE_PICTURES = 12  # at most, evenly spaced, to recover the palette of a case from
+
+
+@dataclass(frozen=True, eq=False)
+class ColouredPairs:
+    """pairs: as in `data.py`. PET and SPECT also have rgb [n, H, W, 3] uint8, uptake [n, H, W] uint8 (255 is
+    the palette's end), and palette [n, 256, 3] float32 in [0, 1], of each pair's case."""
+
+    pairs: data.Pairs
+    rgb: np.ndarray | None = None
+    uptake: np.ndarray | None = None
+    palette: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """2 n crops: the n originals, then the same with lesions. Images are float32 in [0, 1].
+
+    a, b: [2 n, 1, H, W], MRI and luma of the other. rgb: [2 n, 3, H, W], the other in its colours (grey for
+    CT). uptake: [2 n, 1, H, W], 0 for CT. modalities: of all 2 n. generated: what the diffusion model expects
+    a and b to be, or None; known [2 n] says where it does, and does not just hold the sources again. sites:
+    where lesions lie; a site's index is that of its crop within the first n.
+    """
+
+    a: Tensor
+    b: Tensor
+    rgb: Tensor
+    uptake: Tensor
+    modalities: list[str]
+    generated: tuple[Tensor, Tensor] | None
+    known: Tensor
+    sites: list[lesions.Site]
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {k: getattr(self, k).to(device) for k in ("a", "b", "rgb", "uptake", "known")}
+        if self.generated is not None:
+            moved["generated"] = tuple(x.to(device) for x in self.generated)
+        return replace(self, **moved)
+
+
+def read_colours(root: Path, split: str, pairs: data.Pairs) -> ColouredPairs:
+    """The set in colour. Raises InputError where a picture cannot be read in the size of its luma."""
+    if pairs.modality == "ct":
+        return ColouredPairs(pairs)
+    folder = root / f"mri-{pairs.modality}" / split / pairs.modality
+    pictures = np.stack([_read_rgb(folder / f"{name}.png", pairs.b.shape[1:]) for name in pairs.names])
+    places = np.zeros(pairs.b.shape, np.uint8)
+    palettes = np.zeros((len(pictures), uptake.ENTRIES, 3), np.float32)
+    cases = [data.case(name) for name in pairs.names]
+    for case in sorted(set(cases), key=str):
+        members = [i for i, other in enumerate(cases) if other == case]
+        some = members[:: max(1, len(members) // CASE_PICTURES)]
+        palette = uptake.recover(*pictures[some])
+        if palette is None:  # an empty case: grey, no uptake
+            palette = uptake.Palette(np.repeat(np.arange(256.0)[:, None], 3, 1))
+        for i in members:
+            places[i] = np.rint(255 * palette.place(pictures[i]))
+        palettes[members] = palette.rgb.astype(np.float32) / 255
+    return ColouredPairs(pairs, pictures, places, palettes)
+
+
+def _read_rgb(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None or picture.shape[:2] != shape:
+        raise InputError(f"{path}: not readable in colour; expected a PNG of {shape} px")
+    return picture[..., ::-1]
+
+
+def without(sets: list[data.Pairs], held_out: Collection[str]) -> list[data.Pairs]:
+    """The sets less the cases held out, each "MODALITY:CASE" as in ct:case37. Raises InputError for one that
+    is not there, and where nothing is left."""
+    wanted = set(held_out)
+    there = {f"{p.modality}:{data.case(name)}" for p in sets for name in p.names}
+    if lacking := sorted(wanted - there):
+        raise InputError(
+            f"--hold-out: {', '.join(lacking)} not in the data; expected some of {sorted(there)}"
+        )
+    out = []
+    for pairs in sets:
+        keep = [
+            i for i, name in enumerate(pairs.names) if f"{pairs.modality}:{data.case(name)}" not in wanted
+        ]
+        if not keep:
+            raise InputError(f"--hold-out: no case of {pairs.modality} is left; expected one at least")
+        generated = None if pairs.generated is None else pairs.generated[:, keep]
+        names = tuple(pairs.names[i] for i in keep)
+        out.append(replace(pairs, a=pairs.a[keep], b=pairs.b[keep], names=names, generated=generated))
+    return out
+
+
+def crop(source: ColouredPairs, rng: np.random.Generator, side: int) -> Crop:
+    """A crop with some foreground, flipped and turned at random, in the colours of its modality."""
+    pairs = source.pairs
+    height, width = pairs.a.shape[1:]
+    for _ in range(ATTEMPTS):
+        i = int(rng.integers(len(pairs.names)))
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        window = (slice(top, top + side), slice(left, left + side))
+        if (np.maximum(pairs.a[i][window], pairs.b[i][window]) > 2).mean() > MIN_FOREGROUND:
+            break
+    flip, turns = rng.random() < 0.5, int(rng.integers(4))
+
+    def cut(picture: np.ndarray) -> np.ndarray:
+        """[H, W] or [H, W, 3] uint8 -> its window, float32 in [0, 1]."""
+        part = picture[window]
+        part = np.rot90(part[:, ::-1] if flip else part, turns)
+        return np.ascontiguousarray(part, np.float32) / np.float32(255)
+
+    generated = None
+    if pairs.generated is not None:
+        generated = (cut(pairs.generated[0][i]), cut(pairs.generated[1][i]))
+    if source.rgb is None or source.uptake is None or source.palette is None:
+        b = cut(pairs.b[i])
+        return Crop(cut(pairs.a[i]), np.repeat(b[..., None], 3, 2), None, None, generated)
+    return Crop(cut(pairs.a[i]), cut(source.rgb[i]), cut(source.uptake[i]), source.palette[i], generated)
+
+
+def batch(
+    sets: list[ColouredPairs], seed: int, step: int, size: int, side: int, randomised: float, planted: bool
+) -> Batch:
+    """size crops, the sets in turn, and their twins with lesions where planted (else the originals alone).
+
+    randomised: the share of crops that look as if of another scanner (`randomise.py`).
+    """
+    rng = np.random.default_rng((seed, step))
+    chosen = [sets[(step * size + k) % len(sets)] for k in range(size)]
+    crops = []
+    for source in chosen:
+        one = crop(source, rng, side)
+        if rng.random() < randomised:
+            one = randomise.randomised(one, rng)
+        crops.append(one)
+    sites: list[lesions.Site] = []
+    if planted:
+        for k in range(size):
+            twin, found = lesions.planted(crops[k], rng, k)
+            crops.append(twin)
+            sites += found
+    modalities = [source.pairs.modality for source in chosen] * (2 if planted else 1)
+    return _stacked(crops, modalities, sites)
+
+
+def _stacked(crops: list[Crop], modalities: list[str], sites: list[lesions.Site]) -> Batch:
+    a = np.stack([c.a for c in crops])[:, None]
+    rgb = np.stack([c.rgb for c in crops])
+    b = colour.luma(rgb)[:, None]
+    places = np.stack([np.zeros_like(c.a) if c.uptake is None else c.uptake for c in crops])[:, None]
+    known = np.array([c.generated is not None for c in crops])
+    generated = None
+    if known.any():
+        pairs = [c.generated or (c.a, b[i, 0]) for i, c in enumerate(crops)]
+        of_a, of_b = (torch.from_numpy(np.stack(x)[:, None].copy()) for x in zip(*pairs, strict=True))
+        generated = (of_a, of_b)
+    return Batch(
+        a=torch.from_numpy(a),
+        b=torch.from_numpy(b),
+        rgb=torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))),
+        uptake=torch.from_numpy(places),
+        modalities=modalities,
+        generated=generated,
+        known=torch.from_numpy(known),
+        sites=sites,
+    )

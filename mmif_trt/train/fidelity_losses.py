@@ -1,0 +1,199 @@
+"""The terms of the loss that hold what a reader needs: colour, MRI detail under uptake, soft tissue, lesions.
+
+Images are [B, 1, H, W] float32 in [0, 1] and colour [B, 3, H, W] gamma-coded RGB; every loss is [B]. They are
+differentiable forms of the measures that judge a fused picture; the masks come from the sources alone.
+G(x, y) = 2 sum xy / (sum x^2 + sum y^2) is 1 only for x = y: it punishes loss, reversal and amplification
+alike, where a correlation sees neither a faint nor an exaggerated copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmif_trt.stages.colour import LUMA_WEIGHTS
+from mmif_trt.train.losses import blur
+
+TOP_UPTAKE = 0.8  # quantile of the uptake over the foreground from which on it is strong
+FOREGROUND_RGB, FOREGROUND_UPTAKE = 8 / 255, 0.08
+DETAIL_SIGMA_PX = 2.5
+SOFT_CT = (20 / 255, 170 / 255)  # grey and white matter, fluid and oedema of a brain window
+SOFT_MRI, SOFT_SLOPE, SOFT_MARGIN_PX = 10 / 255, 6 / 255, 2
+TINY = 1e-6
+# CIELAB (ISO 11664-4) of sRGB (IEC 61966-2-1), D65, and where the curves of both turn into lines.
+XYZ_OF_RGB = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
+WHITE_D65 = (0.95047, 1.0, 1.08883)
+LMS_OF_RGB = (
+    (0.4122214708, 0.5363325363, 0.0514459929),
+    (0.2119034982, 0.6806995451, 0.1073969566),
+    (0.0883024619, 0.2817188376, 0.6299787005),
+)
+CHROMA_OF_LMS = (
+    (1.9779984951, -2.4285922050, 0.4505937099),
+    (0.0259040371, 0.7827717662, -0.8086757660),
+)
+CHROMA_MIN = 0.04  # Oklab: below it there is no hue to keep
+WASHED = 0.65  # of the chroma; the measure takes .5
+LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3
+ACTIVITY_GAIN = 1.05  # over the pixel maximum
+
+
+def similarity(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """G of x and y [B, C, H, W] over all but the batch, each pixel weighted: [B]; 0 where both are 0."""
+    weight = torch.ones_like(x[:, :1]) if weight is None else weight
+    both = (weight * x * y).sum((1, 2, 3))
+    return 2 * both / ((weight * (x * x + y * y)).sum((1, 2, 3)) + TINY)
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """BT.601 luma [B, 1, H, W] of [B, 3, H, W]."""
+    weights = rgb.new_tensor(LUMA_WEIGHTS)[:, None, None]
+    return (rgb * weights).sum(1, keepdim=True)
+
+
+def colour_share(y: Tensor, rgb: Tensor) -> Tensor:
+    """The share s of rgb's chroma that `colour.recombine` keeps under luma y: [B, 1, H, W] in [0, 1]."""
+    grey = luma(rgb)
+    above = (rgb.amax(1, keepdim=True) - grey).clamp(min=TINY)
+    below = (grey - rgb.amin(1, keepdim=True)).clamp(min=TINY)
+    return torch.minimum((1 - y) / above, y / below).clamp(0, 1)
+
+
+def recombined(y: Tensor, rgb: Tensor) -> Tensor:
+    """`colour.recombine` in torch: luma y under the chroma of rgb, [B, 3, H, W]."""
+    return y + colour_share(y, rgb) * (rgb - luma(rgb))
+
+
+def linear_light(rgb: Tensor) -> Tensor:
+    """Linear light of gamma-coded sRGB in [0, 1]."""
+    curved = ((rgb.clamp(min=LINEAR_SRGB) + 0.055) / 1.055) ** 2.4
+    return torch.where(rgb <= LINEAR_SRGB, rgb / 12.92, curved)
+
+
+def cube_root(x: Tensor) -> Tensor:
+    """CIELAB's f: the cube root, a line near black."""
+    curved = x.clamp(min=LINEAR_LIGHTNESS) ** (1 / 3)
+    return torch.where(x <= LINEAR_LIGHTNESS, x * (29 / 6) ** 2 / 3 + 4 / 29, curved)
+
+
+def lightness(rgb: Tensor) -> Tensor:
+    """L* / 100 of sRGB in [0, 1]: [B, 1, H, W]."""
+    weights = rgb.new_tensor(XYZ_OF_RGB[1])[:, None, None]
+    return 1.16 * cube_root((linear_light(rgb) * weights).sum(1, keepdim=True)) - 0.16
+
+
+def lab(rgb: Tensor) -> Tensor:
+    """CIELAB [B, 3, H, W] of sRGB [B, 3, H, W] in [0, 1]: L* 0 to 100."""
+    to_xyz = rgb.new_tensor(XYZ_OF_RGB) / rgb.new_tensor(WHITE_D65)[:, None]
+    x, y, z = cube_root(torch.einsum("ij,bjhw->bihw", to_xyz, linear_light(rgb))).unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def uptake_masks(rgb: Tensor, uptake: Tensor) -> tuple[Tensor, Tensor]:
+    """Foreground of the tracer, and the fifth of it with the strongest uptake; both [B, 1, H, W] of 0 and 1.
+
+    uptake: the place of each pixel's colour on its palette, [B, 1, H, W] in [0, 1]; its rank is what counts.
+    """
+    foreground = (rgb.amax(1, keepdim=True) > FOREGROUND_RGB) & (uptake > FOREGROUND_UPTAKE)
+    least = [
+        t[there].quantile(TOP_UPTAKE) if there.any() else t.new_tensor(2.0)
+        for t, there in zip(uptake, foreground, strict=True)
+    ]
+    top = foreground & (uptake >= torch.stack(least)[:, None, None, None])
+    return foreground.to(rgb), top.to(rgb)
+
+
+def oklab_chroma(rgb: Tensor) -> Tensor:
+    """Oklab's a and b [B, 2, H, W] of sRGB [B, 3, H, W] in [0, 1] (B. Ottosson, 2020)."""
+    light = linear_light(rgb)
+    cone = torch.einsum("ij,bjhw->bihw", rgb.new_tensor(LMS_OF_RGB), light)
+    return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(CHROMA_OF_LMS), (cone + TINY) ** (1 / 3))
+
+
+def colour_loss(coloured: Tensor, rgb: Tensor, weight: Tensor) -> Tensor:
+    """1 minus the share of the tracer's chroma, along its hue, that the coloured picture has; 0 for none.
+
+    p = ab_F . ab_B / |ab_B|^2 in Oklab; min(p, 1 / p) counts, weighted by |ab_B|, and a pixel that is nearly
+    washed out (p < WASHED) costs twice.
+    """
+    mine, theirs = oklab_chroma(coloured), oklab_chroma(rgb)
+    power = theirs.square().sum(1, keepdim=True)
+    weight = weight * (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
+    share = (mine * theirs).sum(1, keepdim=True) / power.clamp(min=CHROMA_MIN**2)
+    lost = 1 - torch.minimum(share, 1 / share.clamp(min=1)) + (WASHED - share).clamp(min=0)
+    return (weight * lost).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) + TINY)
+
+
+def detail_under_uptake_loss(coloured: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+    """1 - G of the fine structure (within 2.5 px) of the coloured picture's lightness and the MRI's."""
+    f, mri = lightness(coloured), lightness(a.expand(-1, 3, -1, -1))
+    low_f, low_mri = blur(torch.cat([f, mri]), DETAIL_SIGMA_PX).chunk(2)
+    return (1 - similarity(f - low_f, mri - low_mri, weight)) * weight.amax((1, 2, 3))
+
+
+def gradients(x: Tensor) -> Tensor:
+    """Central differences [B, 2, H, W] of [B, 1, H, W], 0 across the border."""
+    dx = F.pad((x[..., 2:] - x[..., :-2]) / 2, (1, 1, 0, 0))
+    dy = F.pad((x[..., 2:, :] - x[..., :-2, :]) / 2, (0, 0, 1, 1))
+    return torch.cat([dx, dy], 1)
+
+
+def soft_tissue(a: Tensor, b: Tensor) -> Tensor:
+    """Where a CT b shows soft tissue without an edge of its own and the MRI shows something: [B, 1, H, W]."""
+    there = ((b > SOFT_CT[0]) & (b < SOFT_CT[1])).to(b)
+    side = 2 * SOFT_MARGIN_PX + 1
+    inside = -F.max_pool2d(-there, side, 1, SOFT_MARGIN_PX)
+    flat = gradients(blur(b, 1.0)).square().sum(1, keepdim=True) < SOFT_SLOPE**2
+    return inside * flat * (a > SOFT_MRI)
+
+
+def soft_tissue_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """1 - G of the gradients of the fused image and the MRI inside the soft tissue of a CT; 0 for none."""
+    mask = soft_tissue(a, b)
+    return (1 - similarity(gradients(f), gradients(a), mask)) * mask.amax((1, 2, 3))
+
+
+def bone_loss(f: Tensor, b: Tensor, level: float = 200 / 255) -> Tensor:
+    """Mean distance of the fused image to the CT over bone, in the range's unit; 0 where there is none."""
+    bone = (b >= level).to(b)
+    return ((f - b).abs() * bone).sum((1, 2, 3)) / bone.sum((1, 2, 3)).clamp(min=1)
+
+
+def activity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """How far the root mean square gradient of f falls short of 1.05 times that of the pixel maximum."""
+    mine, most = (gradients(x).square().mean((1, 2, 3)) for x in (f, torch.maximum(a, b)))
+    return (ACTIVITY_GAIN - ((mine + TINY) / (most + TINY)).sqrt()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class FidelityWeights:
+    """One weight a term for the modalities that have it; 0 leaves a term out."""
+
+    colour_pet: float = 0.0
+    colour_spect: float = 0.0
+    uptake_detail_pet: float = 0.0
+    uptake_detail_spect: float = 0.0
+    soft_ct: float = 0.0
+    bone_ct: float = 0.0
+    activity_ct: float = 0.0
+    lesions_ct: float = 0.0
+    lesions_pet: float = 0.0
+    lesions_spect: float = 0.0
+
+    @property
+    def lesions(self) -> dict[str, float]:
+        return {"ct": self.lesions_ct, "pet": self.lesions_pet, "spect": self.lesions_spect}
+
+
+def tracer_terms(coloured: Tensor, a: Tensor, rgb: Tensor, uptake: Tensor) -> tuple[Tensor, Tensor]:
+    """The colour and the detail term [B] of PET and SPECT; the strongest fifth counts three times as much."""
+    foreground, top = uptake_masks(rgb, uptake)
+    weight = foreground + 2 * top
+    return colour_loss(coloured, rgb, weight), detail_under_uptake_loss(coloured, a, weight)

@@ -1,0 +1,262 @@
+"""train: the terms that keep lesions, uptake and colour, the lesions planted for them, and other scanners."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from training_data import write_sets
+
+from mmif_trt.image import InputError
+from mmif_trt.measure import colourspace, fidelity, reader, uptake
+from mmif_trt.stages import colour
+from mmif_trt.train import coloured, data, lesions, randomise
+from mmif_trt.train import fidelity_losses as terms
+from mmif_trt.train.randomise import Crop
+
+SIDE = 64
+
+
+def smooth(seed: int, channels: int = 1, side: int = SIDE) -> np.ndarray:
+    """[side, side] or [side, side, channels] float32 in [0, 1] with structure of a few pixels."""
+    rng = np.random.default_rng(seed)
+    x = np.stack([cv2.GaussianBlur(rng.random((side, side)), (0, 0), 2) for _ in range(channels)], -1)
+    x = ((x - x.min()) / np.ptp(x)).astype(np.float32)
+    return x[..., 0] if channels == 1 else x
+
+
+def tensor(x: np.ndarray) -> torch.Tensor:
+    """[1, C, H, W] of [H, W] or [H, W, C]."""
+    return torch.from_numpy(np.atleast_3d(x).transpose(2, 0, 1).copy())[None]
+
+
+def tracer_crop(seed: int) -> Crop:
+    """A crop of a tracer in a palette of its own, a black border on one side."""
+    rng = np.random.default_rng(seed)
+    place = smooth(seed)
+    place[:, :8] = 0
+    palette = randomise.new_palette(rng)
+    a = smooth(seed + 1)
+    a[:8] = 0
+    return Crop(a, randomise.through(palette, place), place, palette, None)
+
+
+def ct_crop(seed: int) -> Crop:
+    b = 0.2 + 0.3 * smooth(seed)
+    b[:, :6] = 1.0
+    return Crop(smooth(seed + 1), np.repeat(b[..., None], 3, 2), None, None, (smooth(seed + 2), b))
+
+
+# Terms
+
+
+def test_colour_is_put_back_as_the_package_does() -> None:
+    rgb = np.concatenate([smooth(1, 3), np.zeros((8, SIDE, 3)), np.ones((8, SIDE, 3))]).astype(np.float32)
+    for y in (
+        smooth(2, side=80)[:, :SIDE],
+        np.zeros((80, SIDE), np.float32),
+        np.ones((80, SIDE), np.float32),
+    ):
+        ours = terms.recombined(tensor(y), tensor(rgb))[0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(ours, colour.recombine(y, rgb), atol=2e-6)
+
+
+def test_lightness_is_that_of_the_measure() -> None:
+    rgb = np.concatenate([smooth(3, 3), 0.02 * smooth(4, 3)])
+    ours = 100 * terms.lightness(tensor(rgb))[0, 0].numpy()
+    np.testing.assert_allclose(ours, colourspace.lightness(255 * rgb.astype(np.float64)), atol=0.02)
+    all_three = terms.lab(tensor(rgb))[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(all_three, colourspace.lab(255 * rgb.astype(np.float64)), atol=0.05)
+
+
+def test_the_terms_are_what_the_measures_judge() -> None:
+    """Each loss is 1 minus its measure, or falls and rises with it, on the measure's own masks."""
+    crop, y = tracer_crop(5), 0.2 + 0.6 * smooth(7)
+    fused = colour.recombine(y, crop.rgb)
+    rgb, a, place = tensor(crop.rgb), tensor(crop.a), tensor(crop.uptake)  # type: ignore[arg-type]
+    assert crop.palette is not None
+    judged = fidelity.uptake_fidelity(
+        255 * crop.a, 255 * crop.rgb, 255 * fused, uptake.Palette(255 * crop.palette.astype(np.float64))
+    )
+    foreground, top = terms.uptake_masks(rgb, place)
+    detail = terms.detail_under_uptake_loss(tensor(fused), a, top)
+    assert 1 - detail.item() == pytest.approx(judged["detail_top"], abs=0.03)
+    assert terms.detail_under_uptake_loss(a.expand(-1, 3, -1, -1), a, foreground).item() < 1e-3
+    paler = colour.recombine(0.3 * colour.luma(crop.rgb) + 0.65, crop.rgb)
+    judged = fidelity.uptake_fidelity(
+        255 * crop.a, 255 * crop.rgb, 255 * paler, uptake.Palette(255 * crop.palette.astype(np.float64))
+    )
+    assert judged["colour_top"] < 0.97, "a case that says something"
+    kept = terms.colour_loss(tensor(paler), rgb, top)
+    assert 1 - kept.item() == pytest.approx(judged["colour_top"], abs=0.02)
+    assert terms.colour_loss(rgb, rgb, foreground).item() < 1e-4
+    slight = 0.95 * tensor(colour.luma(crop.rgb)) + 0.05 * rgb
+    assert terms.colour_loss(torch.ones_like(rgb), rgb, foreground).item() > 1.5
+    assert 1 < terms.colour_loss(slight, rgb, foreground).item() < 1.65
+
+    b, f = 0.1 + 0.4 * smooth(8), 0.5 * smooth(9) + 0.4 * smooth(10)
+    mri = smooth(9)
+    soft = terms.soft_tissue_loss(tensor(f), tensor(mri), tensor(b))
+    assert 1 - soft.item() == pytest.approx(
+        fidelity.ct_fidelity(255 * mri, 255 * b, 255 * f)["soft"], abs=0.05
+    )
+    b[:9] = 0.9
+    lifted = terms.bone_loss(tensor(b + 0.05), tensor(b))
+    assert lifted.item() == pytest.approx(0.05, abs=1e-6)
+
+
+def test_loss_gain_and_reversal_cost_alike() -> None:
+    x = tensor(smooth(11) - 0.5)
+    for gain in (0.5, 2.0):
+        assert terms.similarity(gain * x, x).item() == pytest.approx(2 * gain / (1 + gain**2), abs=1e-4)
+    assert terms.similarity(-x, x).item() == pytest.approx(-1, abs=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_gradients_stay_finite_on_flat_pictures(level: float) -> None:
+    y = torch.full((2, 1, SIDE, SIDE), level, requires_grad=True)
+    rgb, a = tensor(smooth(12, 3)).repeat(2, 1, 1, 1), torch.full((2, 1, SIDE, SIDE), level)
+    rgb[0] = 0
+    place = terms.luma(rgb)
+    foreground, _ = terms.uptake_masks(rgb, place)
+    shown = terms.recombined(y, rgb)
+    total = terms.colour_loss(terms.recombined(y, rgb), rgb, foreground) + terms.detail_under_uptake_loss(
+        shown, a, foreground
+    )
+    total = total + terms.soft_tissue_loss(y, a, place) + terms.bone_loss(y, place)
+    site = lesions.Site(0, 30, 30, "a")
+    total.sum().backward(retain_graph=True)
+    lesions.lesion_loss(shown, a, rgb, [site]).sum().backward()
+    assert total.isfinite().all() and y.grad is not None and y.grad.isfinite().all()
+
+
+def test_the_gradients_are_right_in_double() -> None:
+    rgb, a = tensor(smooth(13, 3, 32)).double(), tensor(smooth(14, side=32)).double()
+    place = terms.luma(rgb)
+    foreground, _ = terms.uptake_masks(rgb, place)
+
+    def loss(y: torch.Tensor) -> torch.Tensor:
+        shown = terms.recombined(y, rgb)
+        return terms.colour_loss(shown, rgb, foreground) + terms.detail_under_uptake_loss(
+            shown, a, foreground
+        )
+
+    y = (0.2 + 0.6 * tensor(smooth(15, side=32)).double()).requires_grad_()
+    assert torch.autograd.gradcheck(loss, (y,), eps=1e-7, atol=1e-5, nondet_tol=0, fast_mode=True)
+
+
+# Lesions
+
+
+@pytest.mark.parametrize("make", [tracer_crop, ct_crop])
+def test_a_lesion_is_in_one_source_and_nowhere_else(make: object) -> None:
+    found = 0
+    for seed in range(8):
+        crop = make(100 + 7 * seed)  # type: ignore[operator]
+        twin, sites = lesions.planted(crop, np.random.default_rng(seed), 0)
+        changed = {"a": np.abs(twin.a - crop.a), "b": np.abs(twin.rgb - crop.rgb).max(2)}
+        reach = {source: np.zeros((SIDE, SIDE), bool) for source in "ab"}
+        for site in sites:
+            window = (slice(site.y - 14, site.y + 15), slice(site.x - 14, site.x + 15))
+            reach[site.source][window] = True
+            assert changed[site.source][window].max() > 0.005
+            found += 1
+        assert all((changed[source][~reach[source]] < 0.05).all() for source in "ab")
+        assert twin.a.min() >= 0 and twin.a.max() <= 1 and twin.rgb.min() >= 0 and twin.rgb.max() <= 1
+        if crop.uptake is not None:  # colour and uptake tell one story
+            again = randomise.through(crop.palette, twin.uptake)
+            np.testing.assert_allclose(again, twin.rgb, atol=1e-4)
+    assert found >= 8
+
+
+def test_the_loss_wants_the_lesion_as_its_source_shows_it() -> None:
+    a = tensor(smooth(20, side=80)).repeat(2, 1, 1, 1)
+    rgb = tensor(smooth(21, 3, 80)).repeat(2, 1, 1, 1)
+    spot = torch.from_numpy(0.3 * lesions.shape(np.random.default_rng(0)))
+    a[1, 0, 10:39, 10:39] += spot
+    rgb[1, :, 40:69, 40:69] += spot * torch.tensor([1.0, 0, -1])[:, None, None]
+    of_a, of_b = lesions.Site(0, 24, 24, "a"), lesions.Site(0, 54, 54, "b")
+    grey = a.expand(-1, 3, -1, -1)
+    assert lesions.lesion_loss(grey, a, rgb, [of_a]).item() < 1e-3
+    assert lesions.lesion_loss(rgb, a, rgb, [of_b]).item() < 1e-3
+    lost = lesions.lesion_loss(torch.zeros_like(rgb), a, rgb, [of_a, of_b])
+    assert lost.tolist() == pytest.approx([1.5, 1.5], abs=1e-2)
+    assert lesions.lesion_loss(1 - grey, a, rgb, [of_a]).item() > 2.5, "reversed"
+    half = grey[:1] + 0.5 * (grey - grey[:1])
+    assert 0.1 < lesions.lesion_loss(half, a, rgb, [of_a]).item() < 1
+
+
+def test_the_reader_is_that_of_the_measure() -> None:
+    without = smooth(30, 3, 96)
+    with_it = without.copy()
+    with_it[26:55, 26:55] += 0.2 * lesions.shape(np.random.default_rng(1))[..., None] * [1, -1, 0.5]
+    with_it = np.clip(with_it, 0, 1)
+    without, with_it = (np.rint(255 * x).astype(np.uint8) for x in (without, with_it))
+    judged = reader.Background(without, (40, 40)).detectability(reader.window(with_it, (40, 40)))
+    site = [lesions.Site(0, 40, 40, "a")]
+    ours = lesions.detectability(
+        *(
+            lesions.windows(tensor(x.astype(np.float32) / 255), site, reach)
+            for x, reach in ((without, reader.MARGIN_PX), (with_it, reader.REACH_PX))
+        )
+    )
+    assert ours.item() == pytest.approx(judged, rel=1e-3)
+
+
+# Other scanners
+
+
+def test_black_stays_black_and_colour_stays_on_its_palette() -> None:
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        crop = tracer_crop(seed) if seed % 2 else ct_crop(seed)
+        crop = replace(crop, a=np.where(np.arange(SIDE)[:, None] < 8, 0, crop.a).astype(np.float32))
+        other = randomise.randomised(crop, rng)
+        assert (other.a[:8] == 0).all(), "noise or a curve lit the background"
+        assert other.a.min() >= 0 and other.a.max() <= 1 and other.rgb.min() >= 0 and other.rgb.max() <= 1
+        assert other.a.dtype == other.rgb.dtype == np.float32
+        if other.uptake is not None and other.palette is not None:
+            again = randomise.through(other.palette, other.uptake)
+            np.testing.assert_allclose(again, other.rgb, atol=2e-3)
+
+
+def test_palettes_and_curves_begin_at_black() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        assert np.abs(randomise.new_palette(rng)[0]).max() < 0.02
+        curve = randomise.tone_curve(rng, turning=False)
+        assert curve[0] == 0 and (np.diff(curve) >= -1e-6).all() and curve.max() > 0.5
+
+
+# Pairs in colour
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[coloured.ColouredPairs]:
+    root = write_sets(tmp_path / "data", "case0{i}_slice{split}")
+    return [coloured.read_colours(root, "train", pairs) for pairs in data.read_sets(root, "train")]
+
+
+def test_a_batch_holds_each_crop_without_and_with_its_lesions(sets: list[coloured.ColouredPairs]) -> None:
+    one, again = (coloured.batch(sets, 3, 5, 6, SIDE, 0.5, True) for _ in range(2))
+    assert torch.equal(one.a, again.a) and torch.equal(one.rgb, again.rgb) and one.sites == again.sites
+    assert len(one.a) == 12 and one.modalities == one.modalities[:6] * 2
+    assert not torch.equal(coloured.batch(sets, 3, 6, 6, SIDE, 0.5, True).a, one.a)
+    assert torch.allclose(terms.luma(one.rgb), one.b, atol=1e-5)
+    alone = coloured.batch(sets, 3, 5, 6, SIDE, 0.5, False)
+    assert len(alone.a) == 6 and not alone.sites
+
+
+def test_cases_are_held_out_by_name(sets: list[coloured.ColouredPairs]) -> None:
+    plain = [one.pairs for one in sets]
+    left = coloured.without(plain, ["pet:case01"])
+    assert [p.names for p in left] == [plain[0].names, plain[1].names[:1], plain[2].names]
+    np.testing.assert_array_equal(left[1].b, plain[1].b[:1])
+    with pytest.raises(InputError, match="pet:case99"):
+        coloured.without(plain, ["pet:case99"])
+    with pytest.raises(InputError, match="no case of pet is left"):
+        coloured.without(plain, ["pet:case00", "pet:case01"])
