@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mmif_trt import privacy
 from mmif_trt.about import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mmif_trt.models import load_model as load_model
     from mmif_trt.samples import sample as sample
 
+privacy.usage_data_off()
 _HOME = {
     "fuse": "mmif_trt.fuser",
     "Fuser": "mmif_trt.fuser",

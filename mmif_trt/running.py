@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mmif_trt.image import InputError
 
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
 ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice within this time is once
 
 
@@ -55,7 +56,8 @@ def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
 
 
 def explain(error: BaseException) -> str:
-    """One printable line. A traceback goes to stderr only where MMIF_DEBUG=1 asks for it."""
+    """One printable line. An error that is not ours is told by its type and our line that it came from: its
+    text may quote a patient's value. MMIF_DEBUG=1 prints the traceback to stderr, text and all."""
     if os.environ.get("MMIF_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, InputError):
@@ -63,8 +65,15 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, OSError):
         text = f"{error.filename or 'file'}: {error.strerror or type(error).__name__}"
     else:
-        text = f"internal error: {type(error).__name__}: {error}"
+        text = f"internal error: {type(error).__name__}{_place(error)}; MMIF_DEBUG=1 shows the traceback"
     return one_line(text)
+
+
+def _place(error: BaseException) -> str:
+    """Our innermost line in the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if os.path.dirname(frame.filename).startswith(PACKAGE)]
+    return f" at {os.path.relpath(ours[-1].filename, PACKAGE)}:{ours[-1].lineno}" if ours else ""
 
 
 def one_line(text: str) -> str:

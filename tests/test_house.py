@@ -15,7 +15,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # know each other. A longer name wins: a module may live on another floor than its room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "about"),
-    ("machine", "files", "running"),
+    ("machine", "files", "running", "privacy", "overwriting", "http_server"),
     ("stages", "weights", "ops"),
     ("models", "io"),
     ("runtimes", "samples"),

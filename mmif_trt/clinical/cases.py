@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmif_trt import weights
+from mmif_trt import overwriting, weights
 from mmif_trt.clinical import outputs
 from mmif_trt.clinical.case import Case, Loaded, VolumeFuser, fuse, load
 from mmif_trt.clinical.decoder import Decoder
@@ -142,6 +142,37 @@ def difference(case: Case, out: Path, suffix: str, run: Run) -> str | None:
     )
 
 
+def files_of(case: Case, out: Path, suffix: str) -> list[str]:
+    """All that a case writes, its record last."""
+    return [*outputs.names(str(out / f"{case.name}{suffix}")), str(out / f"{case.name}.json")]
+
+
+def refuse_overwriting(cases: list[Case], out: Path, suffix: str, log: str, others: list[str]) -> None:
+    """Raises InputError where an output of a case is a source of any, or of another case, or a file that no
+    record in `out` claims. log: of the run, which is added to. others: further files that the run reads."""
+    claimed = {os.path.basename(log)}.union(*(_claimed(out, case) for case in cases))
+    inputs = [path for case in cases for path in (*case.a, *case.b, case.registration) if path]
+    overwriting.check(
+        [*inputs, *others],
+        [*(path for case in cases for path in files_of(case, out, suffix)), log],
+        lambda path: os.path.basename(path) in claimed,
+    )
+
+
+def _claimed(out: Path, case: Case) -> set[str]:
+    """The names that a record of ours says are this case's; its own too. An empty one has nothing to lose."""
+    path = out / f"{case.name}.json"
+    try:
+        text = path.read_text()
+        record = json.loads(text) if text else {"name": case.name, "status": "", "files": []}
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(record, dict) or record.get("name") != case.name or "status" not in record:
+        return set()
+    files = record.get("files")
+    return {path.name, *(os.path.basename(str(x)) for x in files if isinstance(files, list))}
+
+
 def carry(
     cases: list[Case],
     out: Path,
@@ -210,16 +241,20 @@ def _writer(
         if stop.reason == full:
             continue  # told once; these are made by the next run
         report: dict[str, Any] = {"name": work.case.name, "status": "failed", "message": work.error}
+        report["files"] = sorted(_claimed(out, work.case) - {f"{work.case.name}.json"})
         try:
             if not work.error:
                 assert work.loaded is not None and work.fused is not None
                 target = str(out / f"{work.case.name}{suffix}")
+                # A claim first: a run that is killed below finds its own files again, and no stranger's.
+                report["files"] = sorted({*report["files"], *outputs.names(target)})
+                _write_record(out, {**report, "status": "writing"})
                 files = outputs.save(target, work.fused, work.loaded.a, work.loaded.b)
                 done = json.loads(outputs.report_of(work.fused, files))
                 how = asked(work.case, run)
                 report = {**done, "name": work.case.name, "status": "done", "message": "", "asked": how}
             report["seconds"] = round(time.monotonic() - work.started, 3)
-            write_atomic(out / f"{work.case.name}.json", (json.dumps(report, indent=1) + "\n").encode())
+            _write_record(out, report)
         except Exception as error:
             work.error = explain(error)
             if disk_is_full(error):
@@ -230,3 +265,7 @@ def _writer(
         except OSError as error:  # its log lies on the same disk
             if disk_is_full(error):
                 stop.reason = stop.reason or full
+
+
+def _write_record(out: Path, record: dict[str, Any]) -> None:
+    write_atomic(out / f"{record['name']}.json", (json.dumps(record, indent=1) + "\n").encode())

@@ -35,14 +35,21 @@ def kind_of(path: str) -> str:
     return "png"
 
 
+def names(path: str) -> list[str]:
+    """The files that `save` writes under `path`; of slices their folder."""
+    if kind_of(path) != "nifti":
+        return [path]
+    end = 7 if path.lower().endswith(".nii.gz") else 4
+    return [path, f"{path[:-end]}{LUMA}{path[-end:]}"]
+
+
 def save(
     path: str, fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deidentify: bool = False
 ) -> list[str]:
     """Writes `fused` under `path`, see kind_of; returns the files. burn_in, deidentify: of DICOM."""
     kind = kind_of(path)
     if kind == "nifti":
-        stem, end = (path[:-7], path[-7:]) if path.lower().endswith(".nii.gz") else (path[:-4], path[-4:])
-        luma = f"{stem}{LUMA}{end}"
+        _, luma = names(path)
         was_there = os.path.exists(luma)
         io.write(luma, fused.luma)  # the RGB last: where it stands, all stands
         try:

@@ -55,6 +55,15 @@ def check_text_output(option: str, path: str, *suffixes: str) -> None:
     prove_writable(Path(path).parent)
 
 
+def refuse_overwriting(inputs: Any, outputs: Any, text: str | Path | None, header: bytes = b"") -> None:
+    """overwriting.check, where of the outputs `text` may be replaced if this program wrote it. header: the
+    first line of a table. Raises InputError."""
+    from mmif_trt import overwriting
+
+    named = None if text is None else os.fspath(text)
+    overwriting.check(inputs, outputs, lambda path: path != named or overwriting.is_ours(path, header))
+
+
 def add_how(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """How volumes are fused, for one pair or many: plane, palette, percentiles."""
     what = "of the slices that the network sees; default: that of A"

@@ -15,8 +15,6 @@ from mmif_trt.commands.arguments import add_how, add_pairing, options_of
 from mmif_trt.image import InputError
 from mmif_trt.running import stop_on_signal
 
-# What a case is fused with; its report holds them.
-
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -91,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
             f"{args.output}: {len(others)} cases were fused otherwise, as {others[0]} "
             f"({differs[others[0]]}); accepted are the same options, another folder, or --overwrite"
         )
+    log_path = args.output / f"batch-{index}-of-{count}.log"
+    read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
+    work.refuse_overwriting(mine, args.output, suffix, str(log_path), read)
     prove_writable(args.output)
     start = time.monotonic()
     total = {"done": 0, "failed": 0}
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         stop_on_signal() as (stop, received),
         tqdm(total=len(todo), unit="case", disable=args.quiet) as bar,
     ):
-        log = (args.output / f"batch-{index}-of-{count}.log").open("ab", buffering=0)
+        log = log_path.open("ab", buffering=0)
 
         def on_case(case: Any, error: str) -> None:
             bar.update()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmif_trt import __version__, io, runtimes
+from mmif_trt import __version__, io, overwriting, runtimes
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.commands.arguments import add_runtime, load_fuser
 from mmif_trt.files import prove_writable
@@ -48,6 +48,9 @@ def make(out: Path, load: Callable[[], Any]) -> None:
 
     Raises InputError where `out` takes no files.
     """
+    made = [out / f"{name}.png" for name in (*PAIRS, Path(SHEET).stem)]
+    before = all(path.exists() for path in made)  # an earlier demo's, as a whole
+    overwriting.check([], made, lambda path: before)
     prove_writable(out)
     start = time.perf_counter()
     fuser = load()

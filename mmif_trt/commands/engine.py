@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmif_trt import overwriting
 from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def _build(args: argparse.Namespace) -> int:
     if path.suffix != engine_file.SUFFIX:
         raise InputError(f"--output {path}; accepted is a name that ends in {engine_file.SUFFIX}")
     cards = tuple(args.cards.split(",")) if args.cards else None
+    in_cache = path.parent == engine_file.cache_folder()  # there an engine without a manifest is a dead build
+    overwriting.check([], [path], lambda _: in_cache or engine_file.manifest_path(path).is_file())
     with engine_file.locked(path):
         made = engine_build.build(path, shlex.join(["mmif-trt", *sys.argv[1:]]), shapes, cards, args.model)
     print(f"{path}: {_line(made)}")

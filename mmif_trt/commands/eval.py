@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.commands.arguments import check_text_output
+from mmif_trt.commands.arguments import check_text_output, refuse_overwriting
 
 
 def add(commands: Any) -> None:
@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.output:  # before the minutes that scoring may take
         check_text_output("--output", args.output, ".csv", ".json")
+        refuse_overwriting([args.sources, args.fused], [args.output], args.output, b"method,name,")
     from tqdm import tqdm
 
     from mmif_trt.measure.metrics import all_metrics

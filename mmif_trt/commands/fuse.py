@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mmif_trt import runtimes, weights
 from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.commands import volumes
-from mmif_trt.commands.arguments import add_runtime, check_text_output, count_to, load_fuser, say
+from mmif_trt.commands.arguments import (
+    add_runtime,
+    check_text_output,
+    count_to,
+    load_fuser,
+    refuse_overwriting,
+    say,
+)
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions, usable_cores
 
@@ -83,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_pairs(args.a, args.b, args.output, suffix=suffix, overwrite=args.overwrite)
     if args.report:
         check_text_output("--report", args.report, ".json")
+        inputs = [path for pair in plan.pairs for path in (pair.a, pair.b)]
+        outputs = [*(pair.out for pair in plan.pairs), args.report]
+        refuse_overwriting(inputs, outputs, args.report if not args.overwrite else None)
     prepare_output(plan)
     workers = args.workers or batch.default_workers()
     with stop_on_signal() as (stop, received):

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mmif_trt import overwriting
 from mmif_trt.image import MODALITIES, InputError
 
 
@@ -59,10 +60,16 @@ def _report(args: argparse.Namespace) -> int:
 
     from mmif_trt.files import prove_writable
     from mmif_trt.measure.metrics import all_metrics
-    from mmif_trt.report import page
+    from mmif_trt.report import page, pictures
     from mmif_trt.report.figures import gather
 
     prove_writable(args.output.parent)
+    folder = pictures.folder_of(args.output)
+    overwriting.check(
+        [args.sources, *methods.values()],
+        [args.output, folder],
+        lambda path: overwriting.is_ours(str(args.output)),
+    )
     ranges = {
         name: tuple(limits) for name in (*MODALITIES, "fused") if (limits := getattr(args, f"range_{name}"))
     }

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmif_trt.commands.arguments import refuse_overwriting
 from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
@@ -169,6 +170,11 @@ def _status(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from mmif_trt.study.export import write
 
+    made = [args.output]
+    if args.output.suffix == ".csv":
+        made.append(args.output.with_suffix(".dictionary.csv"))
+    for path, header in zip(made, (b"answer_id,", b"column,meaning"), strict=False):
+        refuse_overwriting([args.study], [path], path, header)
     print(f"{write(_open(args.study), args.output)} answers -> {args.output}")
     return 0
 
@@ -179,6 +185,7 @@ def _analyse(args: argparse.Namespace) -> int:
         raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; accepted is .html")
     from mmif_trt.study import analysis
 
+    refuse_overwriting([args.study], [args.output], args.output)
     store = _open(args.study)
     found = analysis.write(store, args.output, args.seed)
     for line in [*analysis.sentences(found, store.methods()), *analysis.cautions(found)]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmif_trt import overwriting
 from mmif_trt.commands.arguments import REGISTRATIONS, add_how, options_of
 from mmif_trt.files import write_atomic
 from mmif_trt.image import MODALITIES, InputError
@@ -75,6 +76,15 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     if _is_there(args.output) and not args.overwrite:
         print(f"mmif-trt: {args.output}: exists, skipped; --overwrite fuses it again", file=sys.stderr)
         return 0
+    made = [*outputs.names(args.output), *filter(None, (args.preview, args.report))]
+    inputs = [args.a, args.b, *([args.registration] if os.path.isfile(args.registration) else [])]
+    overwriting.check(
+        inputs,
+        made,
+        lambda path: (
+            args.overwrite or os.path.isdir(path) or path == args.report and overwriting.is_ours(path)
+        ),
+    )
     run_options = options_of(args, value_range_a=range_a, value_range_b=range_b)
     tie = ""
     if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmif_trt import io
+from mmif_trt import io, overwriting
 from mmif_trt.files import prove_writable, remove_leftovers
 from mmif_trt.image import InputError
 
@@ -68,7 +68,7 @@ def plan_pairs(
     else:
         triples = [_match_files(Path(a), Path(b), out, suffix)]
         folder = triples[0][2].parent
-    _refuse_inputs_as_outputs(triples)
+    overwriting.check((path for t in triples for path in t[:2]), (t[2] for t in triples))
     pairs = [
         Pair(p.stem, str(p), str(q), str(o), finished=not overwrite and _is_whole(o)) for p, q, o in triples
     ]
@@ -132,26 +132,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             f"{folder}: {came}; accepted are files named {' '.join('*' + s for s in io.FORMATS)}"
         )
     return found
-
-
-def _refuse_inputs_as_outputs(triples: list[tuple[Path, Path, Path]]) -> None:
-    """No output may be any pair's input, under whatever name: links count, so files are compared by inode."""
-    existing = {(s.st_dev, s.st_ino): path for t in triples if (s := _stat(path := t[2])) is not None}
-    if not existing:
-        return
-    for source in (path for triple in triples for path in triple[:2]):
-        stat = source.stat()
-        if out := existing.get((stat.st_dev, stat.st_ino)):
-            raise InputError(
-                f"{out}: is the same file as the input {source}; accepted is an output of its own"
-            )
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
 
 
 def _is_whole(path: Path) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy import ndarray
 
 from mmif_trt import io
+from mmif_trt.about import VERSION
 from mmif_trt.files import write_atomic
 from mmif_trt.image import DTYPE_RANGE, MODALITIES, Image, InputError
 from mmif_trt.measure.metrics import RANKED, all_metrics
@@ -211,7 +212,8 @@ def write_scores(path: str | Path, scores: Scores) -> None:
     elif suffix == ".json":
         rows = [{"method": row.method, "name": row.name, **_defined(row.values)} for row in scores.rows]
         average = {method: _defined(values) for method, values in scores.means.items()}
-        text = json.dumps({"pairs": scores.pairs, "means": average, "rows": rows}, indent=1, allow_nan=False)
+        whole = {"mmif_trt": VERSION, "pairs": scores.pairs, "means": average, "rows": rows}
+        text = json.dumps(whole, indent=1, allow_nan=False)
         text += "\n"
     else:
         raise InputError(f"{path}: suffix {suffix or 'none'}; accepted are .csv and .json")

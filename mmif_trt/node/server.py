@@ -188,18 +188,15 @@ def _study_of(data: bytes, syntax: Any) -> str:
 
     from pydicom.filereader import read_dataset
 
-    from mmif_trt.io.dicom import quiet
-
     if syntax.is_deflated:
         return ""
-    with quiet():
-        stream = io.BytesIO(data)
+    stream = io.BytesIO(data)
 
-        def after(tag: Any, vr: Any, length: int) -> bool:
-            return bool(tag > 0x0020000D)
+    def after(tag: Any, vr: Any, length: int) -> bool:
+        return bool(tag > 0x0020000D)
 
-        dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=after)
-        return str(dataset.get("StudyInstanceUID", ""))
+    dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=after)
+    return str(dataset.get("StudyInstanceUID", ""))
 
 
 def _transfer_syntaxes() -> list[str]:

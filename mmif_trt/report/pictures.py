@@ -33,6 +33,11 @@ class Pictures:
     how: str
 
 
+def folder_of(page: Path) -> Path:
+    """Beside a page, for pictures that are too many to be in it."""
+    return page.with_name(page.stem + "_files")
+
+
 def collect(figures: Figures, page: Path, ranges: Ranges, budget: int = PAGE_BYTES - OTHER_BYTES) -> Pictures:
     """All pictures of the report; writes PAGE_files/ where they are too many. Raises InputError,
     OutputError.
@@ -64,7 +69,7 @@ def _inside(
 
 
 def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictures:
-    folder = page.with_name(page.stem + "_files")
+    folder = folder_of(page)
     folder.mkdir(exist_ok=True)
     inside: dict[str, dict[str, str]] = {}
     beside: dict[str, dict[str, str]] = {}

@@ -116,7 +116,8 @@ def test_one_bad_pair_does_not_stop_the_others(tmp_path: Path) -> None:
     results = fuse_folder(a, b, out, Mean(explode))
     assert [r.status for r in results] == ["done", "failed", "failed", "done", "failed", "done"]
     assert "p001.png" in results[1].message and "p002.png" in results[2].message
-    assert results[4].message == "internal error: RuntimeError: two lines ?[31m"
+    assert results[4].message.startswith("internal error: RuntimeError at folders/run.py:")
+    assert "two" not in results[4].message, "its text might quote a patient"
     assert names(out) == ["p000.png", "p003.png", "p005.png"]
 
 
@@ -294,7 +295,7 @@ def test_debug_prints_the_traceback(
     explain(KeyError("x"))
     assert "Error" not in capsys.readouterr().err
     monkeypatch.setenv("MMIF_DEBUG", "1")
-    assert explain(KeyError("x")) == "internal error: KeyError: 'x'"
+    assert explain(KeyError("x")).startswith("internal error: KeyError; MMIF_DEBUG=1")
     assert "KeyError" in capsys.readouterr().err
 
 

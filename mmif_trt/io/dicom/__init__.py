@@ -6,23 +6,22 @@ No message of this file quotes a value of the patient: what came is told by numb
 from __future__ import annotations
 
 import io
-import logging
 import os
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmif_trt import privacy
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import values as dicom_values
 from mmif_trt.io.dicom.stack import Plane, announced, frames, stack, volume
 
+privacy.patient_values_off()
 MAX_FILES = 20_000
 MAX_BYTES = 2 << 30  # of a series, and of what a zip or a deflated file unpacks to
 MAX_INFLATED_BYTES = 256 << 20  # pydicom takes about twice this
@@ -130,31 +129,20 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
             raise InputError(f"{name}: inflates to over {MAX_INFLATED_BYTES} bytes; accepted is less")
     import pydicom
 
-    with quiet():
-        try:
-            dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
-            dataset.filename = name
-            return dataset
-        except Exception as error:  # pydicom raises whatever the bytes lead it to
-            raise InputError(
-                f"{name}: damaged DICOM ({type(error).__name__}); accepted is a whole file"
-            ) from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """pydicom's warnings and log quote patients' values: neither may reach a terminal or a log file."""
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
+        dataset.filename = name
+        return dataset
+    except Exception as error:  # pydicom raises whatever the bytes lead it to
+        raise InputError(
+            f"{name}: damaged DICOM ({type(error).__name__}); accepted is a whole file"
+        ) from None
 
 
 def series(datasets: list[Any], name: str) -> Image:
     """One series of datasets to an Image; slices sorted by position. Raises InputError, see stack."""
     try:
-        with quiet():
-            return _series(datasets, name)
+        return _series(datasets, name)
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(name) else f"{name}: {text}") from None

@@ -39,15 +39,14 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
     """
     dataset = dicom.parse(data, name, pixels=False)
     try:
-        with dicom.quiet():
-            if dataset.get("SOPClassUID") != SOP_CLASS:
-                raise InputError(f"{name}: no Spatial Registration; accepted is that SOP class")
-            for side in (a, b):
-                theirs = str(dataset.get("PatientID") or "")
-                if side.patient and theirs and side.patient != theirs:
-                    raise InputError(f"{name} and {side.name} are of two patients; accepted is one patient")
-            into_a, into_b = (_into_registered(dataset, name, side) for side in (a, b))
-            words = f"Spatial Registration {dataset.SOPInstanceUID}"
+        if dataset.get("SOPClassUID") != SOP_CLASS:
+            raise InputError(f"{name}: no Spatial Registration; accepted is that SOP class")
+        for side in (a, b):
+            theirs = str(dataset.get("PatientID") or "")
+            if side.patient and theirs and side.patient != theirs:
+                raise InputError(f"{name} and {side.name} are of two patients; accepted is one patient")
+        into_a, into_b = (_into_registered(dataset, name, side) for side in (a, b))
+        words = f"Spatial Registration {dataset.SOPInstanceUID}"
     except InputError:
         raise
     except Exception as error:  # pydicom raises whatever the bytes lead it to

@@ -18,6 +18,22 @@ PHILIPS, PHILIPS_GROUP, PHILIPS_SUV, PHILIPS_BQML = "Philips PET Private Group",
 ONE_OF = ("Units", "SUVType", "DecayCorrection", "PatientWeight")  # of a PET series
 
 
+# Defined terms that a message may quote (PS3.3 C.8.9.1, C.11.1.1.2); any other text may be a patient's.
+# fmt: off
+TERMS = {
+    "HU", "US", "OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "CNTS", "NONE", "CM2", "CM2ML", "PCNT",
+    "CPS", "BQML", "MGMINML", "UMOLMINML", "MLMING", "MLG", "1CM", "UMOLML", "PROPCNTS", "PROPCPS",
+    "MLMINML", "GML", "STDDEV", "BW", "LBM", "BSA", "LBMJAMES128", "LBMJANMA", "IBW", "START", "ADMIN",
+}
+# fmt: on
+
+
+def term(value: Any) -> str:
+    """A value as a message may show it."""
+    text = str(value or "")
+    return text if text in TERMS else "not a defined term" if text else "missing"
+
+
 def units(datasets: list[Any]) -> tuple[str | None, float, tuple[str, ...]]:
     """(units, factor to apply to the rescaled values, notes) of one series.
 
@@ -32,14 +48,20 @@ def units(datasets: list[Any]) -> tuple[str | None, float, tuple[str, ...]]:
     if modality == "CT":
         kind = dataset.get("RescaleType", "HU") or "HU"
         return (
-            ("HU", 1.0, ()) if kind == "HU" else (None, 1.0, (f"CT values of Rescale Type {kind}, not HU",))
+            ("HU", 1.0, ())
+            if kind == "HU"
+            else (None, 1.0, (f"CT values of Rescale Type {term(kind)}, not HU",))
         )
     if modality != "PT":
         return None, 1.0, ()
     stored = str(dataset.get("Units", "") or "")
     if stored == "GML":
         kind = dataset.get("SUVType", "BW") or "BW"
-        return ("SUVbw", 1.0, ()) if kind == "BW" else (None, 1.0, (f"SUV of type {kind}, not body weight",))
+        return (
+            ("SUVbw", 1.0, ())
+            if kind == "BW"
+            else (None, 1.0, (f"SUV of type {term(kind)}, not body weight",))
+        )
     to_bqml, notes = 1.0, tuple[str, ...]()
     if stored == "CNTS":
         factor = _philips_factor(datasets, PHILIPS_SUV)
@@ -50,7 +72,7 @@ def units(datasets: list[Any]) -> tuple[str | None, float, tuple[str, ...]]:
             return None, 1.0, ("PET counts without a calibration: SUVbw cannot be computed",)
         notes = ("Bq/ml by Philips's private factor",)
     elif stored != "BQML":
-        return None, 1.0, (f"PET units {stored or 'missing'}; SUVbw is computed from BQML",)
+        return None, 1.0, (f"PET units {term(stored)}; SUVbw is computed from BQML",)
     try:
         return "SUVbw", to_bqml * suv_factor(datasets), notes
     except InputError as error:
@@ -82,7 +104,7 @@ def suv_factor(datasets: list[Any]) -> float:
     if kind == "ADMIN":
         return weight_kg * 1000 / dose_bq
     if kind != "START":
-        raise InputError(f"Decay Correction {kind or 'missing'}: no SUVbw; accepted are START and ADMIN")
+        raise InputError(f"Decay Correction {term(kind)}: no SUVbw; accepted are START and ADMIN")
     start = min(_scan_start(one) for one in datasets)
     delay_s = (start - _injection(start, doses[0])).total_seconds()
     if not 0 <= delay_s <= MAX_DELAY_S:

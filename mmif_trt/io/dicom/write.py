@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 
 from mmif_trt.image import RAS_LPS, Image, InputError, letter_of
-from mmif_trt.io.dicom import quiet
 
 COLOUR_SC = "1.2.840.10008.5.1.4.1.1.7.4"
 GREY_SC = "1.2.840.10008.5.1.4.1.1.7.3"
@@ -79,28 +78,27 @@ def derived(
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
-    with quiet():
-        dataset, first = Dataset(), sources[0]
-        for keyword in KEPT:
-            if keyword in first:
-                dataset[keyword] = first[keyword]
-        for keyword in (
-            *REQUIRED_EMPTY,
-            "AccessionNumber",
-            "ReferringPhysicianName",
-            "PositionReferenceIndicator",
-        ):
-            if keyword not in dataset:
-                setattr(dataset, keyword, "")
-        _identity(dataset, image, sources, f"{derivation}{version}{weights_sha256}{burn_in}")
-        _what_it_is(dataset, sources, description, derivation, burn_in)
-        _equipment(dataset, version, weights_sha256)
-        _geometry(dataset, image)
-        _pixels(dataset, image, burn_in)
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset, first = Dataset(), sources[0]
+    for keyword in KEPT:
+        if keyword in first:
+            dataset[keyword] = first[keyword]
+    for keyword in (
+        *REQUIRED_EMPTY,
+        "AccessionNumber",
+        "ReferringPhysicianName",
+        "PositionReferenceIndicator",
+    ):
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    _identity(dataset, image, sources, f"{derivation}{version}{weights_sha256}{burn_in}")
+    _what_it_is(dataset, sources, description, derivation, burn_in)
+    _equipment(dataset, version, weights_sha256)
+    _geometry(dataset, image)
+    _pixels(dataset, image, burn_in)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     return dataset
 
 
@@ -109,8 +107,7 @@ def encode(dataset: Any) -> bytes:
     import pydicom
 
     stream = io.BytesIO()
-    with quiet():
-        pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
+    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
     return stream.getvalue()
 
 
@@ -289,19 +286,16 @@ def deidentified(dataset: Any) -> Any:
         keyword: dataset[keyword] for keyword in ("ImageComments", "SeriesDescription") if keyword in dataset
     }
     references = {(0x0008, 0x2112): replace_references, (0x0008, 0x1115): replace_references}
-    with quiet():
-        anonymize_dataset(dataset, references)
-        for element in dataset.iterall():
-            if (
-                element.VR == "DA" and element.value == "00010101"
-            ):  # the library's dummy, which is no valid date
-                element.value = "19000101"
-        for keyword, element in ours.items():  # no value of the patient, and the label is in them
-            dataset[keyword] = element
-        dataset.PatientIdentityRemoved = "YES"
-        dataset.DeidentificationMethod = "PS3.15 Basic Profile, dicom-anonymizer"
-        dataset.DeidentificationMethodCodeSequence = [
-            _code("113100", "Basic Application Confidentiality Profile")
-        ]
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    anonymize_dataset(dataset, references)
+    for element in dataset.iterall():
+        if element.VR == "DA" and element.value == "00010101":  # the library's dummy, which is no valid date
+            element.value = "19000101"
+    for keyword, element in ours.items():  # no value of the patient, and the label is in them
+        dataset[keyword] = element
+    dataset.PatientIdentityRemoved = "YES"
+    dataset.DeidentificationMethod = "PS3.15 Basic Profile, dicom-anonymizer"
+    dataset.DeidentificationMethodCodeSequence = [
+        _code("113100", "Basic Application Confidentiality Profile")
+    ]
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     return dataset

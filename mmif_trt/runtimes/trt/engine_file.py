@@ -164,7 +164,7 @@ def locked(engine: Path) -> Iterator[None]:
     path = engine.with_name(engine.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115
+        file = open(path, "a")  # noqa: SIM115
     except OSError as error:
         accepted = "accepted is a folder that takes files and has room"
         raise InputError(f"{path}: cannot be written ({error.strerror}); {accepted}") from error

@@ -1,0 +1,66 @@
+"""The guard before anything is written: no output is a source, no two are one file, none is a stranger's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from mmif_trt.image import InputError
+
+MARKS = (b"mmif_trt", b"mmif-trt")  # a text that this package wrote names it near its beginning
+MARK_BYTES = 4096
+
+
+def check(
+    inputs: Iterable[str | os.PathLike[str]],
+    outputs: Iterable[str | os.PathLike[str]],
+    may_replace: Callable[[str], bool] = lambda path: True,
+) -> None:
+    """Raises InputError for an output that is an input under any name (links count: files are compared by
+    device and inode), for two outputs that are one file, and for one that exists where may_replace says no.
+
+    inputs: files, or folders, which stand for all files in them and below.
+    """
+    named = [os.fspath(path) for path in outputs]
+    places: dict[str, str] = {}
+    for path in named:
+        place = os.path.realpath(path)
+        if place in places:
+            raise InputError(f"{path}: is also the output {places[place]}; expected a file for each")
+        places[place] = path
+    existing = {(s.st_dev, s.st_ino): path for path in named if (s := _stat(path)) is not None}
+    for source in _files(inputs) if existing else ():
+        found = _stat(source)
+        if found is not None and (path := existing.get((found.st_dev, found.st_ino))):
+            raise InputError(f"{path}: is the same file as the input {source}; expected an output of its own")
+    for path in existing.values():
+        if not may_replace(path):
+            raise InputError(
+                f"{path}: exists, and no record of this program claims it; expected a new name, or move it"
+            )
+
+
+def _files(inputs: Iterable[str | os.PathLike[str]]) -> Iterable[str]:
+    for path in map(os.fspath, inputs):
+        yield path
+        if os.path.isdir(path):
+            for folder, _, names in os.walk(path):
+                yield from (os.path.join(folder, name) for name in names)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def is_ours(path: str, header: bytes = b"") -> bool:
+    """Whether a text was written by this package: it says so, or begins with `header` (of a table), or holds
+    nothing."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(MARK_BYTES)
+    except OSError:
+        return False
+    return not head or any(mark in head for mark in MARKS) or bool(header) and head.startswith(header)
