@@ -31,8 +31,8 @@ def check(
     existing = {(s.st_dev, s.st_ino): path for path in named if (s := _stat(path)) is not None}
     for source in _files(inputs) if existing else ():
         found = _stat(source)
-        if found is not None and (path := existing.get((found.st_dev, found.st_ino))):
-            raise InputError(f"{path}: is the same file as the input {source}; expected an output of its own")
+        if found is not None and (own := existing.get((found.st_dev, found.st_ino))):
+            raise InputError(f"{own}: is the same file as the input {source}; expected an output of its own")
     for path in existing.values():
         if not may_replace(path):
             raise InputError(
@@ -41,7 +41,7 @@ def check(
 
 
 def _files(inputs: Iterable[str | os.PathLike[str]]) -> Iterable[str]:
-    for path in map(os.fspath, inputs):
+    for path in (os.fspath(x) for x in inputs):
         yield path
         if os.path.isdir(path):
             for folder, _, names in os.walk(path):

@@ -117,12 +117,16 @@ def run(args: argparse.Namespace) -> int:
     if stop.reason:
         print(f"mmif-trt: stopped: {stop.reason}", file=sys.stderr)
     if not args.quiet:
-        rate = f", {total['done'] / seconds:.2f} cases/s" if total["done"] else ""
-        skipped = f"{len(mine) - len(todo)} skipped (done before)"
-        print(f"mmif-trt: {total['done']} fused, {skipped}, {total['failed']} failed{rate}", file=sys.stderr)
+        _say_totals(total, len(mine) - len(todo), seconds)
     if received:
         return 128 + received[0]
     return 1 if total["failed"] or sum(total.values()) < len(todo) else 0
+
+
+def _say_totals(total: dict[str, int], skipped: int, seconds: float) -> None:
+    rate = f", {total['done'] / seconds:.2f} cases/s" if total["done"] else ""
+    counts = f"{total['done']} fused, {skipped} skipped (done before), {total['failed']} failed{rate}"
+    print(f"mmif-trt: {counts}", file=sys.stderr)
 
 
 def _show(cases: list[Any], differs: dict[str, str | None], left: list[str]) -> None:

