@@ -170,7 +170,7 @@ def _claimed(out: Path, case: Case) -> set[str]:
     if not isinstance(record, dict) or record.get("name") != case.name or "status" not in record:
         return set()
     files = record.get("files")
-    return {path.name, *(os.path.basename(str(x)) for x in files if isinstance(files, list))}
+    return {path.name, *(os.path.basename(str(x)) for x in (files if isinstance(files, list) else ()))}
 
 
 def carry(
