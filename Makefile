@@ -7,7 +7,7 @@ PIP_ARGS ?=
 DATA ?= data
 RUNS ?= runs
 
-.PHONY: demo console test nightly lint train-all clean
+.PHONY: demo console check test nightly lint docs train-all clean
 
 # Debian and Ubuntu keep a part of venv in a package of its own.
 VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
@@ -38,8 +38,19 @@ lint: .venv/done
 	.venv/bin/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/emulator/*.*)
 	.venv/bin/mypy mmif_trt engines benchmarks
 
+# Seconds, for every commit: what needs no server, no training and no second process.
+QUICK = tests/test_house.py tests/test_image.py tests/stages/test_colour.py tests/stages/test_normalise.py \
+	tests/stages/test_tiling.py tests/measure/test_metrics.py tests/io/test_png.py
+check: lint
+	.venv/bin/pytest $(QUICK)
+
+# Two processes, a file of tests in one of them: what a file's fixtures made is made once.
 test: lint
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile
+
+# The site, into build/site; a broken link fails, in the tests too.
+docs: .venv/done
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict -q -f .mkdocs.yml
 
 # What takes too long for every change: 10,000 mutated files, 2,000 instances by 8 peers at once, 200 studies.
 nightly: .venv/done

@@ -1,12 +1,13 @@
-"""Fusion quality on the validation pairs: score a method, take in the peers, make the README's tables.
+"""Fusion quality on the validation pairs: score a method, take in the peers, make the pages' tables.
 
     python benchmarks/quality.py score --data HARVARD [--fused DIR --name LAGN] [--made-by TEXT]
     python benchmarks/quality.py import-peers PEERS.json
-    python benchmarks/quality.py table [--write README.md]
+    python benchmarks/quality.py table [--write [PAGE ...]]
 
 HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png, DIR holds SET/NAME.png; SET is mri-ct, mri-pet, mri-spect.
 Each command works on --out (benchmarks/results/quality.json), where rows of other methods stay as they are.
-`score` measures both baselines as well, and judges the 8-bit luma of what the files hold.
+`score` measures both baselines as well, and judges the 8-bit luma of what the files hold. `table --write`
+alone writes all of PAGES: the README shows six rows per set, docs/benchmarks.md every row and column.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ REPO = Path(__file__).resolve().parent.parent
 SETS = ("mri-ct", "mri-pet", "mri-spect")
 SPLIT = "val"
 COLUMNS = RANKED + tuple(key for key in ALL if key not in RANKED)
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
+# The markers say which tables a page shows: all of them, or the brief ones.
+MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("quality", "quality-brief")}
+PAGES = (REPO / "README.md", REPO / "docs/benchmarks.md")
+BRIEF_PEERS = 3  # beside ours and the two baselines
 DECIMALS = 3  # as the peers' figures have: more would break their ties
 NOT_COMPARED = {
     "mri-ct": ("detail", "function")
@@ -59,7 +63,7 @@ def merge(report: dict[str, Any], name: str, pairs: int, rows: Table) -> None:
     """Put a set's rows in beside the others. Raises InputError where those are of another number of pairs."""
     entry = report["sets"].setdefault(name, {"n": pairs, "rows": {}})
     if entry["n"] != pairs:
-        raise InputError(f"{name}: {pairs} pairs; accepted are the {entry['n']} of the rows already there")
+        raise InputError(f"{name}: {pairs} pairs; expected the {entry['n']} of the rows already there")
     for method, values in rows.items():
         entry["rows"][method] = {
             key: None if math.isnan(values[key]) else round(values[key], DECIMALS) for key in COLUMNS
@@ -74,9 +78,7 @@ def merge_foreground(report: dict[str, Any], name: str, rows: Table) -> None:
 
 def score(args: argparse.Namespace) -> None:
     if (args.fused is None) != (args.name is None):
-        raise InputError(
-            "score: --fused or --name alone; accepted are both, or neither for the baselines only"
-        )
+        raise InputError("score: --fused or --name alone; expected both, or neither for the baselines only")
     report = load(args.out)
     for name in SETS:
         fused = None if args.fused is None else args.fused / name
@@ -116,28 +118,39 @@ def import_peers(args: argparse.Namespace) -> None:
         note = peers["note"]
         found = {name: {m: v for m, v in peers[name].items() if m not in BASELINES} for name in SETS}
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        came = f"{type(error).__name__} {error}"
-        raise InputError(f"{args.peers}: {came}; accepted is JSON with a note and the sets {SETS}") from error
+        received = f"{type(error).__name__} {error}"
+        raise InputError(
+            f"{args.peers}: {received}; expected JSON with a note and the sets {SETS}"
+        ) from error
     report = load(args.out)
     for name, rows in found.items():
         for method, values in rows.items():
             if lacking := [key for key in (*COLUMNS, "n") if key not in values]:
-                raise InputError(f"{args.peers}: {name} {method} lacks {lacking}; accepted are whole rows")
+                raise InputError(f"{args.peers}: {name} {method} lacks {lacking}; expected whole rows")
             merge(report, name, values["n"], {method: values})
             report["conditions"][method] = {"kind": "peer", "split": SPLIT}
     report["peers_note"] = note
     save(args.out, report)
 
 
-def tables(report: dict[str, Any]) -> str:
-    """One Markdown table a set, best mean rank first, and a line on what the rows are."""
+def tables(report: dict[str, Any], brief: bool = False) -> str:
+    """One Markdown table per set, best mean rank first, and a line on what the rows are.
+
+    brief: ours, the baselines and the best peers only, and only the columns that count for the mean rank,
+    which is still that among all rows.
+    """
     parts = []
     for name in (name for name in SETS if name in report["sets"]):
         entry = report["sets"][name]
-        parts += [f"### {name.upper().replace('-', ' and ')}, {entry['n']} pairs", ""]
-        parts += [*table(name, entry["rows"], report["conditions"]), ""]
-    parts.append("Best of a column in bold; the columns from AG on do not count for the mean rank.")
-    if inside := foreground_table(report):
+        heading = f"{name.upper().replace('-', ' and ')}, {entry['n']} pairs"
+        parts += [f"**{heading}**" if brief else f"### {heading}", ""]
+        parts += [*table(name, entry["rows"], report["conditions"], brief), ""]
+    parts.append(
+        "Best of all rows in bold, where it is among these."
+        if brief
+        else "Best of a column in bold; the columns from AG on do not count for the mean rank."
+    )
+    if not brief and (inside := foreground_table(report)):
         parts += ["", *inside, ""]
     if any(entry["kind"] == "peer" for entry in report["conditions"].values()):
         parts.append("Peers ran from their released weights; they may have seen these pairs in training.")
@@ -148,19 +161,26 @@ def tables(report: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def table(name: str, rows: dict[str, dict[str, float | None]], conditions: dict[str, Any]) -> list[str]:
+def table(
+    name: str, rows: dict[str, dict[str, float | None]], conditions: dict[str, Any], brief: bool = False
+) -> list[str]:
+    columns = RANKED if brief else COLUMNS
     values = {m: {k: math.nan if v is None else v for k, v in row.items()} for m, row in rows.items()}
     ranks = mean_rank(values)
     best = {
-        key: max((v[key] for v in values.values() if not math.isnan(v[key])), default=None) for key in COLUMNS
+        key: max((v[key] for v in values.values() if not math.isnan(v[key])), default=None) for key in columns
     }
     best |= dict.fromkeys(NOT_COMPARED.get(name, ()))
-    lines = ["| method | mean rank | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) + 1)]
-    for method in sorted(ranks, key=lambda m: (ranks[m], m)):
+    lines = ["| method | mean rank | " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) + 1)]
+    order = sorted(ranks, key=lambda m: (ranks[m], m))
+    peers = [method for method in order if conditions[method]["kind"] == "peer"]
+    for method in order:
         kind = conditions[method]["kind"]
+        if brief and method in peers[BRIEF_PEERS:]:
+            continue
         cells = [method if kind == "peer" else f"{method} ({kind})"]
         cells.append(emphasise(f"{ranks[method]:.2f}", ranks[method] == min(ranks.values())))
-        for key in COLUMNS:
+        for key in columns:
             value = values[method][key]
             text = "-" if math.isnan(value) else f"{value:.{DECIMALS}f}"
             cells.append(emphasise(text, value == best[key]))
@@ -189,27 +209,31 @@ def emphasise(text: str, is_best: bool) -> str:
     return f"**{text}**" if is_best else text
 
 
-def replaced(page: str, text: str, path: Path, markers: tuple[str, str] = (BEGIN, END)) -> str:
+def replaced(page: str, text: str, path: Path, markers: tuple[str, str]) -> str:
     """page with text between the markers. Raises InputError unless each marker is there once."""
     begin, end = markers
     if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-        raise InputError(
-            f"{path}: no pair of markers; accepted is a file with {begin} and then {end}, once each"
-        )
+        raise InputError(f"{path}: no pair of markers; expected {begin} and then {end}, once each")
     head, rest = page.split(begin)
     return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def filled(page: str, report: dict[str, Any], path: Path) -> str:
+    """page with its tables: the brief ones where it has the brief markers. Raises InputError without any."""
+    brief = MARKERS["quality-brief"][0] in page
+    name = "quality-brief" if brief else "quality"
+    return replaced(page, tables(report, brief), path, MARKERS[name])
 
 
 def show(args: argparse.Namespace) -> None:
     report = load(args.out)
     if not report["sets"]:
-        raise InputError(f"{args.out}: no rows; accepted is a file that score or import-peers wrote")
-    text = tables(report)
+        raise InputError(f"{args.out}: no rows; expected a file that score or import-peers wrote")
     if args.write is None:
-        print(text)
-    else:
-        page = replaced(args.write.read_text(), text, args.write)
-        write_atomic(args.write, page.encode())
+        print(tables(report))
+        return
+    for path in args.write or PAGES:
+        write_atomic(path, filled(path.read_text(), report, path).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peers.add_argument("peers", type=Path, metavar="PEERS.json")
     peers.set_defaults(run=import_peers)
     page = commands.add_parser("table", parents=[shared], help="print the tables, or write them into a page")
-    page.add_argument("--write", type=Path, metavar="README.md")
+    page.add_argument("--write", type=Path, nargs="*", metavar="PAGE", help="default: README and docs")
     page.set_defaults(run=show)
     args = parser.parse_args(argv)
     try:

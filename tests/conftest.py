@@ -35,7 +35,7 @@ def skip_reasons(reports: list[pytest.TestReport]) -> Counter[str]:
     """How many tests and test files each reason skipped."""
     reasons: Counter[str] = Counter()
     for report in reports:
-        if isinstance(report.longrepr, tuple):
+        if isinstance(report.longrepr, tuple | list):
             reasons[str(report.longrepr[2]).removeprefix("Skipped: ")] += 1
     return reasons
 

@@ -1,126 +1,176 @@
-"""The README is executable: its Python and its commands run, on stand-ins where they name a user's
-folders."""
+"""The README and the pages of docs/ are executable: their Python and their commands run, on stand-ins where
+they name a user's folders; what is generated in them is up to date; their links lead somewhere."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
+from types import ModuleType
 
 import cv2
-import numpy as np
-import phantoms
+import pages
 import pytest
 from conftest import REPO
 
+from mmif_trt import weights
+
+NEEDS = {
+    "reader-study": ("fastapi", "statsmodels"),
+    "evaluation": ("jinja2",),
+    "console": ("tensorrt_rtx", "onnx"),
+    "training": ("torch", "safetensors", "tensorboard"),
+    "volumes": ("pydicom", "nibabel", "SimpleITK"),
+    "node": ("pynetdicom",),
+    "README": ("pynetdicom",),
+}
 README = (REPO / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_every_fence_is_known(page: Path) -> None:
+    found = pages.blocks(page)
+    assert len(re.findall(r"^ *```", page.read_text(), re.MULTILINE)) == 2 * len(found)
+    assert {block.language for block in found} <= set(pages.KNOWN)
 
 
-def test_every_fence_is_known() -> None:
-    assert len(re.findall(r"^```", README, re.MULTILINE)) == 2 * len(blocks("sh") + blocks("python"))
+RUNNABLE = [page for page in pages.PAGES if any(block.language in pages.RUN for block in pages.blocks(page))]
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python(code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", RUNNABLE, ids=pages.name)
+def test_a_page_runs(page: Path, tmp_path: Path) -> None:
+    """Its blocks in their order, in one folder; what a command writes with -o is there afterwards."""
+    for module in NEEDS.get(page.stem, ()):
+        pytest.importorskip(module)
+    programs = pages.sandbox(tmp_path, page)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPO),
+        "MMIF_ENGINES": str(tmp_path / "engines"),
+    }
+    for language, code in pages.blocks(page):
+        if language not in pages.RUN:
+            continue
+        command = ["bash", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        for output in re.findall(r"^mmif-trt .* -o (\S+)(?!.*--dry-run)", code, re.MULTILINE):
+            path = tmp_path / output
+            assert path.stat().st_size > 0 if path.is_file() else any(path.iterdir()), output
+
+
+def test_the_readme_fuses_in_colour(tmp_path: Path) -> None:
+    (code,) = [block.code for block in pages.blocks(REPO / "README.md") if block.language == "python"]
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     fused = cv2.imread(str(tmp_path / "fused.png"), cv2.IMREAD_UNCHANGED)
     assert fused.shape == (256, 256, 3)
 
 
-def test_shell_fuse(tmp_path: Path) -> None:
-    (command,) = [block for block in blocks("sh") if "MRI_FOLDER" in block]
-    rng = np.random.default_rng(0)
-    for folder in ("MRI_FOLDER", "PET_FOLDER"):
-        (tmp_path / folder).mkdir()
-        for name in ("one", "two"):
-            picture = rng.integers(0, 255, (48, 40), dtype=np.uint8)
-            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), picture)
-    command = command.replace("mmif-trt", f"{sys.executable} -m mmif_trt")
-    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
-    assert sorted(p.name for p in (tmp_path / "FUSED").iterdir()) == ["one.png", "two.png"]
-    assert (tmp_path / "report.json").stat().st_size
-
-
-def test_shell_report_and_study(tmp_path: Path) -> None:
-    pytest.importorskip("fastapi", reason="needs the study extra")
-    (report, study) = next(b for b in blocks("sh") if "mmif-trt report" in b).strip().splitlines()
-    rng = np.random.default_rng(0)
-    for folder in ("SOURCES/mri", "SOURCES/ct", "FUSED"):
-        (tmp_path / folder).mkdir(parents=True)
-        cv2.imwrite(str(tmp_path / folder / "one.png"), rng.integers(0, 255, (48, 40), dtype=np.uint8))
-    program = f"exec {sys.executable} -m mmif_trt"
-    subprocess.run(["bash", "-euc", report.replace("mmif-trt", program)], cwd=tmp_path, check=True)
-    assert (tmp_path / "report.html").stat().st_size > 10_000
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = study.replace("mmif-trt", program, 1) + f" --no-browser --port {port}"
-    server = subprocess.Popen(["bash", "-euc", command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        links = []
-        for line in server.stdout:
-            if line.startswith("reader 1: "):
-                links.append(line.split(": ", 1)[1].strip())
-            if line.startswith("serving"):
-                break
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        with opener.open(links[0]) as page:
-            assert "bundled samples" in page.read().decode()
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def test_shell_volumes(tmp_path: Path) -> None:
-    (command,) = [block for block in blocks("sh") if "STUDY_ROOT" in block]
-    affine = phantoms.affine_of()
-    for root in (tmp_path, tmp_path / "STUDY_ROOT"):
-        phantoms.write_mr(root / "MRI_SERIES", affine)
-        phantoms.write_pet(root / "PET_SERIES", affine)
-    command = command.replace("mmif-trt", f"{sys.executable} -m mmif_trt")
-    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
-    assert (tmp_path / "fused.dcm").stat().st_size and (tmp_path / "sheet.png").stat().st_size
-    assert len(list((tmp_path / "FUSED_STUDIES").glob("*_luma.nii"))) == 1
-
-
-def test_shell_engine(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-    (command,) = [block for block in blocks("sh") if "mmif-trt engine" in block]
-    command = command.replace("mmif-trt", f"{sys.executable} -m mmif_trt")
-    environment = {**os.environ, "MMIF_ENGINES": str(tmp_path / "engines")}
-    done = subprocess.run(
-        ["bash", "-euc", command], cwd=tmp_path, check=True, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout.count("fused attention 4 of 4") == 2
-
-
-def test_shell_train(tmp_path: Path) -> None:
-    (command,) = [block for block in blocks("sh") if "mmif_trt.train.fusion" in block]
-    command = command.replace("python -m", f"{sys.executable} -m").strip() + " --dry-run"
-    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
+def test_the_readme_is_short() -> None:
+    prose = re.sub(r"^\|.*$", "", README, flags=re.MULTILINE)
+    assert len(prose.split()) <= 900
 
 
 def test_shell_install_is_what_the_makefile_does() -> None:
-    (command,) = [block.strip() for block in blocks("sh") if "pip install --no" in block]
     assert "--no-build-isolation -e '.[dev]'" in (REPO / "Makefile").read_text()
-    assert command == "pip install --no-build-isolation -e '.[train]'"
+    training = (REPO / "docs/guides/training.md").read_text()
+    assert "pip install --no-build-isolation -e '.[train]'" in training
 
 
-def test_make_targets_exist() -> None:
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_make_targets_exist(page: Path) -> None:
     makefile = (REPO / "Makefile").read_text()
-    for target in re.findall(r"make ([\w-]+)", " ".join(blocks("sh")) + " make test"):
+    for target in re.findall(r"`make ([\w-]+)", page.read_text()):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (REPO / target).exists(), target
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", REPO / "docs/tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_option_tables_and_rooms_are_up_to_date() -> None:
+    stale = [path for path, text in tables().pages().items() if path.read_text() != text]
+    assert not stale, "run: python docs/tables.py"
+
+
+def test_every_option_says_what_it_is() -> None:
+    """A help of its own for each option: none without, and none with the text of another."""
+    from mmif_trt import cli
+
+    for name, parser in tables().parsers(cli._parser()):
+        helps = [(a.option_strings or [a.dest], a.help) for a in parser._actions]
+        assert not [option for option, text in helps if not text], name
+        texts = [text for _, text in helps]
+        assert not {text for text in texts if texts.count(text) > 1}, name
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs mkdocs: pip install 'mmif-trt[docs]'")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", REPO / ".mkdocs.yml"]
+    done = subprocess.run(
+        [*map(str, build), "-d", str(tmp_path)], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (tmp_path / "reference/python/index.html").read_text()
+    assert "mmif_trt.fuse" in reference and "modality_b" in reference
+
+
+def test_the_notebook_runs() -> None:
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient: pip install 'mmif-trt[docs]'")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(REPO / "docs/tour.ipynb", as_version=4)
+    assert not [cell for cell in notebook.cells if cell.get("outputs")], "committed without outputs"
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(REPO)}}).execute()
+    shown = [out for cell in notebook.cells for out in cell.get("outputs", []) if "data" in out]
+    assert sum("image/png" in out["data"] for out in shown) == 4
+
+
+def test_numbers_in_prose_are_those_of_the_files() -> None:
+    card = (REPO / "MODEL_CARD.md").read_text()
+    (told,) = re.findall(r"\((\d+,\d+) parameters", card)
+    assert int(told.replace(",", "")) == weights.manifest()["models"]["lagn"]["parameters"]
+    file = weights.verified_path("lagn", "safetensors").read_bytes()
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    sizes = [entry["shape"] for key, entry in header.items() if key != "__metadata__"]
+    assert sum(size_of(shape) for shape in sizes) == int(told.replace(",", ""))
+
+
+def size_of(shape: list[int]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def test_the_card_table_is_what_the_builder_builds() -> None:
+    from mmif_trt.runtimes.trt.build import RTX_CAPABILITIES
+
+    page = (REPO / "docs/guides/console.md").read_text()
+    assert tuple(re.findall(r"^\| (\d+\.\d) \|.*TensorRT-RTX", page, re.MULTILINE)) == RTX_CAPABILITIES
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    """Each heading in code is in the source, line breaks of its strings aside."""
+    page = (REPO / "docs/troubleshooting.md").read_text()
+    quoted = re.findall(r"^### (.*)$", page, re.MULTILINE)
+    source = "".join(path.read_text() for path in sorted((REPO / "mmif_trt").rglob("*.py")))
+    source = re.sub(r'"\s*f?"', "", source)
+    for message in (m for heading in quoted for m in re.findall(r"`([^`]+)`", heading)):
+        words = re.split(r"pydicom|nibabel|libcuda\.so\.1|No space left on device", message)
+        assert all(part.strip(" ()") in source for part in words), message

@@ -251,32 +251,43 @@ def test_the_benchmark_from_pictures_to_page(
     assert report["sets"]["mri-ct"]["n"] == 3 and report["conditions"]["Peer"]["kind"] == "peer"
     assert not Path(report["conditions"]["LAGN"]["command"].split()[4]).is_absolute()
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{quality.BEGIN}\nstale\n{quality.END}\nafter\n")
+    begin, end = quality.MARKERS["quality"]
+    page.write_text(f"before\n{begin}\nstale\n{end}\nafter\n")
     for _ in range(2):  # the second time finds what the first wrote
-        assert quality.main(["table", "--write", str(page), *out]) == 0
+        assert quality.main(["table", *out, "--write", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith(f"{quality.END}\nafter\n") and "stale" not in text
+    assert text.startswith("before\n") and text.endswith(f"{end}\nafter\n") and "stale" not in text
     assert text.count("| Peer |") == text.count("| **99.000** |") == text.count("| LAGN (ours) |") == 3
     assert text.count("| LAGN |") == 3  # of the foreground
     page.write_text("no markers")
-    assert quality.main(["table", "--write", str(page), *out]) == 2
-    assert "accepted is" in capsys.readouterr().err
+    assert quality.main(["table", *out, "--write", str(page)]) == 2
+    assert "expected" in capsys.readouterr().err
 
 
 def test_rows_of_another_number_of_pairs_are_refused(quality: ModuleType) -> None:
     report = {"conditions": {}, "sets": {"mri-ct": {"n": 20, "rows": {}}}}
-    with pytest.raises(InputError, match="21 pairs; accepted are the 20"):
+    with pytest.raises(InputError, match="21 pairs; expected the 20"):
         quality.merge(report, "mri-ct", 21, {})
 
 
-def test_the_readme_shows_the_committed_figures(quality: ModuleType) -> None:
-    page = REPO / "README.md"
-    figures = REPO / "benchmarks/results/quality.json"
-    if not page.exists() or quality.BEGIN not in page.read_text():
-        pytest.skip("the README has no quality markers")
-    if not figures.exists():
-        pytest.skip("benchmarks/results/quality.json is not there: nothing was scored yet")
-    text = page.read_text()
-    assert text == quality.replaced(text, quality.tables(quality.load(figures)), page), (
-        "run: python benchmarks/quality.py table --write README.md"
-    )
+def test_the_brief_tables_keep_six_rows_and_the_ranks_of_all(quality: ModuleType) -> None:
+    names = [("ours", "LAGN"), ("baseline", "max"), ("baseline", "average")]
+    names += [("peer", f"P{i}") for i in range(5)]
+    conditions = {name: {"kind": kind, "made_by": "", "commit": "c", "date": "d"} for kind, name in names}
+    rows = {name: dict.fromkeys(quality.COLUMNS, float(-i)) for i, (_, name) in enumerate(names)}
+    report = {"conditions": conditions, "sets": {"mri-ct": {"n": 1, "rows": rows}}}
+    lines = [line for line in quality.tables(report, brief=True).splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[1:]] == [
+        "| LAGN (ours)",
+        "| max (baseline)",
+        "| average (baseline)",
+        *("| P0", "| P1", "| P2"),
+    ]
+    assert "| P2 | 6.00 |" in lines[-1] and len(lines[0].split("|")) == len(quality.RANKED) + 4
+
+
+def test_the_pages_show_the_committed_figures(quality: ModuleType) -> None:
+    report = quality.load(REPO / "benchmarks/results/quality.json")
+    for page in quality.PAGES:
+        text = page.read_text()
+        assert text == quality.filled(text, report, page), "run: python benchmarks/quality.py table --write"

@@ -1,0 +1,69 @@
+"""The README and the pages of docs/: their fenced blocks, and a folder in which the commands can run."""
+
+from __future__ import annotations
+
+import re
+import stat
+import sys
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import phantoms
+from conftest import REPO
+
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+RUN = ("sh", "python")
+KNOWN = (*RUN, "json", "text")
+SIZE = (48, 40)
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(REPO))
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [Block(language, textwrap.dedent(code)) for _, language, code in found]
+
+
+def pictures(folder: Path, names: tuple[str, ...] = ("one", "two", "three"), seed: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for one in names:
+        assert cv2.imwrite(str(folder / f"{one}.png"), rng.integers(0, 255, SIZE, dtype=np.uint8))
+
+
+def sandbox(folder: Path, page: Path) -> Path:
+    """Stand-ins for what the page names in capitals; returns a folder of programs to put before PATH."""
+    text = page.read_text()
+    if "MRI_FOLDER" in text:
+        pictures(folder / "MRI_FOLDER")
+        pictures(folder / "PET_FOLDER", seed=1)
+    if "mri.png" in text:
+        pictures(folder, ("mri",))
+        pictures(folder, ("pet",), seed=1)
+    for inner in ("SOURCES/mri", "SOURCES/ct", "FUSED", "FUSED_2"):
+        if "SOURCES" in text:
+            pictures(folder / inner, seed=len(inner))
+    for root in [folder] * ("MRI_SERIES" in text) + [folder / "STUDY_ROOT"] * ("STUDY_ROOT" in text):
+        phantoms.write_mr(root / "MRI_SERIES", phantoms.affine_of())
+        phantoms.write_pet(root / "PET_SERIES", phantoms.affine_of())
+    for block in blocks(page):
+        if block.language == "json":
+            (folder / "study.json").write_text(block.code)
+    programs = folder / ".bin"
+    programs.mkdir()
+    shim = (REPO / "tests/shim.py").read_text().replace("__file__", repr(str(REPO / "tests/shim.py")))
+    for program in ("mmif-trt", "python", "torchrun", "make", "pip"):
+        path = programs / program
+        path.write_text(f"#!{sys.executable}\n{shim}")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return programs

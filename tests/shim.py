@@ -1,0 +1,106 @@
+"""What `mmif-trt`, `python`, `make`, `pip` and `torchrun` are while a page's commands run: see pages.py.
+
+Commands run for real where that takes seconds. A server is started, asked once whether it serves, and ended;
+a training prints its configuration; an installation and a make target are looked up, not made.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(*command: str) -> int:
+    return subprocess.run(command, check=False).returncode
+
+
+def mmif_trt(args: list[str]) -> int:
+    program = [sys.executable, "-m", "mmif_trt"]
+    if args[:1] == ["node"]:
+        return node(program, args)
+    if args[:1] == ["study"] and args[1] in ("demo", "serve"):
+        quiet = ["--no-browser"] if args[1] == "demo" else []
+        return until_it_says("serving", [*program, *args, *quiet, "--port", str(free_port())])
+    return run(*program, *args)
+
+
+def until_it_says(word: str, command: list[str]) -> int:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        said = any(line.startswith(word) for line in server.stdout)
+        server.send_signal(signal.SIGTERM)
+    return 0 if said else 1
+
+
+def node(program: list[str], args: list[str]) -> int:
+    """The node on ports of its own, until /health says ok."""
+    port = free_port()
+    args = [re.sub(r"@HOST:PORT", f"@127.0.0.1:{free_port()}", arg) for arg in args]
+    args[args.index("--port") + 1] = str(free_port())
+    if "--http-port" not in args:
+        args += ["--http-port", ""]
+    args[args.index("--http-port") + 1] = str(port)
+    with subprocess.Popen([*program, *args, "--host", "127.0.0.1"]) as server:
+        while server.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                    ok = b'"ok"' in answer.read()
+                    break
+            except OSError:
+                time.sleep(0.2)
+        else:
+            return server.returncode or 1
+        server.send_signal(signal.SIGTERM)
+    return 0 if ok and server.returncode in (0, 128 + signal.SIGTERM) else 1
+
+
+def python(args: list[str]) -> int:
+    if args[0] == "-m" and args[1].startswith("mmif_trt.train."):
+        if args[1].endswith(".generate"):  # it has no configuration to print
+            return run(sys.executable, "-m", args[1], "--help")
+        return run(sys.executable, *args, "--dry-run")
+    if args[0].startswith("benchmarks/"):
+        return run(sys.executable, str(REPO / args[0]), "--help")
+    return run(sys.executable, *args)
+
+
+def torchrun(args: list[str]) -> int:
+    if importlib.util.find_spec("torch.distributed.run") is None:
+        return 1
+    return python(args[args.index("-m") :])
+
+
+def make(args: list[str]) -> int:
+    targets = [arg for arg in args if "=" not in arg]
+    makefile = (REPO / "Makefile").read_text()
+    return 0 if all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets) else 1
+
+
+def pip(args: list[str]) -> int:
+    """Whether this package, and each extra that is named, is there to install."""
+    (what,) = re.findall(r"(?:mmif-trt|\.)(?:\[([\w,]+)\])?$", args[-1])
+    pyproject = (REPO / "pyproject.toml").read_text()
+    extras = [extra for extra in what.split(",") if extra]
+    return 0 if all(re.search(rf"^{extra} = \[", pyproject, re.MULTILINE) for extra in extras) else 1
+
+
+if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = str(REPO)
+    called = Path(sys.argv[0]).name.replace("-", "_")
+    sys.exit({f.__name__: f for f in (mmif_trt, python, torchrun, make, pip)}[called](sys.argv[1:]))
