@@ -72,7 +72,7 @@ def extension() -> dict[str, object]:
     """setup()'s arguments for the extension; none where there is no torch."""
     wish = os.environ.get("MMIF_CUDA", "")
     if wish not in ("", "0", "1"):
-        sys.exit(f"mmif_trt: MMIF_CUDA is {wish!r}; accepted are 0 and 1")
+        sys.exit(f"mmif_trt: MMIF_CUDA is {wish!r}; expected 0 or 1")
     try:
         import torch
     except ImportError:

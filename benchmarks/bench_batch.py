@@ -204,7 +204,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the result there")
     args = parser.parse_args()
     if min([*args.pairs, args.workers]) < 1:
-        parser.error(f"--pairs {args.pairs}, --workers {args.workers}; accepted are 1 and more")
+        parser.error(f"--pairs {args.pairs}, --workers {args.workers}; expected 1 or more")
     settings = [Setting(args.runtime, args.precision, args.threads, args.workers, x) for x in args.decode]
     result: dict[str, Any] = {"what": "bench_batch.py", "conditions": report.conditions()}
     result["settings"] = {"threads": args.threads, "size_px": 256}

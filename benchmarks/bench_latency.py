@@ -59,7 +59,7 @@ def make_pair(folder: Path, size_px: int) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
-Turn = tuple[int, int]  # px a side, pairs a call
+Turn = tuple[int, int]  # px per side, pairs per call
 
 
 @dataclass
@@ -241,7 +241,7 @@ def measure(
 
 
 def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a size and batch. Rates are of medians; FLOP = 2 x MAC."""
+    """One row per size and batch. Rates are of medians; FLOP = 2 x MAC."""
     runtime = case.fuser.runtime
     config = weights.manifest()["models"]["lagn"]["config"]
     known = {"runtime": runtime.name, "precision": runtime.precision, "device": runtime.device}
@@ -291,7 +291,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="write a PNG: distributions and stages")
     parser.add_argument("--trace", type=Path, help="write the stages for Chrome's or Perfetto's trace viewer")
     parser.add_argument("--precision", type=words, default=["auto", "fp32"], help="default: auto,fp32")
-    parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="px a side; default: 256 512")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[256, 512], help="px per side; default: 256 512"
+    )
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1], help="pairs a call of the network; default: 1"
     )
@@ -307,13 +309,13 @@ def parse() -> argparse.Namespace:
     for name in ("batch", "threads", "repeats", "matmul"):
         given = getattr(args, name)
         if min(given if isinstance(given, list) else [given]) < 1:
-            parser.error(f"--{name} {given}; accepted are 1 and more")
+            parser.error(f"--{name} {given}; expected 1 or more")
     if unknown := set(args.stage) - {*STAGES, "end_to_end"}:
-        parser.error(f"--stage {', '.join(sorted(unknown))}; accepted are {', '.join(STAGES)}, end_to_end")
+        parser.error(f"--stage {', '.join(sorted(unknown))}; expected {', '.join(STAGES)}, end_to_end")
     if not all(
         MIN_SIDE_PX <= size <= tiling.TILE_PX for size in args.size
     ):  # above it tiles overlap: other MACs
-        parser.error(f"--size {args.size}; accepted are {MIN_SIDE_PX} to {tiling.TILE_PX}")
+        parser.error(f"--size {args.size}; expected {MIN_SIDE_PX} to {tiling.TILE_PX}")
     return args
 
 

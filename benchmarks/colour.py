@@ -64,9 +64,7 @@ def pairs(data: Path, name: str, split: str) -> Iterator[tuple[str, np.ndarray, 
     folder = data / "harvard" / name / split
     paths = sorted((folder / SETS[name]).glob("*.png"))
     if not paths:
-        raise SystemExit(
-            f"--data: no PNG in {folder / SETS[name]}; accepted is the folder that holds harvard/"
-        )
+        raise SystemExit(f"--data: no PNG in {folder / SETS[name]}; expected the folder that holds harvard/")
     for path in paths:
         yield path.name, read(folder / "mri" / path.name, "L"), read(path, "RGB")
 
@@ -89,7 +87,7 @@ def leaves_the_line(out: np.ndarray, y: np.ndarray, b: np.ndarray) -> np.ndarray
 
 
 def measure(data: Path, name: str, split: str, source: str, fused: Path | None) -> list[dict[str, Any]]:
-    """One row a rule, over all pixels of one set; hue over all judged pixels, and over those out of gamut."""
+    """One row per rule, over all pixels of one set; hue over all judged pixels, and those out of gamut."""
     shares: dict[str, list[float]] = {rule: [] for rule in RULES}
     losses: dict[str, float] = dict.fromkeys(RULES, 0.0)
     everywhere: dict[str, list[dict[str, np.ndarray]]] = {rule: [] for rule in RULES}

@@ -50,7 +50,7 @@ def conditions() -> dict[str, Any]:
 
 
 def device_facts(device: Any) -> dict[str, Any]:
-    """Name, driver and versions of a torch device; of the CPU what its kernels were chosen for."""
+    """Name, driver and versions of a torch device; of the CPU the instruction set of its kernels."""
     import torch
 
     if device.type != "cuda":
@@ -268,7 +268,7 @@ def batch_table(result: dict[str, Any]) -> str:
 
 
 def ops_table(result: dict[str, Any]) -> str:
-    """Markdown of bench_ops.py's result: one row a rival, the kernel's first."""
+    """Markdown of bench_ops.py's result: one row per rival, the kernel's first."""
     head = [
         "op",
         "shape",

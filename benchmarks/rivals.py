@@ -34,7 +34,7 @@ class TorchRival(TorchRuntime):
             torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda-graph" and device != "cuda":
-            raise InputError("runtime 'cuda-graph': no CUDA device; accepted is one")
+            raise InputError("runtime 'cuda-graph': no CUDA device; expected one")
         module = module.eval().to(device) if hasattr(module, "eval") else module
         super().__init__(torch.compile(module) if name == "torch-compile" else module, device)
         self.name = name
@@ -70,9 +70,7 @@ class OnnxRuntimeRival:
         try:
             import onnxruntime
         except ImportError:
-            raise InputError(
-                "runtime 'onnxruntime' is not installed; accepted is pip install onnxruntime"
-            ) from None
+            raise InputError("runtime 'onnxruntime' is not installed; try pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         path = str(weights.verified_path("lagn", "onnx"))
@@ -87,11 +85,11 @@ class OnnxRuntimeRival:
 def load(name: str, precision: str, threads: int | None) -> runtimes.Runtime:
     """The rival `name`, or a peer "path/file.py:callable". Raises InputError."""
     if precision not in ("auto", "fp32"):
-        raise InputError(f"precision {precision!r}: runtime {name!r} runs FP32; accepted are auto, fp32")
+        raise InputError(f"precision {precision!r}: runtime {name!r} runs FP32; expected auto, fp32")
     if name == "onnxruntime":
         return OnnxRuntimeRival(threads)
     if importlib.util.find_spec("torch") is None:
-        raise InputError(f"runtime {name!r} needs torch; accepted is pip install 'mmif-trt[train]'")
+        raise InputError(f"runtime {name!r} needs torch; try pip install 'mmif-trt[train]'")
     if name in NAMES:
         from mmif_trt.models import load_model
 
@@ -104,7 +102,7 @@ def peer(given: str) -> Any:
     user's own code, run as such."""
     path, _, attribute = given.rpartition(":")
     if not path or not Path(path).is_file():
-        raise InputError(f"--peer {given}: no file {path or given!r}; accepted is PATH:CALLABLE")
+        raise InputError(f"--peer {given}: no file {path or given!r}; expected PATH:CALLABLE")
     spec = importlib.util.spec_from_file_location(f"peer_{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -115,5 +113,5 @@ def peer(given: str) -> Any:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(Path(path).resolve().parent))
     if not callable(found := getattr(module, attribute, None)):
-        raise InputError(f"--peer {given}: no callable {attribute!r} in it; accepted is PATH:CALLABLE")
+        raise InputError(f"--peer {given}: no callable {attribute!r} in it; expected PATH:CALLABLE")
     return found

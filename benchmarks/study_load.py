@@ -82,7 +82,7 @@ class Reader:
 
 
 def make_study(folder: Path, readers: int, cases: int, repeats: float = 0.1, **more: Any) -> Path:
-    """A study of noise pictures; 6 comparisons a case. Returns its folder."""
+    """A study of noise pictures; 6 comparisons per case. Returns its folder."""
     rng = np.random.default_rng(0)
     for where in ("sources/mri", "sources/pet", *METHODS):
         (folder / where).mkdir(parents=True)

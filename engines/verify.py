@@ -54,10 +54,10 @@ def check_graph(mri: Path, other: Path) -> bool:
     lowest, largest, count = np.inf, 0.0, 0
     for path in sorted(mri.glob("*.png")):
         a, b = (tiling.padded(luma(x)) for x in (path, other / path.name))
-        (came,) = session.run(None, {"a": a[None, None], "b": b[None, None]})
+        (received,) = session.run(None, {"a": a[None, None], "b": b[None, None]})
         expected = reference.infer(a, b)
-        lowest = min(lowest, engine_build.least_psnr(came[0], expected[None]))
-        largest, count = max(largest, float(np.abs(came[0, 0] - expected).max())), count + 1
+        lowest = min(lowest, engine_build.least_psnr(received[0], expected[None]))
+        largest, count = max(largest, float(np.abs(received[0, 0] - expected).max())), count + 1
     print(f"{count} pairs of {mri}: at least {lowest:g} dB, off by at most {largest * 255:.3f}/255")
     return bool(count and lowest >= verify.LOWEST_PSNR_DB and largest <= LARGEST_ERROR)
 

@@ -23,7 +23,7 @@ class OutputError(InputError, OSError):
 
 def name_of(path: str | os.PathLike[str]) -> str:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fsdecode(path):
-        raise InputError(f"path: {path!r}; accepted are str and os.PathLike that name a file")
+        raise InputError(f"path: {path!r}; expected a str or os.PathLike that names a file")
     return os.fsdecode(path)
 
 
@@ -42,7 +42,7 @@ def write_atomic(
     temporary = os.path.join(os.path.dirname(target), f".{os.getpid()}-{secrets.token_hex(8)}{TMP_SUFFIX}")
     try:
         if os.path.exists(target) and not os.path.isfile(target):  # never replace a folder or a device
-            raise OutputError(f"{name}: exists and is no regular file; accepted is a file name")
+            raise OutputError(f"{name}: exists and is no regular file; expected a file name")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with open(descriptor, "wb") as file:
@@ -59,8 +59,8 @@ def write_atomic(
     except OutputError:
         raise
     except OSError as error:
-        accepted = "accepted is a file name in an existing, writable folder with room"
-        raise OutputError(f"{name}: cannot be written ({error.strerror}); {accepted}") from error
+        expected = "expected a file name in an existing, writable folder with room"
+        raise OutputError(f"{name}: cannot be written ({error.strerror}); {expected}") from error
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -79,8 +79,8 @@ def prove_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        accepted = "accepted is a folder that can be made and takes files"
-        raise InputError(f"{folder}: cannot write there ({error.strerror}); {accepted}") from error
+        expected = "expected a folder that can be made and takes files"
+        raise InputError(f"{folder}: cannot write there ({error.strerror}); {expected}") from error
 
 
 def remove_leftovers(folder: Path) -> None:

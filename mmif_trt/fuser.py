@@ -29,7 +29,7 @@ class Fuser:
     runtime: "auto", "tensorrt" (NVIDIA card), "openvino" (CPU) or "torch" (CPU or CUDA). precision: "auto",
     "fp32", "bf16" or (TensorRT) "fp16".
     threads: CPU threads of the network; None: all. streams: pictures side by side, the threads shared out
-    (more pictures a second for several callers, each a longer wait; the same numbers). `fuser.runtime` says
+    (more pictures per second for several callers, each a longer wait; the same numbers). `fuser.runtime` says
     what was chosen.
     Raises InputError for a runtime or precision that is unknown or not to be had here, saying why.
     """
@@ -53,7 +53,7 @@ class Fuser:
         if a.size != b.size:
             raise InputError(
                 f"{a.source} is {a.size[0]} x {a.size[1]} px and {b.source} is {b.size[0]} x {b.size[1]} px; "
-                "accepted are registered images of equal size"
+                "expected registered images of equal size"
             )
         unit_a, unit_b = _grey_unit(a), normalise.to_unit(b)
         y = tiling.run(self.runtime.infer, unit_a, colour.luma(unit_b) if b.is_colour else unit_b)
@@ -128,13 +128,12 @@ class Fuser:
         batch_a, batch_b = _is_batch(a), _is_batch(b)
         if batch_a != batch_b or (batch_a and len(a) != len(b)):
             raise InputError(
-                f"a has shape {a.shape} and b {b.shape}; "
-                "accepted are two images, or two batches of one length"
+                f"a has shape {a.shape} and b {b.shape}; expected two images, or two batches of one length"
             )
         if not batch_a:
             return self.fuse_images(Image(a, range_a, source="a"), Image(b, range_b, source="b")).data
         if not len(a):
-            raise InputError(f"a has shape {a.shape}; accepted are batches of one image or more")
+            raise InputError(f"a has shape {a.shape}; expected batches of one image or more")
         images = [
             self.fuse_images(Image(x, range_a, source=f"a[{i}]"), Image(y, range_b, source=f"b[{i}]"))
             for i, (x, y) in enumerate(zip(a, b, strict=True))
@@ -162,7 +161,7 @@ def fuse(
     """Fuse an MRI with a registered CT, PET or SPECT image of the same size, or with a volume in any grid.
 
     a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W] or
-        [H, W, 3], or a batch [N, H, W] or [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px a side), a
+        [H, W, 3], or a batch [N, H, W] or [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px per side), a
         path, or an `Image`; a path of a volume may be NIfTI, a DICOM folder, file or zip (see io.read).
     value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the
         whole range of the dtype (float32: 0 to 1); of volumes the header's window, or fixed limits by
@@ -171,7 +170,7 @@ def fuse(
         volume.Options. b is resampled on a's grid by their geometry; registration: "header", "rigid", "none",
         the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to b's.
     runtime, precision: see `Fuser`.
-    Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor comes back on its
+    Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor stays on its
         device), in the wider dtype of the two, RGB where b is RGB.
     Raises InputError, naming the argument or file, what was found and what is expected.
     """
@@ -201,7 +200,7 @@ def _options(**given: Any) -> Options:
 
 def _refuse_for_pictures(options: dict[str, Any]) -> None:
     if given := _options(**options).changed():
-        raise InputError(f"{', '.join(given)}: accepted for volumes with geometry only")
+        raise InputError(f"{', '.join(given)}: expected only with volumes that have geometry")
 
 
 @lru_cache(maxsize=4)
@@ -214,7 +213,7 @@ def _grey_unit(a: Image) -> np.ndarray:
     if a.is_colour:
         if not ((a.data[..., 0] == a.data[..., 1]) & (a.data[..., 1] == a.data[..., 2])).all():
             raise InputError(
-                f"{a.source}: a colour image; accepted as the first source is a grey MRI (did a and b swap?)"
+                f"{a.source}: a colour image; expected a grey MRI as the first source (did a and b swap?)"
             )
         a = a.with_data(a.data[..., 0])
     return normalise.to_unit(a)
@@ -248,10 +247,10 @@ def _as_array(x: Any, name: str) -> np.ndarray:
         try:
             array: np.ndarray = x.detach().cpu().numpy()
         except TypeError:  # bfloat16 and other types that NumPy does not have
-            raise InputError(f"{name}: dtype {x.dtype}; accepted are uint8, uint16 and float32") from None
+            raise InputError(f"{name}: dtype {x.dtype}; expected uint8, uint16 or float32") from None
         return array
     raise InputError(
-        f"{name}: {type(x).__name__}; accepted are NumPy arrays, torch tensors, paths and mmif_trt.Image"
+        f"{name}: {type(x).__name__}; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image"
     )
 
 

@@ -18,7 +18,7 @@ DTYPE_RANGE: dict[str, tuple[float, float]] = {"uint8": (0, 255), "uint16": (0, 
 
 
 class InputError(ValueError):
-    """A user's mistake. The message names the file or argument, what came, and what is accepted."""
+    """A user's mistake. The message names the file or argument, what was found and what is expected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Image:
     """One 2-D picture, or one volume of slices, with its meaning.
 
     data: [H, W] grey or [H, W, 3] RGB; with an affine also a volume [S, H, W] or [S, H, W, 3]; uint8, uint16
-        or float32; 16 to 4096 px a side, 2^28 voxels at most; finite.
+        or float32; 16 to 4096 px per side, 2^28 voxels at most; finite.
     value_range: the values of black and white. None: the whole range of the dtype (float32: 0 to 1), for
         pictures only: of a volume None means that nobody stated them, and fusing asks.
     modality: one of "mri", "ct", "pet", "spect", or None where it is not known.
@@ -34,7 +34,7 @@ class Image:
         known. A volume's is computed from its affine.
     affine: [4, 4] voxel index in the order of the array's axes (slice, row, column) to patient millimetres
         (RAS+: right, anterior, superior), or None where it is not known. A volume must have one.
-    source: where it came from, for messages; a path or an argument's name.
+    source: where it is from, for messages; a path or an argument's name.
     units: of the values: "HU", "SUVbw", "BQML", or None where they are not known.
     frame: Frame of Reference UID (DICOM), or None. Two images with different ones share no coordinates.
     headers: the pydicom datasets of the source instances without their pixels, in slice order; () for others.
@@ -58,26 +58,24 @@ class Image:
     def __post_init__(self) -> None:
         data = self.data
         if not isinstance(data, np.ndarray) or data.dtype.name not in DTYPE_RANGE:
-            came = f"dtype {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
-            raise InputError(f"{self.source}: {came}; accepted are arrays of uint8, uint16 and float32")
+            received = f"dtype {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
+            raise InputError(f"{self.source}: {received}; expected an array of uint8, uint16 or float32")
         if not (data.ndim == 2 or (data.ndim == 3 and data.shape[2] == 3)):
             if self.affine is None or data.ndim not in (3, 4) or (data.ndim == 4 and data.shape[3] != 3):
                 raise InputError(
-                    f"{self.source}: shape {data.shape}; accepted are [H, W] grey and [H, W, 3] RGB, and "
+                    f"{self.source}: shape {data.shape}; expected [H, W] grey, [H, W, 3] RGB, or "
                     "[S, H, W] or [S, H, W, 3] with an affine"
                 )
             self._check_volume()
         height, width = self.size
         if not (min(height, width) >= MIN_SIDE_PX and max(height, width) <= MAX_SIDE_PX):
             raise InputError(
-                f"{self.source}: {height} x {width} px; accepted are {MIN_SIDE_PX} to {MAX_SIDE_PX} px a side"
+                f"{self.source}: {height} x {width} px; expected {MIN_SIDE_PX} to {MAX_SIDE_PX} px per side"
             )
         if data.dtype.kind == "f" and not np.isfinite(data).all():
-            raise InputError(f"{self.source}: NaN or infinite pixels; accepted are finite values")
+            raise InputError(f"{self.source}: NaN or infinite pixels; expected finite values")
         if self.modality is not None and self.modality not in MODALITIES:
-            raise InputError(
-                f"{self.source}: modality {self.modality!r}; accepted are {', '.join(MODALITIES)}"
-            )
+            raise InputError(f"{self.source}: modality {self.modality!r}; expected {', '.join(MODALITIES)}")
         if self.is_volume and self.value_range is None:
             return
         given = DTYPE_RANGE[data.dtype.name] if self.value_range is None else self.value_range
@@ -87,24 +85,20 @@ class Image:
             low = high = 0.0
         if not (np.isfinite([low, high]).all() and low < high):
             raise InputError(
-                f"{self.source}: value range {given}; accepted is a finite (black, white), black < white"
+                f"{self.source}: value range {given}; expected a finite (black, white), black < white"
             )
         object.__setattr__(self, "value_range", (low, high))
 
     def _check_volume(self) -> None:
         affine = np.array(self.affine, np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or (affine[3] != (0, 0, 0, 1)).any():
-            raise InputError(
-                f"{self.source}: affine {affine.tolist()}; accepted is a finite [4, 4] of RAS+ mm"
-            )
+            raise InputError(f"{self.source}: affine {affine.tolist()}; expected a finite [4, 4] of RAS+ mm")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
-            raise InputError(
-                f"{self.source}: an affine whose axes do not span space; accepted is real geometry"
-            )
+            raise InputError(f"{self.source}: an affine whose axes do not span space; expected real geometry")
         voxels = int(np.prod(self.data.shape[:3], dtype=np.int64))
         if not 1 <= voxels <= MAX_VOXELS:
-            raise InputError(f"{self.source}: {voxels} voxels; accepted are 1 to {MAX_VOXELS}")
+            raise InputError(f"{self.source}: {voxels} voxels; expected 1 to {MAX_VOXELS}")
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "spacing_mm", tuple(round(float(mm), 6) for mm in spacing))
 

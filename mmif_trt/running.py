@@ -27,7 +27,7 @@ class Stop:
 def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
     """Ctrl-C and a polite kill end the run after the pairs in hand; a later one ends the process at once.
 
-    Yields the Stop for `run_pairs`, and the list of signals that came.
+    Yields the Stop for `run_pairs`, and the list of signals received.
     """
     stop = Stop()
     received: list[int] = []

@@ -72,14 +72,14 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
     limits_a, how_a = normalise.volume_limits(a, options.percentiles_a)
     limits_b, how_b = normalise.volume_limits(
         b, options.percentiles_b, "b"
-    )  # of b as it came, not of its edges
+    )  # of b as received, not of its edges
     assert a.affine is not None
     a_slices, affine = orient(a.data, a.affine, plane)
     b_slices, _ = orient(moved.data, a.affine, plane)
     height, width = a_slices.shape[1:3]
     if min(height, width) < MIN_SIDE_PX:
         raise InputError(
-            f"{a.source}: {plane} slices of {height} x {width} px; accepted are {MIN_SIDE_PX} px a side"
+            f"{a.source}: {plane} slices of {height} x {width} px; expected {MIN_SIDE_PX} px per side"
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)[1:]
 
@@ -129,33 +129,31 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
     """a, b with the stated modality, the palette (None: grey) and the plane."""
     for image in (a, b):
         if not image.is_volume:
-            raise InputError(f"{image.source}: a picture; accepted with a volume is a volume")
+            raise InputError(f"{image.source}: a picture; expected a volume beside a volume")
     if a.is_colour:
-        raise InputError(f"{a.source}: a colour volume; accepted as the first source is a grey MRI")
+        raise InputError(f"{a.source}: a colour volume; expected a grey MRI as the first source")
     if a.modality not in (None, "mri"):
-        raise InputError(
-            f"{a.source}: {a.modality}; accepted as the first source is an MRI (did a and b swap?)"
-        )
+        raise InputError(f"{a.source}: {a.modality}; expected an MRI as the first source (did a and b swap?)")
     if options.modality_b is not None:
         if b.modality not in (None, options.modality_b):
-            raise InputError(f"{b.source}: {b.modality} by its header; accepted is no other modality for b")
+            raise InputError(f"{b.source}: {b.modality} by its header; expected the same modality for b")
         b = replace(b, modality=options.modality_b)
     palette = options.palette
     if b.is_colour:
         if palette:
-            raise InputError(f"{b.source}: a colour volume; accepted is a palette for scalar ones only")
+            raise InputError(f"{b.source}: a colour volume; expected a palette for scalar ones only")
     elif palette is None:
         if b.modality is None:
             raise InputError(
-                f"{b.source}: unknown modality; accepted is modality_b (ct, pet or spect), or a palette"
+                f"{b.source}: unknown modality; expected modality_b (ct, pet or spect), or a palette"
             )
         palette = palettes.DEFAULT.get(b.modality)
     if palette:
-        palettes.table(palette)  # an unknown name is told before the work
+        palettes.table(palette)  # refuses an unknown name before the work
     assert a.affine is not None
     plane = options.plane or nearest_plane(a.affine)
     if plane not in PLANES:
-        raise InputError(f"plane {plane!r}; accepted are {', '.join(PLANES)}")
+        raise InputError(f"plane {plane!r}; expected {', '.join(PLANES)}")
     return a, b, palette, plane
 
 

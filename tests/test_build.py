@@ -57,7 +57,7 @@ def test_cuda_insisted_on_names_what_is_missing() -> None:
 
 def test_unknown_wish() -> None:
     done = setup(MMIF_CUDA="yes")
-    assert done.returncode and "MMIF_CUDA is 'yes'; accepted are 0 and 1" in done.stderr
+    assert done.returncode and "MMIF_CUDA is 'yes'; expected 0 or 1" in done.stderr
 
 
 def test_sources_are_listed_by_hand_and_all_there() -> None:

@@ -113,7 +113,7 @@ def test_tensors(fuser: Fuser) -> None:
     with_grad = torch.rand(20, 20, requires_grad=True)
     assert not fuser(with_grad, torch.rand(20, 20)).requires_grad
     for dtype in (torch.bfloat16, torch.float64, torch.int64):
-        with pytest.raises(InputError, match=r"a: dtype .*(bfloat16|float64|int64); accepted are"):
+        with pytest.raises(InputError, match=r"a: dtype .*(bfloat16|float64|int64); expected"):
             fuser(torch.zeros(20, 20, dtype=dtype), b)
     if torch.cuda.is_available():
         on_gpu = fuser(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda())
@@ -310,36 +310,36 @@ WIDE = np.broadcast_to(np.uint8(0), (16, 4097))
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (A, B[:-1], r"a is 40 x 53 px and b is 39 x 53 px; accepted are registered images of equal size"),
+        (A, B[:-1], r"a is 40 x 53 px and b is 39 x 53 px; expected registered images of equal size"),
         (A, B.T, r"a is 40 x 53 px and b is 53 x 40 px"),
-        (NAN, NAN, r"a: NaN or infinite pixels; accepted are finite values"),
+        (NAN, NAN, r"a: NaN or infinite pixels; expected finite values"),
         (A, NAN, r"b: NaN or infinite pixels"),
-        (A.astype(np.float64), B, r"a: dtype float64; accepted are arrays of uint8, uint16 and float32"),
-        (A, B.astype(np.int32), r"b: dtype int32; accepted are arrays of"),
-        (A, B > 3, r"b: dtype bool; accepted are arrays of"),
-        (A[0], B, r"a: shape \(53,\); accepted are \[H, W\] grey and \[H, W, 3\] RGB"),
-        (np.uint8(3) + np.zeros((), np.uint8)[...], B, r"a: .*; accepted are"),
+        (A.astype(np.float64), B, r"a: dtype float64; expected an array of uint8, uint16 or float32"),
+        (A, B.astype(np.int32), r"b: dtype int32; expected an array of"),
+        (A, B > 3, r"b: dtype bool; expected an array of"),
+        (A[0], B, r"a: shape \(53,\); expected \[H, W\] grey, \[H, W, 3\] RGB"),
+        (np.uint8(3) + np.zeros((), np.uint8)[...], B, r"a: .*; expected"),
         (
             A,
             np.dstack([B] * 4),
-            r"a has shape \(40, 53\) and b \(40, 53, 4\); accepted are two images, or two",
+            r"a has shape \(40, 53\) and b \(40, 53, 4\); expected two images, or two",
         ),
-        (np.stack([A] * 2), B, r"a has shape \(2, 40, 53\) and b \(40, 53\); accepted are two images"),
+        (np.stack([A] * 2), B, r"a has shape \(2, 40, 53\) and b \(40, 53\); expected two images"),
         (
             np.stack([A] * 2),
             np.stack([B] * 3),
             r"a has shape \(2, 40, 53\) and b \(3, 40, 53\); .*one length",
         ),
-        (A[None][:0], B[None][:0], r"a has shape \(0, 40, 53\); accepted are batches of one image or more"),
+        (A[None][:0], B[None][:0], r"a has shape \(0, 40, 53\); expected batches of one image or more"),
         (np.stack([A, A[::-1]]), np.stack([B, B])[:, :-1], r"a\[0\] is 40 x 53 px and b\[0\] is 39 x 53 px"),
         (np.stack([A / np.float32(255), NAN]), np.stack([B, B]), r"a\[1\]: NaN or infinite"),
-        (A[:15], B[:15], r"a: 15 x 53 px; accepted are 16 to 4096 px a side"),
-        (WIDE, WIDE, r"a: 16 x 4097 px; accepted are 16 to 4096 px a side"),
-        (np.dstack([A, A, A + 1]), B, r"a: a colour image; accepted as the first source is a grey MRI"),
-        ([[1, 2]], B, r"a: list; accepted are NumPy arrays, torch tensors, paths and mmif_trt.Image"),
-        (A, None, r"b: NoneType; accepted are NumPy arrays"),
+        (A[:15], B[:15], r"a: 15 x 53 px; expected 16 to 4096 px per side"),
+        (WIDE, WIDE, r"a: 16 x 4097 px; expected 16 to 4096 px per side"),
+        (np.dstack([A, A, A + 1]), B, r"a: a colour image; expected a grey MRI as the first source"),
+        ([[1, 2]], B, r"a: list; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image"),
+        (A, None, r"b: NoneType; expected a NumPy array"),
         ("no such file.png", B, r"no such file\.png: no such file; accepted are"),
-        (A, "", r"path: ''; accepted are"),
+        (A, "", r"path: ''; expected"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(fuser: Fuser, a: Any, b: Any, message: str) -> None:
@@ -366,10 +366,10 @@ def test_files_are_named(fuser: Fuser, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "cuda"}, r"runtime 'cuda'; accepted are auto, tensorrt, openvino, torch"),
-        ({"precision": "int8"}, r"precision 'int8'; accepted are auto, fp32, bf16"),
-        ({"threads": 0}, r"threads 0; accepted are 1 and more"),
-        ({"runtime": "torch", "precision": "bf16"}, r"precision 'bf16': .*; accepted are auto, fp32"),
+        ({"runtime": "cuda"}, r"runtime 'cuda'; expected auto, tensorrt, openvino, torch"),
+        ({"precision": "int8"}, r"precision 'int8'; expected auto, fp32, bf16"),
+        ({"threads": 0}, r"threads 0; expected 1 or more"),
+        ({"runtime": "torch", "precision": "bf16"}, r"precision 'bf16': .*; expected auto, fp32"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""image: what an Image accepts, what it fills in, and that its errors say what came and what is accepted."""
+"""image: what an Image takes, what it fills in, and that its errors say what was found and is expected."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ NAN = np.full((16, 16), np.nan, np.float32)
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        ([[0]], {}, r"scan: list; accepted are arrays of uint8, uint16 and float32"),
+        ([[0]], {}, r"scan: list; expected an array of uint8, uint16 or float32"),
         (
             GREY.astype(np.float64),
             {},
-            r"scan: dtype float64; accepted are arrays of uint8, uint16 and float32",
+            r"scan: dtype float64; expected an array of uint8, uint16 or float32",
         ),
-        (GREY.astype(np.int32), {}, r"scan: dtype int32; accepted are"),
-        (GREY.astype(bool), {}, r"scan: dtype bool; accepted are"),
-        (GREY[0], {}, r"scan: shape \(20,\); accepted are \[H, W\] grey and \[H, W, 3\] RGB"),
-        (np.zeros((16, 16, 4), np.uint8), {}, r"scan: shape \(16, 16, 4\); accepted are"),
-        (np.zeros((2, 16, 16, 3), np.uint8), {}, r"scan: shape \(2, 16, 16, 3\); accepted are"),
-        (GREY[:15], {}, r"scan: 15 x 20 px; accepted are 16 to 4096 px a side"),
-        (np.broadcast_to(np.uint8(0), (16, 4097)), {}, r"scan: 16 x 4097 px; accepted are 16 to 4096 px"),
-        (NAN, {}, r"scan: NaN or infinite pixels; accepted are finite values"),
+        (GREY.astype(np.int32), {}, r"scan: dtype int32; expected"),
+        (GREY.astype(bool), {}, r"scan: dtype bool; expected"),
+        (GREY[0], {}, r"scan: shape \(20,\); expected \[H, W\] grey, \[H, W, 3\] RGB"),
+        (np.zeros((16, 16, 4), np.uint8), {}, r"scan: shape \(16, 16, 4\); expected"),
+        (np.zeros((2, 16, 16, 3), np.uint8), {}, r"scan: shape \(2, 16, 16, 3\); expected"),
+        (GREY[:15], {}, r"scan: 15 x 20 px; expected 16 to 4096 px per side"),
+        (np.broadcast_to(np.uint8(0), (16, 4097)), {}, r"scan: 16 x 4097 px; expected 16 to 4096 px"),
+        (NAN, {}, r"scan: NaN or infinite pixels; expected finite values"),
         (np.full((16, 16, 3), np.inf, np.float32), {}, r"scan: NaN or infinite pixels"),
-        (GREY, {"modality": "MR"}, r"scan: modality 'MR'; accepted are mri, ct, pet, spect"),
-        (GREY, {"value_range": (5, 5)}, r"scan: value range \(5, 5\); accepted is .*black < white"),
+        (GREY, {"modality": "MR"}, r"scan: modality 'MR'; expected mri, ct, pet, spect"),
+        (GREY, {"value_range": (5, 5)}, r"scan: value range \(5, 5\); expected .*black < white"),
         (GREY, {"value_range": (9, 5)}, r"scan: value range \(9, 5\)"),
         (GREY, {"value_range": (0, np.inf)}, r"scan: value range \(0, inf\)"),
         (GREY, {"value_range": (np.nan, 1)}, r"scan: value range \(nan, 1\)"),

@@ -160,7 +160,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
             mmif_trt.fuse(a, b, **options)
     with pytest.raises(InputError, match="did a and b swap"):
         mmif_trt.fuse(pet(affine_of(), SHAPE), a)
-    with pytest.raises(InputError, match="palette: accepted for volumes"):
+    with pytest.raises(InputError, match="palette: expected only with volumes"):
         mmif_trt.fuse(mri().data[3], mri().data[3], palette="PET")
 
 

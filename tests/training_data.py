@@ -11,7 +11,7 @@ from mmif_trt.train import data
 
 
 def write_sets(root: Path, name: str) -> Path:
-    """Three sets of two 64 x 64 pairs a split: the MRI a smooth picture, the other a bright blob of its own.
+    """Three sets of two 64 x 64 pairs per split: the MRI smooth, the other a bright blob of its own.
 
     name: a file's, without suffix; {split} and {i} are filled in.
     """

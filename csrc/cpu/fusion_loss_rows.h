@@ -21,7 +21,7 @@ struct Bits<double> {
 template <typename T>
 using Int = typename Bits<T>::Int;
 template <typename T>
-struct MaskOf {  // -1 and 0 a lane, as comparisons give them
+struct MaskOf {  // -1 and 0 per lane, as comparisons give them
   typedef Int<T> Type __attribute__((vector_size(MMIF_VECTOR_BYTES)));
 };
 template <typename T>

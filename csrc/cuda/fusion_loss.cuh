@@ -15,7 +15,7 @@ constexpr int kTileThreads = 128;
 constexpr int kRun = 4;                                     // pixels of a thread, one above the other
 constexpr int kHaloWidth = kTileWidth + kSsimWindow - 1;    // 42
 constexpr int kHaloHeight = kTileHeight + kSsimWindow - 1;  // 26
-// A thread reads from column 4 g, row r: with an odd pitch modulo 4 a warp of eight g and four r meets 32
+// A thread reads from column 4 g, row r: with an odd pitch modulo 4 per warp of eight g and four r meets 32
 // banks.
 constexpr int kPitch = kHaloWidth + 1;
 constexpr int kGroups = kTileWidth / kRun;

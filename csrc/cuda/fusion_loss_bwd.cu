@@ -1,4 +1,4 @@
-// The fusion loss, backward: d_f of one tile a block, in one pass over moments and choices.
+// The fusion loss, backward: d_f of one tile per block, in one pass over moments and choices.
 //
 // What moves: moments, choices, f, a, b (wa, wb) once in, with the tiles' halo from L2; d_f once out. The
 // derivation, and the border of the transposed Sobel, stand in ../fusion_loss.h.

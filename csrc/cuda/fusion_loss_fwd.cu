@@ -1,4 +1,4 @@
-// The fusion loss, forward: one block a tile of the image, then one small block an image for the last sums.
+// The fusion loss, forward: one block per tile of the image, then one small block an image for the last sums.
 //
 // What moves: f, a, b (wa, wb) once in, with the tiles' halo from L2; moments and choices once out. Sums are
 // taken in a fixed order, in float within a tile (a tree of 512 pixels), in double over tiles: no atomics, so
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kTileThreads)
   p.partial[static_cast<int64_t>(blockIdx.x) * kTerms + threadIdx.x] = sum;
 }
 
-// One block an image, one warp a term.
+// One block an image, one warp per term.
 __global__ void __launch_bounds__(kTerms* kWarp) fusion_loss_terms_kernel(const FusionLossParams p) {
   const int term = threadIdx.x / kWarp;
   const double* const partial = p.partial + blockIdx.x * p.chunks * kTerms + term;

@@ -1,10 +1,12 @@
-// Tensor-core products, fragment loads and asynchronous copies: one thin function an instruction, each with a
+// Tensor-core products, fragment loads and asynchronous copies: one thin function per instruction, each with a
 // plain twin for the emulator. All are called by whole warps.
 //
 // A warp multiplies C[16, 8] += A[16, 16] B[16, 8]; A and B are 16-bit, C is float. With lane = 4 g + t:
-//   a[0], a[1], a[2], a[3]: (g, 2t), (g+8, 2t), (g, 2t+8), (g+8, 2t+8) of A [row, k], each with its right
-//   neighbour b[0], b[1]:             (2t, g), (2t+8, g) of B [k, column], each with the one below c[0..3]:
-//   (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1) of C [row, column]
+//
+//   a[0..3]  (g, 2t), (g+8, 2t), (g, 2t+8), (g+8, 2t+8) of A [row, k], each with its right neighbour
+//   b[0..1]  (2t, g), (2t+8, g) of B [k, column], each with the one below
+//   c[0..3]  (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1) of C [row, column]
+//
 // Two C tiles side by side, rounded and packed, are an A tile: that is how one product feeds the next.
 #pragma once
 #include "common.cuh"

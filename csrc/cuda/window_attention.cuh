@@ -44,7 +44,7 @@ inline Plan plan(const WindowAttentionParams& p) {
           static_cast<int>(ceil_div<int64_t>(p.width, p.window)), all % 16 == 0};
 }
 
-// The grid is one block a head and window, or chunk of windows, in x; windows are counted in 32 bits. Do they
+// The grid is one block per head and window, or chunk of windows, in x; windows are counted in 32 bits. Do they
 // fit?
 inline bool launchable(const WindowAttentionParams& p, int64_t blocks_a_head) {
   constexpr int64_t kMost = 1 << 30;
@@ -116,7 +116,7 @@ __device__ inline void load_bias(float (&bias)[kBiasCells], const WindowAttentio
   }
 }
 
-// Rows of D elements, one a slot, to or from tiles in shared memory; 16 bytes a thread at a time,
+// Rows of D elements, one per slot, to or from tiles in shared memory; 16 bytes a thread at a time,
 // neighbouring threads on neighbouring bytes.
 template <typename T, int D, int kThreads>
 struct Rows {

@@ -1,11 +1,15 @@
-// Window attention, backward: one block a head and chunk of windows, which it takes one after another; d_bias
+// Window attention, backward: one block per head and chunk of windows, which it takes one after another; d_bias
 // is summed in registers over the chunk, so its partial tables are small and the order of every sum is fixed.
 //
 // Forward saved lse, from which the weights come again: p[i, j] = exp(s[i, j] - lse_i). Then
-//     d_v_j = sum_i p[i, j] d_out_i
-//     d_s[i, j] = p[i, j] (d_out_i . v_j - delta_i),    delta_i = sum_j p[i, j] d_out_i . v_j = d_out_i .
-//     out_i d_q_i = scale sum_j d_s[i, j] k_j,                d_k_j = scale sum_i d_s[i, j] q_i d_bias[o] =
-//     sum of d_s[i, j] over i - j = o
+//
+//     d_v_j     = sum_i p[i, j] d_out_i
+//     delta_i   = sum_j p[i, j] (d_out_i . v_j) = d_out_i . out_i
+//     d_s[i, j] = p[i, j] (d_out_i . v_j - delta_i)
+//     d_q_i     = scale sum_j d_s[i, j] k_j
+//     d_k_j     = scale sum_i d_s[i, j] q_i
+//     d_bias[o] = sum of d_s[i, j] over i - j = o
+//
 // What moves: q, k, v, out, d_out and lse once in, d_q, d_k, d_v once out.
 // Where i does not see j, p and d_s are set to 0, not computed to be 0.
 #include "window_attention.cuh"
@@ -229,7 +233,7 @@ __global__ void __launch_bounds__(kHalfThreads, 4)
 // ---- d_bias over chunks -------------------------------------------------------------------------
 //
 // Eight chunks at a
-// time, 32 cells a block; thread (cell, y) sums the chunks y, y + 8, ..., then y = 0 sums the eight. Reads
+// time, 32 cells per block; thread (cell, y) sums the chunks y, y + 8, ..., then y = 0 sums the eight. Reads
 // lie side by side; the writes, cell-major, are few.
 
 constexpr int kSumRows = 8;

@@ -1,13 +1,13 @@
 // Window attention, backward in float32: plain multiply-adds. window_attention_bwd.cu has the formulas.
 //
-// Four warps a window, in two passes. Operands come as broadcasts, one vector for all lanes of a warp:
-//   queries  a lane has one query, its q, d_out and d_q in registers; warps 0 and 1 take the window's keys
-//   0..31,
-//            warps 2 and 3 the keys 32..63. Each k vector read serves s and d_q, each v vector d_p. p and d_s
-//            go to shared memory.
-//   keys     warps 0 and 1 make d_v = p' d_out, warps 2 and 3 d_k = d_s' q, each half of the D columns: a
-//   lane has
-//            two keys (l and l + 32), and each vector read serves both.
+// Four warps per window, in two passes. Operands are broadcast, one vector to all lanes of a warp:
+//
+//   queries  A lane has one query, its q, d_out and d_q in registers. Warps 0 and 1 take the window's keys
+//            0..31, warps 2 and 3 the keys 32..63. Each k vector that is read serves s and d_q, each v vector
+//            d_p. p and d_s go to shared memory.
+//   keys     Warps 0 and 1 compute d_v = p' d_out, warps 2 and 3 d_k = d_s' q, each half of the D columns. A
+//            lane has two keys (l and l + 32), and each vector that is read serves both.
+//
 // Five products of 64 x 64 x D, none computed twice.
 #include "window_attention.cuh"
 

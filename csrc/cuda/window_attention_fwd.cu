@@ -1,4 +1,4 @@
-// Window attention, forward: one block a head and window; neighbouring blocks are heads of one window, so
+// Window attention, forward: one block per head and window; neighbouring blocks are heads of one window, so
 // that their rows, which lie side by side in memory, are read at about the same time.
 //
 // With s[i, j] = scale q_i . k_j + bias[i - j] over the j that i sees:
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kHalfThreads)
 //
 // 64 x 64 x D products at 2 flop
 // a multiply-add keep the FMA units about as busy as the window's bytes keep memory, so operands must come
-// cheap: one warp a window, a lane has two queries (slots l and l + 32) with their q and their sums in
+// cheap: one warp per window, a lane has two queries (slots l and l + 32) with their q and their sums in
 // registers, and each k or v vector, the same for all lanes, is one broadcast for 8 FMAs. The softmax runs
 // along, a few keys at a time.
 

@@ -36,7 +36,7 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
 def count_to(most: int) -> Any:
     def count(text: str) -> int:
         if not (text.isdecimal() and 1 <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r}; accepted are whole numbers from 1 to {most}")
+            raise argparse.ArgumentTypeError(f"{text!r}; expected whole numbers from 1 to {most}")
         return int(text)
 
     return count
@@ -51,7 +51,7 @@ def load_fuser(args: argparse.Namespace, streams: int = 1) -> Fuser:
 def check_text_output(option: str, path: str, *suffixes: str) -> None:
     """Refused early: a folder that takes no files, and a suffix (or link) under which a picture might lie."""
     if os.path.splitext(os.path.realpath(path))[1].lower() not in suffixes:
-        raise InputError(f"{option} {path}: accepted is a file name that ends in {' or '.join(suffixes)}")
+        raise InputError(f"{option} {path}: expected a file name that ends in {' or '.join(suffixes)}")
     prove_writable(Path(path).parent)
 
 

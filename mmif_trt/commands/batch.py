@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
     add_how(parser)
     add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
-    for option in ("--runtime", "--precision"):
-        parser.add_argument(option, default="auto", help="see fuse; default: auto")
+    parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
+    parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
     parser.set_defaults(run=run)
 
 
@@ -46,7 +46,7 @@ def part_of(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
     index, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= index <= count:
-        raise InputError(f"--part {text}: accepted is I/N with 1 <= I <= N")
+        raise InputError(f"--part {text}: expected I/N with 1 <= I <= N")
     return index, count
 
 
@@ -81,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not found:
         raise InputError(
-            f"{args.source}: no pair ({'; '.join(left) or 'no series'}); accepted is an MRI and a partner"
+            f"{args.source}: no pair ({'; '.join(left) or 'no series'}); expected an MRI and a partner"
         )
     others = [name for name, what in differs.items() if what and not args.overwrite]
     if others:
         raise InputError(
             f"{args.output}: {len(others)} cases were fused otherwise, as {others[0]} "
-            f"({differs[others[0]]}); accepted are the same options, another folder, or --overwrite"
+            f"({differs[others[0]]}); expected the same options, another folder, or --overwrite"
         )
     log_path = args.output / f"batch-{index}-of-{count}.log"
     read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]

@@ -33,7 +33,7 @@ Row = tuple[Image, Image, Image]  # MRI, the other source, fused
 
 def add(commands: Any) -> None:
     demo = commands.add_parser("demo", help="fuse the bundled samples, draw a contact sheet")
-    demo.add_argument("out", type=Path, metavar="OUT_DIR")
+    demo.add_argument("out", type=Path, metavar="OUT_DIR", help="the folder to make")
     add_runtime(demo)
     demo.set_defaults(run=run)
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make(out: Path, load: Callable[[], Any]) -> None:
-    """Write OUT/<pair>.png and OUT/contact_sheet.png, print a table of ms a pair. load: makes the `Fuser`.
+    """Write OUT/<pair>.png and OUT/contact_sheet.png, print a table of ms per pair. load: makes the `Fuser`.
 
     Raises InputError where `out` takes no files.
     """
@@ -76,9 +76,9 @@ def make(out: Path, load: Callable[[], Any]) -> None:
 
 def table(times: dict[str, list[float]], load_ms: float, runtime: str) -> str:
     """times: per pair the cold first run, then the warm ones, in ms."""
-    lines = [f"{'ms a pair':<10} {'first':>7} {f'median of {WARM_RUNS}':>13}"]
+    lines = [f"{'ms per pair':<11} {'first':>7} {f'median of {WARM_RUNS}':>13}"]
     for name, (first, *warm) in times.items():
-        lines.append(f"{name:<10} {first:>7.1f} {statistics.median(warm):>13.1f}")
+        lines.append(f"{name:<11} {first:>7.1f} {statistics.median(warm):>13.1f}")
     machine = cpu()
     lines.append(
         f"{SIDE_PX} x {SIDE_PX} px, batch 1, pixels to pixels, {runtime}; "
@@ -88,7 +88,7 @@ def table(times: dict[str, list[float]], load_ms: float, runtime: str) -> str:
 
 
 def draw_sheet(rows: list[Row], title: str) -> np.ndarray:
-    """One row a pair, pixels 1:1: MRI, the other source, fused. Returns [H, W, 3] uint8."""
+    """One row per pair, pixels 1:1: MRI, the other source, fused. Returns [H, W, 3] uint8."""
     from PIL import Image as Pil
     from PIL import ImageDraw
 

@@ -38,7 +38,9 @@ def add(commands: Any) -> None:
     }
     for name, text in what.items():
         action = actions.add_parser(name, help=text)
-        action.add_argument("engine", type=Path, metavar="ENGINE")
+        action.add_argument(
+            "engine", type=Path, metavar="ENGINE", help="an engine file, its manifest beside it"
+        )
         action.set_defaults(run={"verify": _verify, "inspect": _inspect}[name])
     listed = actions.add_parser("list", help="the engines in a folder")
     listed.add_argument("folder", type=Path, nargs="?", help="default: the user's cache")
@@ -50,13 +52,13 @@ def _shapes(args: argparse.Namespace) -> tuple[Shape, Shape, Shape]:
 
     if args.size is None:
         if args.batch is not None:
-            raise InputError(f"--batch {args.batch}: without --size; accepted are both, or neither")
+            raise InputError(f"--batch {args.batch}: without --size; expected both, or neither")
         return ANY_SHAPE
     if not (32 <= args.size <= 1024) or args.size % 32:
-        raise InputError(f"--size {args.size}; accepted are multiples of 32 from 32 to 1024")
+        raise InputError(f"--size {args.size}; expected multiples of 32 from 32 to 1024")
     batch = 1 if args.batch is None else args.batch
     if not 1 <= batch <= 256:
-        raise InputError(f"--batch {batch}; accepted are 1 to 256")
+        raise InputError(f"--batch {batch}; expected 1 to 256")
     shape = (batch, args.size, args.size)
     return shape, shape, shape
 
@@ -69,7 +71,7 @@ def _build(args: argparse.Namespace) -> int:
     name = f"{args.model}-fp16" + ("" if args.size is None else f"-b{shapes[0][0]}-{args.size}")
     path = args.output or engine_file.cache_folder() / f"{name}{engine_file.SUFFIX}"
     if path.suffix != engine_file.SUFFIX:
-        raise InputError(f"--output {path}; accepted is a name that ends in {engine_file.SUFFIX}")
+        raise InputError(f"--output {path}; expected a name that ends in {engine_file.SUFFIX}")
     cards = tuple(args.cards.split(",")) if args.cards else None
     in_cache = path.parent == engine_file.cache_folder()  # there an engine without a manifest is a dead build
     overwriting.check([], [path], lambda _: in_cache or engine_file.manifest_path(path).is_file())
@@ -101,8 +103,10 @@ def _verify(args: argparse.Namespace) -> int:
     if reason := verify.why_not_run(manifest):
         print(f"{args.engine}: not run: {reason}")
         return 0
-    came, psnr = verify.on_card(args.engine)
-    print(f"{args.engine}: {psnr:g} dB on the golden pairs by {came} (at least {verify.LOWEST_PSNR_DB:g})")
+    received, psnr = verify.on_card(args.engine)
+    print(
+        f"{args.engine}: {psnr:g} dB on the golden pairs by {received} (at least {verify.LOWEST_PSNR_DB:g})"
+    )
     return 0 if psnr >= verify.LOWEST_PSNR_DB else 1
 
 
@@ -118,7 +122,7 @@ def _list(args: argparse.Namespace) -> int:
 
     folder = args.folder or engine_file.cache_folder()
     if args.folder and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; accepted is a folder of engines")
+        raise InputError(f"{folder}: no such folder; expected a folder of engines")
     failed = 0
     for path in (found := engine_file.engines_in(folder)):
         try:

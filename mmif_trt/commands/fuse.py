@@ -73,7 +73,7 @@ def _value_range(args: argparse.Namespace, side: str) -> tuple[float, float] | N
     low, high = limits
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise InputError(
-            f"--value-range of {side.upper()}: {low:g} {high:g}; accepted are two finite numbers, LOW < HIGH"
+            f"--value-range of {side.upper()}: {low:g} {high:g}; expected two finite numbers, LOW < HIGH"
         )
     return low, high
 
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
-    """Yields what to call with each Result: a failure is told at once, the bar shows rate and time left."""
+    """Yields what to call with each Result: a failure is printed at once, the bar has rate and time left."""
     from tqdm import tqdm
 
     for warning in () if quiet else plan.warnings:

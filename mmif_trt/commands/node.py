@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         "study has been quiet, fuses, and sends the derived series on. The spool survives a crash.",
     )
     parser.add_argument("--aet", required=True, help="our AE title; another Called AE title is rejected")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True, help="to listen on, for DICOM")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")
     parser.add_argument("--send-to", required=True, metavar="AET@HOST:PORT", help="the PACS")
     parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
@@ -31,7 +31,9 @@ def add(commands: Any) -> None:
     what = "longest wait for an association that stays open; default: 600"
     parser.add_argument("--hold-s", type=_positive, default=600.0, help=what)
     parser.add_argument("--http-port", type=int, help="of /health and /metrics")
-    parser.add_argument("--max-per-s", type=_positive, default=500.0, help="instances a second; default: 500")
+    parser.add_argument(
+        "--max-per-s", type=_positive, default=500.0, help="instances per second; default: 500"
+    )
     for option, default, what in (
         ("--max-mb", 512, "largest instance"),
         ("--max-association-mb", 16_384, "of one association"),
@@ -60,7 +62,7 @@ def _positive(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted are numbers above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected numbers above 0")
     return number
 
 
@@ -69,16 +71,16 @@ def settings_of(args: argparse.Namespace) -> Any:
 
     to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to)
     if not to or not 0 < int(to[3]) < 65536:
-        raise InputError(f"--send-to {args.send_to}: accepted is AET@HOST:PORT")
+        raise InputError(f"--send-to {args.send_to}: expected AET@HOST:PORT")
     for title in (args.aet, *args.peer):
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
-            raise InputError(f"AE title {title!r}: accepted are 1 to 16 characters, no backslash")
+            raise InputError(f"AE title {title!r}: expected 1 to 16 characters, no backslash")
     for name in ("port", "http_port"):
         port = getattr(args, name)
         if port is not None and not 0 < port < 65536:
-            raise InputError(f"--{name.replace('_', '-')} {port}: accepted are 1 to 65535")
+            raise InputError(f"--{name.replace('_', '-')} {port}: expected 1 to 65535")
     if not args.tls and (args.tls_any_peer or args.tls_plain_pacs):
-        raise InputError("--tls-any-peer and --tls-plain-pacs: accepted with --tls CERT KEY CA")
+        raise InputError("--tls-any-peer and --tls-plain-pacs: expected with --tls CERT KEY CA")
     return Settings(
         aet=args.aet,
         port=args.port,

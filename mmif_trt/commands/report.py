@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="a method's fused pictures, of the sources' names; once a method",
+        help="a method's fused pictures, of the sources' names; once per method",
     )
     report.add_argument(
         "--no-baselines", action="store_true", help="leave out pixel-wise average and maximum"
@@ -46,15 +46,15 @@ def add(commands: Any) -> None:
 def _report(args: argparse.Namespace) -> int:
     methods = dict(map(_method, args.method))
     if len(methods) != len(args.method):
-        raise InputError(f"--method: {', '.join(args.method)}; accepted is each name once")
+        raise InputError(f"--method: {', '.join(args.method)}; expected each name once")
     if args.output.suffix != ".html":
-        raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; accepted is .html")
+        raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; expected .html")
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"report: {error.name} is not installed; accepted is pip install 'mmif-trt[study]'"
+            f"report: {error.name} is not installed; try pip install 'mmif-trt[study]'"
         ) from None
     from tqdm import tqdm
 
@@ -75,7 +75,7 @@ def _report(args: argparse.Namespace) -> int:
     }
     for name, (low, high) in ranges.items():
         if not low < high:
-            raise InputError(f"--range-{name} {low:g} {high:g}; accepted is LOW < HIGH")
+            raise InputError(f"--range-{name} {low:g} {high:g}; expected LOW < HIGH")
     with tqdm(unit="picture", disable=None) as bar:
 
         def measure(*pictures: Any) -> dict[str, float]:
@@ -96,5 +96,5 @@ def _method(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder) or name in (*BASELINES, "mri", "other"):
         taken = ", ".join((*BASELINES, "mri", "other"))
-        raise InputError(f"--method {text}; accepted is NAME=FOLDER with another name than {taken}")
+        raise InputError(f"--method {text}; expected NAME=FOLDER with another name than {taken}")
     return name, Path(folder)

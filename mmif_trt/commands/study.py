@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         return parser
 
     create = command("create", _create, "check the pictures and make a study folder", epilog=CONFIG_HELP)
-    create.add_argument("config", type=Path, metavar="CONFIG")
+    create.add_argument("config", type=Path, metavar="CONFIG", help="a JSON file, see below")
     create.add_argument("study", type=Path, metavar="STUDY", help="the folder to make")
     serve = command("serve", _serve, "serve the study until interrupted; prints the readers' links")
     _add_address(serve)
@@ -51,7 +51,8 @@ def add(commands: Any) -> None:
     simulate = command(
         "simulate", _simulate, "answer a fresh study by simulated readers with known preferences"
     )
-    simulate.add_argument("--strength", action="append", default=[], metavar="METHOD=LOG_ODDS")
+    what = "preference for a method; once per method"
+    simulate.add_argument("--strength", action="append", default=[], metavar="METHOD=LOG_ODDS", help=what)
     for name, what in (
         ("side-bias", "log-odds for the left"),
         ("equal", "difference under which they say equal"),
@@ -59,9 +60,9 @@ def add(commands: Any) -> None:
         ("case-sd", "spread of strengths over cases"),
     ):
         simulate.add_argument(f"--{name}", type=float, default=0.0, metavar="X", help=f"{what}; default: 0")
-    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--seed", type=int, default=0, help="of the answers; default: 0")
     demo = command("demo", _demo, "make a study of the bundled samples, serve it and open it")
-    demo.add_argument("out", type=Path, metavar="OUT_DIR")
+    demo.add_argument("out", type=Path, metavar="OUT_DIR", help="the folder to make")
     demo.add_argument("--no-serve", action="store_true", help="only make it")
     demo.add_argument("--no-browser", action="store_true", help="do not open a browser")
     _add_address(demo)
@@ -91,9 +92,7 @@ def _needs_extra() -> None:
         import statsmodels  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            f"study: {error.name} is not installed; accepted is pip install 'mmif-trt[study]'"
-        ) from None
+        raise InputError(f"study: {error.name} is not installed; try pip install 'mmif-trt[study]'") from None
 
 
 def _create(args: argparse.Namespace) -> int:
@@ -118,9 +117,9 @@ def _serve(args: argparse.Namespace) -> int:
     from mmif_trt.study.server import serve
 
     if not 1 <= args.port <= 65535:
-        raise InputError(f"--port {args.port}; accepted are 1 to 65535")
+        raise InputError(f"--port {args.port}; expected 1 to 65535")
     if bool(args.certificate) != bool(args.key):
-        raise InputError("--certificate, --key: one without the other; accepted are both or none")
+        raise InputError("--certificate, --key: one without the other; expected both or none")
     store = _open(args.study)
     scheme = "https" if args.certificate else "http"
     host = f"[{args.host}]" if ":" in args.host else args.host
@@ -182,7 +181,7 @@ def _export(args: argparse.Namespace) -> int:
 def _analyse(args: argparse.Namespace) -> int:
     _needs_extra()
     if args.output.suffix != ".html":
-        raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; accepted is .html")
+        raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; expected .html")
     from mmif_trt.study import analysis
 
     refuse_overwriting([args.study], [args.output], args.output)
@@ -203,7 +202,7 @@ def _simulate(args: argparse.Namespace) -> int:
         try:
             strengths[name] = float(value)
         except ValueError:
-            raise InputError(f"--strength {text}; accepted is METHOD=LOG_ODDS, such as LAGN=0.8") from None
+            raise InputError(f"--strength {text}; expected METHOD=LOG_ODDS, such as LAGN=0.8") from None
     planted = Planted(strengths, args.side_bias, args.equal, args.reader_sd, args.case_sd)
     count = simulate(_open(args.study), planted, args.seed)
     print(f"{count} answers by simulated readers, training included; every page will say so")

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
 
     kind = outputs.kind_of(args.output)
     if (args.burn_in or args.deidentify) and kind != "dicom":
-        raise InputError(f"--burn-in and --deidentify: accepted with -o NAME.dcm, not {args.output}")
+        raise InputError(f"--burn-in and --deidentify: expected with -o NAME.dcm, not {args.output}")
     for path in (args.output, args.preview, args.report):
         if path:
             prove_writable(Path(path).absolute().parent)

@@ -55,16 +55,16 @@ def plan_pairs(
     """
     for path in (a, b):
         if not (os.path.isfile(path) or os.path.isdir(path)):
-            came = "not a regular file or folder" if os.path.lexists(path) else "no such file or folder"
-            raise InputError(f"{path}: {came}; accepted are two image files or two folders")
+            received = "not a regular file or folder" if os.path.lexists(path) else "no such file or folder"
+            raise InputError(f"{path}: {received}; expected two image files or two folders")
     if os.path.isdir(a) != os.path.isdir(b):
         kinds = ("folder", "file") if os.path.isdir(a) else ("file", "folder")
-        raise InputError(f"{a} is a {kinds[0]}, {b} a {kinds[1]}; accepted are two files or two folders")
+        raise InputError(f"{a} is a {kinds[0]}, {b} a {kinds[1]}; expected two files or two folders")
     warnings: list[str] = []
     if os.path.isdir(a):
         folder, triples = Path(out), _match_folders(Path(a), Path(b), Path(out), suffix, warnings)
         if os.path.exists(out) and any(os.path.samefile(out, source) for source in (a, b)):
-            raise InputError(f"{out}: is also an input folder; accepted is an output folder of its own")
+            raise InputError(f"{out}: is also an input folder; expected an output folder of its own")
     else:
         triples = [_match_files(Path(a), Path(b), out, suffix)]
         folder = triples[0][2].parent
@@ -82,7 +82,7 @@ def _match_files(a: Path, b: Path, out: str | Path, suffix: str | None) -> tuple
     path = Path(out)
     own = _split(path.name)[1]
     if suffix and own.lower() != suffix:
-        raise InputError(f"{out}: suffix {own or 'none'}; accepted with --format is {suffix}")
+        raise InputError(f"{out}: suffix {own or 'none'}; expected {suffix}, by --format")
     io.format_of(path)  # refuses a suffix that is not in the table
     return a, b, path
 
@@ -94,10 +94,10 @@ def _match_folders(
     both = sorted(of_a.keys() & of_b.keys())
     if not both:
         first = f"{of_a[min(of_a)].name} and {of_b[min(of_b)].name}"
-        came = (
+        received = (
             f"{a} ({len(of_a)} images) and {b} ({len(of_b)} images): no name in common ({first}, for example)"
         )
-        raise InputError(f"{came}; accepted are files of the same name, the suffix aside")
+        raise InputError(f"{received}; expected files of the same name, the suffix aside")
     for folder, alone in ((a, of_a.keys() - of_b.keys()), (b, of_b.keys() - of_a.keys())):
         if alone:
             more = ", ..." if len(alone) > SHOWN_NAMES else ""
@@ -123,13 +123,13 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             others += 1
             continue
         if stem in found:
-            came = f"{found[stem].name} and {entry.name} differ in the suffix only"
-            raise InputError(f"{folder}: {came}; accepted is one file a name")
+            received = f"{found[stem].name} and {entry.name} differ in the suffix only"
+            raise InputError(f"{folder}: {received}; expected one file per name")
         found[stem] = folder / entry.name
     if not found:
-        came = f"no image among {others} entries" if others else "an empty folder"
+        received = f"no image among {others} entries" if others else "an empty folder"
         raise InputError(
-            f"{folder}: {came}; accepted are files named {' '.join('*' + s for s in io.FORMATS)}"
+            f"{folder}: {received}; expected files named {' '.join('*' + s for s in io.FORMATS)}"
         )
     return found
 

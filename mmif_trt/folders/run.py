@@ -45,7 +45,7 @@ class Result:
     pair: Pair
     status: str = "failed"  # done | skipped | failed
     message: str = ""
-    sha256: tuple[str, ...] = ()  # of a, b, out, as far as it came
+    sha256: tuple[str, ...] = ()  # of a, b, out, as far as it got
     ms: tuple[float, ...] = ()  # decode, fuse, encode
 
     def entry(self) -> dict[str, Any]:
@@ -118,12 +118,12 @@ def reader(decode: str, pairs: list[Pair], workers: int) -> tuple[Read, Callable
     """What reads the two files of a pair, and what to call at the end. Raises InputError.
 
     decode: "opencv", in the workers; "dali", ahead of them by DALI on the CPU, the same pixels; "auto":
-    OpenCV, which decoded no fewer pictures a second on the CPU wherever both were measured.
+    OpenCV, which decoded no fewer pictures per second on the CPU wherever both were measured.
     """
     if decode in ("auto", "opencv"):
         return lambda pair: (io.read(pair.a), io.read(pair.b)), lambda: None
     if decode != "dali":
-        raise InputError(f"decode {decode!r}; accepted are auto, dali, opencv")
+        raise InputError(f"decode {decode!r}; expected auto, dali, opencv")
     from mmif_trt.io import dali
 
     if missing := dali.why_not():
@@ -222,7 +222,7 @@ def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:
 
 
 def write_report(path: str | Path, head: dict[str, Any], results: list[Result]) -> None:
-    """The JSON report, whole or not at all: `head`, then "pairs" with one line a pair. Raises OSError."""
+    """The JSON report, whole or not at all: `head`, then "pairs" with one line per pair. Raises OSError."""
     text = json.dumps(head, indent=1)
     entries = ",\n".join(json.dumps(result.entry()) for result in results)
     write_atomic(path, f'{text[:-2]},\n "pairs": [\n{entries}\n]\n}}\n'.encode())

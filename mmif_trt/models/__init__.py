@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_model(name: str = "lagn", device: str = "cpu") -> LAGN:
-    """The trained network in eval mode on `device`; its dimensions come from the weight file.
+    """The trained network in eval mode on `device`; its dimensions are those of the weight file.
 
     Raises InputError for an unknown name or a weight file that is not the manifest's.
     """

@@ -1,8 +1,8 @@
-"""KL-regularised autoencoders, one a modality, into one latent shape at a quarter of the resolution.
+"""KL-regularised autoencoders, one per modality, into one latent shape at a quarter of the resolution.
 
 Our design, after latent diffusion (Rombach et al., CVPR 2022). Modalities share no weights: what MRI and PET
 have in common is for the diffusion model to find, not for a shared encoder to assume. Eight channels, because
-four cannot hold these slices: a linear code of 4, 6 or 8 numbers a 4x4 block keeps MRI at 24.6, 28.1 and
+four cannot hold these slices: a linear code of 4, 6 or 8 numbers per 4x4 block keeps MRI at 24.6, 28.1 and
 31.0 dB.
 """
 

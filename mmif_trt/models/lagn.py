@@ -7,7 +7,7 @@ public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), bot
     local branch                        convolutions at half resolution: edges, texture
     global branch                       shifted-window attention at quarter resolution: structure
     gate                                per pixel and channel, how much of either branch goes on
-    decoder, depth-to-space             full resolution: one share r in (-1, 1) a pixel
+    decoder, depth-to-space             full resolution: one share r in (-1, 1) per pixel
 
     f = max(a, b) + r min(a, b),        at most 1
 
@@ -59,7 +59,7 @@ class LAGNConfig:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """[N, N] index into the bias table for N = window^2 tokens: one entry an offset (dy, dx), Swin's
+    """[N, N] index into the bias table for N = window^2 tokens: one entry per offset (dy, dx), Swin's
     numbering."""
     axis = torch.arange(window)
     y, x = torch.meshgrid(axis, axis, indexing="ij")

@@ -87,7 +87,7 @@ def mlp_block(
 
 
 def gated_mix(local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """s local + (1 - s) glob with s = sigmoid(weight [local, glob] + bias): what of either branch goes on.
+    """s local + (1 - s) glob with s = sigmoid(weight [local, glob] + bias): how much of each branch goes on.
 
     local and glob are [B, C, H, W], weight [C, 2 C, 1, 1] and bias [C], taken in their dtype.
     """

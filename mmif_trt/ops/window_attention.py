@@ -16,7 +16,7 @@ def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -
     qkv: [B, H, W, 3, heads, D] packed projections, any strides, D 16 or 32; float32, float16, bfloat16 (sums
     in float32) or float64. Any H and W: windows at a border just hold fewer tokens.
     bias_table: [(2 window - 1)^2, heads], at least float32 (a half is widened), Swin's numbering.
-    window: 1 to 8 tokens a side. shift: 0 to window - 1.
+    window: 1 to 8 tokens per side. shift: 0 to window - 1.
 
     Returns [B, H, W, heads, D] in the type of qkv. Neither a rolled or partitioned map nor a score leaves the
     kernel; backward computes the softmax anew from its saved log-sum-exp, and its results are the same bits

@@ -57,10 +57,10 @@ def gather(
 ) -> Figures:
     """Scores every method by `evaluate`. Raises InputError for what does not fit together (see there)."""
     if not methods and not baselines:
-        raise InputError("--method: none, without baselines; accepted is NAME=FOLDER, once or more")
+        raise InputError("--method: none, without baselines; expected NAME=FOLDER, once or more")
     for name, folder in methods.items():
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; accepted is the folder of {name}'s fused pictures")
+            raise InputError(f"{folder}: no such folder; expected the folder of {name}'s fused pictures")
     a, b = source_folders(sources)
     matched = match_folders([a, b, *methods.values()])
     keys = ("mri", "other", *methods)

@@ -52,17 +52,17 @@ def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Ru
     """The runtime `name`, or for "auto" the first usable one that takes this precision; its note says why no
     better one.
 
-    streams: pictures to run side by side, at most one a thread; where a runtime cannot, it runs one.
+    streams: pictures to run side by side, at most one per thread; where a runtime cannot, it runs one.
     Raises InputError for an unknown name or precision, for one that is not installed, and for less than one
     thread.
     """
     usable = available()
     if name != "auto" and name not in usable:
-        raise InputError(f"runtime {name!r}; accepted are auto, {', '.join(usable)}")
+        raise InputError(f"runtime {name!r}; expected auto, {', '.join(usable)}")
     if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}; accepted are {', '.join(PRECISIONS)}")
+        raise InputError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
     if threads is not None and threads < 1:
-        raise InputError(f"threads {threads}; accepted are 1 and more")
+        raise InputError(f"threads {threads}; expected 1 or more")
     if name != "auto":
         return _load(name, usable[name], precision, threads, streams)
     passed_over = ""

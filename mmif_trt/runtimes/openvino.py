@@ -42,11 +42,9 @@ class OpenVinoRuntime:
         self._graphs: dict[tuple[int, int] | None, Any] = {}
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "fp16":
-            raise InputError("precision 'fp16': runtime 'tensorrt' has it; accepted are auto, fp32, bf16")
+            raise InputError("precision 'fp16': runtime 'tensorrt' has it; expected auto, fp32, bf16")
         if precision == "bf16" and not has_bf16:
-            raise InputError(
-                "precision 'bf16': this CPU has no bfloat16 instructions; accepted are auto, fp32"
-            )
+            raise InputError("precision 'bf16': this CPU has no bfloat16 instructions; expected auto, fp32")
         self.precision = "bf16" if precision != "fp32" and has_bf16 else "fp32"
         self.note = "no bfloat16 on this CPU" if precision == "auto" else "asked for"
         if precision == "auto" and has_bf16:

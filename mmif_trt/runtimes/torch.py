@@ -17,7 +17,7 @@ def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
     """streams: ignored, the layers of one picture run at a time."""
     if precision in ("bf16", "fp16"):
         raise InputError(
-            f"precision {precision!r}: runtime 'torch' is the FP32 reference; accepted are auto, fp32"
+            f"precision {precision!r}: runtime 'torch' is the FP32 reference; expected auto, fp32"
         )
     import torch
 

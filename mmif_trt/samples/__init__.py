@@ -47,7 +47,7 @@ def sample(name: str) -> tuple[Image, Image]:
     Raises InputError for another name.
     """
     if name not in PAIRS:
-        raise InputError(f"sample name: {name!r}; accepted are {', '.join(PAIRS)}")
+        raise InputError(f"sample name: {name!r}; expected {', '.join(PAIRS)}")
     pair = PAIRS[name]
     return (
         _read(name, "mri", f"icbm152 average t1 sample ({name})", pair.white),

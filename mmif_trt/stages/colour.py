@@ -54,7 +54,7 @@ def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     y, rgb = _as_float32(y, "y"), _as_float32(rgb, "rgb")
     if rgb.ndim < 2 or rgb.shape[-1] != 3 or y.shape != rgb.shape[:-1]:
         raise InputError(
-            f"recombine: y {y.shape} with rgb {rgb.shape}; accepted are [..., H, W] with [..., H, W, 3]"
+            f"recombine: y {y.shape} with rgb {rgb.shape}; expected [..., H, W] with [..., H, W, 3]"
         )
     y = np.clip(y, 0, 1)
     # Channel by channel, each in one piece: numpy is several times slower with an innermost axis of 3.
@@ -77,5 +77,5 @@ def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
 def _as_float32(array: np.ndarray, name: str) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind != "f":
-        raise InputError(f"{name}: dtype {array.dtype}; accepted is floating point in [0, 1]")
+        raise InputError(f"{name}: dtype {array.dtype}; expected floating point in [0, 1]")
     return array.astype(np.float32, copy=False)

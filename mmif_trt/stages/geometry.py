@@ -29,7 +29,7 @@ class Stated:
         usable = matrix.shape == (4, 4) and np.isfinite(matrix).all() and (matrix[3] == (0, 0, 0, 1)).all()
         if not usable or np.linalg.det(matrix[:3, :3]) < 0.1:
             raise InputError(
-                f"registration: a {matrix.shape} array; accepted is a [4, 4] of RAS+ mm that neither mirrors "
+                f"registration: a {matrix.shape} array; expected a [4, 4] of RAS+ mm that neither mirrors "
                 "nor flattens"
             )
         object.__setattr__(self, "matrix", matrix)
@@ -61,7 +61,7 @@ class Report:
 def align(
     a: Image, b: Image, registration: str | Stated = "header", *, assume_aligned: bool = False
 ) -> tuple[Image, Report]:
-    """b on a's grid, and how it came there. Outside b the value is b's lowest (black).
+    """b on a's grid, and how it got there. Outside b the value is b's lowest (black).
 
     "header": by the two affines; refused where both name a frame of reference and these differ. "rigid":
     six parameters on top of the headers, by mutual information. "none": voxel for voxel, only with
@@ -69,18 +69,18 @@ def align(
     """
     if not isinstance(registration, Stated) and registration not in REGISTRATIONS:
         raise InputError(
-            f"registration {registration!r}; accepted are {', '.join(REGISTRATIONS)}, the file of a DICOM "
-            "Spatial Registration, and (Python) a [4, 4] array"
+            f"registration {registration!r}; expected {', '.join(REGISTRATIONS)}, the file of a DICOM "
+            "Spatial Registration, or (Python) a [4, 4] array"
         )
     if registration == "none":
         if not assume_aligned:
             raise InputError(
-                "registration 'none' says nothing on where b lies; accepted with assume_aligned=True"
+                "registration 'none' says nothing on where b lies; expected assume_aligned=True with it"
             )
         if a.data.shape[:3] != b.data.shape[:3]:
             raise InputError(
                 f"{a.source} has {a.data.shape[:3]} voxels and {b.source} {b.data.shape[:3]}; "
-                "accepted without registration is one grid"
+                "expected one grid, or a registration"
             )
         return replace(b, affine=a.affine), Report("none", np.eye(4).tolist())
     _same_patient(a, b)
@@ -92,14 +92,14 @@ def align(
         if a.frame and b.frame and a.frame != b.frame:
             raise InputError(
                 f"{a.source} and {b.source} have different frames of reference: coordinates say nothing "
-                "on each other; accepted is one frame, or registration 'rigid'"
+                "on each other; expected one frame, or registration 'rigid'"
             )
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
     else:
         matrix, report = register_rigid(a, b)
     moved, inside = resample(a, b, matrix)
     if not inside:
-        raise InputError(f"{b.source} does not reach {a.source} anywhere; accepted are volumes of one place")
+        raise InputError(f"{b.source} does not reach {a.source} anywhere; expected volumes of one place")
     return moved, replace(report, inside=round(inside, 4))
 
 
@@ -108,7 +108,7 @@ def _same_patient(a: Image, b: Image) -> None:
     for keyword in ("PatientID", "IssuerOfPatientID"):
         ours, theirs = (str(x.headers[0].get(keyword) or "") if x.headers else "" for x in (a, b))
         if ours and theirs and ours != theirs:
-            raise InputError(f"{a.source} and {b.source} are of two patients; accepted is one patient")
+            raise InputError(f"{a.source} and {b.source} are of two patients; expected one patient")
 
 
 def resample(a: Image, b: Image, matrix: np.ndarray) -> tuple[Image, float]:
@@ -219,7 +219,7 @@ def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, flo
         method.Execute(fixed, moving)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][:120]
-        raise InputError(f"rigid registration failed ({reason}); accepted are overlapping volumes") from None
+        raise InputError(f"rigid registration failed ({reason}); expected overlapping volumes") from None
     matrix, centre = np.eye(4), np.array(start.GetCenter())
     matrix[:3, :3] = np.reshape(start.GetMatrix(), (3, 3))
     matrix[:3, 3] = np.array(start.GetTranslation()) + centre - matrix[:3, :3] @ centre

@@ -53,11 +53,11 @@ def volume_limits(
     if percentiles is not None:
         low, high = percentiles
         if not 0 <= low < high <= 100:
-            raise InputError(f"percentiles {low} {high}; accepted are 0 <= low < high <= 100")
+            raise InputError(f"percentiles {low} {high}; expected 0 <= low < high <= 100")
         black, white = (float(x) for x in np.percentile(image.data, (low, high)))
         if not black < white:
             raise InputError(
-                f"{image.source}: its percentiles {low:g} and {high:g} are equal; accepted is contrast"
+                f"{image.source}: its percentiles {low:g} and {high:g} are equal; expected two that differ"
             )
         return (black, white), f"percentiles {low:g} and {high:g} of the volume"
     if image.value_range is not None:
@@ -68,7 +68,7 @@ def volume_limits(
     why = "".join(f" ({note})" for note in image.notes)
     kind = f"{image.modality or 'unknown modality'} in {image.units or 'unknown units'}"
     raise InputError(
-        f"{image.source}: {kind}{why} has no fixed black and white; accepted is to state them: "
+        f"{image.source}: {kind}{why} has no fixed black and white; state them: "
         f"--value-range-{side} LOW HIGH (Python: value_range_{side}=(LOW, HIGH); manifest: low_{side}, "
         f"high_{side}), or --percentiles-{side} 1 99.5 (Python: percentiles_{side}=(1, 99.5)) of the volume"
     )

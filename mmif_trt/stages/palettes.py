@@ -21,8 +21,8 @@ def uid(name: str) -> str:
     """The UID of a palette given by name or UID. Raises InputError for another."""
     found = PALETTES.get(name, name)
     if found not in PALETTES.values():
-        accepted = ", ".join(f"{key} ({value})" for key, value in PALETTES.items())
-        raise InputError(f"palette {name!r}; accepted are {accepted}")
+        expected = ", ".join(f"{key} ({value})" for key, value in PALETTES.items())
+        raise InputError(f"palette {name!r}; expected {expected}")
     return found
 
 

@@ -118,21 +118,21 @@ def read_config(path: str | Path) -> Config:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; accepted is a study's JSON configuration") from None
+        raise InputError(f"{path}: {error.strerror}; expected a study's JSON configuration") from None
     except ValueError as error:
-        raise InputError(f"{path}: {error}; accepted is JSON in UTF-8") from None
+        raise InputError(f"{path}: {error}; expected JSON in UTF-8") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path}: {_kind(found)}; accepted is a JSON object")
+        raise InputError(f"{path}: {_kind(found)}; expected a JSON object")
     known = REQUIRED | OPTIONAL
     if lacking := REQUIRED.keys() - found:
         raise InputError(f"{path}: lacks {', '.join(sorted(lacking))}; required are {', '.join(REQUIRED)}")
     for name, value in found.items():
         if name not in known:
-            raise InputError(f"{path}: {name}; accepted are {', '.join(known)}")
+            raise InputError(f"{path}: {name}; expected {', '.join(known)}")
         kind: Any = known[name]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            accepted = "a number" if isinstance(kind, tuple) else kind.__name__
-            raise InputError(f"{path}: {name} is {_kind(value)}; accepted is {accepted}")
+            expected = "a number" if isinstance(kind, tuple) else kind.__name__
+            raise InputError(f"{path}: {name} is {_kind(value)}; expected {expected}")
     ranges = {name: _range(path, name, value) for name, value in found.pop("value_range", {}).items()}
     sets = [_set(path, i, entry) for i, entry in enumerate(found.pop("sets"))]
     config = Config(sets=sets, value_range=ranges, **found)
@@ -141,9 +141,9 @@ def read_config(path: str | Path) -> Config:
 
 
 def _check(path: str | Path, config: Config) -> None:
-    def require(holds: bool, name: str, came: object, accepted: str) -> None:
+    def require(holds: bool, name: str, received: object, expected: str) -> None:
         if not holds:
-            raise InputError(f"{path}: {name} {came}; accepted is {accepted}")
+            raise InputError(f"{path}: {name} {received}; expected {expected}")
 
     require(bool(config.sets), "sets", "is empty", "one set or more")
     require(1 <= config.readers <= MAX_READERS, "readers", config.readers, f"1 to {MAX_READERS}")
@@ -168,15 +168,15 @@ def _set(path: str | Path, index: int, entry: Any) -> Set:
     where = f"{path}: sets[{index}]"
     keys = {"modality", "sources", "methods"}
     if not isinstance(entry, dict) or entry.keys() != keys:
-        came = ", ".join(sorted(entry)) if isinstance(entry, dict) else _kind(entry)
-        raise InputError(f"{where}: {came}; accepted is an object of modality, sources and methods")
+        received = ", ".join(sorted(entry)) if isinstance(entry, dict) else _kind(entry)
+        raise InputError(f"{where}: {received}; expected an object of modality, sources and methods")
     if entry["modality"] not in MODALITIES[1:]:
-        raise InputError(f"{where}.modality: {entry['modality']!r}; accepted are {', '.join(MODALITIES[1:])}")
+        raise InputError(f"{where}.modality: {entry['modality']!r}; expected {', '.join(MODALITIES[1:])}")
     methods = entry["methods"]
     if not isinstance(methods, dict) or not all(
         isinstance(v, str) for v in [entry["sources"], *methods.values()]
     ):
-        raise InputError(f"{where}: accepted are sources, a folder, and methods, an object of name: folder")
+        raise InputError(f"{where}: expected sources, a folder, and methods, an object of name: folder")
     folder = Path(path).parent
     named = {name: folder / where_it_lies for name, where_it_lies in methods.items()}
     return Set(entry["modality"], folder / entry["sources"], named)
@@ -184,10 +184,10 @@ def _set(path: str | Path, index: int, entry: Any) -> Set:
 
 def _range(path: str | Path, name: str, value: Any) -> tuple[float, float]:
     if name not in (*MODALITIES, "fused"):
-        raise InputError(f"{path}: value_range.{name}; accepted are {', '.join(MODALITIES)}, fused")
+        raise InputError(f"{path}: value_range.{name}; expected {', '.join(MODALITIES)}, fused")
     numbers = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
     if not numbers or not value[0] < value[1]:
-        raise InputError(f"{path}: value_range.{name} {value}; accepted is [black, white], black < white")
+        raise InputError(f"{path}: value_range.{name} {value}; expected [black, white], black < white")
     return float(value[0]), float(value[1])
 
 

@@ -43,7 +43,7 @@ def create(config: Config, folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists; accepted is a new folder for the study")
+        raise InputError(f"{folder}: exists; expected a new folder for the study")
     cases = [case for one in config.sets for case in _cases(one)]
     building = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -56,7 +56,7 @@ def create(config: Config, folder: str | Path) -> list[str]:
         if isinstance(error, InputError):
             raise
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{folder}: cannot be made ({why}); accepted is a folder with room") from error
+        raise InputError(f"{folder}: cannot be made ({why}); expected a folder with room") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return tokens
@@ -66,11 +66,11 @@ def _cases(one: Set) -> list[Case]:
     sources = list(source_folders(one.sources))
     if sources[1].name != one.modality:
         raise InputError(
-            f"{one.sources}: holds {sources[1].name}/; accepted is {one.modality}/, the set's modality"
+            f"{one.sources}: holds {sources[1].name}/; expected {one.modality}/, the set's modality"
         )
     for method, fused in one.methods.items():
         if not fused.is_dir():
-            raise InputError(f"{fused}: no such folder; accepted is the folder of {method}'s fused pictures")
+            raise InputError(f"{fused}: no such folder; expected the folder of {method}'s fused pictures")
     keys = ("mri", "other", *one.methods)
     matched = match_folders([*sources, *one.methods.values()])
     return [Case(name, one.modality, dict(zip(keys, paths, strict=True))) for name, *paths in matched]
@@ -121,7 +121,7 @@ def _insert_case(db: sqlite3.Connection, number: int, case: Case, config: Config
             image = replace(image, value_range=config.value_range[kind])
         if size is not None and image.size != size:
             sizes = ["{} x {} px".format(*pair) for pair in (image.size, size)]
-            raise InputError(f"{path}: {sizes[0]}; accepted is the size of {case.paths['mri']}, {sizes[1]}")
+            raise InputError(f"{path}: {sizes[0]}; expected the size of {case.paths['mri']}, {sizes[1]}")
         size = image.size
         pictures[key] = _insert_picture(db, image, path)
     row = (number, f"{case.modality}/{case.name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
@@ -131,7 +131,7 @@ def _insert_case(db: sqlite3.Connection, number: int, case: Case, config: Config
 
 
 def _insert_picture(db: sqlite3.Connection, image: Image, path: str) -> int:
-    """Pixels alone, as 8-bit RGB whatever came: neither metadata nor the kind of file tells a method."""
+    """Pixels alone, as 8-bit RGB: neither metadata nor the kind of file tells a method."""
     png = io.FORMATS[".png"].encode(Image(as_rgb8(image), source="picture"))
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     row = (secrets.token_hex(16), png, digest)
@@ -150,5 +150,5 @@ def links(folder: str | Path, address: str) -> list[str]:
     try:
         lines = path.read_text().splitlines()[1:]
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; accepted is a study folder with its {LINKS}") from None
+        raise InputError(f"{path}: {error.strerror}; expected a study folder with its {LINKS}") from None
     return [address + line.split(",", 1)[1] for line in lines]

@@ -97,7 +97,7 @@ def write(store: Store, path: str | Path) -> int:
         whole = {"study": store.meta, "methods": store.methods(), "dictionary": DICTIONARY, "answers": found}
         write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
     else:
-        raise InputError(f"{path}: suffix {path.suffix or 'none'}; accepted are .csv and .json")
+        raise InputError(f"{path}: suffix {path.suffix or 'none'}; expected .csv or .json")
     return len(found)
 
 

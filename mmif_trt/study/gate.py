@@ -92,7 +92,7 @@ class LimitBody:
 
 
 async def _too_large(send: Any) -> None:
-    text = f"The request is too large; accepted are {MAX_BODY_BYTES} bytes.\n".encode()
+    text = f"The request is too large; expected {MAX_BODY_BYTES} bytes.\n".encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
     headers += [(b"connection", b"close"), (b"x-content-type-options", b"nosniff")]
     await send({"type": "http.response.start", "status": 413, "headers": headers})

@@ -70,7 +70,7 @@ def load(template: str) -> Any:
 
 
 class Site:
-    """Renders the pages of one study and takes what readers send; one object a server."""
+    """Renders the pages of one study and takes what readers send; one object per server."""
 
     def __init__(self, store: Store) -> None:
         from fastapi import responses
@@ -297,7 +297,7 @@ def serve(
         listening.listen(128)
     except OSError as error:
         raise InputError(
-            f"--host {host} --port {port}: {error.strerror}; accepted is a free port here"
+            f"--host {host} --port {port}: {error.strerror}; expected a free port here"
         ) from error
     # No access log: it would hold the readers' links.
     config = uvicorn.Config(
@@ -315,6 +315,6 @@ def serve(
     try:
         config.load()
     except OSError as error:
-        raise InputError(f"--certificate, --key: {error}; accepted are PEM files") from error
+        raise InputError(f"--certificate, --key: {error}; expected PEM files") from error
     ready()
     uvicorn.Server(config).run([listening])

@@ -40,7 +40,7 @@ class Readers:
 
     def __init__(self, planted: Planted, methods: Sequence[str], readers: int, cases: int, seed: int) -> None:
         if unknown := planted.strengths.keys() - set(methods):
-            raise InputError(f"strength of {min(unknown)}: no such method; accepted are {', '.join(methods)}")
+            raise InputError(f"strength of {min(unknown)}: no such method; expected {', '.join(methods)}")
         self.rng = np.random.default_rng(seed)
         self.planted = planted
         base = np.array([planted.strengths.get(name, 0.0) for name in methods])
@@ -67,7 +67,7 @@ def simulate(store: Store, planted: Planted, seed: int) -> int:
     Raises InputError where a reader has begun: what is real must never be mixed with what is not.
     """
     if store.profiles():
-        raise InputError(f"{store.path}: readers have begun; accepted is a study that nobody has opened")
+        raise InputError(f"{store.path}: readers have begun; expected a study that nobody has opened")
     methods, cases = store.methods(), store.cases()
     simulated = Readers(planted, methods, len(store.readers()), len(cases), seed)
     count = 0

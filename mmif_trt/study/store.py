@@ -97,7 +97,7 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / FILE
         if not self.path.is_file():
-            raise InputError(f"{folder}: no {FILE} in it; accepted is a folder made by mmif-trt study create")
+            raise InputError(f"{folder}: no {FILE} in it; expected a folder made by mmif-trt study create")
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(
@@ -109,14 +109,14 @@ class Store:
                 for name in ("application_id", "user_version")
             ]
             if marks[0] != APPLICATION_ID:
-                raise InputError(f"{self.path}: a database, but of no study; accepted is a study's {FILE}")
+                raise InputError(f"{self.path}: a database, but of no study; expected a study's {FILE}")
             if marks[1] != VERSION:
-                raise InputError(f"{self.path}: study version {marks[1]}; accepted is version {VERSION}")
+                raise InputError(f"{self.path}: study version {marks[1]}; expected version {VERSION}")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
         except sqlite3.DatabaseError as error:
-            raise InputError(f"{self.path}: {error}; accepted is a writable study database") from error
+            raise InputError(f"{self.path}: {error}; expected a writable study database") from error
         self.meta: dict[str, Any] = {
             row["key"]: json.loads(row["value"]) for row in self._all("SELECT * FROM meta")
         }
@@ -169,7 +169,7 @@ class Store:
         return self._one("SELECT 1 FROM profile WHERE reader=?", reader) is not None
 
     def begin(self, reader: int, role: str, years: float | None) -> None:
-        """Once a reader; what comes later is left out."""
+        """Once per reader; later ones are left out."""
         with self._transaction() as db:
             db.execute(
                 "INSERT OR IGNORE INTO profile VALUES (NULL,?,?,?,?)", (reader, role, years, time.time())

@@ -28,7 +28,7 @@ def manifest() -> dict[str, Any]:
     path = FOLDER / "manifest.json"
     if not path.is_file():
         raise InputError(
-            f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)"
+            f"{path}: missing; expected an installation that has the weights (reinstall mmif-trt)"
         )
     table: dict[str, Any] = json.loads(path.read_text())
     return table
@@ -42,7 +42,7 @@ def verified_path(name: str, suffix: str) -> Path:
     """
     models = manifest()["models"]
     if name not in models:
-        raise InputError(f"model {name!r}; accepted are {', '.join(models)}")
+        raise InputError(f"model {name!r}; expected {', '.join(models)}")
     return _verified(models[name]["files"], f"{name}.{suffix}")
 
 
@@ -56,11 +56,11 @@ def _verified(files: dict[str, Any], name: str) -> Path:
     path = FOLDER / name
     if not path.is_file():
         raise InputError(
-            f"{path}: missing; accepted is an installation that has the weights (reinstall mmif-trt)"
+            f"{path}: missing; expected an installation that has the weights (reinstall mmif-trt)"
         )
-    accepted, came = files[name]["sha256"], sha256(path)
-    if came != accepted:
-        raise InputError(f"{path}: SHA-256 is {came}; accepted is {accepted} (reinstall mmif-trt)")
+    expected, received = files[name]["sha256"], sha256(path)
+    if received != expected:
+        raise InputError(f"{path}: SHA-256 is {received}; expected {expected} (reinstall mmif-trt)")
     return path
 
 

@@ -79,7 +79,7 @@ def test_latency(tmp_path: Path, module: Any) -> None:
     usable = {name for name, why_not in runtimes.available().items() if not why_not}
     assert {row["runtime"] for row in measured} == usable
     keys = [(row["runtime"], row["precision"], row["size_px"]) for row in measured]
-    assert len(keys) == len(set(keys)), "one row a runtime, precision and size"
+    assert len(keys) == len(set(keys)), "one row per runtime, precision and size"
     assert {size for _, _, size in keys} == {40, 64}
     for row in measured:
         assert list(row["ms"]) == STAGES
@@ -148,7 +148,7 @@ def test_latency_of_rivals_and_peers(tmp_path: Path, module: Any) -> None:
 
 def test_latency_refuses_what_it_cannot_count() -> None:
     done = run("bench_latency.py", "--size", "2048")
-    assert done.returncode == 2 and "accepted are 16 to 1024" in done.stderr
+    assert done.returncode == 2 and "expected 16 to 1024" in done.stderr
 
 
 def test_batch(tmp_path: Path, module: Any) -> None:

@@ -37,7 +37,7 @@ class Mean:
         try:
             self.before(a)
             if a.size != b.size:
-                raise InputError(f"{a.source}: {a.size}, {b.source}: {b.size}; accepted are equal sizes")
+                raise InputError(f"{a.source}: {a.size}, {b.source}: {b.size}; expected equal sizes")
             return b.with_data(((a.data.astype(int) + b.data) // 2).astype(b.data.dtype))
         finally:
             with self.lock:
@@ -227,7 +227,7 @@ def test_two_files(tmp_path: Path) -> None:
     assert Path(pair.out) == tmp_path / "new.jp2"
     (pair,) = plan_pairs(a, b, f"{tmp_path}/made/").pairs
     assert Path(pair.out) == tmp_path / "made" / "b.tif"
-    refuse("format is .png", a, b, tmp_path / "x.tif", suffix=".png")
+    refuse("expected .png, by --format", a, b, tmp_path / "x.tif", suffix=".png")
     refuse("suffix", a, b, tmp_path / "x.doc")
 
 

@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / name).write_text("not a picture")
         refused(tmp_path / name, "suffix", ".png .tif")
     for path in [3, None, b"x.png", "", "a\0b.png"]:
-        with pytest.raises(InputError, match="path: .*; accepted are str and os.PathLike"):
+        with pytest.raises(InputError, match="path: .*; expected a str or os.PathLike"):
             mio.read(path)  # type: ignore[arg-type]
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(mio.MAX_FILE_BYTES + 1)  # a hole, no bytes on the disk

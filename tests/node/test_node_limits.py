@@ -132,9 +132,9 @@ def test_what_is_told_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
     assert settings.max_instance_bytes == 1 << 19 and settings.max_spool_bytes == 7 << 20
     assert settings.options.percentiles_b == [1, 99] and settings.options.percentiles_a is None
     for wrong, said in (
-        (["--tls-any-peer"], "accepted with --tls"),
-        (["--max-mb", "0"], "accepted are numbers above 0"),
-        (["--max-associations", "-3"], "accepted are numbers above 0"),
+        (["--tls-any-peer"], "expected with --tls"),
+        (["--max-mb", "0"], "expected numbers above 0"),
+        (["--max-associations", "-3"], "expected numbers above 0"),
     ):
         with contextlib.suppress(SystemExit):
             assert main([*words, "--spool", str(tmp_path / "s"), *wrong]) == 2

@@ -75,7 +75,7 @@ def test_error_is_at_most_twice_plain_torchs(shape: tuple[int, ...], dtype: torc
     plain = run(reference.window_attention, qkv, bias.to(dtype), d_out, *shape[5:])
     ours = run(window_attention, qkv, bias, d_out, *shape[5:])
     for name, x, y, t in zip(("out", "d_qkv", "d_bias"), ours, plain, truth, strict=True):
-        if t.norm() < 1e-12:  # one token a window: the softmax is 1, and no score has a gradient
+        if t.norm() < 1e-12:  # one token per window: the softmax is 1, and no score has a gradient
             assert x.abs().max() < 1e-6, name
             continue
         assert relative(x, t) <= 2 * relative(y, t) + FLOOR, name

@@ -89,10 +89,10 @@ def driver(version: int) -> Change:
 
 WRONG: dict[str, tuple[Change, str]] = {
     "no driver": (no_driver, "no NVIDIA driver (libcuda.so.none cannot be loaded)"),
-    "driver too old": (driver(11080), "the NVIDIA driver is too old: it knows CUDA 11.8; accepted are 12.0"),
+    "driver too old": (driver(11080), "the NVIDIA driver is too old: it knows CUDA 11.8; expected 12.0"),
     "no card": (faults(cuInit=100), "an NVIDIA driver, but no card"),
-    "another card": (cached(compute_capabilities=("8.0",)), "compute capability 8.9; accepted are 8.0"),
-    "another version": (cached(version="0.9"), "built by tensorrt_rtx 0.9; accepted by this installation is"),
+    "another card": (cached(compute_capabilities=("8.0",)), "compute capability 8.9; expected 8.0"),
+    "another version": (cached(version="0.9"), "built by tensorrt_rtx 0.9; this installation loads"),
     "one byte changed": (one_byte, "SHA-256 is "),
     "corrupt": (faults(deserialize=None), "TensorRT takes no such engine: no reason given"),
     "full card": (faults(mem_alloc=MemoryFull("full")), "out of memory for batch 1 of 64 x 96 px"),
@@ -139,7 +139,7 @@ def test_an_odd_size_is_padded_and_a_batch_over_the_profile_refused(
     assert io.read(out).size == (50, 71)
     runtime: Any = Fuser("tensorrt").runtime
     x = np.zeros((9, 64, 64), np.float32)
-    with pytest.raises(InputError, match="batch 9 of 64 x 64 px; accepted by this engine are batch 1 to 8"):
+    with pytest.raises(InputError, match="batch 9 of 64 x 64 px; this engine takes batch 1 to 8"):
         runtime.infer(x, x)
 
 
@@ -147,14 +147,14 @@ def test_an_odd_size_is_padded_and_a_batch_over_the_profile_refused(
 def test_a_missing_engine(fake: FakeCard, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["engine", command, "none.engine"]) == 2
     said = capsys.readouterr().err
-    assert "none.engine: no such engine file; accepted is an engine of" in said and said.count("\n") == 1
+    assert "none.engine: no such engine file; expected an engine of" in said and said.count("\n") == 1
 
 
 def test_verify_on_another_card(fake: FakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = engine(tmp_path / "x.engine", compute_capabilities=("12.0",), largest=(4, 256, 256))
     assert cli.main(["engine", "verify", str(path)]) == 2
     said = capsys.readouterr().err
-    assert "this card has compute capability 8.9; accepted are 12.0" in said and said.count("\n") == 1
+    assert "this card has compute capability 8.9; expected 12.0" in said and said.count("\n") == 1
 
 
 def test_a_full_cache_disk(

@@ -46,7 +46,7 @@ def test_the_full_tensorrt_builds_for_the_card_that_is_here(
     runtime.engine.close()
     assert not list((tmp_path / "cache").glob("*.kernels"))
     fake.capability = (8, 9)
-    with pytest.raises(InputError, match="this card has compute capability 8.9; accepted are 9.0"):
+    with pytest.raises(InputError, match="this card has compute capability 8.9; expected 9.0"):
         engine_file.load_checked(runtime.engine.path, "tensorrt", "11.4", "8.9")
 
 
@@ -55,7 +55,7 @@ def test_it_builds_for_no_other(
 ) -> None:
     monkeypatch.setattr(engine_build, "module", lambda: Full(fake).module)
     assert cli.main(["engine", "build", "--size", "64", "--cards", "8.6"]) == 2
-    assert "compute capability 8.6; accepted by tensorrt here is 9.0" in capsys.readouterr().err
+    assert "compute capability 8.6; tensorrt builds here for 9.0" in capsys.readouterr().err
     fake.faults["cuInit"] = 100
     assert cli.main(["engine", "build", "--size", "64"]) == 2
     said = capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_tensorrt_rtx_refuses_and_auto_goes_on_without(
     monkeypatch.setattr(engine_build, "module", lambda: importlib.import_module("tensorrt_rtx"))
     runtime = Fuser(threads=1).runtime
     assert runtime.name == "openvino"
-    assert "compute capability 9.0; accepted by tensorrt_rtx are 12.0" in runtime.note
-    with pytest.raises(InputError, match="compute capability 9.0; accepted by tensorrt_rtx are"):
+    assert "compute capability 9.0; tensorrt_rtx builds for 12.0" in runtime.note
+    with pytest.raises(InputError, match="compute capability 9.0; tensorrt_rtx builds for"):
         Fuser("tensorrt")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}, "no engine, no half one"

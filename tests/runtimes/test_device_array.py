@@ -58,14 +58,14 @@ def test_a_capsule_keeps_its_tensor(torch: Any) -> None:
 
 
 REFUSED = {
-    "transposed": (lambda x: x.T, r"a: strides \(1, 8\) in elements; accepted is a C-contiguous array"),
+    "transposed": (lambda x: x.T, r"a: strides \(1, 8\) in elements; expected a C-contiguous array"),
     "a column of two": (lambda x: x[:, ::2], r"a: strides \(8, 2\) in elements"),
     "expanded": (lambda x: x[:1].expand(8, 8), r"a: strides \(0, 1\) in elements"),
-    "half": (lambda x: x.half(), "a: DLPack type 2 of 16 bits; accepted on the card is float32"),
+    "half": (lambda x: x.half(), "a: DLPack type 2 of 16 bits; expected float32 on the card"),
     "double": (lambda x: x.double(), "a: DLPack type 2 of 64 bits"),
     "bytes": (lambda x: x.byte(), "a: DLPack type 1 of 8 bits"),
     "bfloat16": (lambda x: x.bfloat16(), "a: DLPack type 4 of 16 bits"),
-    "gradient": (lambda x: x.requires_grad_(), "a: Claims: .*gradient.*; accepted are float32"),
+    "gradient": (lambda x: x.requires_grad_(), "a: Claims: .*gradient.*; expected float32"),
 }
 
 
@@ -80,7 +80,7 @@ def test_torch_tensors_that_do_not_fit(torch: Any, kind: str) -> None:
 def test_numpy_strides_and_used_capsules() -> None:
     x = np.zeros((6, 8), np.float32)
     for flipped in (x[::-1], x[:, ::-1]):
-        with pytest.raises(InputError, match="a: strides .*-.* in elements; accepted is a C-contiguous"):
+        with pytest.raises(InputError, match="a: strides .*-.* in elements; expected a C-contiguous"):
             view(Claims(flipped), "a", 1)
     used = Claims(x)
     capsule = x.__dlpack__()
@@ -97,8 +97,8 @@ def test_numpy_strides_and_used_capsules() -> None:
         (PINNED, 0, False),
         (CARD, 0, True),
         (MANAGED, 0, True),
-        (CARD, 1, "a: on CUDA device 1; accepted are the host and CUDA device 0, of this engine"),
-        (ROCM, 0, "a: on DLPack device type 10; accepted are the host and CUDA device 0"),
+        (CARD, 1, "a: on CUDA device 1; expected the host or CUDA device 0, of this engine"),
+        (ROCM, 0, "a: on DLPack device type 10; expected the host or CUDA device 0"),
     ],
 )
 def test_where_an_array_lies(kind: int, place: int, expected: bool | str) -> None:
@@ -119,11 +119,11 @@ def test_host_tensors_share_their_memory(torch: Any) -> None:
     pinned = Claims(np.ones((4, 4), np.float32), PINNED)
     assert (host_array(pinned, "a") == 1).all()
     for wrong, said in (
-        (x.half(), "a: dtype float16; accepted are float32"),
-        (x.bfloat16(), "a: Tensor: .*; accepted are float32"),
-        (x.clone().requires_grad_(), "a: Tensor: .*gradient.*; accepted are float32"),
-        ([1.0, 2.0], "a: list; accepted are float32"),
-        (None, "a: NoneType; accepted are float32"),
+        (x.half(), "a: dtype float16; expected float32"),
+        (x.bfloat16(), "a: Tensor: .*; expected float32"),
+        (x.clone().requires_grad_(), "a: Tensor: .*gradient.*; expected float32"),
+        ([1.0, 2.0], "a: list; expected float32"),
+        (None, "a: NoneType; expected float32"),
     ):
         with pytest.raises(InputError, match=said):
             host_array(wrong, "a")
@@ -151,10 +151,10 @@ def test_the_cuda_array_interface() -> None:
             "no stream of ours is told: the card must rest first"
         )
     for changes, said in (
-        ({"typestr": ">f4"}, "a: dtype >f4; accepted on the card is float32"),
+        ({"typestr": ">f4"}, "a: dtype >f4; expected float32 on the card"),
         ({"typestr": "<f8"}, "a: dtype <f8"),
         ({"typestr": "|u1"}, r"a: dtype \|u1"),
-        ({"strides": (-16, 4)}, r"a: strides \(-16, 4\) in bytes; accepted is a C-contiguous array"),
+        ({"strides": (-16, 4)}, r"a: strides \(-16, 4\) in bytes; expected a C-contiguous array"),
         ({"strides": (4, 8)}, r"a: strides \(4, 8\) in bytes"),
         ({"mask": Interface()}, "a: a masked array"),
     ):

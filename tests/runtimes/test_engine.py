@@ -147,12 +147,12 @@ def test_device_arrays_that_do_not_fit_are_refused(fake: FakeCard, path: Path) -
             e(OnCard(fake, a), b)
         other = OnCard(fake, a)
         other.__cuda_array_interface__["typestr"] = "<f2"
-        with pytest.raises(InputError, match="a: dtype <f2; accepted on the card is float32"):
+        with pytest.raises(InputError, match="a: dtype <f2; expected float32 on the card"):
             e(other, OnCard(fake, b))
         other = OnCard(fake, a)
         other.__cuda_array_interface__["strides"] = (4, 256)
         with pytest.raises(
-            InputError, match=r"a: strides \(4, 256\) in bytes; accepted is a C-contiguous array"
+            InputError, match=r"a: strides \(4, 256\) in bytes; expected a C-contiguous array"
         ):
             e(other, OnCard(fake, b))
 
@@ -163,11 +163,11 @@ def test_device_arrays_that_do_not_fit_are_refused(fake: FakeCard, path: Path) -
 @pytest.mark.parametrize(
     ("shape", "text"),
     [
-        ((5, 64, 64), "batch 5 of 64 x 64 px; accepted by this engine are batch 1 to 4"),
+        ((5, 64, 64), "batch 5 of 64 x 64 px; this engine takes batch 1 to 4"),
         ((65, 64), "batch 1 of 65 x 64 px; .* sides multiples of 32"),
         ((256, 64), "batch 1 of 256 x 64 px; .* 32 to 128 x 32 to 128 px"),
         ((2, 2, 64, 64), r"a has shape \(2, 2, 64, 64\)"),
-        ((64,), r"accepted are equal \[H, W\]"),
+        ((64,), r"expected equal \[H, W\]"),
         ((0, 64, 64), "batch 0 of 64 x 64 px"),
     ],
 )
@@ -179,11 +179,11 @@ def test_shapes_off_the_profile(fake: FakeCard, path: Path, shape: tuple[int, ..
 def test_other_arrays(fake: FakeCard, path: Path) -> None:
     a, b = pair(64, 64)
     with Engine(path) as e:
-        with pytest.raises(InputError, match="b: dtype float64; accepted are float32"):
+        with pytest.raises(InputError, match="b: dtype float64; expected float32"):
             e(a, b.astype(np.float64))
         with pytest.raises(InputError, match=r"a has shape \(64, 64\) and b \(32, 64\)"):
             e(a, b[:32])
-    with pytest.raises(InputError, match="the engine was closed; accepted is a new Engine"):
+    with pytest.raises(InputError, match="the engine was closed; expected a new Engine"):
         e(a, b)
 
 
@@ -247,7 +247,7 @@ def test_a_card_that_hangs(fake: FakeCard, path: Path) -> None:
         with pytest.raises(DeviceError, match=r"64 x 64 px: Fake RTX did not finish within 0.01 s"):
             e(*pair(64, 64))
         fake.faults.clear()
-        with pytest.raises(DeviceError, match="did not finish within 0.01 s; accepted is a new Engine"):
+        with pytest.raises(DeviceError, match="did not finish within 0.01 s; expected a new Engine"):
             e(*pair(64, 64))
         before = fake.calls.count("synchronise")
     assert fake.calls.count("synchronise") == before and fake.memory, "freeing would wait for the card"
@@ -268,13 +268,13 @@ def test_ctrl_c_frees_the_card(fake: FakeCard, path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"version": "0.9"}, "built by tensorrt_rtx 0.9; accepted by this installation is tensorrt_rtx 1.0"),
-    ({"flavour": "tensorrt"}, "built by tensorrt 1.0; accepted by this installation is tensorrt_rtx 1.0"),
-    ({"compute_capabilities": ("8.6", "12.0")}, "compute capability 8.9; accepted are 8.6, 12.0"),
-    ({"engine_sha256": "0" * 64}, "SHA-256 is [0-9a-f]{64}; accepted is 0{64}"),
-    ({"onnx_sha256": "1" * 64}, "built from onnx 1{64}; accepted is [0-9a-f]{64}, installed here"),
+    ({"version": "0.9"}, "built by tensorrt_rtx 0.9; this installation loads tensorrt_rtx 1.0"),
+    ({"flavour": "tensorrt"}, "built by tensorrt 1.0; this installation loads tensorrt_rtx 1.0"),
+    ({"compute_capabilities": ("8.6", "12.0")}, "compute capability 8.9; expected 8.6, 12.0"),
+    ({"engine_sha256": "0" * 64}, "SHA-256 is [0-9a-f]{64}; expected 0{64}"),
+    ({"onnx_sha256": "1" * 64}, "built from onnx 1{64}; expected [0-9a-f]{64}, installed here"),
     ({"weights_sha256": "2" * 64}, "built from safetensors 2{64}"),
-    ({"model": "unet"}, "of model 'unet'; accepted are lagn"),
+    ({"model": "unet"}, "of model 'unet'; expected lagn"),
 ]
 
 
@@ -297,13 +297,13 @@ def test_files_that_are_missing_or_changed(fake: FakeCard, path: Path) -> None:
     manifest = engine_file.manifest_path(path)
     for text, said in (("{", "not a manifest"), ("[]", "not a manifest"), ('{"model": "lagn"}', "missing")):
         manifest.write_text(text)
-        with pytest.raises(InputError, match=rf"x\.engine\.json: .*{said}.*accepted is JSON of model, "):
+        with pytest.raises(InputError, match=rf"x\.engine\.json: .*{said}.*expected JSON of model, "):
             Engine(path)
     manifest.unlink()
     with pytest.raises(InputError, match=r"x\.engine: no manifest x\.engine\.json beside it"):
         Engine(path)
     path.unlink()
-    with pytest.raises(InputError, match=r"x\.engine: no such engine file; accepted is an engine of"):
+    with pytest.raises(InputError, match=r"x\.engine: no such engine file; expected an engine of"):
         Engine(path)
 
 
@@ -330,7 +330,7 @@ def wheels(monkeypatch: pytest.MonkeyPatch, *installed: str) -> None:
 @pytest.mark.parametrize(
     ("wheel", "version", "refused"),
     [
-        ("tensorrt-rtx-cu13", 12090, "CUDA 13.0 and newer, which is driver 580 and newer"),
+        ("tensorrt-rtx-cu13", 12090, "CUDA 13.0 or newer, which is driver 580 or newer"),
         ("tensorrt-rtx-cu13", 13000, ""),
         ("tensorrt-rtx-cu12", 12000, ""),
         ("tensorrt-cu13", 12000, ""),  # of the other module
@@ -355,9 +355,9 @@ def test_a_wheel_needs_the_driver_of_its_cuda(
     [
         ({"cuInit": 100}, 13000, "an NVIDIA driver, but no card"),
         ({"cuDeviceGetCount": 0}, 13000, "an NVIDIA driver, but no card"),
-        ({"cuInit": 35}, 10020, "too old: it knows CUDA 10.2; accepted are 12.0 and newer"),
+        ({"cuInit": 35}, 10020, "too old: it knows CUDA 10.2; expected 12.0 or newer"),
         ({}, 11080, "too old: it knows CUDA 11.8"),
-        ({}, 12040, "too old for tensorrt-rtx-cu13: it knows CUDA 12.4; accepted are CUDA 13.0 and newer"),
+        ({}, 12040, "too old for tensorrt-rtx-cu13: it knows CUDA 12.4; expected CUDA 13.0 or newer"),
         ({"cuInit": 999}, 13000, "does not start .cuInit returned 999"),
     ],
 )
@@ -383,7 +383,7 @@ def test_drivers(
 
 def test_no_driver_and_no_pycuda(monkeypatch: pytest.MonkeyPatch, fake: FakeCard, path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(DeviceError, match="PyCUDA cannot be imported .*; accepted is `make console`"):
+    with pytest.raises(DeviceError, match="PyCUDA cannot be imported .*; try `make console`"):
         Engine(path)
 
     def missing(name: str) -> None:

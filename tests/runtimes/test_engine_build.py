@@ -105,12 +105,10 @@ def test_the_manifest_says_the_psnr_of_the_graph(tmp_path: Path, monkeypatch: py
 
 def test_without_a_module_or_onnx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(engine_build, "MODULES", ("no_such_module", "json"))
-    with pytest.raises(
-        InputError, match="no_such_module: .*; json: no Builder in it.; accepted is pip install"
-    ):
+    with pytest.raises(InputError, match="no_such_module: .*; json: no Builder in it.; try pip install"):
         engine_build.module()
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(InputError, match="onnx is not installed; accepted is pip install"):
+    with pytest.raises(InputError, match="onnx is not installed; try pip install"):
         engine_build.build(tmp_path / "x.engine", "")
 
 
@@ -142,7 +140,7 @@ def test_build_inspect_list_verify(tmp_path: Path, capsys: pytest.CaptureFixture
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert cli.main(["engine", "verify", str(path)]) == 2
-    assert re.search(r"b2-64\.engine: SHA-256 is \w{64}; accepted is \w{64}", capsys.readouterr().err)
+    assert re.search(r"b2-64\.engine: SHA-256 is \w{64}; expected \w{64}", capsys.readouterr().err)
     engine_file.manifest_path(path).unlink()
     assert cli.main(["engine", "list"]) == 1
     assert "no manifest" in capsys.readouterr().out
@@ -151,12 +149,12 @@ def test_build_inspect_list_verify(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["build", "--size", "100"], "--size 100; accepted are multiples of 32 from 32 to 1024"),
-        (["build", "--model", "unet"], "model 'unet'; accepted are lagn"),
+        (["build", "--size", "100"], "--size 100; expected multiples of 32 from 32 to 1024"),
+        (["build", "--model", "unet"], "model 'unet'; expected lagn"),
         (["build", "--batch", "2"], "--batch 2: without --size"),
-        (["build", "--size", "64", "--batch", "0"], "--batch 0; accepted are 1 to 256"),
-        (["build", "--cards", "9.0"], "compute capability 9.0; accepted by tensorrt_rtx are 12.0"),
-        (["build", "-o", "x.png"], "--output x.png; accepted is a name that ends in .engine"),
+        (["build", "--size", "64", "--batch", "0"], "--batch 0; expected 1 to 256"),
+        (["build", "--cards", "9.0"], "compute capability 9.0; tensorrt_rtx builds for 12.0"),
+        (["build", "-o", "x.png"], "--output x.png; expected a name that ends in .engine"),
         (["inspect", "none.engine"], "none.engine: no such engine file"),
         (["list", "none"], "none: no such folder"),
     ],

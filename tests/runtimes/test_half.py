@@ -121,15 +121,15 @@ def test_other_graphs_are_refused(model: Any) -> None:
     other = onnx.ModelProto()
     other.CopyFrom(model)
     other.graph.input[0].name = "x"
-    with pytest.raises(InputError, match=r"inputs \('x', 'b'\); accepted are \('a', 'b'\)"):
+    with pytest.raises(InputError, match=r"inputs \('x', 'b'\); expected \('a', 'b'\)"):
         half(other)
     other.CopyFrom(model)
     tanh = next(node for node in other.graph.node if node.op_type == "Tanh")
     tanh.op_type = "Sigmoid"
-    with pytest.raises(InputError, match="0 ends of Cast and Tanh; accepted is LAGN's one"):
+    with pytest.raises(InputError, match="0 ends of Cast and Tanh; expected LAGN's one"):
         half(other)
     other.CopyFrom(model)
     weight = other.graph.initializer[0]
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 1e5, weight.name))
-    with pytest.raises(InputError, match="beyond 65504; accepted are values that half can hold"):
+    with pytest.raises(InputError, match="beyond 65504; expected values that half can hold"):
         half(other)

@@ -98,7 +98,7 @@ def test_own_luma_gives_the_picture_back(rgb: np.ndarray) -> None:
 
 
 def test_every_8_bit_picture_comes_back_from_its_own_luma() -> None:
-    levels = np.arange(0, 256, 5)  # 52 levels a channel: 0 and 255 among them
+    levels = np.arange(0, 256, 5)  # 52 levels per channel: 0 and 255 among them
     rgb8 = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(52, -1, 3).astype(np.uint8)
     rgb = rgb8.astype(np.float32) / 255
     assert np.array_equal(np.rint(colour.recombine(colour.luma(rgb), rgb) * 255).astype(np.uint8), rgb8)

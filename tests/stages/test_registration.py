@@ -142,7 +142,7 @@ def test_an_array_is_taken_as_it_is() -> None:
     fused = mmif_trt.fuse(a, b, registration=MOVEMENT)
     assert np.abs(fused.data.astype(int) - there.data).max() <= 1
     for wrong in (MIRROR, np.eye(3), np.zeros((4, 4))):
-        with pytest.raises(InputError, match="registration: a .* array; accepted is a"):
+        with pytest.raises(InputError, match="registration: a .* array; expected a"):
             mmif_trt.fuse(a, b, registration=wrong)
 
 
@@ -178,7 +178,7 @@ def test_a_study_across_frames(study: Path, tmp_path: Path, capsys: pytest.Captu
     assert "Spatial Registration 1.2." in ours.headers[0].DerivationDescription
     capsys.readouterr()
     assert main([*single[:-1], str(tmp_path / "two.dcm"), "--registration", "affine"]) == 2
-    assert "accepted are header, rigid, none, the file of a DICOM" in capsys.readouterr().err
+    assert "expected header, rigid, none, the file of a DICOM" in capsys.readouterr().err
 
 
 def test_a_series_of_two_frames_is_not_paired_across_them(tmp_path: Path) -> None:

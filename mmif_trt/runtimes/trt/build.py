@@ -48,7 +48,7 @@ def module() -> ModuleType:
         if hasattr(found, "Builder"):
             return found
         reasons.append(f"{name}: no Builder in it")
-    raise InputError(f"TensorRT is not installed ({'; '.join(reasons)}); accepted is {REMEDY}")
+    raise InputError(f"TensorRT is not installed ({'; '.join(reasons)}); try {REMEDY}")
 
 
 def refuse_old_driver(name: str, card: Card) -> None:
@@ -63,7 +63,7 @@ def refuse_old_driver(name: str, card: Card) -> None:
         if int(card.driver.split(".")[0]) < cuda:
             raise DeviceError(
                 f"the NVIDIA driver is too old for {wheel}: it knows CUDA {card.driver}; "
-                f"accepted are CUDA {cuda}.0 and newer, which is driver {branch} and newer"
+                f"expected CUDA {cuda}.0 or newer, which is driver {branch} or newer"
             )
         return
 
@@ -156,7 +156,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError:
-        raise InputError("onnx is not installed; accepted is pip install 'mmif-trt[console]'") from None
+        raise InputError("onnx is not installed; try pip install 'mmif-trt[console]'") from None
     return onnx
 
 
@@ -200,17 +200,13 @@ def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...] | No
 
         here = (card().capability,)
         if wanted and wanted != here:
-            raise InputError(
-                f"compute capability {', '.join(wanted)}; accepted by tensorrt here is {here[0]}"
-            )
+            raise InputError(f"compute capability {', '.join(wanted)}; tensorrt builds here for {here[0]}")
         return here
     names = {c: "SM" + c.replace(".", "") for c in wanted or RTX_CAPABILITIES}
     known = trt.ComputeCapability
     if unknown := [c for c, name in names.items() if not hasattr(known, name)]:
-        accepted = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in dir(known) if re.fullmatch(r"SM\d+", n))
-        raise InputError(
-            f"compute capability {', '.join(unknown)}; accepted by {trt.__name__} are {accepted}"
-        )
+        known_ones = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in dir(known) if re.fullmatch(r"SM\d+", n))
+        raise InputError(f"compute capability {', '.join(unknown)}; {trt.__name__} builds for {known_ones}")
     config.num_compute_capabilities = len(names)
     for i, name in enumerate(names.values()):
         if config.set_compute_capability(getattr(known, name), i) is False:
@@ -263,7 +259,7 @@ def golden_psnr(mixed: ModelProto, model: str = "lagn") -> tuple[float | None, s
     ), f"the graph in ONNX Runtime {onnxruntime.__version__} on the CPU"
 
 
-def least_psnr(came: np.ndarray, expected: np.ndarray) -> float:
+def least_psnr(received: np.ndarray, expected: np.ndarray) -> float:
     """dB, peak 1, of the worst picture; came, expected [n, H, W]."""
-    error = ((came.astype(np.float64) - expected) ** 2).mean(axis=(1, 2)).max()
+    error = ((received.astype(np.float64) - expected) ** 2).mean(axis=(1, 2)).max()
     return round(float(-10 * np.log10(max(error, 1e-20))), 2)

@@ -29,7 +29,7 @@ SPIN_S = 0.002  # a fused pair takes less: no sleep in its latency
 
 
 class DeviceError(InputError):
-    """The card or its driver failed; one line, and the run may go on elsewhere."""
+    """The card or its driver failed; one line, and the run may continue elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def library() -> Any:
         raise DeviceError("an NVIDIA driver, but no card")
     cuda.cuDriverGetVersion(ctypes.byref(version))
     if code in DRIVER_TOO_OLD or (not code and version.value < OLDEST_DRIVER):
-        came = f"{version.value // 1000}.{version.value % 1000 // 10}"
-        raise DeviceError(f"the NVIDIA driver is too old: it knows CUDA {came}; accepted are 12.0 and newer")
+        received = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        raise DeviceError(f"the NVIDIA driver is too old: it knows CUDA {received}; expected 12.0 or newer")
     if code:
         raise DeviceError(f"the NVIDIA driver does not start (cuInit returned {code})")
     return cuda
@@ -134,7 +134,7 @@ class Device:
             self.driver = importlib.import_module("pycuda.driver")
         except ImportError as error:
             reason = " ".join(str(error).split())
-            raise DeviceError(f"PyCUDA cannot be imported ({reason}); accepted is `make console`") from None
+            raise DeviceError(f"PyCUDA cannot be imported ({reason}); try `make console`") from None
         self.errors, self.memory_error = self.driver.Error, self.driver.MemoryError
         self._library = library()
         try:
@@ -190,7 +190,7 @@ class Device:
         self.driver.Context.synchronize()
 
     def wait(self, event: Any, seconds: float, what: str) -> None:
-        """Returns when `event` has come. Ctrl-C gets through. Raises DeviceError after `seconds`."""
+        """Returns when `event` has fired. Ctrl-C gets through. Raises DeviceError after `seconds`."""
         start = time.monotonic()
         while not event.query():
             waited = time.monotonic() - start

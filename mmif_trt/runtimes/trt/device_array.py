@@ -15,14 +15,12 @@ ON_HOST, ON_CARD = {1: "CPU", 3: "CUDA host"}, {2: "CUDA", 13: "CUDA managed"}
 DLPACK_FLOAT = 2
 # What producers raise where they cannot share: gradients, bits that mean the conjugate, a dead context.
 PRODUCER_ERRORS = (BufferError, RuntimeError, TypeError, ValueError, AttributeError)
-ACCEPTED = (
-    "accepted are float32 NumPy arrays, and float32 on this host or card by DLPack or CUDA array interface"
-)
+ACCEPTED = "expected float32 NumPy arrays, and float32 on this host or card by DLPack or CUDA array interface"
 
 
 @dataclass(frozen=True)
 class View:
-    """shape: as came; owner keeps the memory alive; ordered: its producer's work is before ours already."""
+    """shape: as received; owner keeps the memory alive; ordered: its producer's work precedes ours."""
 
     pointer: int
     shape: tuple[int, ...]
@@ -50,8 +48,8 @@ def is_on_device(x: Any, name: str, index: int = 0) -> bool:
         return _interface(x) is not None
     kind, place = (int(number) for number in x.__dlpack_device__())
     if kind not in ON_HOST | ON_CARD or (kind in ON_CARD and place != index):
-        came = f"{ON_CARD[kind]} device {place}" if kind in ON_CARD else f"DLPack device type {kind}"
-        raise InputError(f"{name}: on {came}; accepted are the host and CUDA device {index}, of this engine")
+        received = f"{ON_CARD[kind]} device {place}" if kind in ON_CARD else f"DLPack device type {kind}"
+        raise InputError(f"{name}: on {received}; expected the host or CUDA device {index}, of this engine")
     return kind in ON_CARD
 
 
@@ -85,9 +83,9 @@ def view(x: Any, name: str, stream_handle: int) -> View:
     if interface is None:
         raise InputError(f"{name}: {type(x).__name__}; {ACCEPTED}")
     if interface["typestr"] not in ("<f4", "=f4"):
-        raise InputError(f"{name}: dtype {interface['typestr']}; accepted on the card is float32")
+        raise InputError(f"{name}: dtype {interface['typestr']}; expected float32 on the card")
     if interface.get("mask") is not None:
-        raise InputError(f"{name}: a masked array; accepted is one without a mask")
+        raise InputError(f"{name}: a masked array; expected one without a mask")
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     if strides is not None:
         _refuse_strided(name, shape, tuple(strides), 4, "bytes")
@@ -104,7 +102,7 @@ def _refuse_strided(
     """Strides of sides of one may be anything. Raises InputError."""
     expected = tuple(unit * step for step in _contiguous(shape))
     if all(shape) and any(s != e and n > 1 for s, e, n in zip(strides, expected, shape, strict=True)):
-        raise InputError(f"{name}: strides {strides} in {said}; accepted is a C-contiguous array")
+        raise InputError(f"{name}: strides {strides} in {said}; expected a C-contiguous array")
 
 
 def _interface(x: Any) -> dict[str, Any] | None:
@@ -154,8 +152,8 @@ def _from_capsule(capsule: Any, name: str, x: Any) -> View:
         raise InputError(f"{name}: {type(x).__name__}: no unused DLPack capsule; {ACCEPTED}") from None
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     if (tensor.code, tensor.bits, tensor.lanes) != (DLPACK_FLOAT, 32, 1):
-        came = f"DLPack type {tensor.code} of {tensor.bits} bits"
-        raise InputError(f"{name}: {came}; accepted on the card is float32")
+        received = f"DLPack type {tensor.code} of {tensor.bits} bits"
+        raise InputError(f"{name}: {received}; expected float32 on the card")
     if tensor.strides:
         strides = tuple(tensor.strides[i] for i in range(tensor.ndim))
         _refuse_strided(name, shape, strides, 1, "elements")

@@ -1,7 +1,7 @@
 """An engine on an NVIDIA card: `with Engine(path) as engine: fused = engine(a, b)`.
 
 Two slots, each a stream with an execution context and buffers of its own, so that the copies of one pair hide
-behind the kernels of another. A shape that comes again is replayed as a CUDA graph. Every return value of
+behind the kernels of another. A shape that was run before is replayed as a CUDA graph. Every return value of
 TensorRT is looked at: False means that the tensor named in the message was not taken.
 """
 
@@ -32,7 +32,7 @@ TIMEOUT_S = 60.0
 
 @dataclass
 class Slot:
-    """What one pair in flight needs. alive: the caller's arrays, kept until `done` has come."""
+    """What one pair in flight needs. alive: the caller's arrays, kept until `done` has fired."""
 
     context: Any
     stream: Any
@@ -89,7 +89,7 @@ class Engine:
             )
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         if names != {*INPUTS, OUTPUT}:
-            raise DeviceError(f"{self.path}: tensors {sorted(names)}; accepted are {[*INPUTS, OUTPUT]}")
+            raise DeviceError(f"{self.path}: tensors {sorted(names)}; expected {[*INPUTS, OUTPUT]}")
         self.kernels = KernelCache(self._engine, path_of(self.manifest, self.device.card))
         for _ in range(SLOTS):
             context = self.kernels.context()
@@ -115,7 +115,7 @@ class Engine:
         with contextlib.suppress(device.errors), device.current():
             if not self._broken and slots:
                 device.synchronise()  # nothing is freed that the card still writes
-                self.kernels.save()  # with those of the shapes that came
+                self.kernels.save()  # with those of the shapes that were run
             for slot in slots:
                 for made in (slot.graph, slot.marks):
                     if made:
@@ -148,7 +148,7 @@ class Engine:
         The results are the caller's own, none is overwritten by a later pair. A break ends what is in flight.
         """
         if self._owner == threading.get_ident():
-            raise InputError(f"{self.path}: called inside its own `run`; accepted is one after the other")
+            raise InputError(f"{self.path}: called inside its own `run`; expected one after the other")
         with self._lock:
             self._owner = threading.get_ident()
             flying: list[tuple[Slot, Any]] = []
@@ -169,7 +169,7 @@ class Engine:
     def _slot(self, i: int) -> Slot:
         if self._broken or self._closed:
             reason = self._broken or "the engine was closed"
-            raise DeviceError(f"{self.path}: {reason}; accepted is a new Engine")
+            raise DeviceError(f"{self.path}: {reason}; expected a new Engine")
         return self._slots[i]
 
     def _start(self, slot: Slot, a: Any, b: Any) -> Any:
@@ -177,7 +177,7 @@ class Engine:
         on_device = [device_array.is_on_device(x, name) for x, name in zip((a, b), INPUTS, strict=True)]
         if on_device[0] != on_device[1]:
             raise InputError(
-                "a and b: one on the card, one not; accepted are both on the card or both on the host"
+                "a and b: one on the card, one not; expected both on the card or both on the host"
             )
         if on_device[0]:
             return self._start_on_device(slot, a, b)
@@ -195,7 +195,7 @@ class Engine:
         return arrays[0].shape, shape, None
 
     def _first_or_second(self, slot: Slot, shape: Shape) -> None:
-        """A shape that came before is captured: TensorRT must have run it once without."""
+        """A shape that was run before is captured: TensorRT must have run it once without."""
         again = slot.shape == shape
         self._forget_graph(slot)  # of another shape
         addresses = {name: int(memory) for name, memory in slot.memory.items()}
@@ -204,7 +204,7 @@ class Engine:
             try:
                 slot.graph = self.device.capture(slot.stream, lambda: self._enqueue(slot, shape, True))
             except (DeviceError, self.device.errors):
-                self.graphs = False  # goes on without, a little slower
+                self.graphs = False  # continues without graphs, a little slower
         if slot.graph is not None:
             slot.graph.launch(slot.stream)
         else:
@@ -256,9 +256,11 @@ class Engine:
                 raise DeviceError(f"TensorRT: tensor {name!r} does not take shape {full}")
         if missing := slot.context.infer_shapes():
             raise DeviceError(f"TensorRT: no shape for tensor {', '.join(map(repr, missing))}")
-        came = tuple(slot.context.get_tensor_shape(OUTPUT))
-        if came != (batch, 1, height, width):
-            raise DeviceError(f"TensorRT: tensor {OUTPUT!r} has shape {came}; accepted is that of the inputs")
+        received = tuple(slot.context.get_tensor_shape(OUTPUT))
+        if received != (batch, 1, height, width):
+            raise DeviceError(
+                f"TensorRT: tensor {OUTPUT!r} has shape {received}; expected that of the inputs"
+            )
         for name, address in addresses.items():
             if not slot.context.set_tensor_address(name, address):
                 raise DeviceError(f"TensorRT: tensor {name!r} does not take its buffer")
@@ -269,7 +271,7 @@ class Engine:
             raise DeviceError(f"TensorRT: the engine did not start for tensor {OUTPUT!r}: {reason}")
 
     def _finish(self, slot: Slot, waiting: Any) -> Any:
-        came, shape, out = waiting
+        received, shape, out = waiting
         with self.device.current(), self._said(shape):
             try:
                 self.device.wait(slot.done, self._timeout_s, f"{self.path}, {_text(shape)}")
@@ -281,7 +283,7 @@ class Engine:
                 return out
             if slot.marks:
                 self.parts_ms = slot.marks.laps_ms()
-        return slot.pinned[OUTPUT][: int(np.prod(shape))].reshape(came).copy()
+        return slot.pinned[OUTPUT][: int(np.prod(shape))].reshape(received).copy()
 
     def _fit(self, slot: Slot, shape: Shape) -> None:
         """Buffers for at least this shape; they only grow."""
@@ -299,9 +301,7 @@ class Engine:
 
     def _shape(self, a: tuple[int, ...], b: tuple[int, ...]) -> Shape:
         if a != b or not 2 <= len(a) <= 4 or (len(a) == 4 and a[1] != 1):
-            raise InputError(
-                f"a has shape {a} and b {b}; accepted are equal [H, W], [B, H, W] or [B, 1, H, W]"
-            )
+            raise InputError(f"a has shape {a} and b {b}; expected equal [H, W], [B, H, W] or [B, 1, H, W]")
         shape = (1 if len(a) == 2 else a[0], a[-2], a[-1])
         self.manifest.refuse_shape("a and b", shape)
         return shape

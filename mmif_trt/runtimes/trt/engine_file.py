@@ -22,7 +22,7 @@ from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 
 SUFFIX = ".engine"
-REBUILD = "accepted is an engine of `mmif-trt engine build`"
+REBUILD = "expected an engine of `mmif-trt engine build`"
 Shape = tuple[int, int, int]  # batch, height, width
 
 
@@ -75,7 +75,7 @@ class Manifest:
                 f"{x}" if x == z else f"{x} to {z}" for x, z in zip(low, high, strict=True)
             )
             raise InputError(
-                f"{name}: batch {shape[0]} of {shape[1]} x {shape[2]} px; accepted by this engine are batch "
+                f"{name}: batch {shape[0]} of {shape[1]} x {shape[2]} px; this engine takes batch "
                 f"{batch}, {height} x {width} px, sides multiples of 32"
             )
 
@@ -98,7 +98,7 @@ def read_manifest(engine: Path) -> Manifest:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         names = ", ".join(f.name for f in fields(Manifest))
-        raise InputError(f"{path}: not a manifest ({reason}); accepted is JSON of {names}") from None
+        raise InputError(f"{path}: not a manifest ({reason}); expected JSON of {names}") from None
 
 
 def load_checked(engine: Path, flavour: str, version: str, capability: str) -> tuple[bytes, Manifest]:
@@ -108,17 +108,17 @@ def load_checked(engine: Path, flavour: str, version: str, capability: str) -> t
     """
     manifest = read_manifest(engine)
     if (manifest.flavour, manifest.version) != (flavour, version):
-        came = f"built by {manifest.flavour} {manifest.version}"
-        raise InputError(f"{engine}: {came}; accepted by this installation is {flavour} {version}")
+        received = f"built by {manifest.flavour} {manifest.version}"
+        raise InputError(f"{engine}: {received}; this installation loads {flavour} {version}")
     if capability not in manifest.compute_capabilities:
-        accepted = ", ".join(manifest.compute_capabilities)
-        raise InputError(f"{engine}: this card has compute capability {capability}; accepted are {accepted}")
+        expected = ", ".join(manifest.compute_capabilities)
+        raise InputError(f"{engine}: this card has compute capability {capability}; expected {expected}")
     refuse_other_network(engine, manifest)
     data = engine.read_bytes()
-    came = hashlib.sha256(data).hexdigest()
-    if came != manifest.engine_sha256:
+    received = hashlib.sha256(data).hexdigest()
+    if received != manifest.engine_sha256:
         raise InputError(
-            f"{engine}: SHA-256 is {came}; accepted is {manifest.engine_sha256}, of its manifest"
+            f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"
         )
     return data, manifest
 
@@ -127,13 +127,13 @@ def refuse_other_network(engine: Path, manifest: Manifest) -> None:
     """Raises InputError for an engine that was built from other weights than those of this installation."""
     models = weights.manifest()["models"]
     if manifest.model not in models:
-        raise InputError(f"{engine}: of model {manifest.model!r}; accepted are {', '.join(models)}")
+        raise InputError(f"{engine}: of model {manifest.model!r}; expected {', '.join(models)}")
     files = models[manifest.model]["files"]
     built_of = {"onnx": manifest.onnx_sha256, "safetensors": manifest.weights_sha256}
-    for suffix, came in built_of.items():
-        accepted = files[f"{manifest.model}.{suffix}"]["sha256"]
-        if came != accepted:
-            raise InputError(f"{engine}: built from {suffix} {came}; accepted is {accepted}, installed here")
+    for suffix, received in built_of.items():
+        expected = files[f"{manifest.model}.{suffix}"]["sha256"]
+        if received != expected:
+            raise InputError(f"{engine}: built from {suffix} {received}; expected {expected}, installed here")
 
 
 def save(engine: Path, data: bytes, manifest: Manifest) -> None:
@@ -145,8 +145,8 @@ def save(engine: Path, data: bytes, manifest: Manifest) -> None:
         write_atomic(engine, data)
         write_atomic(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
     except OSError as error:
-        accepted = "accepted is a folder that takes files and has room"
-        raise InputError(f"{engine}: cannot be written ({error.strerror}); {accepted}") from error
+        expected = "expected a folder that takes files and has room"
+        raise InputError(f"{engine}: cannot be written ({error.strerror}); {expected}") from error
 
 
 def cache_folder() -> Path:
@@ -166,8 +166,8 @@ def locked(engine: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a")  # noqa: SIM115
     except OSError as error:
-        accepted = "accepted is a folder that takes files and has room"
-        raise InputError(f"{path}: cannot be written ({error.strerror}); {accepted}") from error
+        expected = "expected a folder that takes files and has room"
+        raise InputError(f"{path}: cannot be written ({error.strerror}); {expected}") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -30,9 +30,9 @@ def half(model: ModelProto) -> ModelProto:
     """
     import onnx
 
-    came = tuple(x.name for x in model.graph.input)
-    if came != INPUTS:
-        raise InputError(f"ONNX graph: inputs {came}; accepted are {INPUTS}")
+    received = tuple(x.name for x in model.graph.input)
+    if received != INPUTS:
+        raise InputError(f"ONNX graph: inputs {received}; expected {INPUTS}")
     out = onnx.ModelProto()
     out.CopyFrom(model)
     graph = out.graph
@@ -71,7 +71,7 @@ def _float_end(graph: Any) -> set[str]:
     cast_to = {node.output[0] for node in graph.node if node.op_type == "Cast"}
     ends = [node.input[0] for node in graph.node if node.op_type == "Tanh" and node.input[0] in cast_to]
     if len(ends) != 1:
-        raise InputError(f"ONNX graph: {len(ends)} ends of Cast and Tanh; accepted is LAGN's one")
+        raise InputError(f"ONNX graph: {len(ends)} ends of Cast and Tanh; expected LAGN's one")
     float_end = set(ends)
     for node in graph.node:  # in order of execution
         of_inputs = node.op_type in ("Max", "Min") and set(node.input) == set(INPUTS)
@@ -116,7 +116,7 @@ def _to_half(tensor: Any) -> None:
         return
     values = numpy_helper.to_array(tensor)
     if not (np.abs(values) <= HALF_MAX).all():
-        raise InputError(f"weight {tensor.name}: beyond {HALF_MAX:g}; accepted are values that half can hold")
+        raise InputError(f"weight {tensor.name}: beyond {HALF_MAX:g}; expected values that half can hold")
     tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
 
 

@@ -58,7 +58,7 @@ def cached_engine() -> Path:
 def load(precision: str, threads: int | None, streams: int = 1) -> TensorRtRuntime:
     """threads, streams: ignored, the card runs one picture at a time."""
     if precision not in ("auto", "fp16"):
-        raise InputError(f"precision {precision!r}: runtime 'tensorrt' runs FP16; accepted are auto, fp16")
+        raise InputError(f"precision {precision!r}: runtime 'tensorrt' runs FP16; expected auto, fp16")
     return TensorRtRuntime(Engine(cached_engine()))
 
 

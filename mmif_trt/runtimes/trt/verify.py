@@ -22,10 +22,10 @@ def files(engine: Path) -> Manifest:
     """The manifest, after the engine's hash and the installed weights were compared with it; needs no card.
     Raises InputError."""
     manifest = engine_file.read_manifest(engine)
-    came = hashlib.sha256(engine.read_bytes()).hexdigest()
-    if came != manifest.engine_sha256:
+    received = hashlib.sha256(engine.read_bytes()).hexdigest()
+    if received != manifest.engine_sha256:
         raise InputError(
-            f"{engine}: SHA-256 is {came}; accepted is {manifest.engine_sha256}, of its manifest"
+            f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"
         )
     engine_file.refuse_other_network(engine, manifest)
     return manifest
