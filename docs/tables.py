@@ -73,8 +73,10 @@ def all_commands() -> str:
 
 
 def rooms() -> list[list[str]]:
-    """Rooms of each floor, ground floor first."""
-    return [list(floor) for floor in test_house.FLOORS if floor != ("__main__",)]
+    """Rooms of each floor, ground floor first; those that are there."""
+    there = {module.removeprefix("mmif_trt.") for module in test_house.known()} - {"__main__"}
+    floors = [[room for room in floor if room in there] for floor in test_house.FLOORS]
+    return [floor for floor in floors if floor]
 
 
 def room_of(module: str) -> str:
