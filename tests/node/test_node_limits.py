@@ -209,7 +209,7 @@ def test_a_message_without_an_end_takes_no_memory(study: Path, node: Node) -> No
                 endless.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, len(fragment)) + fragment)
         endless.abort()
     time.sleep(1)
-    assert node.memory_mb("VmHWM") < before + 40
+    assert node.memory_mb("VmHWM") < before + 98, "half of one message"
     assert node.metric("instances_refused_total") == 1 and len(spooled(node)) == SHAPE[0]
     assert "over a limit of size or memory" in node.log
     # What was given up is given back: 12 MB serve any number of instances of 3 MB, one after the other.
