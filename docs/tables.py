@@ -79,21 +79,6 @@ def rooms() -> list[list[str]]:
     return [floor for floor in floors if floor]
 
 
-def room_of(module: str) -> str:
-    inner = module.removeprefix("mmif_trt").removeprefix(".")
-    names = [room for floor in rooms() for room in floor if test_house.within(inner, room)]
-    return max(names, key=len, default="")
-
-
-def arrows() -> dict[str, set[str]]:
-    """Which rooms each room imports, by the imports of its modules."""
-    found: dict[str, set[str]] = {room: set() for floor in rooms() for room in floor}
-    for module, path in test_house.known().items():
-        if room := room_of(module):
-            found[room] |= {room_of(other) for other in test_house.ours(path)} - {room, ""}
-    return found
-
-
 def about(room: str) -> str:
     """The first sentence of the room's docstring."""
     path = REPO / "mmif_trt" / room.replace(".", "/")
@@ -103,11 +88,8 @@ def about(room: str) -> str:
 
 
 def room_table() -> str:
-    lines = ["| room | what it holds | it imports |", "|---|---|---|"]
-    imported = arrows()
-    for floor in reversed(rooms()):
-        for room in floor:
-            lines.append(f"| `{room}` | {about(room)} | {', '.join(sorted(imported[room])) or 'nothing'} |")
+    lines = ["| room | what it holds |", "|---|---|"]
+    lines += [f"| `{room}` | {about(room)} |" for floor in reversed(rooms()) for room in floor]
     return "\n".join(lines)
 
 
