@@ -1,7 +1,7 @@
 """Score a folder of fused pictures against its sources: rows per pair, means, tables, mean rank.
 
-SOURCES holds mri/ and one of ct/, pet/, spect/; the fused folder holds pictures of the same names, the suffix
-aside. Every picture is judged as its 8-bit luma.
+SOURCES holds mri/ and one of ct/, pet/, spect/; the fused folder holds pictures of the same names, the
+suffix aside. The measures of published tables judge the 8-bit luma, those of fidelity.py the 8-bit colours.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from mmif_trt import io
 from mmif_trt.about import VERSION
 from mmif_trt.files import write_atomic
 from mmif_trt.image import DTYPE_RANGE, MODALITIES, Image, InputError
+from mmif_trt.measure import fidelity as of_reader
+from mmif_trt.measure.baselines import PICTURES
 from mmif_trt.measure.metrics import RANKED, all_metrics
+from mmif_trt.measure.uptake import recover
 
 Measure = Callable[[ndarray, ndarray, ndarray], dict[str, float]]
 Table = dict[str, dict[str, float]]  # method -> metric -> value
 
-# The two that need no network; what a method has to beat. a, b: [H, W] on 0..255.
+# The two that need no network; what a method has to beat. a, b: [H, W] on 0..255. As pictures: PICTURES.
 BASELINES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
     "average": lambda a, b: np.rint((a + b) / 2),
     "max": np.maximum,
@@ -62,12 +65,14 @@ def evaluate(
     method: str = "fused",
     baselines: bool = False,
     measure: Measure = all_metrics,
+    fidelity: bool = False,
 ) -> Scores:
     """Score the pictures in `fused` (None: the baselines alone) against those in `sources`.
 
     method: what the rows are called. baselines: add the rows "average" and "max". measure: all_metrics, or
-    foreground_metrics. Raises InputError for a missing or empty folder, names that differ, a file that cannot
-    be read and sizes that differ.
+    foreground_metrics. fidelity: add the measures of fidelity.names_for(modality), of the coloured pictures
+    (of the baselines "average" is then the 50 % overlay). Raises InputError for a missing or empty folder,
+    names that differ, a file that cannot be read and sizes that differ.
     """
     folders = list(source_folders(Path(sources)))
     folders += [] if fused is None else [_folder(Path(fused), "a folder of fused pictures")]
@@ -79,11 +84,18 @@ def evaluate(
     rows: list[Row] = []
     pairs = match_folders(folders)
     for name, *paths in pairs:
-        a, b, *rest = _read_pair(paths)
-        pictures = dict(zip([method], rest, strict=False))  # none without `fused`
+        a, b, *rest = read_8_bit(paths, grey_first=True)
+        luma_a, luma_b = _luma(a), _luma(b)
+        lumas = {method: _luma(rest[0])} if rest else {}
         if baselines:
-            pictures |= {baseline: combine(a, b) for baseline, combine in BASELINES.items()}
-        rows += [Row(row, name, measure(a, b, f)) for row, f in pictures.items()]
+            lumas |= {baseline: combine(luma_a, luma_b) for baseline, combine in BASELINES.items()}
+        values = {row: measure(luma_a, luma_b, f) for row, f in lumas.items()}
+        if fidelity:
+            palette = None if folders[1].name == "ct" else recover(b)
+            for row in values:
+                f = PICTURES[row](a, b) if row in BASELINES else rest[0]
+                values[row] = values[row] | of_reader.fidelity(a, b, f, folders[1].name, palette)
+        rows += [Row(row, name, found) for row, found in values.items()]
     return Scores(rows, means(rows), len(pairs))
 
 
@@ -123,16 +135,25 @@ def mean_rank(table: Mapping[str, Mapping[str, float]], metrics: Sequence[str] =
     return {method: sum(places) / len(places) for method, places in ranks.items()}
 
 
-def luma_8_bit(image: Image) -> ndarray:
-    """[H, W] float64, whole numbers 0..255: the channels to 8 bit by the value range, then LUMA_15_BIT."""
+def as_8_bit(image: Image) -> ndarray:
+    """uint8 [H, W] or [H, W, 3], by the value range."""
     data = image.data
     if data.dtype != np.uint8 or image.value_range != DTYPE_RANGE["uint8"]:
         assert image.value_range is not None
         low, high = image.value_range
         data = np.clip(np.rint((data.astype(np.float64) - low) * (255 / (high - low))), 0, 255)
-    if image.is_colour:
-        data = (data.astype(np.int64) @ LUMA_15_BIT) >> 15
-    return data.astype(np.float64)
+    return data.astype(np.uint8)
+
+
+def luma_8_bit(image: Image) -> ndarray:
+    """[H, W] float64, whole numbers 0..255: the channels to 8 bit by the value range, then LUMA_15_BIT."""
+    return _luma(as_8_bit(image))
+
+
+def _luma(picture: ndarray) -> ndarray:
+    if picture.ndim == 3:
+        picture = (picture.astype(np.int64) @ LUMA_15_BIT) >> 15
+    return picture.astype(np.float64)
 
 
 def _folder(path: Path, accepted: str) -> Path:
@@ -181,23 +202,33 @@ def match_folders(folders: list[Path]) -> list[tuple[str, ...]]:
     return [(name, *(str(table[name]) for table in tables)) for name in names]
 
 
-def _read_pair(paths: list[str]) -> list[ndarray]:
-    pictures = [luma_8_bit(io.read(path)) for path in paths]
+def read_8_bit(paths: Sequence[str], grey_first: bool = False) -> list[ndarray]:
+    """uint8 [H, W] or [H, W, 3] of each file. grey_first: the first, an MRI, as its luma.
+
+    Raises InputError for a file that cannot be read and for sizes that differ from the first's.
+    """
+    pictures = [as_8_bit(io.read(path)) for path in paths]
+    if grey_first:
+        pictures[0] = _luma(pictures[0]).astype(np.uint8)
     for path, picture in zip(paths[1:], pictures[1:], strict=True):
-        if picture.shape != pictures[0].shape:
-            sizes = [f"{height} x {width} px" for height, width in (picture.shape, pictures[0].shape)]
+        if picture.shape[:2] != pictures[0].shape[:2]:
+            sizes = [f"{shape[0]} x {shape[1]} px" for shape in (picture.shape, pictures[0].shape)]
             raise InputError(f"{path}: {sizes[0]}; accepted is the size of {paths[0]}, {sizes[1]}")
     return pictures
 
 
-def text_table(table: Table) -> str:
-    """Plain columns for a terminal: a method a line, three decimals, "-" where a measure is not defined."""
-    keys = list(next(iter(table.values()), {}))
+def text_table(table: Table, keys: Sequence[str] | None = None) -> str:
+    """Plain columns for a terminal: a method a line, three decimals, "-" where a measure is not defined.
+
+    keys: the columns; None takes all.
+    """
+    keys = list(next(iter(table.values()), {})) if keys is None else keys
     wide = max([len("method"), *map(len, table)])
-    lines = [f"{'method':{wide}}" + "".join(f" {key:>8}" for key in keys)]
+    columns = {key: max(8, len(key)) for key in keys}
+    lines = [f"{'method':{wide}}" + "".join(f" {key:>{columns[key]}}" for key in keys)]
     for method, values in table.items():
-        cells = ("-" if math.isnan(values[key]) else f"{values[key]:.3f}" for key in keys)
-        lines.append(f"{method:{wide}}" + "".join(f" {cell:>8}" for cell in cells))
+        cells = {key: "-" if math.isnan(values[key]) else f"{values[key]:.3f}" for key in keys}
+        lines.append(f"{method:{wide}}" + "".join(f" {cells[key]:>{columns[key]}}" for key in keys))
     return "\n".join(lines)
 
 

@@ -16,6 +16,8 @@ from conftest import REPO
 
 from mmif_trt import io
 from mmif_trt.image import Image, InputError
+from mmif_trt.measure.baselines import PICTURES
+from mmif_trt.measure.fidelity import fidelity, names_for
 from mmif_trt.measure.metrics import ALL, all_metrics, foreground_metrics
 from mmif_trt.measure.scores import (
     BASELINES,
@@ -68,6 +70,17 @@ def test_rows_and_means_are_those_of_the_metrics(folders: tuple[Path, Path]) -> 
         assert row.values == all_metrics(a, b, wanted[row.method])
     ours = [row.values for row in scores.rows if row.method == "ours"]
     assert scores.means["ours"]["SD"] == pytest.approx(sum(v["SD"] for v in ours) / 3)
+
+
+def test_fidelity_is_that_of_the_coloured_pictures(folders: tuple[Path, Path]) -> None:
+    sources, fused = folders
+    scores = evaluate(sources, fused, baselines=True, fidelity=True)
+    a, b, f = (io.read(folder / "two.png").data for folder in (sources / "mri", sources / "pet", fused))
+    wanted = {"fused": f, **{name: PICTURES[name](a, b) for name in BASELINES}}
+    for row in scores.rows[3:6]:
+        found = {key: row.values[key] for key in names_for("pet")}
+        assert found == pytest.approx(fidelity(a, b, wanted[row.method], "pet"), nan_ok=True)
+        assert list(row.values) == [*ALL, *names_for("pet")]
 
 
 def test_a_pair_without_a_value_does_not_count_in_the_mean(folders: tuple[Path, Path]) -> None:

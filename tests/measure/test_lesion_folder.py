@@ -1,0 +1,138 @@
+"""Planted folders: written, fused by anybody, scored as in process; bad folders in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scenery
+from shell import mmif
+
+from mmif_trt import io
+from mmif_trt.image import Image, InputError
+from mmif_trt.measure.baselines import PICTURES, maximum, overlay
+from mmif_trt.measure.lesion_folder import is_planted, plant_folder, read_fused, read_planted, write_planted
+from mmif_trt.measure.lesions import judge
+from mmif_trt.measure.planting import Planted
+
+
+def put(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    io.write(path, Image(pixels), durable=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Planted]]:
+    """sources/, planted/ and fused/ (the 50 % overlay, as TIFF) of one MRI and PET."""
+    root = tmp_path_factory.mktemp("lesions")
+    put(root / "sources/mri/one.png", scenery.mri())
+    put(root / "sources/pet/one.png", scenery.tracer(scenery.ramp_palette()))
+    planted = plant_folder(root / "sources", per_kind=2, seed=0)
+    count = write_planted(root / "planted", planted, seed=0)
+    names = [path.stem for path in (root / "planted/mri").iterdir()]
+    assert count == len(names) > 1 and is_planted(root / "planted")
+    for name in names:
+        a, b = (io.read(root / "planted" / kind / f"{name}.png").data for kind in ("mri", "pet"))
+        put(root / "fused" / f"{name}.tif", PICTURES["average"](a, b))
+    return root, planted
+
+
+def test_a_folder_scores_as_in_process(made: tuple[Path, list[Planted]]) -> None:
+    root, planted = made
+    again = read_planted(root / "planted")
+    assert [one.lesions for one in again] == [one.lesions for one in planted]
+    found = read_fused(root / "planted", again, root / "fused")
+    wanted = judge(PICTURES["average"], planted)
+    assert len(found) == 8 and repr(found) == repr(wanted)  # nan is not itself
+
+
+def test_the_three_steps_of_the_command(made: tuple[Path, list[Planted]], tmp_path: Path) -> None:
+    root, _ = made
+    done = mmif("eval", root / "sources", "--plant", tmp_path / "planted", "--per-kind", "2")
+    assert "8 lesions in" in done.stdout and f"mmif-trt eval {tmp_path / 'planted'} FUSED" in done.stdout
+    shown = json.loads((tmp_path / "planted/lesions.json").read_text())
+    assert shown == json.loads((root / "planted/lesions.json").read_text())
+    for table in ("t.json", "t.csv"):
+        args = (root / "planted", root / "fused", "--lesions", "--baselines", "-o", tmp_path / table)
+        done = mmif("eval", *args)
+    lines = {line[:30].strip(): line.split()[-4:] for line in done.stdout.splitlines()}
+    fused, average, overlay70, _ = map(float, lines["mean share kept"])
+    assert fused == average > 0 and overlay70 > 0
+    assert lines["tracer hot (2)"][2] > lines["tracer hot (2)"][1]
+    report = json.loads((tmp_path / "t.json").read_text())
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(report["lesions"]) == 4 * 8
+    assert report["methods"]["fused"]["mean"] == pytest.approx(fused, abs=6e-4)
+    assert float(rows[0]["share"]) == report["lesions"][0]["share"]
+
+
+def test_the_installed_network_is_judged_without_a_folder(made: tuple[Path, list[Planted]]) -> None:
+    root, _ = made
+    done = mmif("eval", root / "planted", "--lesions", "--threads", "1")
+    assert done.stdout.split()[0] == "LAGN" and "MRI dark under uptake (2)" in done.stdout
+
+
+def test_bad_use_is_one_clear_line(made: tuple[Path, list[Planted]], tmp_path: Path) -> None:
+    root, _ = made
+    sources, planted, fused = root / "sources", root / "planted", root / "fused"
+    for args, word in (
+        ((sources,), "FUSED: missing"),
+        ((sources, fused, "--lesions"), "--plant PLANTED first"),
+        ((sources, fused, "--plant", tmp_path / "x"), "expected SOURCES alone"),
+        ((sources, "--plant", planted), "not empty"),
+        ((sources, fused, "--seed", "2"), "--plant or --lesions only"),
+        ((planted, fused, "--lesions", "--seed", "2"), "is planted"),
+        ((planted, sources / "mri", "--lesions"), "lesions00 is not there"),
+    ):
+        assert word in mmif("eval", *args, code=2).stderr, word
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("how", ["changed", "missing", "no json", "other json", "other kind", "size"])
+def test_a_spoilt_folder_is_told(made: tuple[Path, list[Planted]], tmp_path: Path, how: str) -> None:
+    root, _ = made
+    folder, fused = tmp_path / "planted", root / "fused"
+    shutil.copytree(root / "planted", folder)
+    text = (folder / "lesions.json").read_text()
+    if how == "changed":
+        put(folder / "pet/one.png", np.zeros((scenery.SIDE, scenery.SIDE, 3), np.uint8))
+    elif how == "missing":
+        (folder / "mri/one_lesions00.png").unlink()
+    elif how == "no json":
+        (folder / "lesions.json").write_text(text[:100])
+    elif how == "other json":
+        (folder / "lesions.json").write_text("[]")
+    elif how == "other kind":
+        (folder / "lesions.json").write_text(text.replace("tracer hot", "tracer odd"))
+    else:
+        fused = tmp_path / "fused"
+        shutil.copytree(root / "fused", fused)
+        put(fused / "one.tif", np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(InputError, match="expected|accepted") as caught:
+        read_fused(folder, read_planted(folder), fused)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_would_meet_and_pictures_without_room_are_refused(tmp_path: Path) -> None:
+    black = np.zeros((64, 64), np.uint8)
+    for kind in ("mri", "ct"):
+        put(tmp_path / kind / "one.png", black)
+    with pytest.raises(InputError, match="no place for a lesion"):
+        plant_folder(tmp_path, per_kind=2, seed=0)
+    one = Planted("x", "ct", black, black, None, [(black, black)])
+    with pytest.raises(InputError, match="x_lesions00: two pictures"):
+        write_planted(tmp_path / "out", [one, Planted("x_lesions00", "ct", black, black)], seed=0)
+
+
+def test_baselines_are_what_their_names_say() -> None:
+    a, b = np.full((4, 4), 100, np.uint8), np.zeros((4, 4, 3), np.uint8)
+    b[..., 0] = 200
+    assert (overlay(0.5)(a, b) == (150, 50, 50)).all() and (overlay(0.7)(a, b) == (170, 30, 30)).all()
+    assert (overlay(0.5)(a, b[..., 1]) == 50).all() and (maximum(a, b[..., 0]) == 200).all()
+    luma = maximum(a, b) @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(luma - 100).max() < 1 and (maximum(b[..., 1], b) == b).all()
