@@ -171,7 +171,7 @@ def save(path: Path, report: dict[str, Any]) -> None:
 
 
 def tables(report: dict[str, Any]) -> str:
-    """One Markdown table a set; lesions first."""
+    """One Markdown table per set; lesions first."""
     parts = []
     for name in (name for name in SETS if name in report["sets"]):
         parts += [*table(name, report["sets"][name], report["conditions"]), ""]

@@ -17,7 +17,7 @@ from mmif_trt.image import InputError
 from mmif_trt.io import raster
 from mmif_trt.io.raster import png
 
-SIZE_TEXT = "accepted are 16 to 4096 px a side"
+SIZE_TEXT = "expected 16 to 4096 px per side"
 
 
 def picture(dtype: str = "uint8", colour: bool = False, height: int = 40, width: int = 53) -> np.ndarray:

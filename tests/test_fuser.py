@@ -353,9 +353,9 @@ def test_files_are_named(fuser: Fuser, tmp_path: Path) -> None:
     text.write_text("this is not a picture")
     write(small, Image(A[:20]))
     write(rgb, Image(pair("uint8", True)[1]))
-    with pytest.raises(InputError, match=re.escape(str(text)) + r": begins with b'this is '; accepted are"):
+    with pytest.raises(InputError, match=re.escape(str(text)) + r": begins with b'this is '; expected"):
         fuser(text, B)
-    with pytest.raises(InputError, match=r"^a is 40 x 53 px and .*small\.png is 20 x 53 px; accepted"):
+    with pytest.raises(InputError, match=r"^a is 40 x 53 px and .*small\.png is 20 x 53 px; expected"):
         fuser(A, small)
     with pytest.raises(InputError, match=r"rgb\.png: a colour image; .*did a and b swap"):
         fuser(str(rgb), B)

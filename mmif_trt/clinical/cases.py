@@ -1,4 +1,4 @@
-"""Many cases of volumes: read (in a child), fuse and write overlap; a report a case, and resume after a kill.
+"""Many cases of volumes: read (in a child), fuse and write overlap; a report per case; resume after a kill.
 
 A case is done when its report OUT/<name>.json says so, and with what options: it is written last, so that a
 kill at any moment leaves either a whole case or one that is made again. Memory holds one case in each of the
@@ -48,7 +48,7 @@ def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], 
         with Decoder() as decoder:
             return pair(*collect(decoder.headers(dicom_paths(source)), secret), across)
     if not source.lower().endswith(".csv"):
-        raise InputError(f"{source}: accepted are a manifest .csv and a folder of DICOM studies")
+        raise InputError(f"{source}: expected a manifest .csv or a folder of DICOM studies")
     return sorted(_manifest(source), key=lambda case: case.name), []
 
 
@@ -76,18 +76,18 @@ def _manifest(path: str) -> list[Case]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{path}: cannot be read ({type(error).__name__}); accepted is a CSV in UTF-8"
+            f"{path}: cannot be read ({type(error).__name__}); expected a CSV in UTF-8"
         ) from None
     cases, base = [], Path(path).parent
     for line, row in enumerate(rows, 2):
         if None in row or not {"name", "a", "b"} <= set(row) <= set(COLUMNS):
             raise InputError(
-                f"{path}: columns {list(row)}; accepted are {', '.join(COLUMNS)}, the first three needed"
+                f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}, the first three needed"
             )
         name = row["name"] or ""
         if not name or name != os.path.basename(name) or name.startswith(".") or not (row["a"] and row["b"]):
             raise InputError(
-                f"{path}, line {line}: name {name!r}; accepted are a file name, and paths in a and b"
+                f"{path}, line {line}: name {name!r}; expected a file name, and paths in a and b"
             )
         own: dict[str, Any] = {key: row[key] for key in ("modality_b", "palette") if row.get(key)}
         for side in "ab":
@@ -96,12 +96,10 @@ def _manifest(path: str) -> list[Case]:
                 try:
                     own[f"value_range_{side}"] = (float(texts[0]), float(texts[1]))
                 except ValueError:
-                    raise InputError(
-                        f"{path}, line {line}: range {texts}; accepted are two numbers"
-                    ) from None
+                    raise InputError(f"{path}, line {line}: range {texts}; expected two numbers") from None
         cases.append(Case(name, (str(base / row["a"]),), (str(base / row["b"]),), own))
     if len({case.name for case in cases}) < len(cases):
-        raise InputError(f"{path}: a name that is there twice; accepted is each once")
+        raise InputError(f"{path}: a name that is there twice; expected each once")
     return cases
 
 

@@ -27,7 +27,7 @@ Without FUSED the installed LAGN fuses: mmif-trt eval SOURCES --lesions --baseli
 
 A lesion's share is its detectability (d' of a template reader in CIELAB with internal noise) in the fused
 picture, of that in the source alone, where each has d' = 4; 0 where bright became dark. Pictures should be
-about 256 px a side: lesions are 6 to 16 px across.
+about 256 px per side: lesions are 6 to 16 px across.
 """
 
 

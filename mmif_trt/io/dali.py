@@ -50,13 +50,13 @@ _Pair = tuple[int, tuple[_File, _File] | InputError]
 def why_not() -> str:
     """Why DALI cannot be used here, in one line; "" where it can."""
     found = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
-    return "" if found else "DALI is not installed; accepted is pip install 'mmif-trt[console]'"
+    return "" if found else "DALI is not installed; try pip install 'mmif-trt[console]'"
 
 
 def shard_of(count: int, shard: int, shards: int) -> range:
     """The indices of one of `shards` processes: every pair in exactly one, sizes equal within one pair."""
     if not 0 <= shard < shards:
-        raise InputError(f"shard {shard} of {shards}; accepted are 0 to {max(0, shards - 1)}")
+        raise InputError(f"shard {shard} of {shards}; expected 0 to {max(0, shards - 1)}")
     return range(count * shard // shards, count * (shard + 1) // shards)
 
 
@@ -75,7 +75,7 @@ def read_pairs(
     device_id: None: all on the CPU. With a card, JPEG is decoded there, which may differ by a level.
     """
     if len(files_a) != len(files_b):
-        raise InputError(f"{len(files_a)} and {len(files_b)} files; accepted are two lists of one length")
+        raise InputError(f"{len(files_a)} and {len(files_b)} files; expected two lists of one length")
     if missing := why_not():
         raise InputError(missing)
     indices = shard_of(len(files_a), shard, shards)
@@ -240,13 +240,13 @@ class Ahead:
             self._limit = max(self._limit, index + 1 + self._depth)
             self._changed.notify_all()
             self._changed.wait_for(lambda: index in self._ready or self._ended)
-            came = self._ready.pop(index, None)
-            if came is None:
+            received = self._ready.pop(index, None)
+            if received is None:
                 assert self._ended is not None
                 raise self._ended
-        if came.a is None or came.b is None:
-            raise InputError(came.error)
-        return came.a, came.b
+        if received.a is None or received.b is None:
+            raise InputError(received.error)
+        return received.a, received.b
 
     def close(self) -> None:
         """Ends the thread, with what it holds."""

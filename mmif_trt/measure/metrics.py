@@ -30,9 +30,9 @@ def _grey(*pictures: ndarray) -> tuple[ndarray, ...]:
     out = tuple(np.asarray(p, dtype=np.float64) for p in pictures)
     shapes = [p.shape for p in out]
     if len(set(shapes)) != 1 or out[0].ndim != 2 or out[0].size == 0:
-        raise InputError(f"metrics: shapes {', '.join(map(str, shapes))}; accepted are [H, W] of one size")
+        raise InputError(f"metrics: shapes {', '.join(map(str, shapes))}; expected [H, W] of one size")
     if not all(np.isfinite(p).all() for p in out):
-        raise InputError("metrics: NaN or infinite pixels; accepted are finite values on 0 to 255")
+        raise InputError("metrics: NaN or infinite pixels; expected finite values on 0 to 255")
     return out
 
 
@@ -222,7 +222,7 @@ def ssim(a: ndarray, b: ndarray, f: ndarray, data_range: float = 2.0, mask: ndar
 
     data_range 2 is the field's historical slip, a picture on 0..255 given to a tool that assumed -1..1: what
     tables print. It is decided almost alone by whether the background stays exactly 0. 255 is the right one.
-    Mask: the windows averaged, by their centre. nan for a picture below 7 px a side.
+    Mask: the windows averaged, by their centre. nan for a picture below 7 px per side.
     Wang, Bovik, Sheikh, Simoncelli, IEEE Trans. Image Process. 13 (2004) 600; as scikit-image's defaults.
     """
     a, b, f = _grey(a, b, f)

@@ -8,7 +8,7 @@ from numpy import ndarray
 
 WINDOW_PX = 29  # what the reader looks at, and room for every shape
 REACH_PX = WINDOW_PX // 2
-RADIUS_PX = (3.0, 8.0)  # of a lesion's extent; at 1 mm a pixel, 6 to 16 mm across
+RADIUS_PX = (3.0, 8.0)  # of a lesion's extent; at 1 mm per pixel, 6 to 16 mm across
 SHAPES = ("ellipse", "blob", "rim", "crescent", "foci")
 _FINE = 4  # samples a pixel and axis
 _EDGE_PX = 0.7  # partial volume: no lesion ends between two pixels

@@ -80,9 +80,7 @@ class Receiver:
                 request_handler=guard.Handler,
             )
         except OSError as error:
-            raise InputError(
-                f"--port {self.settings.port}: {error.strerror}; accepted is a free port"
-            ) from None
+            raise InputError(f"--port {self.settings.port}: {error.strerror}; expected a free port") from None
         server.limits = guard.Limits(
             self.settings.max_associations,
             self.settings.max_instance_bytes,

@@ -36,6 +36,6 @@ def _context(settings: Settings, purpose: Any) -> ssl.SSLContext | None:
     except (OSError, ValueError) as error:  # SSLError is an OSError; it quotes nothing but itself
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
-            f"--tls: {why}; accepted are PEM files: certificate, its key without password, authority"
+            f"--tls: {why}; expected PEM files: certificate, its key without password, authority"
         ) from None
     return context

@@ -60,9 +60,9 @@ def check(
 ) -> None:
     """What the kernels check, in their words, for plain ops and for tracing."""
 
-    def expect(argument: str, came: object, accepted: str, condition: bool) -> None:
+    def expect(argument: str, received: object, expected: str, condition: bool) -> None:
         if not condition:
-            raise RuntimeError(f"mmif_trt::fusion_loss: {argument} is {came}; accepted: {accepted}")
+            raise RuntimeError(f"mmif_trt::fusion_loss: {argument} is {received}; expected: {expected}")
 
     shape = list(f.shape)
     expect("f", shape, "[B, 1, H, W]", f.dim() == 4 and f.shape[1] == 1)
@@ -79,7 +79,7 @@ def check(
 
 def _refusal(name: str) -> str:
     return (
-        f"mmif_trt::fusion_loss: {name} requires a gradient; accepted: one to f only, so pass {name}.detach()"
+        f"mmif_trt::fusion_loss: {name} requires a gradient; expected: one to f only, so pass {name}.detach()"
     )
 
 
@@ -114,7 +114,7 @@ def _backward(ctx: Any, d_terms: Tensor | None, *_: Tensor | None) -> tuple[Tens
 
 def _refuse_second_order(ctx: Any, _: Tensor) -> None:
     raise RuntimeError(
-        "mmif_trt::fusion_loss_bwd: no derivative of second order; accepted: one of first order"
+        "mmif_trt::fusion_loss_bwd: no derivative of second order; expected: one of first order"
     )
 
 

@@ -39,7 +39,7 @@ class Pairs:
 def read_luma(path: Path) -> np.ndarray:
     picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if picture is None:
-        raise InputError(f"{path}: not a readable picture; accepted are PNG, TIFF and JPEG")
+        raise InputError(f"{path}: not a readable picture; expected PNG, TIFF or JPEG")
     return picture
 
 
@@ -47,7 +47,7 @@ def decoded(a: Sequence[Path], b: Sequence[Path], decode: str) -> Iterator[tuple
     """[H, W] uint8 luma of each pair of files, the same bits by "opencv" and "dali". Raises InputError that
     names the file."""
     if decode not in DECODERS:
-        raise InputError(f"decode {decode!r}; accepted are {', '.join(DECODERS)}")
+        raise InputError(f"decode {decode!r}; expected {', '.join(DECODERS)}")
     if decode == "opencv":
         yield from ((read_luma(x), read_luma(y)) for x, y in zip(a, b, strict=True))
         return
@@ -75,20 +75,18 @@ def read_pairs(root: Path, modality: str, split: str, decode: str = "opencv") ->
     for folder in folders:
         if not folder.is_dir():
             raise InputError(
-                f"{folder}: no such folder; accepted is mri-{modality}/{split}/ with mri/ and {modality}/"
+                f"{folder}: no such folder; expected mri-{modality}/{split}/ with mri/ and {modality}/"
             )
     names_a, names_b = ({p.stem: p for p in folder.glob("*.png")} for folder in folders)
     if not names_a or names_a.keys() != names_b.keys():
         odd = sorted(names_a.keys() ^ names_b.keys())[:3]
-        raise InputError(
-            f"{folders[0].parent}: names on one side only, or none: {odd}; accepted are equal names"
-        )
+        raise InputError(f"{folders[0].parent}: names on one side only, or none: {odd}; expected equal names")
     names = sorted(names_a)
     files_a, files_b = ([table[name] for name in names] for table in (names_a, names_b))
     a, b = zip(*decoded(files_a, files_b, decode), strict=True)
     sizes = {picture.shape for picture in a + b}
     if len(sizes) != 1:
-        raise InputError(f"{folders[0].parent}: sizes {sorted(sizes)}; accepted is one size for all pairs")
+        raise InputError(f"{folders[0].parent}: sizes {sorted(sizes)}; expected one size for all pairs")
     return Pairs(modality, np.stack(a), np.stack(b), tuple(names))
 
 
@@ -98,7 +96,7 @@ def read_sets(root: str | Path, split: str, decode: str = "opencv") -> list[Pair
     present = [modality for modality in SETS if (root / f"mri-{modality}").is_dir()]
     if not present:
         raise InputError(
-            f"{root}: none of the folders mri-ct, mri-pet, mri-spect; accepted is at least one of them"
+            f"{root}: none of the folders mri-ct, mri-pet, mri-spect; expected at least one of them"
         )
     return [read_pairs(root, modality, split, decode) for modality in present]
 
@@ -129,7 +127,7 @@ def check_crop(crop_px: int, multiple: int, sets: list[Pairs]) -> None:
     largest = min(min(pairs.a.shape[1:]) for pairs in sets)
     if crop_px % multiple or not 0 < crop_px <= largest:
         raise InputError(
-            f"crop_px {crop_px}; accepted are multiples of {multiple}, at most {largest} for this data"
+            f"crop_px {crop_px}; expected multiples of {multiple}, at most {largest} for this data"
         )
 
 

@@ -165,7 +165,7 @@ def train(
     sets, validation = data.read_splits(root, decode)
     joint = autoencoder.load(first)
     if joint.config.channels != config.model.channels:
-        raise InputError(f"{first}: {joint.config.channels} channels; accepted are {config.model.channels}")
+        raise InputError(f"{first}: {joint.config.channels} channels; expected {config.model.channels}")
     out.mkdir(parents=True, exist_ok=True)
     state, path = loop.new_state(config, lambda: Denoiser(config.model)), out / "checkpoint.safetensors"
     loop.resume(path, state, config)

@@ -150,7 +150,7 @@ def train(
     if generated is not None:
         sets = generate.attach(generated, sets)
     elif config.loss.generated_fused or config.loss.predictability:
-        raise InputError("--generated: none; accepted is a file of train/generate.py with these loss weights")
+        raise InputError("--generated: none; expected a file of train/generate.py with these loss weights")
     sets = coloured.without(sets, config.hold_out)
     in_colour = [coloured.read_colours(root, "train", pairs) for pairs in sets]
     out.mkdir(parents=True, exist_ok=True)

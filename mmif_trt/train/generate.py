@@ -31,7 +31,7 @@ from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
 from mmif_trt.train import autoencoder, data, diffusion, loop
 from mmif_trt.weights import sha256, verified_diffusion
 
-STEPS = (10, 50)  # accepted numbers of DDIM steps, beside 1
+STEPS = (10, 50)  # allowed numbers of DDIM steps, beside 1
 DRAW_STEPS = 20  # of the draws on the contact sheets
 BATCH = 8
 
@@ -56,7 +56,7 @@ def sample(
     Raises InputError for a number of steps outside STEPS.
     """
     if steps != 1 and not STEPS[0] <= steps <= STEPS[1]:
-        raise InputError(f"steps {steps}; accepted are 1, and {STEPS[0]} to {STEPS[1]}")
+        raise InputError(f"steps {steps}; expected 1, and {STEPS[0]} to {STEPS[1]}")
     halves = list(noise.chunk(2, 1))
     alone = None if given is None else halves[given[0]]
     if given is not None:
@@ -165,13 +165,13 @@ def attach(path: Path, sets: list[data.Pairs]) -> list[data.Pairs]:
             for pairs in sets:
                 if metadata.get(pairs.modality) != names_key(pairs):
                     raise InputError(
-                        f"{path}: not of these mri-{pairs.modality} pairs; accepted is what "
+                        f"{path}: not of these mri-{pairs.modality} pairs; expected what "
                         "train/generate.py wrote for the same folder and split"
                     )
                 out.append(replace(pairs, generated=file.get_tensor(pairs.modality)))
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: {reason}; accepted is a file that train/generate.py wrote") from error
+        raise InputError(f"{path}: {reason}; expected a file that train/generate.py wrote") from error
     return out
 
 
@@ -203,7 +203,7 @@ def write_sheets(
 def run(given: argparse.Namespace) -> Path:
     sets = data.read_sets(given.data, given.split, given.decode)
     if (given.autoencoder is None) != (given.diffusion is None):
-        raise InputError("--autoencoder or --diffusion alone; accepted are both of one training, or neither")
+        raise InputError("--autoencoder or --diffusion alone; expected both of one training, or neither")
     first = given.autoencoder or verified_diffusion("autoencoder")
     second = given.diffusion or verified_diffusion("denoiser")
     joint, model = autoencoder.load(first), diffusion.load(second)

@@ -73,7 +73,7 @@ class State:
         self.model.load_state_dict(part("model."))
         self.average.load_state_dict(part("average."))
         for name, parameter in self.model.named_parameters():
-            if moments := part(f"optimiser.{name}."):  # none where no gradient came yet
+            if moments := part(f"optimiser.{name}."):  # none where it had no gradient yet
                 self.optimiser.state[parameter] = {k: like(v, parameter) for k, v in moments.items()}
 
 
@@ -132,23 +132,23 @@ def save_checkpoint(path: Path, state: State, config: Any) -> None:
 def open_checkpoint(path: Path) -> Any:
     """The opened safetensors file; InputError where it is missing, damaged or of another program."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; accepted is a checkpoint.safetensors of this program")
+        raise InputError(f"{path}: no such file; expected a checkpoint.safetensors of this program")
     try:
         file = safe_open(path, "pt")
         if not {"config", "step"} <= (file.metadata() or {}).keys():
             raise ValueError("no step and configuration inside")
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: {reason}; accepted is a checkpoint.safetensors of this program") from error
+        raise InputError(f"{path}: {reason}; expected a checkpoint.safetensors of this program") from error
     return file
 
 
 def load_checkpoint(path: Path, state: State, config: Any) -> None:
     with open_checkpoint(path) as checkpoint:
-        came = checkpoint.metadata()["config"]
-        if came != as_json(config):
+        received = checkpoint.metadata()["config"]
+        if received != as_json(config):
             raise InputError(
-                f"{path}: made with another configuration: {came}; accepted is the same one, or --out NEW"
+                f"{path}: made with another configuration: {received}; expected the same one, or --out NEW"
             )
         state.load({key: checkpoint.get_tensor(key) for key in checkpoint.keys()})  # noqa: SIM118
         state.step = int(checkpoint.metadata()["step"])
@@ -169,7 +169,7 @@ def built(path: Path, build: Callable[[], nn.Module], tensors: dict[str, Tensor]
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: {reason}; accepted is a checkpoint of the fitting training") from error
+        raise InputError(f"{path}: {reason}; expected a checkpoint of the fitting training") from error
     return model.to(device()).eval().requires_grad_(False)
 
 
@@ -180,7 +180,7 @@ def start_from(path: Path, state: State, what: object) -> None:
         state.model.load_state_dict(tensors)
         state.average.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path}: another network; accepted is one of {what}") from error
+        raise InputError(f"{path}: another network; expected one of {what}") from error
 
 
 def average_gradients(model: nn.Module) -> None:

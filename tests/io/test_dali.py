@@ -123,9 +123,9 @@ def test_shards_cover_every_pair_once(tmp_path: Path) -> None:
     files = [save(tmp_path / f"{i}.png", picture("uint8", 1, i)) for i in range(7)]
     seen = [[pair.index for pair in dali.read_pairs(files, files, shard=i, shards=3)] for i in range(3)]
     assert sum(seen, []) == list(range(7)) and all(2 <= len(part) <= 3 for part in seen)
-    with pytest.raises(InputError, match="shard 3 of 3; accepted are 0 to 2"):
+    with pytest.raises(InputError, match="shard 3 of 3; expected 0 to 2"):
         next(dali.read_pairs(files, files, shard=3, shards=3))
-    with pytest.raises(InputError, match="7 and 6 files; accepted are two lists of one length"):
+    with pytest.raises(InputError, match="7 and 6 files; expected two lists of one length"):
         next(dali.read_pairs(files, files[1:]))
 
 

@@ -35,7 +35,7 @@ def test_round_trip_keeps_every_bit(
 ) -> None:
     pixels, path = picture(dtype, colour, *size), tmp_path / f"x{suffix.upper()}"
     if suffix in (".jp2", ".j2k") and dtype != "float32" and min(size) < 32:  # OpenCV does not write these
-        with pytest.raises(InputError, match=r"x\..*: \d+ x \d+ px; accepted as JPEG 2000 are 32 px"):
+        with pytest.raises(InputError, match=r"x\..*: \d+ x \d+ px; expected 32 px per side"):
             mio.write(path, Image(pixels))
         return
     if dtype == "float32" and not suffix.startswith(".tif"):
@@ -102,7 +102,8 @@ def refused(path: object, *words: str) -> None:
     with pytest.raises(InputError) as caught:
         mio.read(path)  # type: ignore[arg-type]
     message = str(caught.value)
-    assert str(path) in message and "accepted" in message and "\n" not in message, message
+    assert str(path) in message and "\n" not in message, message
+    assert "expected" in message or "accepted" in message, message
     assert all(word in message for word in words), message
 
 
@@ -158,7 +159,7 @@ def not_written(path: Path, *words: str) -> None:
         mio.write(path, Image(GREY))
     message = str(caught.value)
     assert isinstance(caught.value, InputError) and isinstance(caught.value, OSError)
-    assert message.startswith(f"{path}: ") and "accepted" in message and "\n" not in message, message
+    assert message.startswith(f"{path}: ") and "expected" in message and "\n" not in message, message
     assert all(word in message for word in words), message
     assert not path.parent.is_dir() or files_in(path.parent) == before
 

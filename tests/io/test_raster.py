@@ -98,7 +98,7 @@ def test_jpeg2000_alpha() -> None:
 def test_orientation_tags_are_not_ignored(kind: str) -> None:
     exif = PIL.Image.Exif()
     for exif[274] in range(2, 9):
-        refused(by_pillow(RGB, kind, exif=exif), f"orientation tag {exif[274]}", "accepted is 1")
+        refused(by_pillow(RGB, kind, exif=exif), f"orientation tag {exif[274]}", "expected 1")
     exif[274] = 1
     assert raster.decode(by_pillow(RGB, kind, exif=exif), "x").is_colour
 
@@ -125,7 +125,7 @@ NOT_ACCEPTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "pages of TIFF": (lambda: by_pillow(RGB, "TIFF", **PAGES), "several pages"),
     "animated PNG": (lambda: by_pillow(RGB, "PNG", **PAGES), "animated"),
     "unknown chunk": (lambda: png_file(53, 40, 8, 0, rows_of(GREY), (b"ABCD", b"?")), "ABCD"),
-    "GIF": (lambda: by_pillow(GREY, "GIF"), "accepted are PNG, TIFF, JPEG, JPEG 2000"),
+    "GIF": (lambda: by_pillow(GREY, "GIF"), "expected PNG, TIFF, JPEG, JPEG 2000"),
     "text": (lambda: b"a text file\nnamed .png", "begins with b'a text f'"),
     "nothing": (lambda: b"", "an empty file"),
     "15 px": (lambda: by_pillow(picture(height=15, width=90), "PNG"), "15 x 90 px; " + SIZE_TEXT),

@@ -202,8 +202,8 @@ BAD = {
     "no overlap": "fused: 3 pictures, none named as",
     "empty": "new: no pictures; accepted are",
     "twice": "one.png and one.tif differ in the suffix only",
-    "text": "two.png: .*accepted",
-    "truncated": "two.png: .*accepted",
+    "text": "two.png: .*expected",
+    "truncated": "two.png: .*expected",
     "size": "two.png: 40 x 47 px; accepted is the size of .*mri.two.png, 40 x 48 px",
 }
 

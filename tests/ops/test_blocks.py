@@ -307,9 +307,9 @@ def test_refusals_name_the_argument(name: str) -> None:
     extra = (1e-5,) if name == "mlp_block" else ()
     bias = x.tensors[-1]
     last = "bias" if name == "gated_mix" else "reduce_bias"
-    with pytest.raises(RuntimeError, match=rf"{name}: {last} is \[8\]; accepted: \[16\]"):
+    with pytest.raises(RuntimeError, match=rf"{name}: {last} is \[8\]; expected: \[16\]"):
         op(*x.tensors[:-1], bias[:8], *extra)
-    with pytest.raises(RuntimeError, match=rf"{name}: {last} is Half; accepted: the dtype of x, or float32"):
+    with pytest.raises(RuntimeError, match=rf"{name}: {last} is Half; expected: the dtype of x, or float32"):
         op(*x.tensors[:-1], bias.half(), *extra)
     with pytest.raises(RuntimeError, match=f"{name}: .* accepted: .*float32, float64, float16, bfloat16"):
         op(*(t.long() for t in x.tensors), *extra)

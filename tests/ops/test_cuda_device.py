@@ -85,7 +85,7 @@ def test_forward_and_backward_in_a_graph(dtype: torch.dtype) -> None:
 
 def test_double_is_refused() -> None:
     qkv, bias, _ = inputs(torch.float32)
-    with pytest.raises(RuntimeError, match="accepted: float32, float16, bfloat16 on CUDA"):
+    with pytest.raises(RuntimeError, match="expected: float32, float16, bfloat16 on CUDA"):
         window_attention(qkv.detach().double(), bias.detach().double(), 8, 4)
 
 

@@ -301,5 +301,5 @@ def test_other_constants_of_ssim(device: str) -> None:
     assert error(came_d, true_d) <= max(2 * error(plain_d, true_d), 5e-7)
     usual, _ = with_gradient(op.fusion_loss, x.to(device))
     assert (came[:, 2] > usual[:, 2]).all() and torch.equal(came[:, :2], usual[:, :2])
-    with pytest.raises(RuntimeError, match="c1, c2 is 0, 1; accepted: more than 0"):
+    with pytest.raises(RuntimeError, match="c1, c2 is 0, 1; expected: more than 0"):
         op.fusion_loss(*x.to(device).all(), 0.0, 1.0)

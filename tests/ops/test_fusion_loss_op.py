@@ -51,7 +51,7 @@ def test_a_gradient_to_anything_but_f_is_refused(name: str) -> None:
         (op.fusion_loss, torch.ops.mmif_trt.fusion_loss) if kernels_available("cpu") else (op.fusion_loss,)
     ):
         with pytest.raises(
-            RuntimeError, match=f"fusion_loss: {name} requires a gradient; accepted: one to f only"
+            RuntimeError, match=f"fusion_loss: {name} requires a gradient; expected: one to f only"
         ):
             call(*wanted.all())
     with torch.no_grad():
@@ -68,14 +68,14 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("f", lambda x: x[0], r"f is \[1, 16, 16\]; accepted: \[B, 1, H, W\]"),
-    ("f", lambda x: x.expand(2, 3, 16, 16), r"f is \[2, 3, 16, 16\]; accepted: \[B, 1, H, W\]"),
-    ("f", lambda x: x[..., :10], r"f is \[2, 1, 16, 10\]; accepted: H and W of at least 11, the SSIM window"),
-    ("f", lambda x: x.int(), "f is .*[iI]nt.*; accepted: float32 and float64"),
-    ("a", lambda x: x[:1], r"a is \[1, 1, 16, 16\]; accepted: f's shape, \[2, 1, 16, 16\]"),
-    ("b", lambda x: x.double(), "b is .*(Double|float64); accepted: f's dtype, .*(Float|float32)"),
-    ("wa", lambda x: x[..., 1:], r"wa is \[2, 1, 16, 15\]; accepted: f's shape, \[2, 1, 16, 16\]"),
-    ("wb", lambda x: x.to("meta"), "wb is on meta; accepted: f's device, cpu"),
+    ("f", lambda x: x[0], r"f is \[1, 16, 16\]; expected: \[B, 1, H, W\]"),
+    ("f", lambda x: x.expand(2, 3, 16, 16), r"f is \[2, 3, 16, 16\]; expected: \[B, 1, H, W\]"),
+    ("f", lambda x: x[..., :10], r"f is \[2, 1, 16, 10\]; expected: H and W of at least 11, the SSIM window"),
+    ("f", lambda x: x.int(), "f is .*[iI]nt.*; expected: float32 and float64"),
+    ("a", lambda x: x[:1], r"a is \[1, 1, 16, 16\]; expected: f's shape, \[2, 1, 16, 16\]"),
+    ("b", lambda x: x.double(), "b is .*(Double|float64); expected: f's dtype, .*(Float|float32)"),
+    ("wa", lambda x: x[..., 1:], r"wa is \[2, 1, 16, 15\]; expected: f's shape, \[2, 1, 16, 16\]"),
+    ("wb", lambda x: x.to("meta"), "wb is on meta; expected: f's device, cpu"),
 ]
 
 
@@ -104,6 +104,6 @@ def test_backward_names_a_wrong_argument(place: int, name: str, accepted: str, d
     for wrong, message in ((right[:1], accepted), (right.short(), "Byte" if place == 7 else "Float")):
         arguments[place] = wrong
         with pytest.raises(
-            RuntimeError, match=f"mmif_trt::fusion_loss_bwd: {name} is .*; accepted: {message}"
+            RuntimeError, match=f"mmif_trt::fusion_loss_bwd: {name} is .*; expected: {message}"
         ):
             torch.ops.mmif_trt.fusion_loss_bwd(*arguments)

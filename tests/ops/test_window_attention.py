@@ -210,18 +210,18 @@ def test_unknown_instruction_set() -> None:
         capture_output=True,
         text=True,
     )
-    assert "MMIF_ISA is mmx; accepted: baseline, avx2, avx512" in done.stderr
+    assert "MMIF_ISA is mmx; expected: baseline, avx2, avx512" in done.stderr
 
 
 GOOD = dict(qkv=(1, 8, 8, 3, 2, 16), bias=(225, 2), window=8, shift=0)
 BAD = [
-    (dict(qkv=(1, 8, 8, 2, 2, 16)), r"qkv is \[1, 8, 8, 2, 2, 16\]; accepted: \[B, H, W, 3, heads, D\]"),
+    (dict(qkv=(1, 8, 8, 2, 2, 16)), r"qkv is \[1, 8, 8, 2, 2, 16\]; expected: \[B, H, W, 3, heads, D\]"),
     (dict(qkv=(1, 8, 8, 3, 2, 24)), "with D 16 or 32"),
-    (dict(window=9, bias=(289, 2)), "window is 9; accepted: 1 to 8"),
-    (dict(window=0), "window is 0; accepted: 1 to 8"),
-    (dict(shift=8), "shift is 8; accepted: 0 to window - 1"),
-    (dict(shift=-1), "shift is -1; accepted: 0 to window - 1"),
-    (dict(bias=(224, 2)), r"bias_table is \[224, 2\]; accepted: \[\(2 window - 1\)\^2, heads\]"),
+    (dict(window=9, bias=(289, 2)), "window is 9; expected: 1 to 8"),
+    (dict(window=0), "window is 0; expected: 1 to 8"),
+    (dict(shift=8), "shift is 8; expected: 0 to window - 1"),
+    (dict(shift=-1), "shift is -1; expected: 0 to window - 1"),
+    (dict(bias=(224, 2)), r"bias_table is \[224, 2\]; expected: \[\(2 window - 1\)\^2, heads\]"),
     (dict(bias=(225, 1)), "bias_table is"),
 ]
 
@@ -236,9 +236,9 @@ def test_bad_arguments(change: dict[str, object], message: str) -> None:
 
 
 def test_bad_types() -> None:
-    with pytest.raises(RuntimeError, match="qkv is Int; accepted: float32, float64, float16, bfloat16"):
+    with pytest.raises(RuntimeError, match="qkv is Int; expected: float32, float64, float16, bfloat16"):
         window_attention(torch.zeros(1, 8, 8, 3, 2, 16, dtype=torch.int32), torch.zeros(225, 2), 8, 0)
-    with pytest.raises(RuntimeError, match="bias_table is Float; accepted: float32, or float64 beside"):
+    with pytest.raises(RuntimeError, match="bias_table is Float; expected: float32, or float64 beside"):
         window_attention(torch.zeros(1, 8, 8, 3, 2, 16).double(), torch.zeros(225, 2), 8, 0)
 
 

@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(engine_file.os, "fsync", full)
-    with pytest.raises(InputError, match=r"x\.engine: cannot be written .No space left on device.; accepted"):
+    with pytest.raises(InputError, match=r"x\.engine: cannot be written .No space left on device.; expected"):
         engine_build.build(tmp_path / "x.engine", "", capabilities=("8.6",))
     assert list(tmp_path.iterdir()) == []
 

@@ -199,7 +199,7 @@ def test_one_step_gives_the_mean_of_the_distribution() -> None:
 
 @pytest.mark.parametrize("steps", [0, 2, 9, 51])
 def test_steps_are_1_or_10_to_50(steps: int) -> None:
-    with pytest.raises(InputError, match=rf"steps {steps}; accepted are 1, and 10 to 50"):
+    with pytest.raises(InputError, match=rf"steps {steps}; expected 1, and 10 to 50"):
         generate.sample(Oracle(normal(1, 8, 4, 4)), normal(1, 8, 4, 4), "ct", None, steps)  # type: ignore[arg-type]
 
 
@@ -342,7 +342,7 @@ def test_the_chain_from_pictures_to_training_with_generated_ones(
         model=model,
         loss=losses.LossWeights(predictability=2, generated_fused=0.1),
     )
-    with pytest.raises(InputError, match="--generated: none; accepted is a file"):
+    with pytest.raises(InputError, match="--generated: none; expected a file"):
         fusion.train(config, chain["data"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert load_file(fusion.train(config, chain["data"], tmp_path / "fused", generated=made))
@@ -367,7 +367,7 @@ def test_the_shipped_diffusion_generates_by_default(
 ) -> None:
     told = ["--data", str(root), "--out", str(tmp_path / "made"), "--samples", "1", "--threads", "2"]
     assert generate.main([*told, "--autoencoder", str(root)]) == 2
-    assert "accepted are both of one training, or neither" in capsys.readouterr().err
+    assert "expected both of one training, or neither" in capsys.readouterr().err
     assert generate.main(told) == 0
     files = weights.manifest()["diffusion"]["files"]
     report = capsys.readouterr().out
@@ -388,10 +388,10 @@ def test_generated_crops_stay_with_their_originals(root: Path) -> None:
 def test_generated_images_of_other_pairs_are_refused(chain: dict[str, Path], root: Path) -> None:
     assert generate.main([*options(chain), "--samples", "1", "--split", "val"]) == 0
     made = chain["out"] / "val.safetensors"
-    with pytest.raises(InputError, match=r"val\.safetensors: not of these mri-ct pairs; accepted is what"):
+    with pytest.raises(InputError, match=r"val\.safetensors: not of these mri-ct pairs; expected what"):
         generate.attach(made, data.read_sets(root, "train"))
     made.write_bytes(made.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"val\.safetensors: .*; accepted is a file that train/generate\.py"):
+    with pytest.raises(InputError, match=r"val\.safetensors: .*; expected a file that train/generate\.py"):
         generate.attach(made, data.read_sets(root, "val"))
 
 
@@ -416,16 +416,14 @@ def test_a_stage_given_the_wrong_checkpoint_says_so(
     wrong = chain | {name: chain["diffusion" if name == "autoencoder" else "autoencoder"]}
     assert generate.main(options(wrong)) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "accepted is a checkpoint of the fitting training" in lines[0]
+    assert len(lines) == 1 and "expected a checkpoint of the fitting training" in lines[0]
 
 
 def test_a_patient_in_both_splits_is_refused(root: Path, tmp_path: Path) -> None:
     for kind in ("mri", "pet"):
         folder = root / "mri-pet" / "val" / kind
         (folder / "val0_slice.png").rename(folder / "train1_other.png")
-    with pytest.raises(
-        InputError, match=r"mri-pet: train1 is in train and in val; accepted is a split by case"
-    ):
+    with pytest.raises(InputError, match=r"mri-pet: train1 is in train and in val; expected a split by case"):
         autoencoder.train(AUTOENCODER, root, tmp_path / "ae")
 
 

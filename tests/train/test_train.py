@@ -242,7 +242,7 @@ def test_init_starts_from_the_average_of_another_run(root: Path, tmp_path: Path)
     expected = load_file(first)
     for key in (k.removeprefix("average.") for k in expected if k.startswith("average.")):
         assert torch.equal(second[f"model.{key}"], expected[f"average.{key}"])
-    with pytest.raises(InputError, match=r"none\.safetensors: no such file; accepted is a checkpoint"):
+    with pytest.raises(InputError, match=r"none\.safetensors: no such file; expected a checkpoint"):
         fusion.train(still, root, tmp_path / "third", init=tmp_path / "none.safetensors")
 
 
@@ -309,13 +309,13 @@ def spoil(root: Path, how: str) -> None:
     ("how", "crop_px", "message"),
     [
         ("no sets", 64, "none of the folders mri-ct, mri-pet, mri-spect"),
-        ("no folder", 64, "no such folder; accepted is mri-pet/train/ with mri/ and pet/"),
-        ("no validation", 64, "no such folder; accepted is mri-ct/val/"),
-        ("names", 64, "names on one side only, or none: ['1', '2']; accepted are equal names"),
+        ("no folder", 64, "no such folder; expected mri-pet/train/ with mri/ and pet/"),
+        ("no validation", 64, "no such folder; expected mri-ct/val/"),
+        ("names", 64, "names on one side only, or none: ['1', '2']; expected equal names"),
         ("unreadable", 64, "0.png: not a readable picture"),
-        ("sizes", 64, "sizes [(32, 64), (64, 64)]; accepted is one size"),
-        ("good", 128, "crop_px 128; accepted are multiples of 32, at most 64"),
-        ("good", 40, "crop_px 40; accepted are multiples of 32"),
+        ("sizes", 64, "sizes [(32, 64), (64, 64)]; expected one size"),
+        ("good", 128, "crop_px 128; expected multiples of 32, at most 64"),
+        ("good", 40, "crop_px 40; expected multiples of 32"),
     ],
 )
 def test_bad_data_is_one_line_and_exit_code_2(

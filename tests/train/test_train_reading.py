@@ -101,5 +101,5 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
         assert training.main(told) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {bad}") and said.count("\n") == 1
-    with pytest.raises(InputError, match="decode 'pillow'; accepted are opencv, dali"):
+    with pytest.raises(InputError, match="decode 'pillow'; expected opencv, dali"):
         data.read_sets(root, "train", "pillow")

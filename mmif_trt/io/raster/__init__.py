@@ -44,14 +44,14 @@ def check(data: bytes, name: str) -> tuple[str, Checked]:
     """The kind of a whole file, and what can be proven of it before it is decoded. Errors as `decode`."""
     kind = next((kind for kind, (signatures, _) in READERS.items() if data.startswith(signatures)), None)
     if kind is None:
-        came = f"begins with {data[:8]!r}" if data else "an empty file"
-        raise InputError(f"{name}: {came}; accepted are {', '.join(READERS)} files")
+        received = f"begins with {data[:8]!r}" if data else "an empty file"
+        raise InputError(f"{name}: {received}; expected {', '.join(READERS)} files")
     try:
         return kind, READERS[kind][1](data)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except (struct.error, zlib.error, IndexError, ArithmeticError):
-        raise InputError(f"{name}: truncated or damaged {kind}; accepted is a whole file") from None
+        raise InputError(f"{name}: truncated or damaged {kind}; expected a whole file") from None
 
 
 def _pixels(checked: Checked, kind: str) -> np.ndarray:
@@ -61,7 +61,7 @@ def _pixels(checked: Checked, kind: str) -> np.ndarray:
     decoder = _pillow if kind == "TIFF" and checked.dtype == np.uint8 else _opencv
     pixels = decoder(checked.stream)
     if pixels is None or pixels.dtype != checked.dtype or (*pixels.shape, 1)[:3] != checked.shape:
-        raise InputError(f"damaged {kind}: its pixels cannot be decoded; accepted is a whole file")
+        raise InputError(f"damaged {kind}: its pixels cannot be decoded; expected a whole file")
     if checked.palette is not None and checked.alpha is not None:
         return _from_palette(pixels // checked.step, checked.palette, checked.alpha)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
@@ -104,9 +104,7 @@ def _from_palette(index: np.ndarray, table: np.ndarray, alpha: np.ndarray) -> np
 
 def _check_opaque(opaque: np.ndarray) -> None:
     if not opaque.all():
-        raise InputError(
-            "transparent pixels; accepted is no alpha or one opaque everywhere: flatten it first"
-        )
+        raise InputError("transparent pixels; expected no alpha or one opaque everywhere: flatten it first")
 
 
 def encode(image: Image, suffix: str, *parameters: int) -> bytes:
@@ -117,7 +115,7 @@ def encode(image: Image, suffix: str, *parameters: int) -> bytes:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     done, stream = cv2.imencode(suffix, pixels, parameters)
     if not done:
-        raise InputError(f"OpenCV could not encode {image!r}; accepted is another format")
+        raise InputError(f"OpenCV could not encode {image!r}; expected another format")
     return stream.tobytes()
 
 
@@ -150,7 +148,7 @@ def encode_jp2(image: Image) -> bytes:
     """Lossless: 1000 (1:1) keeps every bit, OpenCV's own default is a lossy 4:1. InputError below 32 px."""
     if min(image.size) < 32:  # OpenCV halves five times
         size = f"{image.size[0]} x {image.size[1]} px"
-        raise InputError(f"{size}; accepted as JPEG 2000 are 32 px a side or more: write PNG or TIFF")
+        raise InputError(f"{size}; expected 32 px per side or more for JPEG 2000: write PNG or TIFF")
     return encode(image, ".jp2", cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000)
 
 

@@ -34,14 +34,14 @@ class Checked:
 def check_size(height: int, width: int) -> None:
     """Before a pixel is decoded: a header may announce 100,000 x 100,000."""
     if min(height, width) < MIN_SIDE_PX or max(height, width) > MAX_SIDE_PX:
-        raise InputError(f"{height} x {width} px; accepted are {MIN_SIDE_PX} to {MAX_SIDE_PX} px a side")
+        raise InputError(f"{height} x {width} px; expected {MIN_SIDE_PX} to {MAX_SIDE_PX} px per side")
 
 
 def check_orientation(orientation: int) -> None:
     """Turning may swap left and right, and viewers disagree with pixels left unturned: neither silently."""
     if 2 <= orientation <= 8:
         raise InputError(
-            f"orientation tag {orientation}; accepted is 1 (upright): save it turned, without the tag"
+            f"orientation tag {orientation}; expected 1 (upright): save it turned, without the tag"
         )
 
 

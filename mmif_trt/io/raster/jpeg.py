@@ -24,12 +24,12 @@ SRGB, GREY = 16, 17  # enumerated colour spaces, ISO/IEC 15444-1, table I.10
 
 
 def check_jpeg(data: bytes) -> Checked:
-    """Raises InputError, struct.error or IndexError if not whole or not accepted. ITU-T T.81, annex B."""
+    """Raises InputError, struct.error or IndexError if not whole or of no kind read here (ITU-T T.81)."""
     at, scans, height, width, components = 2, 0, 0, 0, 0
-    exact = 0  # coefficients (64 a component) that some scan carries to their last bit
+    exact = 0  # coefficients (64 per component) that some scan carries to their last bit
     while (marker := data[at + 1]) != 0xD9:
         if data[at] != 0xFF:
-            raise InputError("damaged JPEG (marker missing); accepted is a whole file")
+            raise InputError("damaged JPEG (marker missing); expected a whole file")
         if marker == 0xFF:  # padding
             at += 1
             continue
@@ -47,7 +47,7 @@ def check_jpeg(data: bytes) -> Checked:
             found = MARKER.search(data, at)
             at = found.start() if found else len(data)
     if not components or exact < 64 * components:
-        raise InputError("truncated JPEG (scans missing); accepted is a whole file")
+        raise InputError("truncated JPEG (scans missing); expected a whole file")
     # Of several scans (progressive) libjpeg waits for the end marker; that all are there was counted above.
     stream = data[:at] + (LOOKAHEAD if scans == 1 else b"\xff\xd9")
     return Checked(stream, (height, width, components), np.uint8)
@@ -58,12 +58,10 @@ def _frame(marker: int, body: bytes) -> tuple[int, int, int]:
     bits, height, width, components = unpack_from(">BHHB", body)
     check_size(height, width)
     if components not in (1, 3):
-        came = "a CMYK or YCCK JPEG" if components == 4 else f"a JPEG of {components} components"
-        raise InputError(f"{came}; accepted are grey and RGB: convert it first")
+        received = "a CMYK or YCCK JPEG" if components == 4 else f"a JPEG of {components} components"
+        raise InputError(f"{received}; expected grey or RGB: convert it first")
     if marker > 0xC2 or bits != 8:
-        raise InputError(
-            f"JPEG coding {marker:#x}, {bits} bits; accepted are baseline and progressive, 8 bits"
-        )
+        raise InputError(f"JPEG coding {marker:#x}, {bits} bits; expected baseline or progressive, 8 bits")
     return height, width, components
 
 
@@ -73,7 +71,7 @@ def check_jp2(data: bytes) -> Checked:
     if data.startswith(JP2_SIGNATURE):
         boxes = {kind: (at, end) for kind, at, end in reversed(list(_boxes(data, 0, len(data))))}
         if b"jp2h" not in boxes or b"jp2c" not in boxes:
-            raise InputError("truncated JPEG 2000 (no picture); accepted is a whole file")
+            raise InputError("truncated JPEG 2000 (no picture); expected a whole file")
         space = _colour_space(data, *boxes[b"jp2h"])
         start, stop = boxes[b"jp2c"]
     height, width, components, bits = _codestream(data, start, stop)
@@ -81,7 +79,7 @@ def check_jp2(data: bytes) -> Checked:
     if space not in (0, expected) or components not in (1, 3, 4):
         what = f"colour space {space}, " if space else ""
         raise InputError(
-            f"JPEG 2000 of {what}{components} components; accepted are grey (17), sRGB (16) and 1, 3 or 4"
+            f"JPEG 2000 of {what}{components} components; expected grey (17) or sRGB (16), and 1, 3 or 4"
         )
     ihdr = _box(b"ihdr", struct.pack(">IIHBBBB", height, width, components, bits - 1, 7, 0, 0))
     header = _box(b"jp2h", ihdr + _box(b"colr", struct.pack(">BBBI", 1, 0, 0, expected)))
@@ -105,7 +103,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         head = 16 if length == 1 else 8
         size = unpack_from(">Q", data, at + 8)[0] if length == 1 else length or end - at
         if not head <= size <= end - at:
-            raise InputError("truncated or damaged JPEG 2000 (box); accepted is a whole file")
+            raise InputError("truncated or damaged JPEG 2000 (box); expected a whole file")
         yield kind, at + head, at + size
         at += size
 
@@ -114,7 +112,7 @@ def _colour_space(data: bytes, start: int, stop: int) -> int:
     """The enumerated space, or the one an ICC profile is for; the profile itself is ignored as elsewhere."""
     boxes = {kind: (at, end) for kind, at, end in reversed(list(_boxes(data, start, stop)))}
     if b"pclr" in boxes:
-        raise InputError("a JPEG 2000 with a palette; accepted are grey and RGB")
+        raise InputError("a JPEG 2000 with a palette; expected grey or RGB")
     at = boxes[b"colr"][0] if b"colr" in boxes else stop
     if data[at] == 1:
         return unpack_from(">I", data, at + 3)[0]
@@ -130,18 +128,18 @@ def _codestream(data: bytes, start: int, stop: int) -> tuple[int, int, int, int]
     check_size(height, width)
     if (soc, siz) != (0xFF4F, 0xFF51) or components > 4:
         raise InputError(
-            f"damaged JPEG 2000 or {components} components; accepted are grey, RGB, RGB and alpha"
+            f"damaged JPEG 2000 or {components} components; expected grey, RGB, or RGB with alpha"
         )
     kinds = set(struct.iter_unpack("3B", data[start + 42 : start + 42 + 3 * components]))
     if kinds not in ({(7, 1, 1)}, {(15, 1, 1)}):
-        came = ", ".join(
+        received = ", ".join(
             f"{(d & 127) + 1} bits{' signed' * (d >> 7)} at 1:{x} x 1:{y}" for d, x, y in sorted(kinds)
         )
-        raise InputError(f"JPEG 2000 of {came}; accepted are 8 and 16 bits unsigned, no component subsampled")
+        raise InputError(f"JPEG 2000 of {received}; expected 8 or 16 bits unsigned, no component subsampled")
     at, tiles = start + 2, set()
     while (marker := unpack_from(">H", data, at)[0]) != 0xFF90:
         if marker < 0xFF00 or at >= stop:
-            raise InputError("damaged JPEG 2000 (marker missing); accepted is a whole file")
+            raise InputError("damaged JPEG 2000 (marker missing); expected a whole file")
         at += 2 + unpack_from(">H", data, at + 2)[0]
     while marker == 0xFF90 and at < stop:
         tile, length = unpack_from(">4xHI", data, at)
@@ -150,5 +148,5 @@ def _codestream(data: bytes, start: int, stop: int) -> tuple[int, int, int, int]
         marker = unpack_from(">H", data, at)[0]
     expected = -(-(right - tile_x) // tile_w) * -(-(bottom - tile_y) // tile_h)
     if marker != 0xFFD9 or at + 2 > stop or len(tiles) != expected:
-        raise InputError("truncated JPEG 2000 (tiles missing); accepted is a whole file")
+        raise InputError("truncated JPEG 2000 (tiles missing); expected a whole file")
     return height, width, components, next(iter(kinds))[0] + 1

@@ -19,7 +19,7 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 
 def check(data: bytes) -> Checked:
-    """Raises InputError, struct.error or zlib.error for a PNG that is damaged or not accepted.
+    """Raises InputError, struct.error or zlib.error for a PNG that is damaged or of no kind read here.
 
     The stream made here has nothing but size, kind and pixels: no profile, gamma or tag can change the
     decoder's answer or make it write to stderr. Its rows are stored, not compressed: they are inflated here,
@@ -30,17 +30,15 @@ def check(data: bytes) -> Checked:
     width, height, bits, colour, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", header)
     check_size(height, width)
     if first != b"IHDR" or bits not in DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
-        raise InputError("damaged PNG header; accepted are the colour types and depths of the PNG standard")
+        raise InputError("damaged PNG header; expected the colour types and depths of the PNG standard")
     rest: dict[bytes, list[memoryview]] = {}
     for kind, body in chunks:
         rest.setdefault(kind, []).append(body)
     critical = [kind for kind in rest if not kind[0] & 32 and kind not in (b"PLTE", b"IDAT", b"IEND")]
     if critical:  # a capital first letter: the picture is not what it seems without this chunk
-        raise InputError(
-            f"PNG chunk {critical[0]!r}; accepted are the chunks of the PNG standard, one header"
-        )
+        raise InputError(f"PNG chunk {critical[0]!r}; expected the chunks of the PNG standard, one header")
     if b"acTL" in rest:
-        raise InputError("an animated PNG; accepted is one picture a file")
+        raise InputError("an animated PNG; expected one picture per file")
     if b"eXIf" in rest:
         check_exif(bytes(rest[b"eXIf"][0]))
     rows = _rows(b"".join(rest.get(b"IDAT", [])), height, width, bits * SAMPLES[colour], bool(interlace))
@@ -71,7 +69,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
         if struct.unpack_from(">I", data, end)[0] != zlib.crc32(view[at + 4 : end]):
-            raise InputError(f"wrong checksum in the PNG chunk {kind!r}; accepted is an undamaged file")
+            raise InputError(f"wrong checksum in the PNG chunk {kind!r}; expected an undamaged file")
         yield kind, view[at + 8 : end]
         at = end + 4
 
@@ -87,14 +85,14 @@ def _rows(packed: bytes, height: int, width: int, pixel_bits: int, interlaced: b
     inflater = zlib.decompressobj()
     rows = inflater.decompress(packed, announced + 1)
     if len(rows) != announced or not inflater.eof:
-        came = "more" if len(rows) > announced else "less"
+        received = "more" if len(rows) > announced else "less"
         raise InputError(
-            f"PNG header announces {height} x {width} px, its data {came}; accepted is a whole file"
+            f"PNG header announces {height} x {width} px, its data {received}; expected a whole file"
         )
     at = 0
     for count, size in parts:
         if max(rows[at : at + count * size : size]) > 4:
-            raise InputError("damaged PNG rows (unknown filter); accepted is a whole file")
+            raise InputError("damaged PNG rows (unknown filter); expected a whole file")
         at += count * size
     return rows
 
@@ -102,7 +100,7 @@ def _rows(packed: bytes, height: int, width: int, pixel_bits: int, interlaced: b
 def _palette(entries: bytes, transparent: bytes) -> tuple[np.ndarray, np.ndarray]:
     """PLTE as [n, 3] uint8, and the alpha of each of 256 indices, uint8."""
     if len(entries) % 3 or not 3 <= len(entries) <= 768:
-        raise InputError(f"PNG palette of {len(entries)} bytes; accepted are 1 to 256 RGB entries")
+        raise InputError(f"PNG palette of {len(entries)} bytes; expected 1 to 256 RGB entries")
     table = np.frombuffer(entries, np.uint8).reshape(-1, 3)
     alpha = np.full(256, 255, np.uint8)
     alpha[: len(transparent)] = np.frombuffer(transparent[:256], np.uint8)

@@ -27,7 +27,7 @@ PHOTOMETRIC = {
     6: "YCbCr",
     8: "Lab",
 }
-RULES = {  # tag: (name, value where the tag is absent, accepted values, the same in words); TIFF 6.0
+RULES = {  # tag: (name, value where the tag is absent, expected values, the same in words); TIFF 6.0
     259: ("compression", 1, (1, 5, 8, 32773, 32946), "1 none, 5 LZW, 8 deflate, 32773 PackBits"),
     266: ("fill order", 1, (1,), "1"),
     284: ("planar configuration", 1, (1,), "1 (samples of a pixel together)"),
@@ -39,31 +39,31 @@ Tags = dict[int, tuple[int, ...]]
 
 
 def check(data: bytes) -> Checked:
-    """Raises InputError, struct.error or zlib.error for a TIFF that is not whole or not accepted."""
+    """Raises InputError, struct.error or zlib.error for a TIFF that is not whole or of no kind read here."""
     if data[2:4] in (b"+\0", b"\0+"):
-        raise InputError("a BigTIFF; accepted is classic TIFF")
+        raise InputError("a BigTIFF; expected classic TIFF")
     tags, next_page = tiff_tags(data)
     height, width = tags.get(257, (0,))[0], tags.get(256, (0,))[0]
     check_size(height, width)
     if next_page:
-        raise InputError("a TIFF of several pages; accepted is one picture a file")
-    for number, (what, absent, accepted, words) in RULES.items():
-        came = tags.get(number, (absent,))[0]
-        if came not in accepted:
-            raise InputError(f"TIFF {what} {came}; accepted are {words}")
+        raise InputError("a TIFF of several pages; expected one picture per file")
+    for number, (what, absent, expected, words) in RULES.items():
+        received = tags.get(number, (absent,))[0]
+        if received not in expected:
+            raise InputError(f"TIFF {what} {received}; expected {words}")
     photometric, samples = tags.get(262, (-1,))[0], tags.get(277, (1,))[0]
     if (photometric, samples) not in ((1, 1), (2, 3), (2, 4)):
         kind = f"TIFF {PHOTOMETRIC.get(photometric, photometric)}, {samples} samples a pixel"
-        raise InputError(f"{kind}; accepted are grey (1 sample), RGB (3), RGB with opaque alpha (4)")
+        raise InputError(f"{kind}; expected grey (1 sample), RGB (3), RGB with opaque alpha (4)")
     depths, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
     dtype = DTYPES.get((max(depths), max(formats))) if len(depths) == len(formats) == 1 else None
     if dtype is None:
         kind = f"TIFF of {sorted(depths)} bits, sample format {sorted(formats)}"
-        raise InputError(f"{kind}; accepted are 8 and 16 bits unsigned (1), 32 bits floating point (3)")
+        raise InputError(f"{kind}; expected 8 or 16 bits unsigned (1), 32 bits floating point (3)")
     check_orientation(tags.get(274, (1,))[0])
     _check_parts(data, tags, height, width, samples * np.dtype(dtype).itemsize)
     if samples == 4:
-        tags[338] = (2,)  # plain alpha, whatever it says: only an opaque one is accepted
+        tags[338] = (2,)  # plain alpha, whatever it says: only an opaque one is read
     return Checked(_plain(data, tags), (height, width, samples), dtype)
 
 
@@ -72,9 +72,7 @@ def _check_parts(data: bytes, tags: Tags, height: int, width: int, pixel_bytes: 
     if 322 in tags:
         across, down = tags[322][0], tags.get(323, (0,))[0]
         if not (16 <= across <= MAX_SIDE_PX and 16 <= down <= MAX_SIDE_PX):
-            raise InputError(
-                f"TIFF tiles of {down} x {across} px; accepted are 16 to {MAX_SIDE_PX} px a side"
-            )
+            raise InputError(f"TIFF tiles of {down} x {across} px; expected 16 to {MAX_SIDE_PX} px per side")
         offsets, counts = tags.get(324, ()), tags.get(325, ())
         needed = [down * across * pixel_bytes] * (-(-height // down) * -(-width // across))
     else:
@@ -89,7 +87,7 @@ def _check_parts(data: bytes, tags: Tags, height: int, width: int, pixel_bytes: 
             most = need if compression == 32773 else needed[0]  # a last strip may be padded to full height
             whole = need <= _unpacked_size(data[offset : offset + count], compression, most) <= most
     if not whole:
-        raise InputError("truncated or damaged TIFF (pixel data missing); accepted is a whole file")
+        raise InputError("truncated or damaged TIFF (pixel data missing); expected a whole file")
 
 
 def _unpacked_size(part: bytes, compression: int, most: int) -> int:
