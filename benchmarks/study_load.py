@@ -102,14 +102,12 @@ def serving(study: Path, port: int, **options: Any) -> Iterator[tuple[subprocess
     command = [sys.executable, "-m", "mmif_trt", "study", "serve", str(study), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
     assert process.stdout is not None
-    links = []
     try:
         for line in process.stdout:
-            if line.startswith("reader "):
-                links.append(line.split(": ", 1)[1].strip())
             if line.startswith("serving"):
                 break
-        yield process, links
+        rows = (study / "addresses.csv").read_text().splitlines()[1:]
+        yield process, [row.split(",", 1)[1] for row in rows]
     finally:
         process.kill()
         process.wait()

@@ -6,9 +6,11 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from mmif_trt.image import InputError
 
@@ -27,12 +29,56 @@ def name_of(path: str | os.PathLike[str]) -> str:
     return os.fsdecode(path)
 
 
+def kind_of_entry(mode: int) -> str:
+    """What a file's mode says it is, for a message; "" for a regular file."""
+    kinds = {
+        stat.S_IFREG: "",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """False also where nothing can be said: a link to itself, a disk that fails."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file for reading; nothing else is ever opened, for a pipe waits for its writer, and a device
+    may do whatever it is made for. Links are followed.
+
+    Raises InputError for anything else, OSError where it is not there or cannot be read.
+    """
+    name = os.fspath(path)
+    if kind := kind_of_entry(os.stat(name).st_mode):
+        raise InputError(f"{name}: {kind}; expected a regular file")
+    descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if kind := kind_of_entry(os.fstat(descriptor).st_mode):  # it was changed since
+        os.close(descriptor)
+        raise InputError(f"{name}: {kind}; expected a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """The whole of a regular file; see open_regular."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def write_atomic(
     path: str | os.PathLike[str], data: bytes, *more: bytes | memoryview, durable: bool = True
 ) -> None:
     """The whole of `data` (and `more`, after it) under `path`, or what was there before: also after a kill.
 
-    durable: also after a power cut, for then the bytes reach the disk (fsync) before the name does. A second
+    durable: also after a power cut, for then the bytes reach the disk (fsync) before the name does, and the
+    name (the folder's entry) before this returns. A second
     run over a folder skips finished names: none may stand for an empty file. It waits, at no cost of the CPU:
     0.3 ms a file on an idle machine, 8 ms with all its cores busy. A link is followed; the folder must exist.
     Raises OutputError and leaves no temporary file.
@@ -52,6 +98,8 @@ def write_atomic(
                 if durable:
                     os.fsync(descriptor)
             os.replace(temporary, target)
+            if durable:
+                sync_folder(os.path.dirname(target))
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 os.unlink(temporary)
@@ -61,6 +109,30 @@ def write_atomic(
     except OSError as error:
         expected = "expected a file name in an existing, writable folder with room"
         raise OutputError(f"{name}: cannot be written ({error.strerror}); {expected}") from error
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """The entries of a folder to the disk: a power cut then takes no rename, link or mkdir in it back. A file
+    system that cannot is passed over."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except OSError:  # Windows opens no folder
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """mkdir -p, each new entry on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -74,7 +146,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 def prove_writable(folder: Path) -> None:
     """Makes the folder where it is missing. Raises InputError where it takes no files."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # Permission bits say little: root, read-only mounts, network shares. This file never has a name.
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
+from mmif_trt.files import kind_of_entry, open_regular
 from mmif_trt.image import InputError
 
 MARKS = (b"mmif_trt", b"mmif-trt")  # a text that this package wrote names it near its beginning
@@ -34,6 +35,8 @@ def check(
         if found is not None and (own := existing.get((found.st_dev, found.st_ino))):
             raise InputError(f"{own}: is the same file as the input {source}; expected an output of its own")
     for path in existing.values():
+        if (kind := kind_of_entry(os.stat(path).st_mode)) and kind != "a folder":
+            raise InputError(f"{path}: {kind}; expected a file name")
         if not may_replace(path):
             raise InputError(
                 f"{path}: exists, and no record of this program claims it; expected a new name, or move it"
@@ -59,8 +62,8 @@ def is_ours(path: str, header: bytes = b"") -> bool:
     """Whether a text was written by this package: it says so, or begins with `header` (of a table), or holds
     nothing."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(MARK_BYTES)
-    except OSError:
+    except (InputError, OSError):
         return False
     return not head or any(mark in head for mark in MARKS) or bool(header) and head.startswith(header)

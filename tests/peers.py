@@ -139,7 +139,7 @@ class Node:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
-    def start(self) -> None:
+    def start(self, healthy: bool = True) -> None:
         command = [sys.executable, "-m", "mmif_trt", "node", "--aet", "MMIF", "--host", "127.0.0.1"]
         command += [
             "--port",
@@ -150,9 +150,12 @@ class Node:
             "2",
         ]
         command += ["--spool", str(self.folder / "spool"), "--http-port", str(self.http), "--retry-s", "1"]
+        if not {"--peer", "--any-peer"} & set(self.options):
+            command.append("--any-peer")
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log)
-        until(lambda: b'"ok"' in self.web("/health"))
+        if healthy:
+            until(lambda: b'"ok"' in self.web("/health"))
 
     def kill(self) -> None:
         if self.process is not None:

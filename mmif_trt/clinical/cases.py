@@ -8,6 +8,7 @@ three stages and one waiting between them, whatever their number.
 from __future__ import annotations
 
 import csv
+import io as text_io
 import json
 import os
 import queue
@@ -23,7 +24,7 @@ from mmif_trt.clinical import outputs
 from mmif_trt.clinical.case import Case, Loaded, VolumeFuser, fuse, load
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.clinical.series import collect, pair
-from mmif_trt.files import disk_is_full, write_atomic
+from mmif_trt.files import disk_is_full, open_regular, read_regular, write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, explain
 from mmif_trt.volume import Fused, Options
@@ -62,18 +63,17 @@ def dicom_paths(root: str) -> list[str]:
         for name in sorted(names):
             path = os.path.join(folder, name)
             try:
-                if os.path.isfile(path) and name != "DICOMDIR":  # no pipe, which would never answer
-                    with open(path, "rb") as file:
+                if name != "DICOMDIR":
+                    with open_regular(path) as file:
                         found += [path] if dicom.is_dicom(file.read(132)) else []
-            except OSError:
+            except (OSError, InputError):
                 continue  # what cannot be read is no part of a series; its series then has a gap
     return found
 
 
 def _manifest(path: str) -> list[Case]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(text_io.StringIO(read_regular(path).decode("utf-8-sig"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"{path}: cannot be read ({type(error).__name__}); expected a CSV in UTF-8"
@@ -127,8 +127,8 @@ def asked(case: Case, run: Run) -> dict[str, Any]:
 def difference(case: Case, out: Path, suffix: str, run: Run) -> str | None:
     """None for a case that is to be done; of a done one what differs from now, in words, empty if nothing."""
     try:
-        report = json.loads((out / f"{case.name}.json").read_text())
-    except (OSError, ValueError):
+        report = json.loads(read_regular(out / f"{case.name}.json"))
+    except (InputError, OSError, ValueError):
         return None
     if report.get("status") != "done" or not (out / f"{case.name}{suffix}").exists():
         return None
@@ -161,9 +161,9 @@ def _claimed(out: Path, case: Case) -> set[str]:
     """The names that a record of ours says are this case's; its own too. An empty one has nothing to lose."""
     path = out / f"{case.name}.json"
     try:
-        text = path.read_text()
+        text = read_regular(path).decode()
         record = json.loads(text) if text else {"name": case.name, "status": "", "files": []}
-    except (OSError, ValueError):
+    except (InputError, OSError, ValueError):
         return set()
     if not isinstance(record, dict) or record.get("name") != case.name or "status" not in record:
         return set()

@@ -8,13 +8,8 @@ folder. The parent starts the child anew after a death.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmif_trt.clinical.child import Child
 from mmif_trt.files import TMP_SUFFIX, OutputError
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import registration as dicom_registration
@@ -29,7 +25,6 @@ from mmif_trt.stages import geometry
 
 MEGABYTES, SECONDS = 6144, 300.0
 HEADERS_AT_ONCE = 128
-MAX_ANSWER_BYTES = 256 << 20  # 20,000 headers have about 40 MB; the memory limit is the child's alone
 
 
 def _megabytes() -> int:
@@ -52,7 +47,6 @@ class Decoder:
         self, megabytes: int | None = None, seconds: float = SECONDS, folder: Path | None = None
     ) -> None:
         self.megabytes, self.seconds = megabytes or _megabytes(), seconds
-        self._child: subprocess.Popen[bytes] | None = None
         try:  # O_TMPFILE where the file system has it; else a name for a moment
             self._pixels = tempfile.TemporaryFile(  # noqa: SIM115
                 dir=folder, prefix=f".{os.getpid()}-", suffix=TMP_SUFFIX
@@ -60,6 +54,9 @@ class Decoder:
         except OSError as error:
             where = folder or tempfile.gettempdir()
             raise OutputError(f"{where}: {error.strerror}; expected a folder with room for pixels") from error
+        pixels = self._pixels.fileno()
+        module = "mmif_trt.clinical.decoder_child"
+        self._child = Child(module, str(self.megabytes), str(pixels), pass_fds=(pixels,))
 
     def __enter__(self) -> Decoder:
         return self
@@ -68,17 +65,8 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        self._stop()
+        self._child.stop()
         self._pixels.close()
-
-    def _stop(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for stream in (self._child.stdin, self._child.stdout):
-                if stream:
-                    stream.close()
-            self._child = None
 
     def read(self, paths: tuple[str, ...]) -> Image:
         """paths: one file or folder, or the DICOM files of a series. Raises InputError, also where the child
@@ -90,7 +78,7 @@ class Decoder:
                 raise OutputError(answer["error"])
             if "error" in answer:
                 if "memory" in answer["error"]:
-                    self._stop()  # what it still holds would cost the next file
+                    self._child.stop()  # what it still holds would cost the next file
                 raise InputError(answer["error"])
             self._pixels.seek(0)
             return _image(answer, np.load(self._pixels, allow_pickle=False))
@@ -120,43 +108,15 @@ class Decoder:
                         yield from self._ask({"headers": [path]}, path)["headers"]
 
     def _ask(self, request: dict[str, Any], name: str) -> dict[str, Any]:
-        if self._child is None or self._child.poll() is not None:
-            pixels = self._pixels.fileno()
-            command = [sys.executable, "-m", "mmif_trt.clinical.decoder_child"]
-            self._child = subprocess.Popen(
-                [*command, str(self.megabytes), str(pixels)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=(pixels,),
-            )
-        assert self._child.stdin is not None
         try:
-            self._child.stdin.write((json.dumps(request) + "\n").encode())
-            self._child.stdin.flush()
-            return self._answer(name)
-        except (BrokenPipeError, EOFError):
-            self._stop()
-            raise InputError(
-                f"{name}: the reader died on it (memory over {self.megabytes} MB?); expected a valid file"
-            ) from None
-
-    def _answer(self, name: str) -> dict[str, Any]:
-        assert self._child is not None and self._child.stdout is not None
-        end, out = time.monotonic() + self.seconds, self._child.stdout.fileno()
-        got = bytearray()
-        while not got.endswith(b"\n"):
-            if not select.select([out], [], [], max(0.0, end - time.monotonic()))[0]:
-                self._stop()
-                raise InputError(f"{name}: not read within {self.seconds:g} s; expected a file that is")
-            part = os.read(out, 1 << 20)
-            if not part:
-                raise EOFError
-            got += part
-            if len(got) > MAX_ANSWER_BYTES:
-                self._stop()
-                raise InputError(f"{name}: headers of over {MAX_ANSWER_BYTES} bytes; expected less")
-        answer: dict[str, Any] = json.loads(got)
-        return answer
+            return self._child.ask(request, self.seconds)
+        except EOFError:
+            why = f"the reader died on it (memory over {self.megabytes} MB?); expected a valid file"
+        except TimeoutError:
+            why = f"not read within {self.seconds:g} s; expected a file that is"
+        except ValueError:
+            why = "headers without an end; expected less"
+        raise InputError(f"{name}: {why}")
 
 
 def _image(answer: dict[str, Any], data: np.ndarray) -> Image:

@@ -8,61 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import signal
 import sys
-import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmif_trt import io
+from mmif_trt.clinical.child_side import serve
 from mmif_trt.clinical.header import header
+from mmif_trt.files import open_regular, read_regular
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.running import explain
 
 HEADER_BYTES = 1 << 20  # headers end long before
 
 
-def serve() -> None:
-    import resource
-
-    limit, pixels = int(sys.argv[1]) << 20, int(sys.argv[2])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _end_with_the_parent()
-    answers, errors = os.fdopen(os.dup(1), "w"), os.dup(2)
-    if os.environ.get("MMIF_DEBUG") != "1":
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        os.dup2(silent, 2)
-    else:
-        os.dup2(2, 1)  # what a codec prints is no answer
-    try:
-        for line in sys.stdin:
-            answers.write(_answer(line, pixels) + "\n")
-            answers.flush()
-    except BaseException as error:
-        os.write(errors, f"mmif-trt: the reading process ended: {type(error).__name__}\n".encode())
-        os._exit(1)
-
-
-def _end_with_the_parent() -> None:
-    """The parent decides when to end: Ctrl-C on a terminal reaches all its children as well, and one that was
-    killed says nothing. A pipe tells: its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(0, 0)  # POLLHUP and POLLERR come unasked
-        poll.poll()
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
+def main() -> None:
+    pixels = int(sys.argv[2])
+    serve(int(sys.argv[1]), lambda line: _answer(line, pixels))
 
 
 def _answer(line: str, pixels: int) -> str:
@@ -121,7 +84,7 @@ def _keys(path: str) -> tuple[str, dict[str, Any]] | None:
     from mmif_trt.io import dicom
 
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEADER_BYTES)
             if dicom.transfer_syntax(head, path)[0] == dicom.DEFLATED:
                 head += file.read()
@@ -142,8 +105,8 @@ def _read(paths: list[str], name: str) -> Any:
 
     if len(paths) == 1:
         return io.read(paths[0])
-    return dicom.series([dicom.parse(Path(path).read_bytes(), path) for path in paths], name)
+    return dicom.series([dicom.parse(read_regular(path), path) for path in paths], name)
 
 
 if __name__ == "__main__":
-    serve()
+    main()

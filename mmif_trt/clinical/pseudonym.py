@@ -12,6 +12,7 @@ import os
 import secrets
 from pathlib import Path
 
+from mmif_trt.files import make_folder, read_regular, sync_folder
 from mmif_trt.image import InputError
 
 FILE = ".pseudonym-key"  # beside the names it made, mode 0600; without it they lead to nobody
@@ -35,7 +36,7 @@ def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes 
     """
     path = Path(given) if given else root / FILE
     if not given and make and not path.exists():
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         # Written aside and linked: a name that is there has a whole key, and the first of several wins.
         aside = root / f"{FILE}.{secrets.token_hex(8)}"
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -48,12 +49,15 @@ def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes 
                 os.link(aside, path)
         finally:
             aside.unlink()
+            sync_folder(root)
     try:
-        key = bytes.fromhex(path.read_text().strip())
+        key = bytes.fromhex(read_regular(path).decode().strip())
     except FileNotFoundError:
         if not given:
             return None
         raise InputError(f"--pseudonym-key {path}: no such file; accepted is a file with a key") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {type(error).__name__}; accepted is {2 * KEY_BYTES} hex digits") from None
     if len(key) < KEY_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -23,17 +24,25 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--aet", required=True, help="our AE title; another Called AE title is rejected")
     parser.add_argument("--port", type=int, required=True, help="to listen on, for DICOM")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all")
+    what = "address to listen on; default: 127.0.0.1, this machine only"
+    parser.add_argument("--host", default="127.0.0.1", help=what)
     parser.add_argument("--send-to", required=True, metavar="AET@HOST:PORT", help="the PACS")
     parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
-    parser.add_argument("--peer", action="append", default=[], metavar="AET", help="may store; default: any")
+    what = "who may store, and from which address; once per peer; all others are refused"
+    parser.add_argument("--peer", action="append", default=[], metavar="AET[@HOST]", help=what)
+    parser.add_argument("--any-peer", action="store_true", help="every AE title may store")
     parser.add_argument("--quiet-s", type=float, default=10.0, help="silence that ends a study; default: 10")
     what = "longest wait for an association that stays open; default: 600"
     parser.add_argument("--hold-s", type=_positive, default=600.0, help=what)
-    parser.add_argument("--http-port", type=int, help="of /health and /metrics")
-    parser.add_argument(
-        "--max-per-s", type=_positive, default=500.0, help="instances per second; default: 500"
-    )
+    parser.add_argument("--http-port", type=int, help="of /health and /metrics; default: not served")
+    what = "address of --http-port; default: 127.0.0.1; another needs --http-token or --http-tls"
+    parser.add_argument("--http-host", default="127.0.0.1", help=what)
+    what = "a file with a token, which a request shows as 'Authorization: Bearer TOKEN'"
+    parser.add_argument("--http-token", metavar="FILE", help=what)
+    parser.add_argument("--http-tls", action="store_true", help="serve --http-port by the TLS of --tls")
+    what = "one JSON line per event (PS3.15 A.5), to a file or to syslog; default: none"
+    parser.add_argument("--audit", metavar="FILE|syslog", help=what)
+    parser.add_argument("--max-per-s", type=_positive, default=500.0, help="instances per second; default: 500")
     for option, default, what in (
         ("--max-mb", 512, "largest instance"),
         ("--max-association-mb", 16_384, "of one association"),
@@ -43,6 +52,10 @@ def add(commands: Any) -> None:
     ):
         what = f"{what}, in MB; over it C-STORE answers A700, out of resources; default: {default}"
         parser.add_argument(option, type=_positive, default=default, metavar="MB", help=what)
+    what = "address space of the process that fuses; a case that needs more fails; default: 16384"
+    parser.add_argument("--max-fusion-mb", type=_positive, default=16_384, metavar="MB", help=what)
+    what = "longest fusion of a case; default: 1800"
+    parser.add_argument("--study-s", type=_positive, default=1800.0, metavar="S", help=what)
     parser.add_argument("--max-associations", type=_positive, default=16, help="at one time; default: 16")
     parser.add_argument("--keep-s", type=float, default=86_400.0, help="sources are kept; default: a day")
     parser.add_argument("--retry-s", type=_positive, default=5.0, help="first pause where the PACS is down")
@@ -67,12 +80,16 @@ def _positive(text: str) -> float:
 
 
 def settings_of(args: argparse.Namespace) -> Any:
+    from mmif_trt.node.admission import Peer
     from mmif_trt.node.settings import Settings
 
     to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to)
     if not to or not 0 < int(to[3]) < 65536:
         raise InputError(f"--send-to {args.send_to}: expected AET@HOST:PORT")
-    for title in (args.aet, *args.peer):
+    if args.any_peer and args.peer:
+        raise InputError("--any-peer with --peer: expected one of them")
+    peers = tuple(Peer(aet, host) for aet, _, host in (text.partition("@") for text in args.peer))
+    for title in (args.aet, *(peer.aet for peer in peers)):
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
             raise InputError(f"AE title {title!r}: expected 1 to 16 characters, no backslash")
     for name in ("port", "http_port"):
@@ -81,21 +98,29 @@ def settings_of(args: argparse.Namespace) -> Any:
             raise InputError(f"--{name.replace('_', '-')} {port}: expected 1 to 65535")
     if not args.tls and (args.tls_any_peer or args.tls_plain_pacs):
         raise InputError("--tls-any-peer and --tls-plain-pacs: expected with --tls CERT KEY CA")
+    if args.http_tls and not args.tls:
+        raise InputError("--http-tls: without --tls; expected --tls CERT KEY CA")
     return Settings(
         aet=args.aet,
         port=args.port,
         host=args.host,
         spool=args.spool,
         send_to=(to[1], to[2], int(to[3])),
-        peers=frozenset(args.peer),
+        peers=None if args.any_peer else peers,
         quiet_s=args.quiet_s,
         hold_s=args.hold_s,
         http_port=args.http_port,
+        http_host=args.http_host,
+        http_token=args.http_token,
+        http_tls=args.http_tls,
+        audit=args.audit,
         max_instance_bytes=int(args.max_mb * MB),
         max_association_bytes=int(args.max_association_mb * MB),
         max_memory_bytes=int(args.max_memory_mb * MB),
         max_spool_bytes=int(args.max_spool_mb * MB),
         min_free_bytes=int(args.min_free_mb * MB),
+        max_fusion_bytes=int(args.max_fusion_mb * MB),
+        study_s=args.study_s,
         max_associations=int(args.max_associations),
         max_per_s=args.max_per_s,
         keep_s=args.keep_s,
@@ -113,20 +138,23 @@ def run(args: argparse.Namespace) -> int:
     import threading
 
     from mmif_trt.files import prove_writable
-    from mmif_trt.fuser import Fuser
-    from mmif_trt.machine import usable_cores
     from mmif_trt.node.run import serve
-    from mmif_trt.running import stop_on_signal
+    from mmif_trt.running import one_line, stop_on_signal
 
     settings = settings_of(args)
+    os.umask(0o077)  # the spool, its scratch files and the audit trail are nobody else's
     prove_writable(settings.spool)
-    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+
+    class Printable(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return one_line(super().format(record))  # a peer chooses its AE title, terminal codes and all
+
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(form)
+    handler.setFormatter(Printable("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("mmif_trt.node")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     # A traceback may quote what a peer sent: the log gets the kind of the error alone.
     threading.excepthook = lambda args: log.error("a thread ended: %s", args.exc_type.__name__)
     with stop_on_signal() as (stop, _):
-        return 0 if serve(settings, Fuser(streams=usable_cores()), stop) else 1
+        return 0 if serve(settings, stop) else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mmif_trt.study.store import Store
 
 PORT = 8642
+ADDRESSES = "addresses.csv"  # beside the study, mode 0600: the readers' links as they are served now
 CONFIG_HELP = """CONFIG is a JSON file; folders are relative to it:
 {"title": "...", "readers": 16, "repeats": 0.1, "seed": 0,
  "sets": [{"modality": "pet", "sources": "SOURCES", "methods": {"LAGN": "fused/lagn", "max": "fused/max"}}],
@@ -75,6 +77,10 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
     parser.add_argument("--certificate", metavar="PEM", help="serve by TLS with this certificate")
     parser.add_argument("--key", metavar="PEM", help="the certificate's key")
+    what = "a name that readers reach this machine by, in their links too; may be repeated"
+    parser.add_argument("--name", action="append", default=[], metavar="HOST", help=what)
+    what = "address of a proxy whose X-Forwarded-For is believed; default: nobody's"
+    parser.add_argument("--proxy", metavar="ADDRESS", help=what)
 
 
 def _open(folder: Path) -> Store:
@@ -113,6 +119,7 @@ def _create(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     _needs_extra()
+    from mmif_trt.files import write_atomic
     from mmif_trt.study.create import links
     from mmif_trt.study.server import serve
 
@@ -123,11 +130,14 @@ def _serve(args: argparse.Namespace) -> int:
     store = _open(args.study)
     scheme = "https" if args.certificate else "http"
     host = f"[{args.host}]" if ":" in args.host else args.host
-    found = links(args.study, f"{scheme}://{host}:{args.port}")
+    found = links(args.study, f"{scheme}://{args.name[0] if args.name else host}:{args.port}")
+    os.umask(0o077)  # what SQLite makes beside the database, too
+    made = args.study / ADDRESSES
+    text = "reader,link\n" + "".join(f"{reader},{link}\n" for reader, link in enumerate(found, 1))
 
     def ready() -> None:
-        for reader, link in enumerate(found, 1):
-            print(f"reader {reader}: {link}", flush=True)
+        write_atomic(made, text.encode())  # not on a terminal, nor in a log: who has a link is its reader
+        print(f"the readers' links: {made} (hand each reader one)", flush=True)
         if not _is_loopback(args.host) and not args.certificate:
             print(
                 "mmif-trt: warning: open to the network without TLS: anyone on the way can read links and "
@@ -140,7 +150,16 @@ def _serve(args: argparse.Namespace) -> int:
 
             webbrowser.open(found[0])
 
-    serve(store, args.host, args.port, certificate=args.certificate, key=args.key, ready=ready)
+    serve(
+        store,
+        args.host,
+        args.port,
+        certificate=args.certificate,
+        key=args.key,
+        ready=ready,
+        names=args.name,
+        proxy=args.proxy,
+    )
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmif_trt import overwriting
 from mmif_trt.commands.arguments import REGISTRATIONS, add_how, options_of
-from mmif_trt.files import write_atomic
+from mmif_trt.files import open_regular, write_atomic
 from mmif_trt.image import MODALITIES, InputError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".ima", ".zip")
@@ -54,9 +54,9 @@ def _is_volume(path: str) -> bool:
 
 def _begins_as_dicom(path: str) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
+    except (InputError, OSError):
         return False
 
 

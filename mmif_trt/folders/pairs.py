@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmif_trt import io, overwriting
-from mmif_trt.files import prove_writable, remove_leftovers
+from mmif_trt.files import is_regular, prove_writable, remove_leftovers
 from mmif_trt.image import InputError
 
 SHOWN_NAMES = 5  # of those without a partner
@@ -119,7 +119,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     others = 0
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         stem, suffix = _split(entry.name)
-        if entry.name.startswith(".") or not suffix or not entry.is_file():
+        if entry.name.startswith(".") or not suffix or not is_regular(entry):
             others += 1
             continue
         if stem in found:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmif_trt import io
-from mmif_trt.files import disk_is_full, write_atomic
+from mmif_trt.files import disk_is_full, open_regular, write_atomic
 from mmif_trt.folders.pairs import Pair
 from mmif_trt.image import Image, InputError
 from mmif_trt.machine import usable_cores
@@ -189,7 +189,7 @@ def _fuse(result: Result, fuser: PairFuser, ranges: tuple[Range | None, Range | 
 
 def _sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -6,13 +6,12 @@ A file is decoded whole or refused with one line (InputError), and written whole
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mmif_trt.files import name_of, write_atomic
+from mmif_trt.files import kind_of_entry, name_of, open_regular, write_atomic
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
 from mmif_trt.io import dicom, nifti, raster
 from mmif_trt.io.dicom import registration as dicom_registration
@@ -112,15 +111,14 @@ def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
     """(name, format, content) of one file, nothing of it looked at yet. Raises InputError."""
     name = name_of(path)
     try:
-        status = os.stat(name)  # before open, which would wait for a pipe's writer
-        if not stat.S_ISREG(status.st_mode):
-            came = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise InputError(f"{name}: {came}; accepted is one picture file")
+        status = os.stat(name)
+        if kind := kind_of_entry(status.st_mode):
+            raise InputError(f"{name}: {kind}; accepted is one picture file")
         form = _DICOM if _is_nameless_dicom(name) else format_of(name)
         most = MAX_VOLUME_BYTES if form.is_volume else MAX_FILE_BYTES
         if status.st_size > most:
             raise InputError(f"{name}: {status.st_size} bytes; accepted are {most} at most")
-        with open(name, "rb") as file:
+        with open_regular(name) as file:
             # Of its size and not of the limit: read(n) takes n bytes before it looks.
             return name, form, file.read(status.st_size)
     except FileNotFoundError:
@@ -133,7 +131,7 @@ def _is_nameless_dicom(name: str) -> bool:
     """DICOM files often have no suffix, or a number for one."""
     if name.lower().endswith(tuple(FORMATS)):
         return False
-    with open(name, "rb") as file:
+    with open_regular(name) as file:
         return dicom.is_dicom(file.read(132))
 
 

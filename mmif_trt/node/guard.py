@@ -7,7 +7,9 @@ anybody asks who the peer is. These are its classes with a limit in each place.
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,14 +18,24 @@ from io import BytesIO
 from socketserver import TCPServer
 from typing import Any
 
+from pynetdicom import evt
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from mmif_trt.node.admission import (
+    FIRST_PDU_S,
+    Admission,
+    Refusal,
+    Refused,
+    asked_by,
+    rejection,
+    request_of,
+)
+
 MAX_PDU_BYTES = 262_144  # announced to peers (PS3.8 D.1), and kept: a longer one ends the association
 MAX_COMMAND_BYTES = 65_536
-TIMEOUT_S = 30.0  # for a TLS handshake, and for the whole of one PDU: no peer holds a thread by dripping
-SPARE_CONNECTIONS = 8  # over the associations: room to tell a peer that there is no room
+TIMEOUT_S = 30.0  # for the whole of one PDU: no peer holds a thread by dripping
 
 
 @dataclass(frozen=True)
@@ -124,8 +136,19 @@ class _Messages(DIMSEServiceProvider):
 
 
 class _Socket(AssociationSocket):
+    # What was read before the association was there. It gets this class when it has been made, so that no
+    # __init__ of ours runs: of an association that we open nothing was read.
+    first = bytearray()
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.first) or super().ready
+
     def recv(self, nr_bytes: int) -> bytearray:
         """As the base class, of MAX_PDU_BYTES at most and within TIMEOUT_S; raises OSError."""
+        if self.first:
+            out, self.first = self.first[:nr_bytes], self.first[nr_bytes:]
+            return out
         channel = self.socket
         if channel is None or nr_bytes > MAX_PDU_BYTES:
             self._shutdown_socket()
@@ -139,10 +162,21 @@ class _Socket(AssociationSocket):
                 self._shutdown_socket()
                 raise
             if not count:
+                self._wake()
                 return out[:got]
             got += count
         channel.settimeout(TIMEOUT_S)
         return out
+
+    def close(self) -> None:
+        super().close()
+        self._wake()
+
+    def _wake(self) -> None:
+        """The peer has gone: an acceptor that waits for a request gives its place back now."""
+        association = self.assoc
+        if association.is_acceptor and association.requestor.primitive is None:
+            association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
 
 
 def bound(event: Any) -> None:
@@ -154,17 +188,36 @@ class Handler(RequestHandler):
     server: Server
 
     def handle(self) -> None:
-        """TLS first, in this connection's own thread: a peer that never shakes hands delays nobody."""
+        """TLS and the request first, in this connection's own thread; then pynetdicom takes over."""
+        server, address = self.server, self.client_address[0]
+        asked = None
+        try:
+            with server.admission.waiting(self.request, address):
+                end = time.monotonic() + FIRST_PDU_S
+                self._shake_hands()
+                request = request_of(self.request, end)
+            asked = asked_by(request, address, self.request)
+            with server.judging:
+                server.admission.judge(asked, server.addresses())
+                association = self._create_association()
+                association.dul.socket.first = bytearray(request)
+                evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
+                association.start()
+        except Refused as refused:
+            server.refused(refused.reason, asked, address)
+            with contextlib.suppress(OSError):
+                if refused.answer is not None:
+                    self.request.settimeout(1.0)
+                    self.request.sendall(rejection(refused.answer))
+            server.shutdown_request(self.request)
+
+    def _shake_hands(self) -> None:
         if isinstance(self.request, ssl.SSLSocket):
-            with self.server.greeting():
-                try:
-                    self.request.do_handshake()
-                except OSError:  # SSLError is one, and so is the time limit
-                    self.server.refused()
-                    with contextlib.suppress(OSError):
-                        self.request.close()
-                    return
-        super().handle()
+            self.request.settimeout(FIRST_PDU_S)
+            try:
+                self.request.do_handshake()
+            except OSError:  # SSLError is one, and so is the time limit
+                raise Refused("tls") from None
 
     def _create_association(self) -> Any:
         association = super()._create_association()
@@ -174,32 +227,34 @@ class Handler(RequestHandler):
 
 
 class Server(ThreadedAssociationServer):
-    """pynetdicom's server with limits. Set `limits`, `budget` and `refused` before the first request."""
+    """pynetdicom's server with limits. Set all of these before the first request."""
 
     daemon_threads = True
     limits: Limits
     budget: Budget
-    refused: Callable[[], None]
-    _greeting = 0
-    _turn = threading.Lock()
-
-    @contextlib.contextmanager
-    def greeting(self) -> Any:
-        with self._turn:
-            self._greeting += 1
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._greeting -= 1
+    admission: Admission
+    refused: Refusal
+    failed: Callable[[str], None]
+    judging: Any
 
     def get_request(self) -> Any:
         assert self.socket is not None
         client, address = self.socket.accept()
         client.settimeout(TIMEOUT_S)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self.ssl_context:
             client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         return client, address
+
+    def addresses(self) -> list[str]:
+        """Of the associations that there are."""
+        infos = [association.requestor.address_info for association in self.active_associations]
+        return [info.address for info in infos if info is not None]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What goes wrong in a connection's thread: by its type alone, no traceback."""
+        kind = sys.exc_info()[0]
+        self.failed(kind.__name__ if kind else "")
 
     def shutdown(self) -> None:
         """Ends the listener and the associations: what was not acknowledged the peers send again."""
@@ -207,7 +262,3 @@ class Server(ThreadedAssociationServer):
         self.server_close()
         for association in self.active_associations:
             association.abort()
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        room = self.limits.associations + SPARE_CONNECTIONS
-        return len(self.active_associations) + self._greeting < room

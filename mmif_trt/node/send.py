@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmif_trt.node import tls
 from mmif_trt.node.settings import Settings
+from mmif_trt.running import Stop
+
+log = logging.getLogger("mmif_trt.node")
 
 TIMEOUT_S = 30
+FIND_S, MAX_ANSWERS = 60.0, 100  # a C-FIND by instance has one answer
+MAX_SEND_S = 900.0  # of one case, asking included
 SENT, THERE, REFUSED, UNREACHABLE = "sent", "there", "refused", "unreachable"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model (PS3.4 C.6.2)
 
 
-def send(settings: Settings, path: Path, in_doubt: bool, before: Callable[[], None]) -> tuple[str, str]:
+def send(
+    settings: Settings, path: Path, in_doubt: bool, before: Callable[[], None], stop: Stop
+) -> tuple[str, str]:
     """One file to the PACS; (answer, SOP Instance UID).
 
     SENT where it said Success or a warning (then it keeps the instance), THERE where it was asked and has it
     already, REFUSED where it answered with a failure or takes no such class, UNREACHABLE where there was no
     answer. in_doubt: an earlier answer was not seen, so the PACS is asked first; one that answers no C-FIND
-    is sent the same instance again. before: called when the instance is about to go out.
+    is sent the same instance again. before: called when the instance is about to go out. stop: ends asking.
     """
     import pydicom
 
     dataset = pydicom.dcmread(path)
     uid = str(dataset.SOPInstanceUID)
-    if in_doubt and _is_there(settings, dataset):
+    if in_doubt and _is_there(settings, dataset, stop):
         return THERE, uid
     association = _associate(settings, dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
     if not association.is_established:
@@ -58,7 +67,7 @@ def _associate(settings: Settings, *context: str) -> Any:
     return ae.associate(host, port, ae_title=title, tls_args=secured, evt_handlers=handlers)
 
 
-def _is_there(settings: Settings, dataset: Any) -> bool:
+def _is_there(settings: Settings, dataset: Any, stop: Stop) -> bool:
     """By C-FIND at the level of instances, with every key above it (PS3.4 C.4.1.2). In an association of its
     own: a PACS that ends it on being asked must still be sent to."""
     from pydicom.dataset import Dataset
@@ -71,7 +80,16 @@ def _is_there(settings: Settings, dataset: Any) -> bool:
     if not association.is_established:
         return False
     try:
-        found = [answer for _, answer in association.send_c_find(query, FIND) if answer is not None]
-        return any(answer.get("SOPInstanceUID") == dataset.SOPInstanceUID for answer in found)
+        end = time.monotonic() + FIND_S
+        for count, (_, answer) in enumerate(association.send_c_find(query, FIND)):
+            if answer is not None and answer.get("SOPInstanceUID") == dataset.SOPInstanceUID:
+                association.abort()  # whatever else it would say
+                return True
+            if stop.reason or count >= MAX_ANSWERS or time.monotonic() > end:
+                log.warning("the PACS does not stop answering a C-FIND: not waited for")
+                association.abort()
+                return False
+        return False
     finally:
-        association.release()
+        if association.is_established:
+            association.release()

@@ -11,12 +11,26 @@ from typing import Any
 
 from mmif_trt.image import InputError
 from mmif_trt.node import tls
+from mmif_trt.node.admission import Admission, Asked
+from mmif_trt.node.audit import Audit
 from mmif_trt.node.settings import Settings
-from mmif_trt.node.spool import Spool
+from mmif_trt.node.spool import CORRECTED, DIFFERENT, Spool
 
 log = logging.getLogger("mmif_trt.node")
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+# COERCED, a warning (PS3.4 B.2.3): what is kept has other values than what was sent.
+SUCCESS, COERCED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xB000, 0xA700, 0xC000
 NETWORK_TIMEOUT_S = 30
+ACSE_TIMEOUT_S = 5  # the request has been read when pynetdicom comes in
+KEPT = {DIFFERENT: "the first is kept", CORRECTED: "the new one is kept, and the study is fused again"}
+WHY = {
+    "called_aet": "it asked for another AE title than ours",
+    "calling_aet": "its AE title is not one of --peer",
+    "address": "its AE title is of another address, by --peer AET@HOST",
+    "certificate": "its TLS certificate names neither its AE title nor its host",
+    "full": "no place is free for it",
+    "not_dicom": "no association request",
+    "tls": "no TLS, or no certificate that the authority signed",
+}
 MAX_HEADER_BYTES = 1 << 20  # in which the Study Instance UID must stand
 
 
@@ -39,8 +53,8 @@ class Counters:
 class Receiver:
     """The SCP. `start` returns its thread at once; `stop` ends associations and the listener."""
 
-    def __init__(self, settings: Settings, spool: Spool, counters: Counters) -> None:
-        self.settings, self.spool, self.counters = settings, spool, counters
+    def __init__(self, settings: Settings, spool: Spool, counters: Counters, audit: Audit) -> None:
+        self.settings, self.spool, self.counters, self.audit = settings, spool, counters, audit
         self._recent: deque[float] = deque()
         self._turn = threading.Lock()
         self._open: dict[int, set[str]] = {}  # association -> its studies
@@ -52,20 +66,18 @@ class Receiver:
 
         from mmif_trt.node import guard
 
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)  # it quotes datasets
         ae: Any = AE(self.settings.aet)
         ae.maximum_pdu_size = guard.MAX_PDU_BYTES
-        ae.maximum_associations = self.settings.max_associations
-        ae.require_called_aet = True
-        ae.require_calling_aet = sorted(self.settings.peers)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
+        ae.maximum_associations = 1 << 16  # guard.py judges number and AE titles before pynetdicom comes in
+        ae.acse_timeout = ACSE_TIMEOUT_S
+        ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
         ae.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax, _transfer_syntaxes())
         handlers = [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),
-            (evt.EVT_REJECTED, self._on_rejected),
+            (evt.EVT_ESTABLISHED, self._on_established),
             (evt.EVT_CONN_CLOSE, self._on_close),
         ]
         address = (self.settings.host, self.settings.port)
@@ -87,7 +99,13 @@ class Receiver:
             self.settings.max_association_bytes,
         )
         server.budget = guard.Budget(self.settings.max_memory_bytes)
-        server.refused = self._on_no_handshake
+        server.admission = Admission(
+            self.settings.aet,
+            self.settings.peers,
+            self.settings.max_associations,
+            self.settings.tls is not None and not self.settings.tls_any_peer,
+        )
+        server.judging, server.refused, server.failed = threading.Lock(), self._on_refused, self._on_failed
         self._server = server
         listener = threading.Thread(target=server.serve_forever, name="listen", daemon=True)
         listener.start()
@@ -106,57 +124,80 @@ class Receiver:
         self.counters.add("echoes_total")
         return SUCCESS
 
-    def _on_rejected(self, event: Any) -> None:
-        self.counters.add("associations_rejected_total")
-        log.warning("an association was rejected (AE title or number)")
+    def _on_refused(self, reason: str, asked: Asked | None, address: str) -> None:
+        """Each is counted by its reason. Connections that came to nothing are not logged one by one: a
+        monitor that looks whether the port is open makes one per second."""
+        self.counters.add(f"refused_{reason}_total")
+        self.counters.add("associations_rejected_total" if asked else "connections_refused_total")
+        if asked is None and reason in ("left", "silent"):
+            return
+        titles = {} if asked is None else {"calling_aet": asked.calling, "called_aet": asked.called}
+        self.audit("refusal", "failure", reason=reason, peer=address, **titles)
+        if asked is None:
+            log.warning("a connection from %s was refused: %s", address, WHY[reason])
+        else:
+            log.warning("an association of %r at %s was refused: %s", asked.calling, address, WHY[reason])
 
-    def _on_no_handshake(self) -> None:
-        self.counters.add("tls_refused_total")
-        log.warning("a connection was refused: no TLS, or no certificate that the authority signed")
+    def _on_failed(self, kind: str) -> None:
+        self.counters.add("connections_failed_total")
+        log.error("a connection ended: %s", kind)
+
+    def _on_established(self, event: Any) -> None:
+        self.counters.add("associations_total")
+        self.audit("association", **_who(event.assoc))
 
     def _on_close(self, event: Any) -> None:
         event.assoc.dimse.drop()
+        if event.assoc.requestor.primitive is not None:
+            self.audit("association_end", **_who(event.assoc))
         with self._turn:
             self._open.pop(id(event.assoc), None)
 
     def _on_store(self, event: Any) -> int:
         """Size, rate and room are judged by the bytes, before anything is decoded."""
-        held = event.request.DataSet
+        held, study = event.request.DataSet, ""
         try:
-            status = self._keep(event, held)
+            status, study = self._keep(event, held)
         except Exception as error:
             log.error("an instance could not be kept: %s", type(error).__name__)
             status = OUT_OF_RESOURCES if isinstance(error, OSError | MemoryError) else CANNOT_UNDERSTAND
         finally:
             held.free()
-        self.counters.add("instances_received_total" if status == SUCCESS else "instances_refused_total")
+        outcome = "success" if status in (SUCCESS, COERCED) else f"failure {status:04X}"
+        self.audit("instance", outcome, study=study, **_who(event.assoc))
+        taken = status in (SUCCESS, COERCED)
+        self.counters.add("instances_received_total" if taken else "instances_refused_total")
         return status
 
-    def _keep(self, event: Any, held: Any) -> int:
-        """The status of one C-STORE; Success only where the instance is on the disk."""
+    def _keep(self, event: Any, held: Any) -> tuple[int, str]:
+        """(the status of one C-STORE, its study's folder); Success only where the instance is on the disk."""
         size = held.held
         if held.over:
             log.warning("an instance was refused: over a limit of size or memory")
-            return OUT_OF_RESOURCES
+            return OUT_OF_RESOURCES, ""
         if (
             self.spool.room() < self.settings.min_free_bytes + size
             or self.spool.used() + size > self.settings.max_spool_bytes
         ):
             log.warning("an instance of %d bytes was refused: no room in the spool", size)
-            return OUT_OF_RESOURCES
+            return OUT_OF_RESOURCES, ""
         if self._too_fast():
             log.warning("an instance was refused: over %g a second", self.settings.max_per_s)
-            return OUT_OF_RESOURCES
+            return OUT_OF_RESOURCES, ""
         uid = str(event.request.AffectedSOPInstanceUID)
         held.seek(0)
         study = _study_of(held.read(MAX_HEADER_BYTES), event.context.transfer_syntax)
         if not study:
-            return CANNOT_UNDERSTAND
+            return CANNOT_UNDERSTAND, ""
+        name = self.spool.folder(study).name
         with self._turn:  # before it lies there: the study may look quiet
-            self._open.setdefault(id(event.assoc), set()).add(self.spool.folder(study).name)
+            self._open.setdefault(id(event.assoc), set()).add(name)
         with held.getbuffer() as body:  # no copy: an instance may be half of the memory that is allowed
-            self.spool.put(study, uid, _file_start(event), body)
-        return SUCCESS
+            kept = self.spool.put(study, uid, _file_start(event), body)
+        if kept in (DIFFERENT, CORRECTED):
+            self.counters.add(f"instances_{kept}_total")
+            log.warning("study %s: an instance came again with other content: %s", name, KEPT[kept])
+        return COERCED if kept == DIFFERENT else SUCCESS, name
 
     def _too_fast(self) -> bool:
         now = time.monotonic()
@@ -167,6 +208,15 @@ class Receiver:
                 return True
             self._recent.append(now)
         return False
+
+
+def _who(association: Any) -> dict[str, str]:
+    """The other side of an association, for the audit trail."""
+    return {
+        "peer": str(association.requestor.address_info.address),
+        "calling_aet": str(association.requestor.ae_title).strip(),
+        "called_aet": str(association.requestor.primitive.called_ae_title).strip(),
+    }
 
 
 def _file_start(event: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmif_trt.node.admission import Peer
 from mmif_trt.volume import Options
 
 
@@ -14,11 +15,15 @@ class Settings:
     port: int
     spool: Path
     send_to: tuple[str, str, int]  # AE title, host, port
-    host: str = "0.0.0.0"
-    peers: frozenset[str] = frozenset()  # AE titles that may store; empty: any
+    host: str = "127.0.0.1"
+    peers: tuple[Peer, ...] | None = ()  # who may ask; None: anybody
     quiet_s: float = 10.0
     hold_s: float = 600.0  # an association that stays open holds its quiet study back no longer than this
     http_port: int | None = None
+    http_host: str = "127.0.0.1"
+    http_token: str | None = None  # file; what /health and /metrics ask for
+    http_tls: bool = False  # the same TLS as for peers, with a certificate of theirs
+    audit: str | None = None  # file, or "syslog"
     max_instance_bytes: int = 512 << 20
     max_association_bytes: int = 16 << 30
     max_memory_bytes: int = 2 << 30  # of instances that are arriving, of all peers
@@ -26,6 +31,8 @@ class Settings:
     max_per_s: float = 500.0  # instances, from all peers
     max_associations: int = 16
     min_free_bytes: int = 1 << 30
+    max_fusion_bytes: int = 16 << 30  # address space of the process that fuses
+    study_s: float = 1800.0  # longest fusion of a case
     keep_s: float = 86_400.0
     retry_s: float = 5.0
     options: Options = field(default_factory=Options)

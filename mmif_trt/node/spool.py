@@ -5,18 +5,25 @@
     doubt/<case>                      a mark: it went out, and no answer was seen yet
     sent/<case>                       a mark with the UID of what the PACS took
     failed/<case>                     a mark with the reason: not tried again
+    tries/<case>                      a mark: how often a fusion of it ended a process
+    fused/<study>                     a mark: its cases were settled once
+    scratch/                          what a fusion leaves on its way; emptied at start
+    .lock                             held by the node that works here
 
 All names are pseudonyms (pseudonym.py). A case's name is made of its sources, and the fused instance's UIDs
 are too: a fusion that is repeated after a crash is the same instance, and a PACS that had it keeps one; what
 went out before a crash is asked for before it is sent again. Where a series goes on arriving after it was
-fused, the larger set of instances is another case of the same pair: it takes the place of the smaller one
-where that waits, and names it where the PACS has it already (a node cannot take an instance back from a
-PACS). A smaller set never follows a larger one.
+fused, or an instance comes again with other content, the new set of instances is another case of the same
+pair: it takes the place of the old one where that waits, and names it where the PACS has it already (a node
+cannot take an instance back from a PACS). A smaller set never follows a larger one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
+import json
 import os
 import time
 from collections.abc import Container
@@ -26,37 +33,94 @@ from typing import Any
 from mmif_trt.clinical import pseudonym
 from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.series import collect, pair
-from mmif_trt.files import TMP_SUFFIX, OutputError, write_atomic
+from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, write_atomic
+from mmif_trt.image import InputError
 
-FOLDERS = ("incoming", "outgoing", "doubt", "sent", "failed")
+FOLDERS = ("incoming", "outgoing", "doubt", "sent", "failed", "tries", "fused", "scratch")
 RECOUNT_S = 10.0
 MAX_MARK_BYTES = 4096
+NEW, SAME, DIFFERENT, CORRECTED = "new", "same", "different", "corrected"
 
 
 class Spool:
+    """`with` holds the lock: one node at a time. Raises InputError where another has it."""
+
     def __init__(self, root: Path, key_file: str | None = None) -> None:
-        self.root = root
+        self.root, self._key_file = root, key_file
+        self._lock: int | None = None
         for name in FOLDERS:
-            (root / name).mkdir(parents=True, exist_ok=True)
+            make_folder(root / name)
         key = pseudonym.key_in(root, key_file)
         assert key is not None
         self._key = key
+        sync_folder(root)
         self._used, self._counted = 0, -RECOUNT_S
-        for left in root.rglob(f"*{TMP_SUFFIX}"):  # of a write that a crash cut short: never acknowledged
-            left.unlink(missing_ok=True)
-        for mark in (root / "sent").iterdir():
+        self._arrived: dict[str, float] = {}  # study -> monotonic time of its last instance
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Spool:
+        self._take_lock()
+        for left in (*self.root.rglob(f"*{TMP_SUFFIX}"), *(self.root / "scratch").iterdir()):
+            left.unlink(missing_ok=True)  # of a write that a crash cut short: never acknowledged
+        for mark in (self.root / "sent").iterdir():
             if mark.stat().st_size > MAX_MARK_BYTES:  # a crash between the two steps of mark_sent
                 mark.write_bytes(b"")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise InputError(
+                f"--spool {self.root}: another node is at work in it; expected a folder for each node"
+            ) from None
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = descriptor
+
+    def ensure(self) -> None:
+        """Makes anew what went away with the folder (unmounted, deleted): folders, lock and key."""
+        if all((self.root / name).is_dir() for name in FOLDERS):
+            return
+        for name in FOLDERS:
+            make_folder(self.root / name)
+        if self._lock is not None:
+            self._take_lock()
+        key = self.root / pseudonym.FILE
+        if self._key_file is None and not key.exists():
+            write_atomic(key, f"{self._key.hex()}\n".encode())
+            os.chmod(key, 0o600)
 
     def folder(self, study: str) -> Path:
         return self.root / "incoming" / pseudonym.name_of(self._key, study)
 
-    def put(self, study: str, instance: str, head: bytes, body: memoryview) -> None:
-        """Keeps one instance, durably: only then may the peer be told Success. The same one again is one."""
+    def put(self, study: str, instance: str, head: bytes, body: memoryview) -> str:
+        """Keeps one instance, durably: only then may the peer be told Success. NEW; SAME where it is there
+        already; DIFFERENT where it is, with other content: the first stays; CORRECTED where that is so and
+        the study was fused: then the new one takes its place."""
         folder = self.folder(study)
-        folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"{pseudonym.name_of(self._key, instance)}.dcm", head, body)
+        make_folder(folder)
+        name, outcome = pseudonym.name_of(self._key, instance), NEW
+        first = next(iter(sorted(folder.glob(f"{name}*.dcm"))), None)
+        if first is not None:
+            if _holds(first, body):
+                return SAME
+            if not (self.root / "fused" / folder.name).exists():
+                return DIFFERENT
+            outcome, name = CORRECTED, f"{name}-{hashlib.sha256(body).hexdigest()[:8]}"
+        write_atomic(folder / f"{name}.dcm", head, body)
+        if outcome == CORRECTED and first is not None:
+            first.unlink(missing_ok=True)
+        self._arrived[folder.name] = time.monotonic()
         self._used += len(head) + len(body)
+        return outcome
 
     def used(self) -> int:
         """Bytes of all files here, counted every RECOUNT_S; what arrives between is added."""
@@ -72,16 +136,31 @@ class Spool:
         return sorted(path for path in (self.root / "incoming").iterdir() if path.is_dir())
 
     def quiet_s(self, study: Path) -> float:
-        """Seconds since something of this study arrived."""
+        """Seconds since something of this study arrived: by the monotonic clock, and of one that was there
+        before the node by the folder's time, as far as the machine's clock can be believed."""
+        now = time.monotonic()
+        if study.name in self._arrived:
+            return now - self._arrived[study.name]
         # An arrival renames a file into the folder, which dates the folder; the files may be moving.
-        return time.time() - study.stat().st_mtime
+        return max(time.time() - study.stat().st_mtime, now - self._started)
 
-    def cases(self, study: Path, decoder: Any, across: bool = False) -> list[Case]:
-        """The fusions of a study that are neither sent, waiting, nor failed. decoder: console.decoder's;
-        across: see series.pair."""
+    def arrivals(self, study: Path) -> int:
+        """A number that changes with each arrival."""
+        return study.stat().st_mtime_ns
+
+    def cases(self, study: Path, decoder: Any, across: bool = False) -> tuple[list[Case], list[str]]:
+        """(the fusions of a study that are neither sent, waiting, nor failed; which series are refused, and
+        why). decoder: clinical.decoder's; across: see series.pair."""
         paths = sorted(str(path) for path in study.glob("*.dcm"))
-        found, _ = pair(*collect(decoder.headers(paths), self._key), across)
-        return [case for case in found if self.state(self.name(case)) == "new"]
+        series, ties = collect(decoder.headers(paths), self._key)
+        owners: dict[str, set[str]] = {}
+        for one in series:
+            owners.setdefault(one.uid, set()).add(one.study)
+        mixed = {uid for uid, studies in owners.items() if len(studies) > 1}
+        found, _ = pair([one for one in series if one.uid not in mixed], ties, across)
+        tags = sorted({one.tag for one in series if one.uid in mixed})
+        refused = [f"series {tag} has instances of several patients: it is not fused" for tag in tags]
+        return [case for case in found if self.state(self.name(case)) == "new"], refused
 
     def name(self, case: Case) -> str:
         """Of the pair, the number of its instances, and which they are: a grown series is another case."""
@@ -109,10 +188,15 @@ class Spool:
     def waiting(self) -> list[Path]:
         return sorted((self.root / "outgoing").glob("*.dcm"))
 
-    def queue(self, name: str, data: bytes) -> list[str]:
-        """Puts a fusion into the queue, and takes out those of smaller sets of the same pair; their names."""
-        write_atomic(self.root / "outgoing" / f"{name}.dcm", data)
-        self._used += len(data)
+    def scratch(self, name: str) -> Path:
+        return (self.root / "scratch" / f"{name}.dcm").absolute()
+
+    def queue(self, name: str, result: Path) -> list[str]:
+        """Moves a fusion into the queue, and takes out those of other sets of the same pair; their names."""
+        target = self.root / "outgoing" / f"{name}.dcm"
+        os.replace(result, target)
+        sync_folder(target.parent)
+        self._used += target.stat().st_size
         pair_of, _, _ = name.rsplit("_", 2)
         gone = [p for p in self.waiting() if p.stem != name and p.stem.rsplit("_", 2)[0] == pair_of]
         for path in gone:
@@ -141,6 +225,7 @@ class Spool:
         except FileNotFoundError:  # a larger set took its place while it was sent
             write_atomic(mark, uid.encode())
             return
+        sync_folder(mark.parent)
         with open(mark, "r+b") as file:
             file.truncate(0)
             file.write(uid.encode())
@@ -152,17 +237,54 @@ class Spool:
     def mark_failed(self, name: str, reason: str) -> None:
         write_atomic(self.root / "failed" / name, reason.encode())
 
-    def forget(self, keep_s: float, settled: Container[str]) -> int:
-        """Removes the sources of settled studies that have been quiet for keep_s; returns how many."""
-        count = 0
+    def mark_fused(self, study: Path) -> None:
+        mark = self.root / "fused" / study.name
+        if not mark.exists():
+            write_atomic(mark, b"")
+
+    def tries(self, name: str) -> dict[str, int]:
+        """How often a fusion of a case ended the worker's process, and the node's."""
+        try:
+            found = json.loads((self.root / "tries" / name).read_text())
+            return {who: int(found[who]) for who in ("worker", "node")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"worker": 0, "node": 0}
+
+    def mark_try(self, name: str, who: str) -> None:
+        """ "node" before an attempt: the mark stays where the node dies in it. "worker" where that died."""
+        found = self.tries(name)
+        found[who] += 1
+        if who == "worker":
+            found["node"] -= 1
+        write_atomic(self.root / "tries" / name, json.dumps(found).encode())
+
+    def forget_tries(self, name: str) -> None:
+        (self.root / "tries" / name).unlink(missing_ok=True)
+
+    def forget(self, keep_s: float, settled: Container[str]) -> list[str]:
+        """Removes the sources of settled studies that have been quiet for keep_s; returns which."""
+        gone = []
         for study in self.studies():
             if study.name in settled and self.quiet_s(study) > keep_s:
                 with contextlib.suppress(OSError):  # something arrives just now: then it stays
                     for path in study.iterdir():
                         path.unlink()
                     study.rmdir()
-                    count += 1
-        return count
+                    (self.root / "fused" / study.name).unlink(missing_ok=True)
+                    self._arrived.pop(study.name, None)
+                    gone.append(study.name)
+        return gone
+
+    def gauges(self) -> dict[str, int]:
+        """For /health and /metrics. Raises OSError where the folder is gone."""
+        failed = list((self.root / "failed").iterdir())
+        aside = sum(mark.read_bytes()[:9] == b"set aside" for mark in failed)
+        return {
+            "queue_length": len(self.waiting()),
+            "studies_held": len(self.studies()),
+            "cases_failed": len(failed),
+            "cases_set_aside": aside,
+        }
 
     def room(self) -> int:
         """Free bytes of the disk."""
@@ -173,3 +295,13 @@ class Spool:
 def instances(name: str) -> int:
     """How many instances a case of this name is made of."""
     return int(name.rsplit("_", 2)[1])
+
+
+def _holds(path: Path, body: memoryview) -> bool:
+    """Whether a kept file ends in this data set: its meta information may come from another peer."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(body), os.SEEK_END)
+            return file.read() == body
+    except OSError:  # shorter
+        return False

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import ssl
 from typing import Any
 
 from mmif_trt.image import InputError
 from mmif_trt.node.settings import Settings
+
+log = logging.getLogger("mmif_trt.node")
 
 
 def for_peers(settings: Settings) -> ssl.SSLContext | None:
@@ -25,10 +29,19 @@ def for_pacs(settings: Settings) -> tuple[ssl.SSLContext, str] | None:
     return None if context is None else (context, settings.send_to[1])
 
 
+def readable_by_others(path: str) -> bool:
+    try:
+        return bool(os.stat(path).st_mode & 0o077)
+    except OSError:
+        return False
+
+
 def _context(settings: Settings, purpose: Any) -> ssl.SSLContext | None:
     if settings.tls is None:
         return None
     certificate, key, authority = settings.tls
+    if readable_by_others(key):
+        log.warning("--tls: the key can be read by other users; expected mode 0600 (chmod 600)")
     try:
         context = ssl.create_default_context(purpose, cafile=authority)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

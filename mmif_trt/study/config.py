@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmif_trt.files import read_regular
 from mmif_trt.image import MODALITIES, InputError
 from mmif_trt.study.plan import PAIRED, SCALE
 
@@ -116,7 +117,9 @@ OPTIONAL = {
 def read_config(path: str | Path) -> Config:
     """The configuration in a JSON file; its folders are relative to it. Raises InputError for all else."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path).decode())
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a study's JSON configuration") from None
     except ValueError as error:

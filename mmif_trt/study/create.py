@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mmif_trt import __version__, io
-from mmif_trt.files import write_atomic
+from mmif_trt.files import read_regular, write_atomic
 from mmif_trt.image import Image, InputError
 from mmif_trt.measure.scores import match_folders, source_folders
 from mmif_trt.stages.normalise import as_rgb8
@@ -47,7 +47,7 @@ def create(config: Config, folder: str | Path) -> list[str]:
     cases = [case for one in config.sets for case in _cases(one)]
     building = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        building.mkdir(parents=True)
+        building.mkdir(parents=True, mode=0o700)  # the database has the readers' answers
         tokens = _fill(building, config, cases)
         if folder.exists():
             folder.rmdir()
@@ -107,7 +107,8 @@ def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
         db.close()
     text = "reader,link\n" + "".join(f"{i},/enter/{token}\n" for i, token in enumerate(tokens, 1))
     write_atomic(folder / LINKS, text.encode())
-    os.chmod(folder / LINKS, 0o600)
+    for name in (LINKS, FILE):
+        os.chmod(folder / name, 0o600)
     return tokens
 
 
@@ -148,7 +149,7 @@ def links(folder: str | Path, address: str) -> list[str]:
     """The readers' personal links at `address`, such as http://127.0.0.1:8000."""
     path = Path(folder) / LINKS
     try:
-        lines = path.read_text().splitlines()[1:]
+        lines = read_regular(path).decode().splitlines()[1:]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a study folder with its {LINKS}") from None
     return [address + line.split(",", 1)[1] for line in lines]

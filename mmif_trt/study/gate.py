@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mmif_trt.study.store import token_hash
 
@@ -54,6 +57,40 @@ def client(request: Request) -> str:
     return request.client.host if request.client else "unknown"
 
 
+class SameSite:
+    """ASGI middleware: 421 for a Host that is not ours, 403 for a form that another site sends.
+
+    Ours are addresses, which no name server can point elsewhere (DNS rebinding), localhost, the machine's own
+    name, and `names`. A browser says by Origin which site a form comes from.
+    """
+
+    def __init__(self, app: Any, names: Sequence[str] = ()) -> None:
+        self.app = app
+        self._names = {name.lower() for name in (*names, "localhost", socket.gethostname(), socket.getfqdn())}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            host = headers.get(b"host", b"").decode("latin-1").lower()
+            if not self._is_ours(host):
+                await _refuse(send, 421, "This server has another name; the organiser can add it by --name.")
+                return
+            origin = headers.get(b"origin")
+            sender = host if origin is None else urlsplit(origin.decode("latin-1")).netloc.lower()
+            if scope["method"] not in ("GET", "HEAD") and sender != host:
+                await _refuse(send, 403, "This form was sent by another site.")
+                return
+        await self.app(scope, receive, send)
+
+    def _is_ours(self, host: str) -> bool:
+        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            ipaddress.ip_address(name)
+            return True
+        except ValueError:
+            return name in self._names
+
+
 class LimitBody:
     """ASGI middleware: 413 for a body over MAX_BODY_BYTES, announced or counted, without keeping it."""
 
@@ -92,8 +129,12 @@ class LimitBody:
 
 
 async def _too_large(send: Any) -> None:
-    text = f"The request is too large; expected {MAX_BODY_BYTES} bytes.\n".encode()
+    await _refuse(send, 413, f"The request is too large; expected {MAX_BODY_BYTES} bytes at most.")
+
+
+async def _refuse(send: Any, status: int, words: str) -> None:
+    text = f"{words}\n".encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
     headers += [(b"connection", b"close"), (b"x-content-type-options", b"nosniff")]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from mmif_trt.about import RESEARCH_USE
-from mmif_trt.image import SHOWN, InputError
+from mmif_trt.image import SHOWN
 from mmif_trt.study.config import SCALES
-from mmif_trt.study.gate import Gate, LimitBody, client
+from mmif_trt.study.gate import Gate, LimitBody, SameSite, client
 from mmif_trt.study.plan import PAIRED
 from mmif_trt.study.store import Page, Store, StoreFull
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
+CONNECTIONS, PER_ADDRESS = 512, 256  # a browser opens six; a department may share one address
 COOKIE = "reader"
 COOKIE_S = 90 * 24 * 3600
 SLOTS = ("mri", "other", "left", "right")
@@ -79,7 +80,7 @@ class Site:
         self.gate = Gate()
         self.responses = responses
         self.meta = store.meta
-        names = ("message", "welcome", "item", "done")
+        names = ("message", "welcome", "item", "done", "switch")
         self.templates = {name: load(f"{name}.html") for name in names}
 
     def html(self, template: str, status: int = 200, **values: Any) -> Response:
@@ -92,10 +93,15 @@ class Site:
     def go(self, path: str = "/read") -> Response:
         return self.responses.RedirectResponse(path, 303)
 
-    def enter(self, request: Request, token: str) -> Response:
+    def enter(self, request: Request, token: str, confirmed: bool = False) -> Response:
+        """The personal link. A browser that is another reader's is asked first: a link that somebody sent, or
+        a picture that names it, must not make one reader answer as another."""
         reader = self.gate.admit(client(request), token, self.store.reader_of)
         if isinstance(reader, str):
             return self.refuse(429 if reader == "locked" else 404)
+        before = self.store.reader_of(request.cookies.get(COOKIE, ""))
+        if before not in (None, reader) and not confirmed:
+            return self.html("switch", token=token)
         response = self.go()
         secure = request.url.scheme == "https"
         response.set_cookie(COOKIE, token, COOKIE_S, httponly=True, samesite="lax", secure=secure)
@@ -231,8 +237,8 @@ async def form_of(request: Request) -> dict[str, str]:
     return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
 
 
-def application(store: Store) -> FastAPI:
-    """The ASGI application of one study."""
+def application(store: Store, names: Sequence[str] = ()) -> FastAPI:
+    """The ASGI application of one study. names: of this machine, which a request may be addressed to."""
     from fastapi import FastAPI
     from fastapi.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -250,6 +256,11 @@ def application(store: Store) -> FastAPI:
         app.add_route(path, call, methods=["GET"])
 
     app.add_route("/begin", on_begin, methods=["POST"])
+    app.add_route(
+        "/enter/{token}",
+        lambda request: site.enter(request, request.path_params["token"], confirmed=True),
+        methods=["POST"],
+    )
     app.add_route("/answer", on_answer, methods=["POST"])
     get("/", lambda request: site.refuse(401))
     get("/read", lambda request: site.read(request, back=False))
@@ -266,6 +277,7 @@ def application(store: Store) -> FastAPI:
         return response
 
     app.add_middleware(LimitBody)
+    app.add_middleware(SameSite, names=names)  # outermost: nothing else sees what is not meant for us
     app.add_exception_handler(StoreFull, lambda request, error: site.refuse(507))
     app.add_exception_handler(
         HTTPException, lambda request, error: site.refuse(getattr(error, "status_code", 404))
@@ -281,40 +293,24 @@ def serve(
     certificate: str | None = None,
     key: str | None = None,
     ready: Callable[[], None] = lambda: None,
+    names: Sequence[str] = (),
+    proxy: str | None = None,
 ) -> None:
-    """Serves until interrupted; `ready` is called once connections are taken.
+    """Serves until interrupted; `ready` is called once connections are taken. names: see application. proxy:
+    the address whose X-Forwarded-For and -Proto are believed; None: nobody's.
 
     Raises InputError where the port is taken or the certificate does not load.
     """
-    import socket
+    from mmif_trt import http_server
 
-    import uvicorn
-
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(128)
-    except OSError as error:
-        raise InputError(
-            f"--host {host} --port {port}: {error.strerror}; expected a free port here"
-        ) from error
-    # No access log: it would hold the readers' links.
-    config = uvicorn.Config(
-        application(store),
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        date_header=False,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
-        h11_max_incomplete_event_size=16384,
-        timeout_keep_alive=30,
-        limit_concurrency=500,
+    channel = http_server.listening(host, port, f"--host {host} --port {port}")
+    server = http_server.server(
+        application(store, names),
+        proxy=proxy,
+        connections=CONNECTIONS,
+        per_address=PER_ADDRESS,
+        certificate=certificate,
+        key=key,
     )
-    try:
-        config.load()
-    except OSError as error:
-        raise InputError(f"--certificate, --key: {error}; expected PEM files") from error
     ready()
-    uvicorn.Server(config).run([listening])
+    server.run([channel])

@@ -227,9 +227,15 @@ class Store:
         return Page(position, self.total(reader), item["kind"], case["modality"], pictures, answered=said)
 
     def show(self, reader: int, position: int) -> str:
-        """Notes that the item is being shown; returns the number that its answer must carry, good for
-        once.
-        """
+        """Notes that the item is being shown; returns the number that its answer must carry, good for once.
+        A page that is loaded again before its answer keeps its number: a reload appends nothing."""
+        open_one = self._one(
+            "SELECT nonce FROM shown JOIN item ON item.id=shown.item WHERE reader=? AND position=? "
+            "AND nonce NOT IN (SELECT nonce FROM answer) ORDER BY shown.rowid DESC LIMIT 1",
+            *(reader, position),
+        )
+        if open_one is not None:
+            return str(open_one["nonce"])
         nonce = secrets.token_urlsafe(16)
         with self._transaction() as db:
             db.execute(

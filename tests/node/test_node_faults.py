@@ -23,7 +23,7 @@ from disks import disk
 from peers import Node, free_port, needs, run_storescu, storescu, until
 from phantoms import affine_of, grid, slices, uptake, write_mr, write_series
 
-from mmif_trt.node import run
+from mmif_trt.node import run, sending
 from mmif_trt.node.send import FIND
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
@@ -60,6 +60,11 @@ def pacs(folder: Path, port: int) -> Iterator[Path]:
     finally:
         process.kill()
         process.wait()
+
+
+def queue(spool: Spool, name: str, data: bytes) -> list[str]:
+    spool.scratch(name).write_bytes(data)
+    return spool.queue(name, spool.scratch(name))
 
 
 def outgoing(node: Node) -> list[Path]:
@@ -162,8 +167,8 @@ def test_late_instances_make_a_complete_series_that_says_what_it_replaces(
 def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
     """In the spool itself: names end in the number of instances and which they are."""
     spool = Spool(tmp_path)
-    assert spool.queue("pair_34_aaaa", b"part") == [] and spool.queue("other_34_bbbb", b"x") == []
-    assert spool.queue("pair_40_cccc", b"whole") == ["pair_34_aaaa"]
+    assert queue(spool, "pair_34_aaaa", b"part") == [] and queue(spool, "other_34_bbbb", b"x") == []
+    assert queue(spool, "pair_40_cccc", b"whole") == ["pair_34_aaaa"]
     assert [path.stem for path in spool.waiting()] == ["other_34_bbbb", "pair_40_cccc"]
     assert (
         spool.larger("pair_34_aaaa") and not spool.larger("pair_41_dddd") and not spool.larger("pair_40_cccc")
@@ -174,7 +179,8 @@ def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
     (mark,) = spool.sent_before("pair_41_dddd")
     assert spool.uid_of(mark) == "1.2.3" and not spool.sent_before("pair_40_cccc")
     mark.write_bytes(b"DICM" * 4000)  # a kill after the file became the mark, before it shrank
-    assert Spool(tmp_path).state("pair_40_cccc") == "sent" and spool.uid_of(mark) == ""
+    with Spool(tmp_path) as again:
+        assert again.state("pair_40_cccc") == "sent" and spool.uid_of(mark) == ""
     spool.mark_sent(tmp_path / "outgoing" / "pair_34_aaaa.dcm", "1.2.4")  # it was on its way when it gave way
     assert spool.state("pair_34_aaaa") == "sent"
 
@@ -281,10 +287,10 @@ def test_a_thread_that_ends_is_seen_and_ends_the_node(
         raise MemoryError
 
     monkeypatch.setattr(run, "POLL_S", 2.0)
-    monkeypatch.setattr(run, "_send_one", ends)
-    Spool(tmp_path).queue("pair_34_aaaa", b"waits")
+    monkeypatch.setattr(sending, "_send_one", ends)
+    queue(Spool(tmp_path), "pair_34_aaaa", b"waits")
     ended: list[bool] = []
-    node = threading.Thread(target=lambda: ended.append(run.serve(settings, None, Stop())))
+    node = threading.Thread(target=lambda: ended.append(run.serve(settings, Stop())))
     node.start()
 
     def failing() -> Any:

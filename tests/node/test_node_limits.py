@@ -68,7 +68,7 @@ def test_tls_both_ways_with_real_dcmtk(study: Path, certificates: Certificates, 
             for wrong in ([], ["+tla", "+cf", made.ours("node")[2]], stranger):
                 assert run_storescu(node.port, study / "mr", *wrong).returncode != 0, wrong
             assert not spooled(node) and node.metric("instances_received_total") == 0
-            assert node.metric("tls_refused_total") >= 2
+            assert node.metric("refused_tls_total") >= 2
             for folder in ("mr", "pt"):
                 done = run_storescu(node.port, study / folder, *made.dcmtk("scanner"))
                 assert done.returncode == 0, done.stderr

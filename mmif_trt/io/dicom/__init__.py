@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmif_trt import privacy
+from mmif_trt.files import open_regular
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import values as dicom_values
 from mmif_trt.io.dicom.stack import Plane, announced, frames, stack, volume
@@ -83,7 +84,7 @@ def dicom_files(folder: str) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{folder}: {len(paths)} files; accepted are {MAX_FILES} at most")
     total = 0
     for path in paths:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(132)
             if not is_dicom(start) or path.name == "DICOMDIR":
                 continue

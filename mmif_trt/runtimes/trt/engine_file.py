@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt import weights
-from mmif_trt.files import write_atomic
+from mmif_trt.files import read_regular, write_atomic
 from mmif_trt.image import InputError
 
 SUFFIX = ".engine"
@@ -92,7 +92,7 @@ def read_manifest(engine: Path) -> Manifest:
     if not path.is_file():
         raise InputError(f"{engine}: no manifest {path.name} beside it; {REBUILD}")
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(read_regular(path))
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         return Manifest(**given)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -114,7 +114,7 @@ def load_checked(engine: Path, flavour: str, version: str, capability: str) -> t
         expected = ", ".join(manifest.compute_capabilities)
         raise InputError(f"{engine}: this card has compute capability {capability}; expected {expected}")
     refuse_other_network(engine, manifest)
-    data = engine.read_bytes()
+    data = read_regular(engine)
     received = hashlib.sha256(data).hexdigest()
     if received != manifest.engine_sha256:
         raise InputError(

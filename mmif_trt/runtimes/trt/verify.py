@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmif_trt import weights
+from mmif_trt.files import read_regular
 from mmif_trt.image import InputError
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import engine_file
@@ -22,7 +23,7 @@ def files(engine: Path) -> Manifest:
     """The manifest, after the engine's hash and the installed weights were compared with it; needs no card.
     Raises InputError."""
     manifest = engine_file.read_manifest(engine)
-    received = hashlib.sha256(engine.read_bytes()).hexdigest()
+    received = hashlib.sha256(read_regular(engine)).hexdigest()
     if received != manifest.engine_sha256:
         raise InputError(
             f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"

@@ -1,0 +1,145 @@
+"""uvicorn with bounds: no connection is held without a deadline, and none locks out another.
+
+uvicorn answers 503 to everybody once so many connections are open, and waits for ever for a request that is
+never finished. Here a connection has HEAD_S for a whole request, counted from its opening or the last answer,
+however slowly it drips; where there are too many, the longest idle one of the same address makes room, then
+the longest idle one of all. A connection that is being answered is never closed for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mmif_trt.image import InputError
+
+HEAD_S = 10.0
+MAX_HEAD_BYTES = 16_384
+
+
+class Doors:
+    """The open connections of one server. refused: called with the reason when the bounds close one."""
+
+    def __init__(self, most: int, per_address: int, refused: Callable[[str], None]) -> None:
+        self.most, self.per_address, self.refused = most, per_address, refused
+        self.open: dict[Bounded, float] = {}  # when each was last of use
+
+    def enter(self, protocol: Bounded) -> None:
+        self.open[protocol] = time.monotonic()
+        same = [other for other in self.open if other.address == protocol.address]
+        crowd = same if len(same) > self.per_address else list(self.open)
+        if len(same) > self.per_address or len(self.open) > self.most:
+            idle = [other for other in crowd if other is not protocol and not other.is_busy()]
+            self.close(min(idle, key=self.open.__getitem__, default=protocol), "full")
+
+    def close(self, protocol: Bounded, reason: str) -> None:
+        self.open.pop(protocol, None)
+        self.refused(reason)
+        protocol.transport.abort()
+
+
+class Bounded(H11Protocol):
+    def __init__(self, *args: Any, doors: Doors, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._doors, self.address = doors, ""
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        self._arm()
+        self._doors.enter(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._doors.open.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self in self._doors.open:
+            self._doors.open[self] = time.monotonic()
+            self._arm()
+
+    def is_busy(self) -> bool:
+        """Whether a whole request has come and is not answered yet."""
+        whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        return self.cycle is not None and not self.cycle.response_complete and whole
+
+    def _arm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(HEAD_S, self._late)
+
+    def _late(self) -> None:
+        if self.is_busy():
+            self._arm()
+        elif not self.transport.is_closing():
+            self._doors.close(self, "slow")
+
+
+def listening(host: str, port: int, option: str) -> socket.socket:
+    """A socket that listens. Raises InputError where it cannot. option: for the message."""
+    channel = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        channel.bind((host, port))
+        channel.listen(128)
+    except OSError as error:
+        channel.close()
+        raise InputError(f"{option}: {error.strerror}; expected a free port here") from error
+    return channel
+
+
+def server(
+    application: Any,
+    *,
+    connections: int,
+    per_address: int,
+    refused: Callable[[str], None] = lambda reason: None,
+    ssl_context: Any = None,
+    certificate: str | None = None,
+    key: str | None = None,
+    proxy: str | None = None,
+) -> uvicorn.Server:
+    """A uvicorn server; run it with the sockets of `listening`. No access log. proxy: the one address whose
+    X-Forwarded-For and X-Forwarded-Proto count.
+
+    Raises InputError where certificate and key do not load.
+    """
+    doors = Doors(connections, per_address, refused)
+    config = uvicorn.Config(
+        application,
+        http=functools.partial(Bounded, doors=doors),  # type: ignore[arg-type]
+        interface="asgi3",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="critical",  # what a broken client sends is no news, and may hold a link
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=proxy is not None,
+        forwarded_allow_ips=proxy or "",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=int(HEAD_S),
+        timeout_graceful_shutdown=5,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise InputError(f"--certificate, --key: {error.strerror}; expected PEM files") from error
+    if ssl_context is not None:
+        config.ssl = ssl_context
+    return uvicorn.Server(config)

@@ -1,0 +1,167 @@
+"""Who gets in: connections that have not asked yet, the first PDU, AE titles, addresses, certificates.
+
+A connection costs a peer nothing, a place here costs us one of few. So a place is given only for a whole
+association request (PS3.8, 9.3.2) of a peer that may ask, and everything before that is held apart: it has a
+deadline, ends the moment the peer leaves, and where there are too many, the oldest makes room. Who sends its
+request when it connects, as every modality does, is let in whatever the others do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+FIRST_PDU_S = 10.0  # for the TLS handshake and the whole of the request together
+MAX_FIRST_BYTES = 131_072  # 128 presentation contexts of 30 transfer syntaxes each have 90,000
+MAX_WAITING = 64  # connections that have not asked yet
+MAX_WAITING_PER_ADDRESS = 32
+RESERVED = 4  # one place of this many is kept for the addresses that --peer names
+# (result, source, reason) of an A-ASSOCIATE-RJ (PS3.8, 9.3.4).
+NO_SUCH_CALLING, NO_SUCH_CALLED, NO_ROOM = (1, 1, 3), (1, 1, 7), (2, 3, 2)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who may ask: an AE title, and the address it must come from, "" for any."""
+
+    aet: str
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request says, and what the transport knows. names: of the TLS certificate, empty without one."""
+
+    calling: str
+    called: str
+    address: str
+    names: frozenset[str] = frozenset()
+
+
+class Refused(Exception):
+    """reason: a word for /metrics and the log; answer: for an A-ASSOCIATE-RJ, None: just hang up."""
+
+    def __init__(self, reason: str, answer: tuple[int, int, int] | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.answer = reason, answer
+
+
+class Admission:
+    """peers: None lets any AE title in. bound: AE titles to the certificate name that may use them."""
+
+    def __init__(
+        self, aet: str, peers: tuple[Peer, ...] | None, associations: int, bind_certificates: bool
+    ) -> None:
+        self.aet, self.peers, self.associations = aet, peers, associations
+        self.bind_certificates = bind_certificates
+        self.known = {address for peer in peers or () if peer.host for address in _addresses(peer.host)}
+        self._waiting: dict[int, tuple[str, socket.socket]] = {}  # in order of arrival
+        self._turn = threading.Lock()
+
+    @contextlib.contextmanager
+    def waiting(self, channel: socket.socket, address: str) -> Iterator[None]:
+        """Holds a connection that has not asked yet; hangs up on the oldest where there are too many."""
+        with self._turn:
+            same = [key for key, (theirs, _) in self._waiting.items() if theirs == address]
+            crowd = same if len(same) >= MAX_WAITING_PER_ADDRESS else list(self._waiting)
+            if len(same) >= MAX_WAITING_PER_ADDRESS or len(self._waiting) >= MAX_WAITING:
+                with contextlib.suppress(OSError):  # its own thread closes it, and takes it out
+                    self._waiting.pop(crowd[0])[1].shutdown(socket.SHUT_RDWR)
+            self._waiting[id(channel)] = (address, channel)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._waiting.pop(id(channel), None)
+
+    def judge(self, asked: Asked, open_from: list[str]) -> None:
+        """open_from: the addresses of the associations there are. Raises Refused."""
+        if asked.called != self.aet:
+            raise Refused("called_aet", NO_SUCH_CALLED)
+        if self.peers is not None:
+            titles = [peer for peer in self.peers if peer.aet == asked.calling]
+            if not titles:
+                raise Refused("calling_aet", NO_SUCH_CALLING)
+            if not any(not peer.host or asked.address in _addresses(peer.host) for peer in titles):
+                raise Refused("address", NO_SUCH_CALLING)
+        if self.bind_certificates and not asked.names & _certified(asked.calling, self.peers):
+            raise Refused("certificate", NO_SUCH_CALLING)
+        room = self.associations
+        if self.known and asked.address not in self.known:
+            room -= room // RESERVED
+        if len(open_from) >= room or open_from.count(asked.address) >= per_address(self.associations):
+            raise Refused("full", NO_ROOM)
+
+
+def per_address(associations: int) -> int:
+    """How many of the associations one address may have: one peer does not shut out the rest."""
+    return max(2, associations // 2)
+
+
+def request_of(channel: socket.socket, end: float) -> bytes:
+    """The peer's whole first PDU. Raises Refused where it is no association request, does not come by `end`
+    (monotonic), or the peer leaves."""
+    head = _exactly(channel, 6, end)
+    kind, _, length = struct.unpack(">BBL", head)
+    if kind != 1 or not 68 <= length <= MAX_FIRST_BYTES:
+        raise Refused("not_dicom")
+    return head + _exactly(channel, length, end)
+
+
+def _exactly(channel: socket.socket, count: int, end: float) -> bytes:
+    got = bytearray()
+    while len(got) < count:
+        channel.settimeout(max(0.001, end - time.monotonic()))
+        try:
+            part = channel.recv(count - len(got))
+        except TimeoutError:
+            raise Refused("silent") from None
+        except OSError:
+            raise Refused("left") from None
+        if not part:
+            raise Refused("left")
+        got += part
+    return bytes(got)
+
+
+def asked_by(request: bytes, address: str, channel: Any) -> Asked:
+    called, calling = (request[at : at + 16].decode("ascii", "replace").strip() for at in (10, 26))
+    names: frozenset[str] = frozenset()
+    if isinstance(channel, ssl.SSLSocket):
+        names = frozenset(name.upper() for name in _names(channel.getpeercert() or {}))
+    return Asked(calling, called, address.removeprefix("::ffff:"), names)
+
+
+def _names(certificate: dict[str, Any]) -> Iterator[str]:
+    """The common names and alternative names of a certificate."""
+    for part in certificate.get("subject", ()):
+        yield from (value for key, value in part if key == "commonName")
+    yield from (value for _, value in certificate.get("subjectAltName", ()))
+
+
+def rejection(answer: tuple[int, int, int]) -> bytes:
+    return struct.pack(">BBLBBBB", 3, 0, 4, 0, *answer)
+
+
+def _addresses(host: str) -> set[str]:
+    """Of a name or address; looked up when the node is started, and for each request of a name that moves."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return {host}
+    return {str(entry[4][0]) for entry in found}
+
+
+Refusal = Callable[[str, Asked | None, str], None]  # reason, what was asked, address
+
+
+def _certified(calling: str, peers: tuple[Peer, ...] | None) -> set[str]:
+    """The names of which a certificate must bear one: the AE title, or the host that --peer ties it to."""
+    return {calling.upper(), *(p.host.upper() for p in peers or () if p.aet == calling and p.host)}

@@ -1,0 +1,104 @@
+"""The audit trail: one JSON line per event, to a file or to syslog.
+
+Events bear the names and codes of DICOM Audit Messages (PS3.15 A.5.3) where there is one. A line has the time
+(UTC), the outcome, the peer's address and AE titles, and a case by its pseudonym: never a patient's value.
+JSON escapes control characters, so a title that a peer made up cannot forge a line or move a cursor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from datetime import datetime, timezone
+from typing import Any
+
+from mmif_trt.image import InputError
+
+SYSLOG = "syslog"
+# Event ID and Event Type Code of PS3.15 A.5.3 with their code values (CID 400, 401). No code: ours.
+EVENTS = {
+    "start": ("Application Activity", "110100", "Application Start", "110120"),
+    "stop": ("Application Activity", "110100", "Application Stop", "110121"),
+    "configuration": ("Security Alert", "110113", "Software Configuration", "110131"),
+    "refusal": ("Security Alert", "110113", "Node Authentication", "110126"),
+    "association": ("Network Entry", "110108", "Attach", "110124"),
+    "association_end": ("Network Entry", "110108", "Detach", "110125"),
+    "instance": ("DICOM Instances Transferred", "110104", "", ""),
+    "send": ("DICOM Instances Transferred", "110104", "", ""),
+    "query": ("Query", "110112", "", ""),
+    "delete": ("DICOM Study Deleted", "110105", "", ""),
+    "fusion": ("Fusion", "", "", ""),
+}
+MAX_TEXT = 200
+
+
+class Audit:
+    """to: a file, which is added to (mode 0600), "syslog", or None for nowhere. Raises InputError."""
+
+    def __init__(self, to: str | None, aet: str) -> None:
+        self._aet, self._turn = aet, threading.Lock()
+        self._descriptor: int | None = None
+        self._syslog: logging.Logger | None = None
+        if to == SYSLOG:
+            self._syslog = _syslog()
+        elif to is not None:
+            try:
+                self._descriptor = os.open(to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+            except OSError as error:
+                raise InputError(
+                    f"--audit {to}: {error.strerror}; expected a file that can be written, or {SYSLOG}"
+                ) from None
+
+    def __call__(self, kind: str, outcome: str = "success", **values: Any) -> None:
+        """One event. kind: of EVENTS. values: text and numbers; "" and None are left out."""
+        if self._descriptor is None and self._syslog is None:
+            return
+        event, code, type_, type_code = EVENTS[kind]
+        line = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "event": event,
+            "event_code": code,
+            "type": type_,
+            "type_code": type_code,
+            "kind": kind,
+            "outcome": outcome,
+            "node": self._aet,
+            "pid": os.getpid(),
+            **{key: _short(value) for key, value in values.items()},
+        }
+        text = json.dumps({key: value for key, value in line.items() if value not in ("", None)})
+        if self._syslog is not None:
+            self._syslog.info(text)
+        elif self._descriptor is not None:
+            with self._turn:
+                os.write(self._descriptor, text.encode() + b"\n")
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _short(value: Any) -> Any:
+    return value[:MAX_TEXT] if isinstance(value, str) else value
+
+
+def _syslog() -> logging.Logger:
+    from logging.handlers import SysLogHandler
+
+    log = logging.getLogger("mmif_trt.audit")
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    address = next((path for path in ("/dev/log", "/var/run/syslog") if os.path.exists(path)), None)
+    if address is None:
+        raise InputError(f"--audit {SYSLOG}: no syslog socket here; expected /dev/log, or a file")
+    try:
+        handler = SysLogHandler(address, SysLogHandler.LOG_AUTHPRIV, socket.SOCK_DGRAM)
+    except OSError as error:
+        raise InputError(f"--audit {SYSLOG}: {error.strerror}; expected a syslog that listens") from None
+    handler.ident = "mmif-trt: "
+    log.addHandler(handler)
+    return log

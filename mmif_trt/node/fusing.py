@@ -1,0 +1,138 @@
+"""The node's fusions: which cases of a study are due, each in the worker's process, and what comes of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.child import Child
+from mmif_trt.clinical.decoder import Decoder
+from mmif_trt.node.audit import Audit
+from mmif_trt.node.server import Counters
+from mmif_trt.node.settings import Settings
+from mmif_trt.node.spool import Spool
+from mmif_trt.node.worker import DONE, FAILED, POSTPONED
+from mmif_trt.running import Stop
+
+log = logging.getLogger("mmif_trt.node")
+WORKER_DEATHS, NODE_DEATHS = 2, 3  # of one case; from then on it is set aside
+
+
+class Fusing:
+    """Close it, or use `with`. For one thread."""
+
+    def __init__(self, settings: Settings, spool: Spool, counters: Counters, audit: Audit) -> None:
+        self.settings, self.spool, self.counters, self.audit = settings, spool, counters, audit
+        megabytes = settings.max_fusion_bytes >> 20
+        self._child = Child("mmif_trt.node.worker", str(megabytes), str(spool.root.absolute()))
+
+    def __enter__(self) -> Fusing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.stop()
+
+    def study(self, decoder: Decoder, study: Path, stop: Stop) -> bool:
+        """Whether all is settled: fused, or failed for good. False: the disk or the memory, tried again."""
+        settled = True
+        across = self.settings.options.registration == "rigid"
+        cases, refused = self.spool.cases(study, decoder, across)
+        for words in refused:
+            self.counters.add("series_refused_total")
+            self.audit("fusion", "failure", study=study.name, reason=words)
+            log.error("study %s: %s", study.name, words)
+        for case in cases:
+            if stop.reason:
+                return False
+            name = self.spool.name(case)
+            if self.spool.larger(name):
+                log.warning("case %s is left: a fusion of more instances is done", name)
+                settled &= self._failed(name, "fewer instances than a fusion of this pair that is done")
+            elif (deaths := self.spool.tries(name)) and (
+                deaths["worker"] >= WORKER_DEATHS or deaths["node"] >= NODE_DEATHS
+            ):
+                self.counters.add("cases_set_aside_total")
+                log.error("case %s is set aside: its fusion ended the process before", name)
+                settled &= self._failed(name, "set aside: its fusion ended the process before")
+            else:
+                settled &= self._try(name, case, stop)
+        if settled:
+            self.spool.mark_fused(study)
+        return settled
+
+    def _try(self, name: str, case: Case, stop: Stop) -> bool:
+        start = time.monotonic()
+        before = self.spool.sent_before(name)
+        try:
+            self.spool.mark_try(name, "node")
+            result = self.spool.scratch(name)
+            answer = self._ask(name, case, result, before, stop)
+            if answer is None:
+                return False
+            if answer["outcome"] == DONE:
+                gone = self.spool.queue(name, result)
+        except OSError as error:
+            answer = {"outcome": POSTPONED, "message": f"not written ({error.strerror})"}
+        if answer["outcome"] == POSTPONED:
+            self.counters.add("fusions_postponed_total")
+            log.error("case %s: %s", name, answer["message"])
+            self.spool.forget_tries(name)
+            return False
+        if answer["outcome"] == FAILED:
+            self.counters.add("fusions_failed_total")
+            log.error("case %s failed: %s", name, answer["message"])
+            return self._failed(name, answer["message"])
+        self.spool.forget_tries(name)
+        seconds = time.monotonic() - start
+        self.counters.add("fusions_total")
+        self.counters.add("fusion_seconds_sum", seconds)
+        self.audit("fusion", case=name, seconds=round(seconds, 1))
+        log.info("case %s fused in %.1f s", name, seconds)
+        for old in gone:
+            log.info("case %s takes the place of %s, which was not sent yet", name, old)
+        for mark in before:
+            log.warning("case %s replaces %s, which the PACS has: both are there", name, mark.name)
+        return True
+
+    def _ask(
+        self, name: str, case: Case, result: Path, before: list[Path], stop: Stop
+    ) -> dict[str, Any] | None:
+        """The worker's answer; None where it died or the node is to stop: the case is tried again."""
+        request = {
+            "a": case.a,
+            "b": case.b,
+            "registration": case.registration,
+            "options": asdict(self.settings.options),
+            "replaces": [uid for mark in before if (uid := self.spool.uid_of(mark))],
+            "result": str(result),
+        }
+        try:
+            return self._child.ask(request, self.settings.study_s, lambda: stop.reason)
+        except InterruptedError:
+            self.spool.forget_tries(name)
+            return None
+        except (EOFError, TimeoutError, ValueError) as error:
+            self.counters.add("worker_deaths_total")
+            slow = isinstance(error, TimeoutError)
+            why = f"took over {self.settings.study_s:g} s" if slow else "ended its process (memory?)"
+            log.error("case %s %s", name, why)
+            self.audit("fusion", "failure", case=name, reason=why)
+            self.spool.mark_try(name, "worker")
+            return None
+
+    def _failed(self, name: str, reason: str) -> bool:
+        """Whether the mark of a failed case could be written; without it the case is looked at again."""
+        self.audit("fusion", "failure", case=name, reason=reason)
+        try:
+            self.spool.mark_failed(name, reason)
+            self.spool.forget_tries(name)
+        except OSError as error:
+            cause = error.__cause__ or error
+            why = getattr(cause, "strerror", None) or type(cause).__name__
+            log.error("case %s: not written (%s)", name, why)
+            return False
+        return True

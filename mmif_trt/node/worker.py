@@ -1,0 +1,70 @@
+"""`python -m mmif_trt.node.worker MEGABYTES SPOOL`: the process that fuses for the node, within limits.
+
+A study that is too large, or that brings a library down, ends this process and not the node. One request is a
+case; the answer says what became of it; the DICOM instance lies in the file that the request names.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.clinical.child_side import serve
+from mmif_trt.files import OutputError, write_atomic
+from mmif_trt.running import explain
+
+DONE, FAILED, POSTPONED = "done", "failed", "postponed"
+MAX_WORDS = 1024  # of Derivation Description (ST)
+
+
+class Worker:
+    """Keeps the network loaded, and the reading process, from case to case."""
+
+    def __init__(self, spool: Path) -> None:
+        from mmif_trt.clinical.decoder import Decoder
+        from mmif_trt.fuser import Fuser
+        from mmif_trt.machine import usable_cores
+
+        self.decoder, self.fuser = Decoder(folder=spool), Fuser(streams=usable_cores())
+
+    def make(self, request: dict[str, Any]) -> None:
+        from mmif_trt.clinical import outputs
+        from mmif_trt.clinical.case import Case, fuse, load
+        from mmif_trt.io.dicom import write as dicom_write
+        from mmif_trt.volume import Options
+
+        case = Case("", tuple(request["a"]), tuple(request["b"]), registration=request["registration"])
+        loaded = load(case, self.decoder, Options(**request["options"]))
+        dataset = outputs.dataset_of(fuse(loaded, self.fuser), loaded.a, loaded.b)
+        if request["replaces"]:
+            words = f"replaces {', '.join(request['replaces'])}, made before all instances had arrived"
+            dataset.DerivationDescription = f"{words}; {dataset.DerivationDescription}"[:MAX_WORDS]
+        write_atomic(request["result"], dicom_write.encode(dataset))
+
+
+def main() -> None:
+    worker: list[Worker] = []
+
+    def answer(line: str) -> str:
+        outcome, message = DONE, ""
+        try:
+            if not worker:
+                worker.append(Worker(Path(sys.argv[2])))
+            worker[0].make(json.loads(line))
+        except OutputError as error:
+            cause = error.__cause__ or error
+            why = getattr(cause, "strerror", None) or type(cause).__name__
+            outcome, message = POSTPONED, f"not written ({why})"
+        except MemoryError:
+            outcome, message = FAILED, "over the memory limit (--max-fusion-mb); expected a smaller study"
+        except Exception as error:
+            outcome, message = FAILED, explain(error)
+        return json.dumps({"outcome": outcome, "message": message})
+
+    serve(int(sys.argv[1]), answer)
+
+
+if __name__ == "__main__":
+    main()

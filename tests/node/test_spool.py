@@ -1,0 +1,210 @@
+"""The spool by itself: what is kept, how it reaches the disk, who may work in it, what is set aside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import phantoms
+import pytest
+
+pytest.importorskip("pynetdicom", reason="needs the clinical extra")
+
+from mmif_trt import files
+from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.child import Child
+from mmif_trt.clinical.decoder import Decoder
+from mmif_trt.image import InputError
+from mmif_trt.node.audit import Audit
+from mmif_trt.node.fusing import NODE_DEATHS, WORKER_DEATHS, Fusing
+from mmif_trt.node.server import Counters
+from mmif_trt.node.settings import Settings
+from mmif_trt.node.spool import CORRECTED, DIFFERENT, NEW, SAME, Spool
+from mmif_trt.running import Stop
+
+STUDY, INSTANCE, HEAD = "1.2.3", "1.2.3.4", b"\0" * 128 + b"DICM"
+
+
+def put(spool: Spool, body: bytes, instance: str = INSTANCE) -> str:
+    return spool.put(STUDY, instance, HEAD, memoryview(body))
+
+
+def kept(spool: Spool) -> list[bytes]:
+    return sorted(path.read_bytes()[len(HEAD) :] for path in spool.folder(STUDY).iterdir())
+
+
+def test_the_first_of_two_is_kept_until_it_was_fused(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    assert put(spool, b"first") == NEW and put(spool, b"first") == SAME
+    assert put(spool, b"other") == DIFFERENT and kept(spool) == [b"first"]
+    name = spool.name(Case("pair", tuple(map(str, spool.folder(STUDY).iterdir())), ()))
+    spool.mark_fused(spool.folder(STUDY))
+    assert put(spool, b"first") == SAME
+    assert put(spool, b"other") == CORRECTED and kept(spool) == [b"other"]
+    corrected = spool.name(Case("pair", tuple(map(str, spool.folder(STUDY).iterdir())), ()))
+    assert corrected != name and not spool.larger(corrected), "a case of its own, of as many instances"
+    assert put(spool, b"other") == SAME and put(spool, b"x", "1.2.3.5") == NEW
+
+
+def test_one_node_at_a_time(tmp_path: Path) -> None:
+    with Spool(tmp_path), pytest.raises(InputError, match="another node is at work"), Spool(tmp_path):
+        pass
+    with Spool(tmp_path):
+        pass
+
+
+def test_a_folder_that_went_away_is_made_anew(tmp_path: Path) -> None:
+    """Names stay the same: the key is put back."""
+    with Spool(tmp_path / "spool") as spool:
+        assert put(spool, b"first") == NEW
+        before = spool.folder(STUDY).name
+        shutil.rmtree(tmp_path / "spool")
+        with pytest.raises(OSError):
+            spool.gauges()
+        spool.ensure()
+        assert put(spool, b"again") == NEW and spool.gauges()["studies_held"] == 1
+        with pytest.raises(InputError, match="another node"), Spool(tmp_path / "spool"):
+            pass
+    assert Spool(tmp_path / "spool").folder(STUDY).name == before
+
+
+def test_quiet_is_by_the_monotonic_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+    put(spool, b"x")
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # the machine's clock was set back by decades
+    assert 0 <= spool.quiet_s(spool.folder(STUDY)) < 60
+    assert 0 <= Spool(tmp_path).quiet_s(spool.folder(STUDY)) < 60, "after a restart too"
+
+
+def test_acknowledged_means_that_the_folders_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash must not take back: its folder is synced after it was made, before put returns."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", watch)
+    spool = Spool(tmp_path / "a" / "spool")
+    for folder in (tmp_path, tmp_path / "a", spool.root):
+        assert str(folder) in synced, "the new folders, and the key"
+    del synced[:]
+    put(spool, b"x")
+    study = spool.folder(STUDY)
+    assert synced[0] == str(study.parent) and synced[-1] == str(study) and len(synced) == 3
+    del synced[:]
+    spool.scratch("pair_1_aa").write_bytes(b"y")
+    spool.queue("pair_1_aa", spool.scratch("pair_1_aa"))
+    assert synced == [str(spool.root / "outgoing")]
+    spool.mark_sent(spool.waiting()[0], "1.2")
+    assert synced[-1] == str(spool.root / "sent")
+
+
+def fusing(spool: Spool, counters: Counters) -> Fusing:
+    settings = Settings("MMIF", 1, spool.root, ("PACS", "127.0.0.1", 2), quiet_s=0)
+    return Fusing(settings, spool, counters, Audit(None, "MMIF"))
+
+
+def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, counters, asked = Spool(tmp_path), Counters(), list[str]()
+
+    def ask(self: Child, request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        asked.append(request["a"][0])
+        if request["a"][0] == "poison":
+            raise EOFError
+        Path(request["result"]).write_bytes(b"fused")
+        return {"outcome": "done", "message": ""}
+
+    monkeypatch.setattr(Child, "ask", ask)
+    cases = [Case("poison", ("poison",), ()), Case("good", ("good",), ())]
+    monkeypatch.setattr(
+        Spool, "cases", lambda self, *_: ([c for c in cases if self.state(self.name(c)) == "new"], [])
+    )
+    one = fusing(spool, counters)
+    for attempt in range(WORKER_DEATHS):
+        assert not one.study(None, tmp_path / "incoming" / "s", Stop()), attempt  # type: ignore[arg-type]
+    assert [path.name[:4] for path in spool.waiting()] == ["good"], "at the first attempt already"
+    assert one.study(None, tmp_path / "incoming" / "s", Stop())  # type: ignore[arg-type]
+    assert asked.count("poison") == WORKER_DEATHS and spool.gauges()["cases_set_aside"] == 1
+    assert counters.snapshot()["cases_set_aside_total"] == 1 == counters.snapshot()["fusions_total"]
+    # Where the node itself died in the attempts, a mark of each stays; one more start does not try again.
+    cases[:] = [Case("deadly", ("deadly",), ())]
+    for _ in range(NODE_DEATHS):
+        spool.mark_try(spool.name(cases[0]), "node")
+    assert fusing(Spool(tmp_path), counters).study(None, tmp_path / "s", Stop())  # type: ignore[arg-type]
+    assert "deadly" not in asked and spool.gauges()["cases_set_aside"] == 2
+
+
+def test_a_stop_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(Child, "ask", ask)
+    case = Case("case", ("a",), ())
+    monkeypatch.setattr(Spool, "cases", lambda self, *_: ([case], []))
+    spool = Spool(tmp_path)
+    assert not fusing(spool, Counters()).study(None, tmp_path, Stop())  # type: ignore[arg-type]
+    assert spool.tries(spool.name(case)) == {"worker": 0, "node": 0}
+
+
+def test_a_slice_of_another_patient_refuses_its_series(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    affine, shape = phantoms.affine_of(shape=(6, 32, 32), spacing=(5.0, 4.0, 4.0)), (6, 32, 32)
+    folder = spool.folder(phantoms.STUDY)
+    folder.mkdir()
+    points = phantoms.grid(affine, shape)
+    series = {"MR": phantoms.head(points), "PT": phantoms.uptake(points)}
+    for modality, values in series.items():
+        for index, dataset in enumerate(phantoms.slices(values, affine, modality)):
+            if modality == "PT" and index == 3:
+                dataset.PatientID = "SOMEBODY-ELSE"
+            (folder / f"{modality}{index}.dcm").write_bytes(phantoms.encoded(dataset))
+    with Decoder() as decoder:
+        cases, refused = spool.cases(folder, decoder)
+        assert not cases and len(refused) == 1 and "several patients" in refused[0]
+        assert "SOMEBODY" not in refused[0]
+        (folder / "PT3.dcm").unlink()
+        assert len(spool.cases(folder, decoder)[0]) == 1
+
+
+@pytest.mark.nightly
+def test_power_cuts_lose_nothing_acknowledged(tmp_path: Path) -> None:
+    """On an ext4 of its own that stops as in a power cut (FS_IOC_SHUTDOWN, the journal not flushed)."""
+    image, mount = tmp_path / "image", tmp_path / "disk"
+    mount.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    made = subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], capture_output=True)
+    loop = ["mount", "-o", "loop", str(image), str(mount)]
+    if made.returncode or subprocess.run(loop, capture_output=True).returncode:
+        pytest.skip("mounting an ext4 is not allowed here (needs root and a loop device)")
+    acknowledged = 0
+    try:
+        for cut in range(20):
+            spool = Spool(mount / "spool")
+            for _ in range(3):
+                body = b"%d" % acknowledged * 500
+                assert spool.put(f"1.{cut}", f"1.2.{acknowledged}", HEAD, memoryview(body)) == NEW
+                acknowledged += 1
+            descriptor = os.open(mount, os.O_RDONLY)
+            fcntl.ioctl(descriptor, 0x8004587D, struct.pack("I", 2))
+            os.close(descriptor)
+            subprocess.run(["umount", str(mount)], check=True)
+            subprocess.run(loop, check=True)
+            found = list((mount / "spool" / "incoming").glob("*/*.dcm"))
+            assert len(found) == acknowledged, f"{acknowledged - len(found)} lost at cut {cut}"
+            assert all(path.stat().st_size >= len(HEAD) + 500 for path in found)
+            assert (mount / "spool" / ".pseudonym-key").stat().st_size == 65
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], capture_output=True)
