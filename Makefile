@@ -7,7 +7,7 @@ PIP_ARGS ?=
 DATA ?= data
 RUNS ?= runs
 
-.PHONY: demo console check test nightly lint docs train-all clean
+.PHONY: demo console check test nightly lint docs lock sbom audit train-all clean
 
 # Debian and Ubuntu keep a part of venv in a package of its own.
 VENV = $(PYTHON) -m venv $(1) || { echo "cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
@@ -55,6 +55,27 @@ docs: .venv/done
 # What takes too long for every change: 10,000 mutated files, 2,000 instances by 8 peers at once, 200 studies.
 nightly: .venv/done
 	.venv/bin/pytest -m nightly
+	$(MAKE) audit
+
+# What a hospital asks for, in build/: all packages of the node and the study with their hashes, a bill of
+# materials (CycloneDX), and which of them have known weaknesses.
+.venv-release/done: pyproject.toml
+	$(call VENV,.venv-release)
+	.venv-release/bin/python -m pip install --quiet $(PIP_ARGS) pip-tools cyclonedx-bom pip-audit
+	touch $@
+
+build/requirements.lock: pyproject.toml .venv-release/done
+	mkdir -p build
+	.venv-release/bin/pip-compile --quiet --generate-hashes --strip-extras --no-emit-index-url \
+		--extra clinical --extra study --output-file $@ pyproject.toml
+
+lock: build/requirements.lock
+
+sbom: build/requirements.lock
+	.venv-release/bin/cyclonedx-py requirements build/requirements.lock --output-file build/sbom.json
+
+audit: build/requirements.lock
+	.venv-release/bin/pip-audit --require-hashes --disable-pip --requirement build/requirements.lock
 
 $(RUNS)/generated/train.safetensors: .venv/done
 	.venv/bin/python -m mmif_trt.train.autoencoder --data $(DATA) --out $(RUNS)/autoencoder
@@ -82,4 +103,4 @@ train-all: $(RUNS)/generated/train.safetensors
 		--activity-ct 0.7 --colour-pet 3.2 --colour-spect 5 --lesions-ct 2.4 --lesions-pet 1.3 --lesions-spect 1.3
 
 clean:
-	rm -rf .venv .venv-demo .venv-console demo build *.egg-info mmif_trt/_C.*
+	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*

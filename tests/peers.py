@@ -39,7 +39,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(what: Callable[[], Any], seconds: float = 90.0) -> Any:
+def until(what: Callable[[], Any], seconds: float = 240.0) -> Any:
     """The first true value of `what`; fails when it takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -23,16 +23,20 @@ class Child:
         self._pass_fds = pass_fds
         self._process: subprocess.Popen[bytes] | None = None
 
+    def start(self) -> None:
+        """Starts it where it does not run, and does not wait for it."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._pass_fds
+            )
+
     def ask(
         self, request: dict[str, Any], seconds: float, stopped: Callable[[], object] = lambda: False
     ) -> dict[str, Any]:
         """Raises EOFError where the child died on it, TimeoutError where it took too long, InterruptedError
         where `stopped` came true meanwhile, ValueError for too long an answer; it is ended then."""
-        if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._pass_fds
-            )
-        assert self._process.stdin is not None
+        self.start()
+        assert self._process is not None and self._process.stdin is not None
         try:
             self._process.stdin.write((json.dumps(request) + "\n").encode())
             self._process.stdin.flush()

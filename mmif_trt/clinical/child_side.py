@@ -6,6 +6,7 @@ is told in the answer, by its type. MMIF_DEBUG=1 lets stderr through.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,8 +15,9 @@ import threading
 from collections.abc import Callable
 
 
-def serve(megabytes: int, answer: Callable[[str], str]) -> None:
-    """answer: one line of JSON for one; the process has `megabytes` of address space."""
+def serve(megabytes: int, answer: Callable[[str], str], prepare: Callable[[], object] = lambda: None) -> None:
+    """answer: one line of JSON for one; the process has `megabytes` of address space. prepare: what can be
+    done before the first request; what goes wrong in it, the request tells."""
     import resource
 
     limit = megabytes << 20
@@ -26,6 +28,8 @@ def serve(megabytes: int, answer: Callable[[str], str]) -> None:
     silent = os.open(os.devnull, os.O_WRONLY) if os.environ.get("MMIF_DEBUG") != "1" else 2
     for descriptor in (1, 2):  # what a codec prints is no answer
         os.dup2(silent, descriptor)
+    with contextlib.suppress(Exception):
+        prepare()
     try:
         for line in sys.stdin:
             answers.write(answer(line) + "\n")

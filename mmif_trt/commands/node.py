@@ -28,8 +28,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help=what)
     parser.add_argument("--send-to", required=True, metavar="AET@HOST:PORT", help="the PACS")
     parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
-    what = "who may store, and from which address; once per peer; all others are refused"
-    parser.add_argument("--peer", action="append", default=[], metavar="AET[@HOST]", help=what)
+    what = "who may store, from which address, and its port for storage commitments; once per peer"
+    parser.add_argument("--peer", action="append", default=[], metavar="AET[@HOST[:PORT]]", help=what)
     parser.add_argument("--any-peer", action="store_true", help="every AE title may store")
     parser.add_argument("--quiet-s", type=float, default=10.0, help="silence that ends a study; default: 10")
     what = "longest wait for an association that stays open; default: 600"
@@ -79,8 +79,16 @@ def _positive(text: str) -> float:
     return number
 
 
-def settings_of(args: argparse.Namespace) -> Any:
+def _peer(text: str) -> Any:
     from mmif_trt.node.admission import Peer
+
+    found = re.fullmatch(r"([^@]*)(?:@(\[[^\]]+\]|[^@:\[\]]+)(?::(\d{1,5}))?)?", text)
+    if not found or not 0 <= int(found[3] or 0) < 65536:
+        raise InputError(f"--peer {text}: expected AET, AET@HOST or AET@HOST:PORT")
+    return Peer(found[1], (found[2] or "").strip("[]"), int(found[3] or 0))
+
+
+def settings_of(args: argparse.Namespace) -> Any:
     from mmif_trt.node.settings import Settings
 
     to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to)
@@ -88,7 +96,7 @@ def settings_of(args: argparse.Namespace) -> Any:
         raise InputError(f"--send-to {args.send_to}: expected AET@HOST:PORT")
     if args.any_peer and args.peer:
         raise InputError("--any-peer with --peer: expected one of them")
-    peers = tuple(Peer(aet, host) for aet, _, host in (text.partition("@") for text in args.peer))
+    peers = tuple(map(_peer, args.peer))
     for title in (args.aet, *(peer.aet for peer in peers)):
         if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
             raise InputError(f"AE title {title!r}: expected 1 to 16 characters, no backslash")

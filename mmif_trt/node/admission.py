@@ -29,10 +29,12 @@ NO_SUCH_CALLING, NO_SUCH_CALLED, NO_ROOM = (1, 1, 3), (1, 1, 7), (2, 3, 2)
 
 @dataclass(frozen=True)
 class Peer:
-    """Who may ask: an AE title, and the address it must come from, "" for any."""
+    """Who may ask: an AE title, and the address it must come from, "" for any. port: where it listens for
+    storage commitments, 0 where it is not said."""
 
     aet: str
     host: str = ""
+    port: int = 0
 
 
 @dataclass(frozen=True)

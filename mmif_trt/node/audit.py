@@ -28,6 +28,7 @@ EVENTS = {
     "association_end": ("Network Entry", "110108", "Detach", "110125"),
     "instance": ("DICOM Instances Transferred", "110104", "", ""),
     "send": ("DICOM Instances Transferred", "110104", "", ""),
+    "commitment": ("Storage Commitment", "", "", ""),
     "query": ("Query", "110112", "", ""),
     "delete": ("DICOM Study Deleted", "110105", "", ""),
     "fusion": ("Fusion", "", "", ""),

@@ -31,6 +31,7 @@ class Fusing:
         self._child = Child("mmif_trt.node.worker", str(megabytes), str(spool.root.absolute()))
 
     def __enter__(self) -> Fusing:
+        self._child.start()  # the network is loaded while the first study arrives
         return self
 
     def __exit__(self, *_: object) -> None:

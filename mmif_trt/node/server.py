@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from mmif_trt.image import InputError
-from mmif_trt.node import tls
+from mmif_trt.io.dicom.syntaxes import readable
+from mmif_trt.node import commitment, tls
 from mmif_trt.node.admission import Admission, Asked
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.settings import Settings
@@ -72,11 +74,14 @@ class Receiver:
         ae.acse_timeout = ACSE_TIMEOUT_S
         ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
         ae.add_supported_context(Verification)
+        ae.add_supported_context(commitment.CLASS, scu_role=False, scp_role=True)
+        syntaxes = [str(syntax) for syntax in readable()]  # what could not be fused is not taken
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax, _transfer_syntaxes())
+            ae.add_supported_context(context.abstract_syntax, syntaxes)
         handlers = [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),
+            (evt.EVT_N_ACTION, commitment.Commitment(self.settings, self.spool, self.audit).on_action),
             (evt.EVT_ESTABLISHED, self._on_established),
             (evt.EVT_CONN_CLOSE, self._on_close),
         ]
@@ -230,14 +235,16 @@ def _file_start(event: Any) -> bytes:
 
 
 def _study_of(data: bytes, syntax: Any) -> str:
-    """Study Instance UID of the start of an encoded dataset, "" where there is none; of a deflated one never:
-    the whole would have to be inflated."""
+    """Study Instance UID of the start of an encoded dataset, "" where there is none."""
     import io
 
     from pydicom.filereader import read_dataset
 
     if syntax.is_deflated:
-        return ""
+        try:  # no more of it than the header may have: a bomb stays folded
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, MAX_HEADER_BYTES)
+        except zlib.error:
+            return ""
     stream = io.BytesIO(data)
 
     def after(tag: Any, vr: Any, length: int) -> bool:
@@ -245,17 +252,3 @@ def _study_of(data: bytes, syntax: Any) -> str:
 
     dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=after)
     return str(dataset.get("StudyInstanceUID", ""))
-
-
-def _transfer_syntaxes() -> list[str]:
-    from pydicom import uid
-
-    return [
-        uid.ExplicitVRLittleEndian,
-        uid.ImplicitVRLittleEndian,
-        uid.ExplicitVRBigEndian,
-        uid.JPEGLosslessSV1,
-        uid.JPEGLSLossless,
-        uid.JPEG2000Lossless,
-        uid.RLELossless,
-    ]

@@ -122,6 +122,11 @@ class Spool:
         self._used += len(head) + len(body)
         return outcome
 
+    def holds(self, instance: str) -> bool:
+        """Whether an instance lies here, in the content that was acknowledged last."""
+        name = pseudonym.name_of(self._key, instance)
+        return next((self.root / "incoming").glob(f"*/{name}*.dcm"), None) is not None
+
     def used(self) -> int:
         """Bytes of all files here, counted every RECOUNT_S; what arrives between is added."""
         if time.monotonic() - self._counted > RECOUNT_S:

@@ -47,11 +47,14 @@ class Worker:
 def main() -> None:
     worker: list[Worker] = []
 
+    def prepare() -> None:
+        if not worker:
+            worker.append(Worker(Path(sys.argv[2])))
+
     def answer(line: str) -> str:
         outcome, message = DONE, ""
         try:
-            if not worker:
-                worker.append(Worker(Path(sys.argv[2])))
+            prepare()
             worker[0].make(json.loads(line))
         except OutputError as error:
             cause = error.__cause__ or error
@@ -63,7 +66,7 @@ def main() -> None:
             outcome, message = FAILED, explain(error)
         return json.dumps({"outcome": outcome, "message": message})
 
-    serve(int(sys.argv[1]), answer)
+    serve(int(sys.argv[1]), answer, prepare)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""The transfer syntaxes whose pixels can be read here: what the node offers, and what a file may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NOT_USED = "gdcm"  # see stack._codec
+
+
+def readable() -> list[Any]:
+    """pydicom UIDs, as the installed codecs have it: uncompressed ones first, then by number."""
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    plain = [
+        uid.ExplicitVRLittleEndian,
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+    ]
+    found = []
+    for syntax in uid.AllTransferSyntaxes:
+        if syntax in plain or syntax.is_private:
+            continue
+        try:
+            plugins = get_decoder(syntax).available_plugins
+        except NotImplementedError:  # video, JPIP
+            continue
+        if any(name != NOT_USED for name in plugins):
+            found.append(syntax)
+    return plain + found
+
+
+def table() -> str:
+    """For the documentation, in Markdown."""
+    rows = [f"| {syntax.name} | {syntax} |" for syntax in readable()]
+    return "\n".join(["| Transfer syntax | UID |", "|---|---|", *rows]) + "\n"

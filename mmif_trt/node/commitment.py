@@ -1,0 +1,105 @@
+"""Storage commitment (PS3.4, annex J): a peer asks whether what it sent is safe, and is told which is.
+
+The answer (N-EVENT-REPORT) goes to the address that --peer AET@HOST:PORT names, in an association of its own;
+for a peer without a port over the association that asked, as long as it is open.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from mmif_trt.node import tls
+from mmif_trt.node.audit import Audit
+from mmif_trt.node.settings import Settings
+from mmif_trt.node.spool import Spool
+
+log = logging.getLogger("mmif_trt.node")
+CLASS, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # Push Model and its well-known instance
+REQUEST, ALL_SAFE, SOME_FAILED = 1, 1, 2  # action type; event types
+NO_SUCH_ACTION, INVALID_ARGUMENT, NO_SUCH_INSTANCE = 0x0123, 0x0115, 0x0112
+TIMEOUT_S = 30
+MAX_REFERENCES = 20_000
+
+
+class Commitment:
+    def __init__(self, settings: Settings, spool: Spool, audit: Audit) -> None:
+        self.settings, self.spool, self.audit = settings, spool, audit
+
+    def on_action(self, event: Any) -> tuple[int, None]:
+        """The status of an N-ACTION; the answer follows from a thread of its own."""
+        if event.action_type != REQUEST:
+            return NO_SUCH_ACTION, None
+        try:
+            asked = event.action_information
+            references = list(asked.ReferencedSOPSequence)
+            transaction = str(asked.TransactionUID)
+        except Exception:  # pydicom raises whatever the bytes lead it to
+            return INVALID_ARGUMENT, None
+        if not transaction or not 0 < len(references) <= MAX_REFERENCES:
+            return INVALID_ARGUMENT, None
+        kind, report = self.report(transaction, references)
+        thread = threading.Thread(target=self._answer, args=(event.assoc, kind, report), daemon=True)
+        thread.start()
+        return 0x0000, None
+
+    def report(self, transaction: str, references: list[Any]) -> tuple[int, Any]:
+        """(event type, event information): what lies in the spool is safe, the rest has failed."""
+        from pydicom.dataset import Dataset
+
+        safe, failed = [], []
+        for reference in references:
+            item = Dataset()
+            item.ReferencedSOPClassUID = str(reference.get("ReferencedSOPClassUID", ""))
+            item.ReferencedSOPInstanceUID = str(reference.get("ReferencedSOPInstanceUID", ""))
+            if self.spool.holds(item.ReferencedSOPInstanceUID):
+                safe.append(item)
+            else:
+                item.FailureReason = NO_SUCH_INSTANCE
+                failed.append(item)
+        report = Dataset()
+        report.TransactionUID = transaction
+        if safe:
+            report.ReferencedSOPSequence = safe
+        if failed:
+            report.FailedSOPSequence = failed
+        return SOME_FAILED if failed else ALL_SAFE, report
+
+    def _answer(self, asking: Any, kind: int, report: Any) -> None:
+        title = str(asking.requestor.ae_title).strip()
+        peer = next((p for p in self.settings.peers or () if p.aet == title and p.port), None)
+        try:
+            if peer is None:
+                told = self._tell(asking, kind, report)
+            else:
+                association = self._associate(title, peer.host, peer.port)
+                told = association.is_established and self._tell(association, kind, report)
+                if association.is_established:
+                    association.release()
+        except Exception as error:
+            log.error("a storage commitment could not be told: %s", type(error).__name__)
+            told = False
+        self.audit("commitment", "success" if told else "failure", calling_aet=title, safe=kind == ALL_SAFE)
+        if not told:
+            log.warning("a storage commitment was not taken by %r; expected --peer AET@HOST:PORT", title)
+
+    def _tell(self, association: Any, kind: int, report: Any) -> bool:
+        status, _ = association.send_n_event_report(report, kind, CLASS, INSTANCE)
+        return status.get("Status") == 0
+
+    def _associate(self, title: str, host: str, port: int) -> Any:
+        from pynetdicom import AE, build_role, evt
+
+        from mmif_trt.node import guard
+
+        ae = AE(self.settings.aet)
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = TIMEOUT_S
+        ae.add_requested_context(CLASS)
+        role = build_role(CLASS, scp_role=True)  # we answer, though we open the association
+        handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
+        secured = tls.for_pacs(self.settings)
+        secured = None if secured is None else (secured[0], host)
+        return ae.associate(
+            host, port, ae_title=title, ext_neg=[role], tls_args=secured, evt_handlers=handlers
+        )
