@@ -22,6 +22,7 @@ sys.path[:0] = [str(REPO), str(REPO / "tests")]
 import test_house  # noqa: E402  the floors and the imports that it tests
 
 from mmif_trt import cli  # noqa: E402
+from mmif_trt.io.dicom import syntaxes  # noqa: E402
 
 BOX_PX, GAP_PX, FLOOR_PX, LEFT_PX = (96, 34), 10, 52, 86
 
@@ -127,7 +128,7 @@ def picture() -> str:
 
 def pages() -> dict[Path, str]:
     """Every file that is made here, as it should be."""
-    blocks = {"commands": all_commands(), "rooms": room_table()}
+    blocks = {"commands": all_commands(), "rooms": room_table(), "syntaxes": syntaxes.table().rstrip()}
     blocks |= {f"options {name}": option_table(parser) for name, parser in parsers(cli._parser())}
     made = {DOCS / "rooms.svg": picture()}
     for path in sorted(DOCS.rglob("*.md")):

@@ -42,7 +42,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--http-tls", action="store_true", help="serve --http-port by the TLS of --tls")
     what = "one JSON line per event (PS3.15 A.5), to a file or to syslog; default: none"
     parser.add_argument("--audit", metavar="FILE|syslog", help=what)
-    parser.add_argument("--max-per-s", type=_positive, default=500.0, help="instances per second; default: 500")
+    parser.add_argument(
+        "--max-per-s", type=_positive, default=500.0, help="instances per second; default: 500"
+    )
     for option, default, what in (
         ("--max-mb", 512, "largest instance"),
         ("--max-association-mb", 16_384, "of one association"),
