@@ -74,6 +74,11 @@ class Fusing:
             answer = self._ask(name, case, result, before, stop)
             if answer is None:
                 return False
+            if answer["outcome"] == DONE and self.spool.sent_before(name) != before:
+                answer = {
+                    "outcome": POSTPONED,
+                    "message": "a part of it was sent meanwhile: it is to name that",
+                }
             if answer["outcome"] == DONE:
                 gone = self.spool.queue(name, result)
         except OSError as error:

@@ -45,7 +45,7 @@ def test_what_is_safe_is_told(tmp_path: Path, how: str) -> None:
 
     handlers: Any = [(pynetdicom.evt.EVT_N_EVENT_REPORT, on_report)]
     scanner: Any = pynetdicom.AE("SCANNER")
-    scanner.add_supported_context(CLASS, scu_role=True, scp_role=False)
+    scanner.add_supported_context(CLASS, scu_role=False, scp_role=True)  # we answer as the SCP
     port = free_port()
     listener = scanner.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
     peer = Peer("SCANNER", "127.0.0.1", port if how == "own port" else 0)
