@@ -15,8 +15,8 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # know each other. A longer name wins: a module may live on another floor than its room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "about"),
-    ("machine", "files", "running", "privacy", "overwriting", "http_server"),
-    ("stages", "weights", "ops"),
+    ("machine", "files", "running", "privacy", "http_server"),
+    ("stages", "weights", "ops", "overwriting"),
     ("models", "io"),
     ("runtimes", "samples"),
     ("volume",),
