@@ -28,6 +28,13 @@ def add(commands: Any) -> None:
         help="a method's fused pictures, of the sources' names; once per method",
     )
     report.add_argument(
+        "--lesions",
+        action="append",
+        default=[],
+        metavar="NAME=TABLE.json",
+        help="what a method keeps of planted lesions, of mmif-trt eval --lesions -o; once per method",
+    )
+    report.add_argument(
         "--no-baselines", action="store_true", help="leave out pixel-wise average and maximum"
     )
     report.add_argument("--title", default="Fusion report", help="heading of the page")
@@ -62,11 +69,14 @@ def _report(args: argparse.Namespace) -> int:
     from mmif_trt.measure.metrics import all_metrics
     from mmif_trt.report import page, pictures
     from mmif_trt.report.figures import gather
+    from mmif_trt.report.reader import read_lesions
 
+    lesion_tables = dict(_lesions(text, methods) for text in args.lesions)
+    lesions = read_lesions(lesion_tables)
     prove_writable(args.output.parent)
     folder = pictures.folder_of(args.output)
     overwriting.check(
-        [args.sources, *methods.values()],
+        [args.sources, *methods.values(), *lesion_tables.values()],
         [args.output, folder],
         lambda path: overwriting.is_ours(str(args.output)),
     )
@@ -83,7 +93,9 @@ def _report(args: argparse.Namespace) -> int:
             return all_metrics(*pictures)
 
         figures = gather(args.sources, methods, baselines=not args.no_baselines, measure=measure)
-    size = page.write(figures, args.output, title=args.title, sources=args.sources, ranges=ranges)
+    size = page.write(
+        figures, args.output, title=args.title, sources=args.sources, ranges=ranges, lesions=lesions
+    )
     print(
         f"{len(figures.cases)} cases, {len(figures.methods)} methods -> {args.output} ({size / 1e6:.1f} MB)"
     )
@@ -98,3 +110,10 @@ def _method(text: str) -> tuple[str, Path]:
         taken = ", ".join((*BASELINES, "mri", "other"))
         raise InputError(f"--method {text}; expected NAME=FOLDER with another name than {taken}")
     return name, Path(folder)
+
+
+def _lesions(text: str, methods: dict[str, Path]) -> tuple[str, Path]:
+    name, equals, table = text.partition("=")
+    if not (equals and table) or name not in methods:
+        raise InputError(f"--lesions {text}; expected NAME=TABLE.json with a NAME of --method")
+    return name, Path(table)

@@ -67,9 +67,9 @@ def gather(
     cases = [Case(name, dict(zip(keys, paths, strict=True))) for name, *paths in matched]
     rows = []
     for name, folder in methods.items():
-        rows += evaluate(sources, folder, method=name, measure=measure).rows
+        rows += evaluate(sources, folder, method=name, measure=measure, fidelity=True).rows
     if baselines:
-        rows += evaluate(sources, None, baselines=True, measure=measure).rows
+        rows += evaluate(sources, None, baselines=True, measure=measure, fidelity=True).rows
     values: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         values.setdefault(row.method, {})[row.name] = row.values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmif_trt.machine import conditions
 from mmif_trt.report import plots
 from mmif_trt.report.figures import ALL, RANKED, Figures, extremes, folder_hash, ranked_order
 from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, collect
+from mmif_trt.report.reader import reader_table
 
 
 def write(
@@ -26,19 +28,28 @@ def write(
     title: str,
     sources: Path,
     ranges: Ranges | None = None,
+    lesions: Mapping[str, Mapping[str, float]] | None = None,
     budget: int = PAGE_BYTES - OTHER_BYTES,
 ) -> int:
-    """Writes the page, whole or not at all; returns its bytes. budget: of the pictures in it, in bytes.
+    """Writes the page, whole or not at all; returns its bytes. lesions: see reader.read_lesions. budget: of
+    the pictures in it, in bytes.
 
     Raises InputError, OutputError.
     """
     pictures = collect(figures, out, ranges or {}, budget)
-    data = render(figures, pictures, title=title, sources=sources).encode()
+    data = render(figures, pictures, lesions or {}, title=title, sources=sources).encode()
     write_atomic(out, data)
     return len(data)
 
 
-def render(figures: Figures, pictures: Pictures, *, title: str, sources: Path) -> str:
+def render(
+    figures: Figures,
+    pictures: Pictures,
+    lesions: Mapping[str, Mapping[str, float]],
+    *,
+    title: str,
+    sources: Path,
+) -> str:
     """The page's text. Names that a user chose reach it through escaping only."""
     import jinja2
 
@@ -52,6 +63,7 @@ def render(figures: Figures, pictures: Pictures, *, title: str, sources: Path) -
         data=_json(_data(figures, pictures)),
         plots=_plots(figures),
         figures=figures,
+        reader=reader_table(figures, lesions),
         modality=SHOWN[figures.modality],
         ranked=RANKED,
         pictures=pictures.how,

@@ -69,6 +69,32 @@ def test_figures_are_those_of_eval(tmp_path: Path) -> None:
     assert {method for _, method, _ in best} == {"sharp"} and best[0][2] >= best[-1][2]
 
 
+def test_what_a_reader_needs_comes_first(tmp_path: Path) -> None:
+    methods = make_cases(tmp_path, 2)
+    options = [f"--method={name}={folder}" for name, folder in methods.items()]
+    out = ("-o", tmp_path / "r.html")
+    mmif("report", tmp_path / "sources", *options, *out)
+    text = (tmp_path / "r.html").read_text()
+    assert text.index('id="reader"') < text.index('id="table"') and "were not scored" in text
+    scores = evaluate(tmp_path / "sources", tmp_path / "sharp", baselines=True, fidelity=True)
+    for method in ("fused", "average", "max"):
+        assert f"<td>{scores.means[method]['readback']:.3f}" in text.replace("<b>", "")
+    row = {"mean": 0.625, "worst": 0.5, "lost": 0.125}
+    table = tmp_path / "lesions.json"
+    table.write_text(json.dumps({"methods": {"fused": row, "max": {**row, "mean": 0.75}, "overlay70": row}}))
+    mmif("report", tmp_path / "sources", *options, f"--lesions=sharp={table}", *out)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td>', (tmp_path / "r.html").read_text())
+    shown = [(re.sub("<.*", "", name), value) for name, value in rows[:4]]
+    assert shown[:2] == [("max", "<b>0.750</b>"), ("sharp", "0.625")] and shown[2][1] == shown[3][1] == "–"
+    for given, word in (
+        ("nobody=" + str(table), "a NAME of --method"),
+        (f"sharp={tmp_path}/none.json", "expected JSON of"),
+        (f"sharp={tmp_path}/r.html", "expected JSON of"),
+    ):
+        args = (*options, f"--lesions={given}", *out)
+        assert word in mmif("report", tmp_path / "sources", *args, code=2).stderr
+
+
 def test_too_many_pictures_go_beside_the_page(tmp_path: Path) -> None:
     figures = gather(tmp_path / "sources", make_cases(tmp_path))
     whole = pictures.collect(figures, tmp_path / "r.html", {})
