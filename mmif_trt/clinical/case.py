@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mmif_trt.image import Image
+from mmif_trt.stages.geometry import Stated
 from mmif_trt.volume import Fused, Options
 
-if TYPE_CHECKING:
-    from mmif_trt.clinical.decoder import Decoder
+
+class Reader(Protocol):
+    """What a case needs of `clinical.decoder.Decoder`."""
+
+    def read(self, paths: tuple[str, ...]) -> Image: ...
+
+    def registration(self, path: str, a: Image, b: Image) -> Stated: ...
 
 
 class VolumeFuser(Protocol):
@@ -43,15 +49,15 @@ class Loaded:
     options: Options
 
 
-def load(case: Case, decoder: Decoder, run: Options) -> Loaded:
+def load(case: Case, reader: Reader, run: Options) -> Loaded:
     """Both volumes, and the case's options with the movement that its Spatial Registration states.
 
-    Reads in the decoder's child process, within its limits. Raises InputError and OutputError as it does.
+    A `Decoder` reads in its child process, within its limits. Raises InputError and OutputError as it does.
     """
-    a, b = decoder.read(case.a), decoder.read(case.b)
+    a, b = reader.read(case.a), reader.read(case.b)
     options = case.options(run)
     if case.registration:
-        options = replace(options, registration=decoder.registration(case.registration, a, b))
+        options = replace(options, registration=reader.registration(case.registration, a, b))
     return Loaded(a, b, options)
 
 
