@@ -114,7 +114,7 @@ def test_an_instance_that_the_pacs_refuses_holds_up_no_other(study: Path, tmp_pa
     write_mr(tmp_path / "mr2", AFFINE, SHAPE, **other)
     pet = slices(20 * uptake(grid(AFFINE, SHAPE)), AFFINE, "PT", **other)
     write_series(tmp_path / "pt2", pet)
-    node = Node(tmp_path / "node", port, *QUICK)
+    node = Node(tmp_path / "node", port, "--quiet-s", "10")  # as slow as five senders may be
     node.start()
     try:
         for folder in (
@@ -213,13 +213,15 @@ def test_an_association_that_stays_open_holds_a_study_only_so_long(study: Path, 
         ae: Any = pynetdicom.AE("SCANNER")
         for modality in ("MR", "PT"):
             ae.add_requested_context(phantoms.SOP[modality], "1.2.840.10008.1.2.1")
+        ae.add_requested_context("1.2.840.10008.1.1")
         association = ae.associate("127.0.0.1", node.port, ae_title="MMIF")
         for folder in ("mr", "pt early", "pt late"):
             for path in sorted((study / folder).iterdir()):
                 assert association.send_c_store(pydicom.dcmread(path)).Status == 0
         time.sleep(2.5)
         assert not outgoing(node) and association.is_established
-        (whole,) = until(lambda: outgoing(node))
+        # An echo now and then: an idle association is ended after 30 s.
+        (whole,) = until(lambda: association.send_c_echo().Status == 0 and outgoing(node))
         assert association.is_established, "the association never ended"
         assert len(pydicom.dcmread(whole).SourceImageSequence) == 40
         association.release()
