@@ -16,6 +16,7 @@ import pytest
 from pictures import GREY, GREY16, RGB, RGB16, picture
 
 import mmif_trt.io as mio
+from mmif_trt.files import OutputError, write_atomic
 from mmif_trt.image import Image, InputError
 
 LOSSLESS = [".png", ".tif", ".tiff", ".jp2", ".j2k"]
@@ -155,7 +156,7 @@ def test_the_content_decides(tmp_path: Path) -> None:
 
 def not_written(path: Path, *words: str) -> None:
     before = files_in(path.parent) if path.parent.is_dir() else []
-    with pytest.raises(mio.OutputError) as caught:
+    with pytest.raises(OutputError) as caught:
         mio.write(path, Image(GREY))
     message = str(caught.value)
     assert isinstance(caught.value, InputError) and isinstance(caught.value, OSError)
@@ -217,6 +218,7 @@ def test_interrupted_by_the_keyboard(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def in_another_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     head = "import os, resource, signal, sys, mmif_trt.io as mio, mmif_trt.image as im, numpy as np\n"
+    head += "from mmif_trt import files\n"
     command = [sys.executable, "-c", head + code, str(folder)]
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
 
@@ -226,8 +228,8 @@ def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
     code = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    mio.write_atomic(os.path.join(sys.argv[1], "x.json"), bytes(100_000))
-except mio.OutputError as error:
+    files.write_atomic(os.path.join(sys.argv[1], "x.json"), bytes(100_000))
+except files.OutputError as error:
     print(error)
 """
     done = in_another_process(code, tmp_path)
@@ -256,7 +258,7 @@ def test_links_and_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "link.png").is_symlink()
     mask = os.umask(0o027)
     try:
-        mio.write_atomic(tmp_path / "report.json", b"{}")
+        write_atomic(tmp_path / "report.json", b"{}")
     finally:
         os.umask(mask)
     assert (tmp_path / "report.json").stat().st_mode & 0o777 == 0o640
