@@ -1,4 +1,4 @@
-"""mmif-trt engine build | verify | inspect | list."""
+"""mmif-trt engine build | export | verify | inspect | list."""
 
 from __future__ import annotations
 
@@ -14,24 +14,42 @@ from mmif_trt import overwriting
 from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
+    from mmif_trt.models.pixels import Form
     from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
 
 
 def add(commands: Any) -> None:
     """Registers the commands under `engine`."""
-    engine = commands.add_parser("engine", help="TensorRT engines: build, verify, inspect, list")
+    engine = commands.add_parser("engine", help="TensorRT engines: build, export ONNX, verify, inspect, list")
     actions = engine.add_subparsers(title="actions", metavar="ACTION", required=True)
     build = actions.add_parser(
         "build",
         help="build an FP16 engine of the shipped network",
-        description="TensorRT-RTX needs no card. Without --size: any size of 32 to 1024 px, batch 1 to 8.",
+        description="TensorRT-RTX needs no card. Without --size: any size up to 1024 px, batch 1 to 8.",
     )
-    build.add_argument("--size", type=int, metavar="PX", help="one side length, a multiple of 32")
+    build.add_argument(
+        "--size", type=int, metavar="PX", help="one side length; float32-luma: a multiple of 32"
+    )
     build.add_argument("--batch", type=int, help="pairs in one call; needs --size")
     build.add_argument("--model", default="lagn", help="default: lagn")
+    form = "TYPE-LAYOUT, such as uint8-rgb: from pixels to pixels; default: float32-luma, the network alone"
+    build.add_argument("--form", default="float32-luma", metavar="FORM", help=form)
     build.add_argument("--cards", metavar="8.6,8.9", help="compute capabilities; default: all that it can")
     build.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: in the user's cache")
     build.set_defaults(run=_build)
+    export = actions.add_parser(
+        "export",
+        help="write the network as ONNX, from pixels to pixels",
+        description="Value range, BT.601 luma, padding, network, colour and rounding in one graph, for ONNX "
+        "Runtime, OpenVINO, Triton and trtexec. TYPE: uint8, uint16, float32. LAYOUT: grey, rgb, rgb-last.",
+    )
+    export.add_argument("form", metavar="TYPE-LAYOUT", help="such as uint8-rgb")
+    export.add_argument("--model", default="lagn", help="default: lagn")
+    export.add_argument("--half", action="store_true", help="mixed FP16, the graph that engines are built of")
+    export.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.onnx", help="where to write the graph"
+    )
+    export.set_defaults(run=_export)
     what = {
         "verify": "compare an engine with its manifest and, on a card, with the golden pairs",
         "inspect": "print an engine's manifest",
@@ -47,15 +65,18 @@ def add(commands: Any) -> None:
     listed.set_defaults(run=_list)
 
 
-def _shapes(args: argparse.Namespace) -> tuple[Shape, Shape, Shape]:
-    from mmif_trt.runtimes.trt.build import ANY_SHAPE
+def _shapes(args: argparse.Namespace, form: Form) -> tuple[Shape, Shape, Shape] | None:
+    """None: any size."""
+    from mmif_trt.models.pixels import LUMA
 
     if args.size is None:
         if args.batch is not None:
             raise InputError(f"--batch {args.batch}: without --size; expected both, or neither")
-        return ANY_SHAPE
-    if not (32 <= args.size <= 1024) or args.size % 32:
+        return None
+    if form == LUMA and (not (32 <= args.size <= 1024) or args.size % 32):
         raise InputError(f"--size {args.size}; expected multiples of 32 from 32 to 1024")
+    if not 16 <= args.size <= 1024:
+        raise InputError(f"--size {args.size}; expected 16 to 1024")
     batch = 1 if args.batch is None else args.batch
     if not 1 <= batch <= 256:
         raise InputError(f"--batch {batch}; expected 1 to 256")
@@ -64,11 +85,15 @@ def _shapes(args: argparse.Namespace) -> tuple[Shape, Shape, Shape]:
 
 
 def _build(args: argparse.Namespace) -> int:
-    shapes = _shapes(args)
+    from mmif_trt.models.pixels import LUMA, Form
+
+    form = Form.named(args.form)
+    shapes = _shapes(args, form)
     from mmif_trt.runtimes.trt import build as engine_build
     from mmif_trt.runtimes.trt import engine_file
 
-    name = f"{args.model}-fp16" + ("" if args.size is None else f"-b{shapes[0][0]}-{args.size}")
+    name = f"{args.model}-fp16" + ("" if form == LUMA else f"-{form}")
+    name += "" if shapes is None else f"-b{shapes[0][0]}-{args.size}"
     path = args.output or engine_file.cache_folder() / f"{name}{engine_file.SUFFIX}"
     if path.suffix != engine_file.SUFFIX:
         raise InputError(f"--output {path}; expected a name that ends in {engine_file.SUFFIX}")
@@ -76,8 +101,25 @@ def _build(args: argparse.Namespace) -> int:
     in_cache = path.parent == engine_file.cache_folder()  # there an engine without a manifest is a dead build
     overwriting.check([], [path], lambda _: in_cache or engine_file.manifest_path(path).is_file())
     with engine_file.locked(path):
-        made = engine_build.build(path, shlex.join(["mmif-trt", *sys.argv[1:]]), shapes, cards, args.model)
+        made = engine_build.build(
+            path, shlex.join(["mmif-trt", *sys.argv[1:]]), shapes, cards, args.model, form
+        )
     print(f"{path}: {_line(made)}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from mmif_trt.files import write_atomic
+    from mmif_trt.models import pixels
+    from mmif_trt.runtimes.trt.half import half
+
+    form = pixels.Form.named(args.form)
+    if args.output.suffix != ".onnx":
+        raise InputError(f"--output {args.output}; expected a name that ends in .onnx")
+    overwriting.check([], [args.output], lambda path: pixels.GRAPH.encode() in Path(path).read_bytes())
+    graph = pixels.released(form, args.model, half if args.half else None)
+    write_atomic(args.output, graph.SerializeToString())
+    print(f"{args.output}: {args.model} {form}{' in mixed FP16' if args.half else ''}; research use only")
     return 0
 
 
@@ -89,7 +131,7 @@ def _line(m: Manifest) -> str:
     fused = "not known" if m.fused_attention is None else f"{m.fused_attention} of {m.attention_blocks}"
     cards = ", ".join(m.compute_capabilities)
     return (
-        f"{m.model} {m.precision}, batch {batch}, {height} x {width} px, {m.flavour} {m.version} "
+        f"{m.model} {m.precision} {m.form}, batch {batch}, {height} x {width} px, {m.flavour} {m.version} "
         f"for {cards}; "
         f"{m.bytes} bytes, fused attention {fused}, {m.psnr}"
     )

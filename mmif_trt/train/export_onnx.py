@@ -3,7 +3,8 @@ python -m mmif_trt.train.export_onnx --checkpoint RUN/checkpoint.safetensors --c
 
 Writes into mmif_trt/weights: lagn.safetensors (dimensions and preprocessing inside), lagn.onnx (FP32, any
 batch and size), lagn.npz (golden pairs that every runtime must reproduce) and manifest.json with their
-SHA-256 and provenance.
+SHA-256 and provenance. The graphs from pixels to pixels need no file of their own: `mmif-trt engine export`
+derives them from lagn.onnx, see models/pixels.py.
 """
 
 from __future__ import annotations

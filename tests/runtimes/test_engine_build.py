@@ -16,6 +16,7 @@ import pytest
 from conftest import REPO
 
 from mmif_trt import InputError, cli, weights
+from mmif_trt.models.pixels import Form
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import engine_file, verify
 from mmif_trt.runtimes.trt.half import half
@@ -46,6 +47,27 @@ def test_engines_meet_the_bars(profile: Any, tmp_path: Path, monkeypatch: pytest
     assert made.compute_capabilities == ("8.0", "8.6", "8.9", "12.0"), "in one file"
     assert (made.smallest, made.typical, made.largest) == profile
     assert engine_file.read_manifest(tmp_path / "x.engine") == made
+
+
+@pytest.mark.parametrize(
+    ("form", "profile"),
+    [("uint8-rgb", engine_build.ANY_PIXELS), ("float32-rgb-last", ((1, 250, 250),) * 3)],
+    ids=("uint8, any size", "float32, padded inside"),
+)
+def test_engines_from_pixels_to_pixels(
+    form: str, profile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels reach the first kernel as they are, and attention stays fused."""
+    tables: list[list[engine_build.Layer]] = []
+    layers = engine_build.layers
+    monkeypatch.setattr(engine_build, "layers", lambda log: tables.append(layers(log)) or tables[-1])
+    made = engine_build.build(tmp_path / "x.engine", "a test", profile, ("8.6",), form=Form.named(form))
+    assert made.fused_attention == made.attention_blocks == 4 and made.form == form
+    assert set(made.float_convolutions) <= {"/head/Conv"} and made.bytes <= MIB_8
+    assert made.psnr_db is None or made.psnr_db >= verify.LOWEST_PSNR_DB
+    kind = "UInt8" if form.startswith("uint8") else "Float"
+    first = next(layer for layer in tables[0] if layer.inputs)
+    assert first.kind == "kgen" and set(first.inputs) == {kind}, "all before the stem is one kernel"
 
 
 def test_the_release_set_is_what_was_asked_for() -> None:
@@ -155,6 +177,10 @@ def test_build_inspect_list_verify(tmp_path: Path, capsys: pytest.CaptureFixture
         (["build", "--size", "64", "--batch", "0"], "--batch 0; expected 1 to 256"),
         (["build", "--cards", "9.0"], "compute capability 9.0; tensorrt_rtx builds for 12.0"),
         (["build", "-o", "x.png"], "--output x.png; expected a name that ends in .engine"),
+        (["build", "--form", "uint8-rgb", "--size", "8"], "--size 8; expected 16 to 1024"),
+        (["build", "--form", "uint9-rgb"], "pixel form 'uint9-rgb'; expected TYPE-LAYOUT of uint8, uint16,"),
+        (["export", "rgb", "-o", "x.onnx"], "pixel form 'rgb-'; expected TYPE-LAYOUT"),
+        (["export", "uint8-rgb", "-o", "x.engine"], "--output x.engine; expected a name that ends in .onnx"),
         (["inspect", "none.engine"], "none.engine: no such engine file"),
         (["list", "none"], "none: no such folder"),
     ],
@@ -163,6 +189,16 @@ def test_mistakes_are_one_line(arguments: list[str], text: str, capsys: pytest.C
     assert cli.main(["engine", *arguments]) == 2
     said = capsys.readouterr().err
     assert text in said and said.count("\n") == 1
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lagn-pixels.onnx"
+    assert cli.main(["engine", "export", "uint8-grey", "--half", "-o", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: lagn uint8-grey in mixed FP16; research use only\n"
+    model = onnx.load(path)
+    types = {x.name: x.type.tensor_type.elem_type for x in (*model.graph.input, *model.graph.output)}
+    assert types == dict.fromkeys(("a", "b", "fused"), onnx.TensorProto.UINT8)
+    assert any(x.data_type == onnx.TensorProto.FLOAT16 for x in model.graph.initializer)
 
 
 TWO = """

@@ -22,9 +22,11 @@ import numpy as np
 
 from mmif_trt import weights
 from mmif_trt.image import InputError
+from mmif_trt.models.pixels import LUMA, Form, pixels
 from mmif_trt.runtimes.trt import engine_file
 from mmif_trt.runtimes.trt.cuda import Card, DeviceError
 from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
+from mmif_trt.runtimes.trt.half import half, shape_at, static
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 MODULES = ("tensorrt", "tensorrt_rtx")  # the first that imports is taken
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 ANY_SHAPE: tuple[Shape, Shape, Shape] = ((1, 32, 32), (1, 256, 256), (8, 1024, 1024))
+ANY_PIXELS: tuple[Shape, Shape, Shape] = ((1, 16, 16), *ANY_SHAPE[1:])  # the graph pads by itself
 OLDEST_DRIVERS = {13: 580, 12: 525}  # CUDA of a wheel -> branch of the driver that first knew it
 REMEDY = "pip install 'mmif-trt[console]' (RTX cards), or NVIDIA's tensorrt 10.x or 11.x (any card)"
 
@@ -104,26 +107,27 @@ def layers(log: Iterable[str]) -> list[Layer]:
 def build(
     engine: Path,
     command: str,
-    shapes: tuple[Shape, Shape, Shape] = ANY_SHAPE,
+    shapes: tuple[Shape, Shape, Shape] | None = None,
     capabilities: tuple[str, ...] | None = None,
     model: str = "lagn",
+    form: Form = LUMA,
 ) -> Manifest:
     """Builds the shipped network in mixed FP16 and writes `engine` and its manifest.
 
-    shapes: smallest, typical and largest (batch, height, width); three equal ones make a static engine.
-    capabilities: cards to build for, None: all that the module takes. Raises InputError.
+    shapes: smallest, typical and largest (batch, height, width); three equal ones make a static engine; None:
+    any size. capabilities: cards to build for, None: all that the module takes. form: the network alone, or
+    from pixels to pixels. Raises InputError.
     """
     onnx = _onnx()
     trt = module()
     fp32 = onnx.load(weights.verified_path(model, "onnx"))
-    from mmif_trt.runtimes.trt.half import half, static
-
-    mixed = half(fp32)
+    shapes = shapes or (ANY_SHAPE if form == LUMA else ANY_PIXELS)
+    mixed = pixels(half(fp32), form)
     graph = static(mixed, *shapes[0]) if shapes[0] == shapes[2] else mixed
     start = time.perf_counter()
     data, log, built_for = compile_graph(trt, graph, shapes, capabilities)
     seconds = time.perf_counter() - start
-    psnr, psnr_of = golden_psnr(mixed, model)
+    psnr, psnr_of = golden_psnr(mixed, model, form)
     table = layers(log)
     files = weights.manifest()["models"][model]["files"]
     manifest = Manifest(
@@ -147,6 +151,7 @@ def build(
         command=command,
         built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         bytes=len(data),
+        form=str(form),
     )
     engine_file.save(engine, data, manifest)
     return manifest
@@ -181,10 +186,10 @@ def compile_graph(
     built_for = _set_capabilities(trt, config, capabilities)
     if shapes[0] != shapes[2]:
         profile = made(builder.create_optimization_profile, "create_optimization_profile", logger)
-        for name in ("a", "b"):  # returns None in some versions, a bool in others
-            if profile.set_shape(name, *((n, 1, h, w) for n, h, w in shapes)) is False:
+        for value in graph.graph.input:  # returns None in some versions, a bool in others
+            if profile.set_shape(value.name, *(shape_at(value, *shape) for shape in shapes)) is False:
                 raise InputError(
-                    f"TensorRT refuses the profile {shapes} of input {name}: {last_error(logger)}"
+                    f"TensorRT refuses the profile {shapes} of input {value.name}: {last_error(logger)}"
                 )
         if config.add_optimization_profile(profile) < 0:
             raise InputError(f"TensorRT refuses the profile {shapes}: {last_error(logger)}")
@@ -245,7 +250,7 @@ def last_error(logger: Any) -> str:
     return " ".join(errors[-1].split()) if errors else "no reason given"
 
 
-def golden_psnr(mixed: ModelProto, model: str = "lagn") -> tuple[float | None, str]:
+def golden_psnr(mixed: ModelProto, model: str = "lagn", form: Form = LUMA) -> tuple[float | None, str]:
     """The least PSNR in dB of the golden pairs under ONNX Runtime, and what ran; None where it is missing."""
     try:
         import onnxruntime
@@ -253,10 +258,27 @@ def golden_psnr(mixed: ModelProto, model: str = "lagn") -> tuple[float | None, s
         return None, "PSNR not measured: onnxruntime is not installed"
     session = onnxruntime.InferenceSession(mixed.SerializeToString(), providers=["CPUExecutionProvider"])
     a, b, expected = weights.golden(model)
-    (fused,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
-    return least_psnr(
-        fused[:, 0], expected
-    ), f"the graph in ONNX Runtime {onnxruntime.__version__} on the CPU"
+    (fused,) = session.run(None, golden_feed(form, a, b))
+    psnr = least_psnr(golden_unit(form, fused), expected)
+    return psnr, f"the graph in ONNX Runtime {onnxruntime.__version__} on the CPU"
+
+
+_WHITE = {"uint8": 255, "uint16": 65535, "float32": 1}
+
+
+def golden_feed(form: Form, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+    """[n, H, W] in [0, 1], 256 levels, as the inputs of `form`."""
+    white = _WHITE[form.dtype]
+    x, y = ((np.rint(x * white) if white > 1 else x).astype(form.dtype) for x in (a, b))
+    y = np.broadcast_to(y[..., None] if form.layout == "rgb-last" else y[:, None], form.shapes(*y.shape)["b"])
+    feed = {"a": x[:, None], "b": np.ascontiguousarray(y)}
+    return feed | {name: np.array([0, white], np.float32) for name in form.ranges}
+
+
+def golden_unit(form: Form, fused: np.ndarray) -> np.ndarray:
+    """The output of `form` for golden_feed as [n, H, W] in [0, 1]: one channel, as all are equal."""
+    grey = fused[..., 0] if form.layout == "rgb-last" else fused[:, 0]
+    return grey.astype(np.float32) / np.float32(_WHITE[form.dtype])
 
 
 def least_psnr(received: np.ndarray, expected: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 from mmif_trt import weights
 from mmif_trt.files import read_regular, write_atomic
 from mmif_trt.image import InputError
+from mmif_trt.models.pixels import LUMA
 
 SUFFIX = ".engine"
 REBUILD = "expected an engine of `mmif-trt engine build`"
@@ -30,6 +31,7 @@ Shape = tuple[int, int, int]  # batch, height, width
 class Manifest:
     """What an engine is. Hashes are SHA-256.
 
+    form: what goes in and comes out, see models.pixels.Form.
     flavour: the module, "tensorrt" or "tensorrt_rtx"; version: its own. compute_capabilities: such as "8.6".
     smallest, typical, largest: (batch, height, width) of the profile; all equal: the shape is fixed.
     fused_attention: kernels that hold a whole attention block, of attention_blocks; None: the builder printed
@@ -57,6 +59,7 @@ class Manifest:
     command: str
     built: str
     bytes: int = field(default=0)
+    form: str = str(LUMA)
 
     @property
     def psnr(self) -> str:
@@ -67,16 +70,17 @@ class Manifest:
         )
 
     def refuse_shape(self, name: str, shape: Shape) -> None:
-        """Raises InputError where (batch, height, width) lies outside the profile or off the window grid."""
+        """Raises InputError where (batch, height, width) lies outside the profile, or without padding inside
+        the engine off the window grid."""
         low, high = self.smallest, self.largest
-        odd = any(side % 32 for side in shape[1:])
+        odd = self.form == str(LUMA) and any(side % 32 for side in shape[1:])
         if odd or not all(x <= y <= z for x, y, z in zip(low, shape, high, strict=True)):
             batch, height, width = (
                 f"{x}" if x == z else f"{x} to {z}" for x, z in zip(low, high, strict=True)
             )
             raise InputError(
                 f"{name}: batch {shape[0]} of {shape[1]} x {shape[2]} px; this engine takes batch "
-                f"{batch}, {height} x {width} px, sides multiples of 32"
+                f"{batch}, {height} x {width} px{', sides multiples of 32' if self.form == str(LUMA) else ''}"
             )
 
 

@@ -59,10 +59,19 @@ def static(model: ModelProto, batch: int, height: int, width: int) -> ModelProto
     out = onnx.ModelProto()
     out.CopyFrom(model)
     for value in (*out.graph.input, *out.graph.output):
-        for dim, size in zip(value.type.tensor_type.shape.dim, (batch, 1, height, width), strict=True):
+        sizes = shape_at(value, batch, height, width)
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes, strict=True):
             dim.dim_value = size
     del out.graph.value_info[:]
     return out
+
+
+def shape_at(value: Any, batch: int, height: int, width: int) -> tuple[int, ...]:
+    """The shape of a graph's input or output; its open dimensions are named."""
+    sizes = {"batch": batch, "height": height, "width": width}
+    return tuple(
+        sizes[dim.dim_param] if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim
+    )
 
 
 def _float_end(graph: Any) -> set[str]:
