@@ -17,6 +17,7 @@ NEEDS = {
     "reader-study": ("fastapi", "statsmodels"),
     "evaluation": ("jinja2",),
     "console": ("tensorrt_rtx", "onnx"),
+    "integrators": ("tensorrt_rtx", "onnx"),
     "training": ("torch", "safetensors", "tensorboard"),
     "volumes": ("pydicom", "nibabel", "SimpleITK"),
     "node": ("pynetdicom",),
