@@ -1,4 +1,7 @@
-"""The command line: dispatches to commands/. Exit code 0 all well, 1 some failed, 2 usage: nothing done.
+"""The command line: dispatches to commands/.
+
+Exit code 0: all well. 1: some failed, or the reader of the output has gone (head, less). 2: usage or input,
+nothing was done. 130: interrupted; 128 + N: ended by signal N.
 
 Heavy imports are inside the functions, so that --help and a mistyped option answer at once.
 """
@@ -6,6 +9,8 @@ Heavy imports are inside the functions, so that --help and a mistyped option ans
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io as text_io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,14 +31,55 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; argv without the program's name, None: the process's own. Returns the exit code."""
+    """Runs one command; argv without the program's name, None: the process's own. Returns the exit code, all
+    output flushed: nothing is left that could fail at the interpreter's end."""
+    _open_streams()
+    try:
+        code = _run(argv)
+    except SystemExit:  # --help, --version, a usage error
+        if not _flush():
+            raise SystemExit(1) from None
+        raise
+    return code if _flush() else code or 1
+
+
+def _open_streams() -> None:
+    """Without a standard stream (2>&-, pythonw, a service) what would be said goes nowhere, and no file that
+    is opened later gets its number. A file name that is not of the terminal's encoding is shown escaped."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            silent = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(silent, number)
+            setattr(sys, name, os.fdopen(silent, "w", encoding="utf-8"))
+        elif isinstance(stream, text_io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> bool:
+    """False where what was said cannot be written: the reader has gone, or the disk behind it is full."""
+    written = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            written = False
+            with contextlib.suppress(OSError, ValueError):  # the rest goes nowhere, at the end too
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return written
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
         return int(args.run(args))
     except KeyboardInterrupt:  # before or after the part of `fuse` that ends its pairs first
         return say("interrupted", 130)
     except BrokenPipeError:  # the reader of our output (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flush()
         return 1
     except Exception as error:
         return say(explain(error), 2 if isinstance(error, InputError | OSError) else 1)

@@ -30,7 +30,8 @@ class Fuser:
     "fp32", "bf16" or (TensorRT) "fp16".
     threads: CPU threads of the network; None: all. streams: pictures side by side, the threads shared out
     (more pictures per second for several callers, each a longer wait; the same numbers). `fuser.runtime` says
-    what was chosen.
+    what was chosen. It pickles: the other process loads its own network. After a fork the
+    child gets an InputError.
     Raises InputError for a runtime or precision that is unknown or not to be had here, saying why.
     """
 
@@ -41,7 +42,33 @@ class Fuser:
         threads: int | None = None,
         streams: int = 1,
     ) -> None:
-        self.runtime = runtimes.load(runtime, precision, threads, streams)
+        self._asked = (runtime, precision, threads, streams)
+        self._load()
+
+    def _load(self) -> None:
+        self._runtime, self._process = runtimes.load(*self._asked), os.getpid()
+
+    @property
+    def runtime(self) -> runtimes.Runtime:
+        """What runs the network. Raises InputError in a process that was forked off: the threads that it
+        would wait for are the parent's, for ever."""
+        if self._process != os.getpid():
+            raise InputError(
+                f"a Fuser (runtime {self._runtime.name!r}) made before a fork; expected one made in each "
+                "process, or multiprocessing's start method 'spawn', for which a Fuser pickles"
+            )
+        return self._runtime
+
+    @runtime.setter
+    def runtime(self, runtime: runtimes.Runtime) -> None:
+        self._runtime, self._process = runtime, os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"asked": self._asked}  # the other process loads its own network
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._asked = state["asked"]
+        self._load()
 
     def fuse_images(self, a: Image, b: Image) -> Image:
         """a: the MRI, grey. b: CT, PET or SPECT of the same size, grey or RGB -> fused, RGB where b is RGB.

@@ -9,6 +9,14 @@ import numpy as np
 
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # mm of NIfTI and of Image to those of DICOM and ITK, and back
 MODALITIES = ("mri", "ct", "pet", "spect")
+SPACES = (
+    "none",
+    "scanner",
+    "aligned",
+    "talairach",
+    "mni",
+    "template",
+)  # NIfTI's sform and qform codes 0 to 5
 SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}  # on screens and pages
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 4096
 MAX_VOXELS = 1 << 28  # of a volume: 512 x 512 x 1024
@@ -37,6 +45,8 @@ class Image:
     source: where it is from, for messages; a path or an argument's name.
     units: of the values: "HU", "SUVbw", "BQML", or None where they are not known.
     frame: Frame of Reference UID (DICOM), or None. Two images with different ones share no coordinates.
+    space: of NIfTI and its kin, in which the affine lies: one of SPACES, or None where the format has none.
+        "none": the file has no geometry, and the affine is a guess that says nothing on another image.
     headers: the pydicom datasets of the source instances without their pixels, in slice order; () for others.
     notes: what a reader had to decide or could not do, in words.
 
@@ -52,6 +62,7 @@ class Image:
     source: str = "image"
     units: str | None = None
     frame: str | None = None
+    space: str | None = None
     headers: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from pathlib import Path
@@ -27,8 +28,46 @@ CPU_FLAGS = (
 
 
 def usable_cores() -> int:
-    """Cores this process may use: under taskset or in a container often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, for all runtimes: under taskset or a container's CPU quota often fewer than
+    the machine has. A quota is rounded up: `docker run --cpus=1.5` gives 2."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time that the cgroups of this process grant, the least of it and its parents; v1 (CFS)
+    and v2. None where nothing limits. root: where proc and sys lie."""
+    found = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounts = ["sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"] if controllers else ["sys/fs/cgroup"]
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for mount in mounts:
+            for depth in range(len(parts) + 1):  # in a container the path may be the host's: the root is ours
+                found.append(_quota_of(root.joinpath(mount, *parts[:depth])))
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
+    numbers = _text(folder / "cpu.max").split() or [
+        *_text(folder / "cpu.cfs_quota_us").split(),
+        *_text(folder / "cpu.cfs_period_us").split(),
+    ]
+    try:
+        quota, period = (float(x) for x in numbers)
+    except ValueError:  # "max", or no such file
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def cpu() -> dict[str, Any]:

@@ -109,7 +109,7 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
         "palette": {"name": palette, "uid": palettes.uid(palette)} if palette else None,
         "registration": report.entry(),
         "a": _entry(a, limits_a, how_a),
-        "b": _entry(b, limits_b, how_b),
+        "b": _entry(replace(b, notes=moved.notes), limits_b, how_b),
     }
     return Fused(image, replace(a, data=luma, value_range=(0.0, 1.0), **meaning), plane, record)
 
@@ -129,7 +129,10 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
     """a, b with the stated modality, the palette (None: grey) and the plane."""
     for image in (a, b):
         if not image.is_volume:
-            raise InputError(f"{image.source}: a picture; expected a volume beside a volume")
+            raise InputError(
+                f"{image.source}: a picture without geometry (DICOM: no Image Position (Patient)); "
+                "expected a volume, as the other is"
+            )
     if a.is_colour:
         raise InputError(f"{a.source}: a colour volume; expected a grey MRI as the first source")
     if a.modality not in (None, "mri"):
@@ -148,6 +151,9 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
                 f"{b.source}: unknown modality; expected modality_b (ct, pet or spect), or a palette"
             )
         palette = palettes.DEFAULT.get(b.modality)
+        if b.modality == "mri":
+            note = "an MRI as B: fused in grey, since colour means a tracer (--palette colours it)"
+            b = replace(b, notes=(*b.notes, note))
     if palette:
         palettes.table(palette)  # refuses an unknown name before the work
     assert a.affine is not None

@@ -338,7 +338,7 @@ WIDE = np.broadcast_to(np.uint8(0), (16, 4097))
         (np.dstack([A, A, A + 1]), B, r"a: a colour image; expected a grey MRI as the first source"),
         ([[1, 2]], B, r"a: list; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image"),
         (A, None, r"b: NoneType; expected a NumPy array"),
-        ("no such file.png", B, r"no such file\.png: no such file; accepted are"),
+        ("no such file.png", B, r"no such file\.png: no such file; expected one of"),
         (A, "", r"path: ''; expected"),
     ],
 )

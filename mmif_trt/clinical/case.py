@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mmif_trt.image import Image
+from mmif_trt.io.which import ANY, Which
 from mmif_trt.stages.geometry import Stated
 from mmif_trt.volume import Fused, Options
 
@@ -13,7 +14,7 @@ from mmif_trt.volume import Fused, Options
 class Reader(Protocol):
     """What a case needs of `clinical.decoder.Decoder`."""
 
-    def read(self, paths: tuple[str, ...]) -> Image: ...
+    def read(self, paths: tuple[str, ...], which: Which = ANY) -> Image: ...
 
     def registration(self, path: str, a: Image, b: Image) -> Stated: ...
 
@@ -27,13 +28,17 @@ class VolumeFuser(Protocol):
 @dataclass(frozen=True)
 class Case:
     """One fusion to be made. a, b: files (or one folder or file each). own: fields of Options that hold for
-    this case in place of the run's. registration: the file of a DICOM Spatial Registration, or ""."""
+    this case in place of the run's. registration: the file of a DICOM Spatial Registration, or "".
+    which_a, which_b: of several series or volumes that are there. words: what it is made of, for the plan."""
 
     name: str
     a: tuple[str, ...]
     b: tuple[str, ...]
     own: dict[str, Any] = field(default_factory=dict)
     registration: str = ""
+    which_a: Which = ANY
+    which_b: Which = ANY
+    words: str = ""
 
     def options(self, run: Options) -> Options:
         """What this case is fused with, in a run of these options."""
@@ -54,7 +59,7 @@ def load(case: Case, reader: Reader, run: Options) -> Loaded:
 
     A `Decoder` reads in its child process, within its limits. Raises InputError and OutputError as it does.
     """
-    a, b = reader.read(case.a), reader.read(case.b)
+    a, b = reader.read(case.a, case.which_a), reader.read(case.b, case.which_b)
     options = case.options(run)
     if case.registration:
         options = replace(options, registration=reader.registration(case.registration, a, b))

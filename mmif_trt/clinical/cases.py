@@ -24,7 +24,7 @@ from mmif_trt.clinical import outputs
 from mmif_trt.clinical.case import Case, Loaded, VolumeFuser, fuse, load
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.clinical.series import collect, pair
-from mmif_trt.files import disk_is_full, open_regular, read_regular, write_atomic
+from mmif_trt.files import disk_is_full, read_regular, write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, explain
 from mmif_trt.volume import Fused, Options
@@ -47,28 +47,46 @@ def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], 
     Raises InputError."""
     if os.path.isdir(source):
         with Decoder() as decoder:
-            return pair(*collect(decoder.headers(dicom_paths(source)), secret), across)
+            return _paired(source, decoder, secret, across)
     if not source.lower().endswith(".csv"):
         raise InputError(f"{source}: expected a manifest .csv or a folder of DICOM studies")
     return sorted(_manifest(source), key=lambda case: case.name), []
 
 
-def dicom_paths(root: str) -> list[str]:
-    """The DICOM files in a folder and below, by their first bytes."""
+def _paired(root: str, decoder: Decoder, secret: bytes, across: bool) -> tuple[list[Case], list[str]]:
+    from mmif_trt.io.walk import shown, walk
+
+    there = walk(root)
+    paths, unread = _dicom_of(there.files)
+    read = list(decoder.headers(paths))
+    found = collect(read, secret)
+    got = {path for path, _ in read}
+    damaged = [path for path in paths if path not in got]
+    cases, left = pair(found, across)
+    lines = [
+        f"{len(names)} {what}: {shown(names)}"
+        for what, names in (
+            ("files that cannot be read", [*there.lost, *unread]),
+            ("DICOM files with a damaged header", damaged),
+            ("passed over", there.passed),
+        )
+        if names
+    ]
+    return cases, [*left, *lines]
+
+
+def _dicom_of(files: list[str]) -> tuple[list[str], list[str]]:
+    """(the DICOM files by their first bytes, those that cannot be opened and why)."""
     from mmif_trt.io import dicom
 
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            try:
-                if name != "DICOMDIR":
-                    with open_regular(path) as file:
-                        found += [path] if dicom.is_dicom(file.read(132)) else []
-            except (OSError, InputError):
-                continue  # what cannot be read is no part of a series; its series then has a gap
-    return found
+    found, unread = [], []
+    for path in files:
+        try:
+            if dicom.begins_as_dicom(path):
+                found.append(path)
+        except (OSError, InputError) as error:
+            unread.append(f"{path}: {getattr(error, 'strerror', None) or 'no regular file'}")
+    return found, unread
 
 
 def _manifest(path: str) -> list[Case]:

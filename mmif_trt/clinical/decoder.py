@@ -21,6 +21,7 @@ from mmif_trt.clinical.child import Child
 from mmif_trt.files import TMP_SUFFIX, OutputError
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import registration as dicom_registration
+from mmif_trt.io.which import ANY, Which
 from mmif_trt.stages import geometry
 
 MEGABYTES, SECONDS = 6144, 300.0
@@ -68,12 +69,15 @@ class Decoder:
         self._child.stop()
         self._pixels.close()
 
-    def read(self, paths: tuple[str, ...]) -> Image:
-        """paths: one file or folder, or the DICOM files of a series. Raises InputError, also where the child
-        died or took too long, and OutputError where there was no room for the pixels on the way."""
+    def read(self, paths: tuple[str, ...], which: Which = ANY) -> Image:
+        """paths: one file or folder, or the DICOM files of a series. which: of several volumes.
+
+        Raises InputError, also where the child died or took too long, and OutputError where there was no room
+        for the pixels on the way.
+        """
         name = paths[0] if len(paths) == 1 else f"{os.path.dirname(paths[0])} ({len(paths)} files)"
         try:
-            answer = self._ask({"paths": list(paths), "name": name}, name)
+            answer = self._ask({"paths": list(paths), "name": name, "which": asdict(which)}, name)
             if answer.get("is_disk"):
                 raise OutputError(answer["error"])
             if "error" in answer:
@@ -94,7 +98,7 @@ class Decoder:
         return geometry.Stated(np.array(answer["matrix"]), answer["words"])
 
     def headers(self, paths: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(path, what series.KEYS name, as text) of every DICOM file of `paths` that can be read.
+        """(path, its keys, see keys.py) of every DICOM file of `paths` that can be read.
 
         A file that kills the child, or holds it up, is left out like one that is no DICOM.
         """
@@ -125,5 +129,5 @@ def _image(answer: dict[str, Any], data: np.ndarray) -> Image:
     headers = tuple(Dataset.from_json(text) for text in answer["headers"])
     affine = None if answer["affine"] is None else np.array(answer["affine"])
     limits = None if answer["value_range"] is None else tuple(answer["value_range"])
-    rest = {key: answer[key] for key in ("modality", "source", "units", "frame")}
+    rest = {key: answer[key] for key in ("modality", "source", "units", "frame", "space")}
     return Image(data, limits, affine=affine, headers=headers, notes=tuple(answer["notes"]), **rest)

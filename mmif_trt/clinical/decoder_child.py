@@ -16,11 +16,10 @@ import numpy as np
 from mmif_trt import io
 from mmif_trt.clinical.child_side import serve
 from mmif_trt.clinical.header import header
-from mmif_trt.files import open_regular, read_regular
+from mmif_trt.clinical.keys import keys_of
 from mmif_trt.io.dicom import registration as dicom_registration
+from mmif_trt.io.which import Which
 from mmif_trt.running import explain
-
-HEADER_BYTES = 1 << 20  # headers end long before
 
 
 def main() -> None:
@@ -43,10 +42,10 @@ def _answer(line: str, pixels: int) -> str:
 
 def _reply(request: dict[str, Any], pixels: int) -> dict[str, Any]:
     if "headers" in request:
-        return {"headers": [found for path in request["headers"] if (found := _keys(path))]}
+        return {"headers": [found for path in request["headers"] if (found := keys_of(path))]}
     if "registration" in request:
         return _registration(request["registration"], request["sides"])
-    image = _read(request["paths"], request["name"])
+    image = _read(request["paths"], request["name"], Which(**request["which"]))
     try:
         with os.fdopen(pixels, "r+b", closefd=False) as file:
             file.seek(0)
@@ -67,7 +66,7 @@ def _reply(request: dict[str, Any], pixels: int) -> dict[str, Any]:
         "affine": None if image.affine is None else image.affine.tolist(),
         "value_range": image.value_range,
         "notes": [*image.notes, *notes],
-        **{key: getattr(image, key) for key in ("modality", "source", "units", "frame")},
+        **{key: getattr(image, key) for key in ("modality", "source", "units", "frame", "space")},
     }
 
 
@@ -78,34 +77,13 @@ def _registration(path: str, sides: list[dict[str, Any]]) -> dict[str, Any]:
     return {"matrix": matrix.tolist(), "words": words}
 
 
-def _keys(path: str) -> tuple[str, dict[str, Any]] | None:
-    """The pairing's keys of one DICOM file; None where it cannot be read: its series then has a gap."""
-    from mmif_trt.clinical.series import KEYS, TIED
-    from mmif_trt.io import dicom
-
-    try:
-        with open_regular(path) as file:
-            head = file.read(HEADER_BYTES)
-            if dicom.transfer_syntax(head, path)[0] == dicom.DEFLATED:
-                head += file.read()
-        dataset = dicom.parse(head, path, pixels=False)
-        values = {key: dataset.get(key) for key in KEYS}
-        tied = dicom_registration.frames(dataset)
-        return path, {
-            key: [str(x) for x in value] if key == "ImageType" and value else str(value)
-            for key, value in values.items()
-            if value is not None
-        } | ({TIED: tied} if tied else {})
-    except Exception:  # pydicom raises whatever the bytes lead it to, MemoryError too
-        return None
-
-
-def _read(paths: list[str], name: str) -> Any:
+def _read(paths: list[str], name: str, which: Which) -> Any:
     from mmif_trt.io import dicom
 
     if len(paths) == 1:
-        return io.read(paths[0])
-    return dicom.series([dicom.parse(read_regular(path), path) for path in paths], name)
+        return io.read(paths[0], series=which.series, volume=which.volume)
+    parts = [(path, dicom.content(path)) for path in paths]
+    return dicom.series([dicom.parse(data or b"", path) for path, data in parts], name, which)
 
 
 if __name__ == "__main__":

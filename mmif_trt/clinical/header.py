@@ -6,7 +6,15 @@ from typing import Any
 
 from mmif_trt.io.dicom.write import KEPT
 
-REFERRED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "LossyImageCompression")
+REFERRED = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
 # These say whose picture it is, and in which study: an invalid value goes on as it is, so that the result
 # still meets its study in the PACS. Another invalid value is left out.
 IDENTITY = {

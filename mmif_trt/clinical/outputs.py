@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -22,16 +22,18 @@ LUMA = "_luma"
 
 
 def kind_of(path: str) -> str:
-    """ "nifti", "dicom" or "png" (a folder of slices), by the name's end. Raises InputError for another."""
+    """ "nifti", "dicom", "picture" (of one slice) or "png" (a folder of slices), by the name's end. Raises
+    InputError for another."""
     name = path.lower()
     if name.endswith((".nii", ".nii.gz")):
         return "nifti"
     if name.endswith(".dcm"):
         return "dicom"
-    if os.path.splitext(name)[1] and not name.endswith(os.sep) and not os.path.isdir(path):
-        raise InputError(
-            f"{path}: accepted for a volume are .nii, .nii.gz, .dcm and a folder (of PNG slices)"
-        )
+    suffix = os.path.splitext(name)[1]
+    if suffix in io.FORMATS and not io.FORMATS[suffix].is_volume and not os.path.isdir(path):
+        return "picture"
+    if suffix and not name.endswith(os.sep) and not os.path.isdir(path):
+        refuse_picture(path)
     return "png"
 
 
@@ -41,6 +43,10 @@ def names(path: str) -> list[str]:
         return [path]
     end = 7 if path.lower().endswith(".nii.gz") else 4
     return [path, f"{path[:-end]}{LUMA}{path[-end:]}"]
+
+
+def refuse_picture(path: str) -> NoReturn:
+    raise InputError(f"{path}: expected for a volume .nii, .nii.gz, .dcm or a folder (of PNG slices)")
 
 
 def save(
@@ -63,6 +69,12 @@ def save(
         write_atomic(
             path, dicom_write.encode(dataset_of(fused, a, b, burn_in=burn_in, deidentify=deidentify))
         )
+        return [path]
+    if kind == "picture":
+        slices = displayed(fused)
+        if len(slices.data) > 1:
+            refuse_picture(path)
+        io.write(path, Image(np.ascontiguousarray(slices.data[0]), fused.image.value_range))
         return [path]
     return _save_slices(Path(path), displayed(fused))
 

@@ -3,36 +3,26 @@ in two that a Spatial Registration of the study ties, or in any two where the pa
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmif_trt.clinical import pseudonym
+import numpy as np
+
+from mmif_trt.clinical import choice, keys, pseudonym
 from mmif_trt.clinical.case import Case
 from mmif_trt.io.dicom.values import MODALITY
 
-# What pairing asks of a header (see clinical/decoder.py, which reads them in a child process).
-KEYS = (
-    "PatientID",
-    "IssuerOfPatientID",
-    "StudyInstanceUID",
-    "FrameOfReferenceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "Modality",
-    "SOPInstanceUID",
-    "ImageType",
-    "ContentDate",
-    "ContentTime",
-)
-TIED = "TiedFrames"  # beside KEYS: the frames that a Spatial Registration ties together
+PLACE = 13  # numbers of each image, see keys._places
 
 
 @dataclass
 class Series:
     """One series as it lies on disk. key: pseudonym of patient, study and frame of reference; tag: of the
-    series. group: what key stands for: never in a name or a message."""
+    series. group: what key stands for: never in a name or a message. places: [N, PLACE] of every image,
+    see keys.py. why: what is wrong with its geometry. kind: Image Type."""
 
     uid: str
     modality: str  # mri, ct, pet or spect
@@ -42,11 +32,36 @@ class Series:
     frame: str
     number: int
     paths: dict[str, str] = field(default_factory=dict)  # SOP Instance UID -> file
+    description: str = ""
+    sequence: str = ""
+    kind: tuple[str, ...] = ()
+    why: str = ""
+    has_contrast: bool = False
+    copies: int = 0
+    places: np.ndarray = field(default_factory=lambda: np.zeros((0, PLACE)))
 
     @property
     def study(self) -> str:
         """Patient and study, of the group."""
         return self.group.rsplit("\0", 1)[0]
+
+    @property
+    def images(self) -> int:
+        return len(self.places)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return (int(self.places[0, 0]), int(self.places[0, 1])) if self.images else None
+
+    @property
+    def is_derived(self) -> bool:
+        """An MPR, a copy of an anonymiser, a computed map: second to an original."""
+        return self.kind[:1] == ("DERIVED",)
+
+    @property
+    def folder(self) -> str:
+        first = sorted(self.paths.values())[0]
+        return first if len(self.paths) == 1 else os.path.dirname(first)
 
 
 @dataclass(frozen=True)
@@ -59,36 +74,72 @@ class Tie:
     path: str
 
 
-def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> tuple[list[Series], list[Tie]]:
-    """found: (path, header: a dict of KEYS and TIED). secret: the key of the pseudonyms. Localizers, derived
-    pictures and other modalities are left out; an instance that lies there twice counts once.
+@dataclass
+class Found:
+    """All series, in the order of patient and study, the same on every machine, whatever the key; ties, the
+    newest first; left: what was left out and why, in words."""
 
-    Series in the order of patient and study, the same on every machine, whatever the key; of ties the newest
-    first."""
+    series: list[Series]
+    ties: list[Tie]
+    left: list[str]
+
+
+def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
+    """found: (path, header: a dict of keys.py). secret: the key of the pseudonyms. Localizers and other
+    modalities are left out; an instance that lies there twice counts once."""
     series: dict[str, Series] = {}
+    places: dict[str, list[list[float]]] = {}
     ties: list[Tie] = []
-    for path, dataset in found:
-        parts = [str(dataset.get(key, "")) for key in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")]
-        if tied := dataset.get(TIED):
-            when = f"{dataset.get('ContentDate', '')} {dataset.get('ContentTime', '')}"
+    others: Counter[str] = Counter()
+    for path, header in found:
+        parts = [str(header.get(key, "")) for key in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")]
+        if tied := header.get(keys.TIED):
+            when = f"{header.get('ContentDate', '')} {header.get('ContentTime', '')}"
             ties.append(Tie("\0".join(parts), frozenset(tied), when, path))
             continue
-        modality = MODALITY.get(str(dataset.get("Modality")))
-        kind = [str(value) for value in dataset.get("ImageType", None) or []]
-        if modality is None or "LOCALIZER" in kind or kind[:2] == ["DERIVED", "SECONDARY"]:
+        modality = MODALITY.get(str(header.get("Modality")))
+        kind = tuple(str(value) for value in header.get("ImageType", None) or [])
+        if header.get(keys.NO_IMAGE) or modality is None or "LOCALIZER" in kind:
+            others[
+                header.get(keys.NO_IMAGE) or ("localizer" if modality else "image of another modality")
+            ] += 1
             continue
-        uid = str(dataset.get("SeriesInstanceUID", ""))
-        frame = str(dataset.get("FrameOfReferenceUID", ""))
+        frame = str(header.get("FrameOfReferenceUID", ""))
         group = "\0".join([*parts, frame])
         # A series whose instances name two patients or two frames becomes two: neither is paired unseen.
-        one = series.get(f"{uid}/{group}/{modality}")
-        if one is None:
-            key, tag = pseudonym.name_of(secret, group, 12), pseudonym.name_of(secret, uid, 8)
-            one = Series(uid, modality, group, key, tag, frame, _number(dataset.get("SeriesNumber")))
-            series[f"{uid}/{group}/{modality}"] = one
-        one.paths.setdefault(str(dataset.get("SOPInstanceUID", path)), path)
+        name = f"{header.get('SeriesInstanceUID', '')}/{group}/{modality}"
+        if name not in series:
+            series[name] = _new(header, modality, group, frame, kind, secret)
+            places[name] = []
+        one = series[name]
+        if one.paths.setdefault(str(header.get("SOPInstanceUID", path)), path) != path:
+            one.copies += 1
+            continue
+        one.why = one.why or header.get(keys.WHY, "")
+        places[name] += header.get(keys.PLACES, [])
+    for name, one in series.items():
+        one.places = np.array(places[name], float).reshape(-1, PLACE)
     ordered = sorted(series.values(), key=lambda one: (one.group, one.modality, one.number, one.uid))
-    return ordered, sorted(ties, key=lambda tie: (tie.when, tie.path), reverse=True)
+    left = [f"{count} x {kind}" for kind, count in sorted(others.items())]
+    left += [f"{choice.words(one)}: {one.copies} copies of its instances" for one in ordered if one.copies]
+    return Found(ordered, sorted(ties, key=lambda tie: (tie.when, tie.path), reverse=True), left)
+
+
+def _new(header: Any, modality: str, group: str, frame: str, kind: tuple[str, ...], secret: bytes) -> Series:
+    uid = str(header.get("SeriesInstanceUID", ""))
+    return Series(
+        uid,
+        modality,
+        group,
+        pseudonym.name_of(secret, group, 12),
+        pseudonym.name_of(secret, uid, 8),
+        frame,
+        _number(header.get("SeriesNumber")),
+        description=str(header.get("SeriesDescription", "")).strip(),
+        sequence=str(header.get("SequenceName", "")),
+        kind=kind,
+        has_contrast=bool(header.get(keys.CONTRAST)),
+    )
 
 
 def _number(value: Any) -> int:
@@ -98,44 +149,64 @@ def _number(value: Any) -> int:
         return 0
 
 
-def pair(series: list[Series], ties: list[Tie], across: bool = False) -> tuple[list[Case], list[str]]:
-    """(cases, why the rest is not paired). Every CT, PET and SPECT goes with one MRI of its patient and
-    study: of its frame of reference; else of a frame that a tie leads to; else, across, of any. Of several
-    that with the most slices (of equals the first by number)."""
-    cases, left, used = [], [], set[str]()
-    for study in dict.fromkeys(one.study for one in series):
-        members = [one for one in series if one.study == study]
-        mri = sorted((one for one in members if one.modality == "mri"), key=lambda one: -len(one.paths))
-        known = [tie for tie in ties if tie.study == study]
+def pair(found: Found, across: bool = False) -> tuple[list[Case], list[str]]:
+    """(cases, what is left out and why). Every CT, PET and SPECT goes with one MRI of its patient and study:
+    of its frame of reference; else of a frame that a tie leads to; else, across, of any. Of several that
+    which choice.best takes. Of the others a derived one, or one of several volumes, yields to an original."""
+    cases, left = list[Case](), list(found.left)
+    for study in dict.fromkeys(one.study for one in found.series):
+        members = [one for one in found.series if one.study == study]
+        mri = [one for one in members if one.modality == "mri"]
+        known = [tie for tie in found.ties if tie.study == study]
         parts = Counter(one.uid for one in members)  # a series whose instances disagree is several here
+        chosen: dict[str, tuple[Series, Series]] = {}  # frame -> the last pair with an MRI of it
+        used = set[tuple[str, str]]()
         for one in (x for x in members if x.modality != "mri"):
-            whole = [x for x in mri if parts[one.uid] == parts[x.uid] == 1]
-            partner, registration = _partner(one, mri, whole, known, across)
-            if partner is None:
-                frame = "no MRI of its patient, study and frame of reference"
-                why = frame if one.frame else "no frame of reference"
-                left.append(f"{one.modality} series {one.tag}: {why}")
+            if why := _yields(one, members):
+                left.append(f"{choice.words(one)}: {why}")
                 continue
-            used |= {partner.uid, partner.key}
+            whole = [x for x in mri if parts[one.uid] == parts[x.uid] == 1]
+            partner, why, registration = _partner(one, mri, whole, known, across)
+            if partner is None:
+                left.append(f"{choice.words(one)}: {why}")
+                continue
+            chosen[partner.frame] = (partner, one)
+            used.add((partner.uid, partner.group))
             name = f"{partner.key}_{partner.tag}_{one.modality}_{one.tag}"
             a, b = (tuple(sorted(x.paths.values())) for x in (partner, one))
-            cases.append(Case(name, a, b, registration=registration))
-        for one in (x for x in mri if x.uid not in used):
-            why = "another MRI of its group has more slices" if one.key in used else "no partner"
-            left.append(f"mri series {one.tag}: {why}")
+            words = f"{choice.words(partner)}, {why} + {choice.words(one)}"
+            cases.append(Case(name, a, b, registration=registration, words=words))
+        for one in (x for x in mri if (x.uid, x.group) not in used):
+            pair_of = chosen.get(one.frame)
+            why = choice.why_not(one, *pair_of) if pair_of else "no partner"
+            left.append(f"{choice.words(one)}: {why}")
     return cases, left
+
+
+def _yields(one: Series, members: list[Series]) -> str:
+    """Why a CT, PET or SPECT is no case of its own, or ""."""
+    if not one.images and "no geometry" in one.why:
+        return one.why
+    rivals = [x for x in members if x is not one and (x.modality, x.frame) == (one.modality, one.frame)]
+    if not choice.is_one_volume(one) and one.images > 1 and any(choice.is_one_volume(x) for x in rivals):
+        return "several volumes in one series; another of its modality is one volume"
+    if one.is_derived and any(not x.is_derived and choice.is_one_volume(x) for x in rivals):
+        return "derived; the original of its modality is fused"
+    return ""
 
 
 def _partner(
     one: Series, mri: list[Series], whole: list[Series], ties: list[Tie], across: bool
-) -> tuple[Series | None, str]:
-    """The MRI for a series, and the file of the tie between them, where it is one that leads there. whole: of
-    the MRI those that may be paired across frames."""
-    for other in mri:
-        if one.frame and other.frame == one.frame:
-            return other, ""
+) -> tuple[Series | None, str, str]:
+    """(the MRI for a series, why it, the file of the tie between them); or None and why there is none.
+    whole: of the MRI those that may be paired across frames."""
+    if same := [other for other in mri if one.frame and other.frame == one.frame]:
+        return *choice.best(same, one), ""
     for tie in ties:
-        for other in whole:
-            if one.frame and other.frame and {one.frame, other.frame} <= tie.frames:
-                return other, tie.path
-    return (whole[0], "") if across and whole else (None, "")
+        tied = [x for x in whole if one.frame and x.frame and {one.frame, x.frame} <= tie.frames]
+        if tied:
+            return *choice.best(tied, one), tie.path
+    if across and whole:
+        return *choice.best(whole, one), ""
+    frame = "no MRI of its patient, study and frame of reference"
+    return None, frame if one.frame else "no frame of reference", ""

@@ -135,9 +135,9 @@ def _show(cases: list[Any], differs: dict[str, str | None], left: list[str]) -> 
         how = differs[case.name]
         state = "to do" if how is None else f"done with {how}" if how else "done"
         tie = f", by {case.registration}" if case.registration else ""
-        print(f"{case.name}: {_words(case.a)} + {_words(case.b)}{tie} ({state})")
+        print(f"{case.name}: {case.words or f'{_words(case.a)} + {_words(case.b)}'}{tie} ({state})")
     for line in left:
-        print(f"not paired: {line}")
+        print(f"left out: {line}")
 
 
 def _words(paths: tuple[str, ...]) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt import overwriting
-from mmif_trt.commands.arguments import REGISTRATIONS, add_how, options_of
-from mmif_trt.files import open_regular, write_atomic
+from mmif_trt.commands.arguments import REGISTRATIONS, add_how, count_to, options_of, say
+from mmif_trt.files import write_atomic
 from mmif_trt.image import MODALITIES, InputError
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".dcm", ".ima", ".zip")
+PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")
+WARN_BELOW = 0.5  # of A that B covers
 
 
 def add_options(fuse: argparse.ArgumentParser) -> None:
@@ -28,6 +29,11 @@ def add_options(fuse: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--modality-b", type=str.lower, choices=MODALITIES[1:], help="where B's file does not say it (NIfTI)"
     )
+    for side in "ab":
+        what = f"of several series in {side.upper()}: its UID, number or description"
+        group.add_argument(f"--series-{side}", default="", metavar="SERIES", help=what)
+        what = f"of several volumes in {side.upper()} (echoes, times, b-values, 4-D): which, from 1"
+        group.add_argument(f"--volume-{side}", type=count_to(1_000_000), metavar="N", help=what)
     group.add_argument("--preview", metavar="SHEET.png", help="also draw a contact sheet")
     group.add_argument("--burn-in", action="store_true", help="write 'research use only' into DICOM pixels")
     group.add_argument("--deidentify", action="store_true", help="DICOM out by the Basic Profile of PS3.15")
@@ -39,23 +45,28 @@ def wanted(args: argparse.Namespace) -> bool:
 
 
 def _is_volume(path: str) -> bool:
-    if path.lower().endswith(VOLUME_SUFFIXES) and not os.path.isdir(path):
+    from mmif_trt.io import FORMATS
+    from mmif_trt.io.walk import walk
+
+    suffixes = tuple(suffix for suffix, form in FORMATS.items() if form.is_volume)
+    if path.lower().endswith(suffixes) and not os.path.isdir(path):
         return True
     if os.path.isfile(path):
         return _begins_as_dicom(path)
-    for folder, _, files in os.walk(path):
-        for name in sorted(files):  # the first file that is a DICOM or a picture says which folder this is
-            if name.lower().endswith((".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")):
-                return False
-            if _begins_as_dicom(os.path.join(folder, name)):
-                return True
+    for name in walk(path).files if os.path.isdir(path) else []:
+        # the first file that is a DICOM or a picture says which folder this is
+        if name.lower().endswith(PICTURES):
+            return False
+        if _begins_as_dicom(name):
+            return True
     return False
 
 
 def _begins_as_dicom(path: str) -> bool:
+    from mmif_trt.io.dicom import begins_as_dicom
+
     try:
-        with open_regular(path) as file:
-            return file.read(132)[128:] == b"DICM"
+        return begins_as_dicom(path)
     except (InputError, OSError):
         return False
 
@@ -66,6 +77,7 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     from mmif_trt.clinical.case import Case, fuse, load
     from mmif_trt.clinical.decoder import Decoder
     from mmif_trt.files import prove_writable
+    from mmif_trt.io.which import Which
 
     kind = outputs.kind_of(args.output)
     if (args.burn_in or args.deidentify) and kind != "dicom":
@@ -89,9 +101,14 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     tie = ""
     if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):
         run_options, tie = replace(run_options, registration="header"), args.registration
-    case = Case("", (args.a,), (args.b,), registration=tie)
+    which_a, which_b = Which(args.series_a, args.volume_a), Which(args.series_b, args.volume_b)
+    case = Case("", (args.a,), (args.b,), registration=tie, which_a=which_a, which_b=which_b)
     with Decoder() as decoder:  # in a child with limits: a file that asks for too much is an error, no kill
         loaded = load(case, decoder, run_options)
+    if not (loaded.a.is_volume or loaded.b.is_volume):
+        return _fuse_pictures(args, loaded, fuser)
+    if kind == "picture" and loaded.a.is_volume and len(loaded.a.data) > 1:
+        outputs.refuse_picture(args.output)
     fused = fuse(loaded, fuser())
     files = outputs.save(
         args.output, fused, loaded.a, loaded.b, burn_in=args.burn_in, deidentify=args.deidentify
@@ -100,19 +117,62 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
         outputs.save_preview(args.preview, fused)
     if args.report:
         write_atomic(args.report, outputs.report_of(fused, files))
-    if not args.quiet:
-        done = fused.record["registration"]
-        moved = (
-            f", moved {done['shift_mm']} mm and {done['rotation_deg']} degrees" if done["shift_mm"] else ""
-        )
-        print(
-            f"mmif-trt: {fused.image!r} -> {args.output} (registration {done['registration']}{moved})",
-            file=sys.stderr,
-        )
-        for side in "ab":
-            for note in fused.record[side]["notes"]:
-                print(f"mmif-trt: {side.upper()}: {note}", file=sys.stderr)
+    _summarise(args, fused)
     return 0
+
+
+def _summarise(args: argparse.Namespace, fused: Any) -> None:
+    done = fused.record["registration"]
+    if done["inside"] < WARN_BELOW:
+        say(f"warning: B covers {done['inside']:.0%} of A; the rest shows A alone")
+    if args.quiet:
+        return
+    moved = f", moved {done['shift_mm']} mm and {done['rotation_deg']} degrees" if done["shift_mm"] else ""
+    how = f"registration {done['registration']}{moved}; B covers {done['inside']:.0%} of A"
+    say(f"{fused.image!r} -> {args.output} ({how})")
+    for side in "ab":
+        for note in fused.record[side]["notes"]:
+            say(f"{side.upper()}: {note}")
+
+
+def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:
+    """Two DICOM pictures without geometry (a secondary capture): pixel on pixel."""
+    from mmif_trt import io
+    from mmif_trt.clinical import outputs
+
+    if outputs.kind_of(args.output) != "picture":
+        raise InputError(
+            f"{args.a} and {args.b}: pictures without geometry (no Image Position (Patient)); expected "
+            f"-o NAME with one of {' '.join(PICTURES)}, not {args.output}"
+        )
+    stated = set(loaded.options.changed()) - {"value_range_a", "value_range_b"}
+    if stated or args.preview or args.report:
+        raise InputError(f"{', '.join(sorted(stated)) or '--preview, --report'}: expected with volumes only")
+    a, b = (
+        _as_picture(image, limits)
+        for image, limits in (
+            (loaded.a, loaded.options.value_range_a),
+            (loaded.b, loaded.options.value_range_b),
+        )
+    )
+    fused = fuser().fuse_images(a, b)
+    io.write(args.output, fused)
+    if not args.quiet:
+        say(f"{fused!r} -> {args.output}")
+    return 0
+
+
+def _as_picture(image: Any, limits: Any) -> Any:
+    """Grey as 16 bits from black to white, as a screen shows it: a picture file states no range."""
+    import numpy as np
+
+    from mmif_trt.stages import normalise
+
+    image = image if limits is None else image.with_data(image.data, value_range=limits)
+    if image.is_colour or (image.data.dtype == np.uint8 and image.value_range == (0, 255)):
+        return image
+    shown = normalise.from_unit(normalise.to_unit(image), np.dtype(np.uint16), (0, 65535))
+    return image.with_data(shown, value_range=(0.0, 65535.0))
 
 
 def _is_there(path: str) -> bool:

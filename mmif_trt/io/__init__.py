@@ -13,8 +13,9 @@ import numpy as np
 
 from mmif_trt.files import kind_of_entry, name_of, open_regular, write_atomic
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
-from mmif_trt.io import dicom, nifti, raster
+from mmif_trt.io import dicom, neuro, nifti, raster
 from mmif_trt.io.dicom import registration as dicom_registration
+from mmif_trt.io.which import Which
 
 __all__ = [
     "FORMATS",
@@ -33,21 +34,31 @@ MAX_VOLUME_BYTES = 2 << 30
 @dataclass(frozen=True)
 class Format:
     """What a suffix stands for. decode(bytes, name) and encode(image) know nothing of the file system; an
-    InputError of encode does not name the file, write() does."""
+    InputError of encode does not name the file, write() does. decode takes a volume's Which as a third."""
 
     name: str
     dtypes: tuple[str, ...]  # that encode takes
-    decode: Callable[[bytes, str], Image]
+    decode: Callable[..., Image]
     encode: Callable[[Image], bytes]
     is_volume: bool = False
+    by_path: Callable[[str, Which], Image] | None = (
+        None  # in place of decode, where a volume is several files
+    )
+
+
+def _read_only(image: Image) -> bytes:
+    raise InputError("a format that is read only; expected .nii or .nii.gz")
 
 
 def _not_by_write(image: Image) -> bytes:
     raise InputError("DICOM needs a study to belong to; accepted is mmif-trt fuse A B -o OUT.dcm")
 
 
-_DICOM = Format("DICOM", tuple(DTYPE_RANGE), dicom.decode, _not_by_write, True)
 _VOLUME = tuple(DTYPE_RANGE)
+_MGH = Format("MGH", (), nifti.decode, _read_only, True, neuro.read_mgh)
+_PAIR = Format("pair of .hdr and .img", (), nifti.decode, _read_only, True, neuro.read_pair)
+_NRRD = Format("NRRD", (), nifti.decode, _read_only, True, neuro.read_nrrd)
+_DICOM = Format("DICOM", tuple(DTYPE_RANGE), dicom.decode, _not_by_write, True)
 _PNG = Format("PNG", ("uint8", "uint16"), raster.decode, raster.encode_png)
 _TIFF = Format("TIFF", ("uint8", "uint16", "float32"), raster.decode, raster.encode_tiff)
 _JPEG = Format("JPEG", ("uint8",), raster.decode, raster.encode_jpeg)
@@ -61,7 +72,14 @@ FORMATS: dict[str, Format] = {
     ".j2k": Format("JPEG 2000 codestream", ("uint8", "uint16"), raster.decode, raster.encode_j2k),
     ".nii": Format("NIfTI", _VOLUME, nifti.decode, nifti.encode, True),
     ".nii.gz": Format("gzipped NIfTI", _VOLUME, nifti.decode, nifti.encode_gz, True),
+    ".hdr": _PAIR,
+    ".img": _PAIR,
+    ".mgh": _MGH,
+    ".mgz": _MGH,
+    ".nrrd": _NRRD,
+    ".nhdr": _NRRD,
     ".dcm": _DICOM,
+    ".dcm.gz": _DICOM,
     ".ima": _DICOM,
     ".zip": Format("zip of DICOM", _VOLUME, dicom.decode_zip, _not_by_write, True),
 }
@@ -77,20 +95,31 @@ def format_of(path: str | os.PathLike[str]) -> Format:
     raise InputError(f"{name}: suffix {came}; accepted are {' '.join(FORMATS)}")
 
 
-def read(path: str | os.PathLike[str]) -> Image:
+def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None = None) -> Image:
     """The picture or volume in a file, as stored: [H, W] grey or [H, W, 3] RGB; uint8, uint16 or float32.
 
     NIfTI and DICOM with geometry come as volumes (see Image); a folder is one DICOM series; a file without a
     known suffix may be DICOM.
 
+    series: of several DICOM series in a folder or zip the one with this UID, number or description. volume:
+    of several volumes of a series (echoes, time points, b-values) or a 4-D file, from 1.
+
     An RGB file with equal channels stays RGB. Image.source is the path as given. Raises InputError, one line
     that names the file, for everything that is not one whole picture (see raster.py) or cannot be read.
     """
-    name = name_of(path)
+    name, which = name_of(path), Which(series, volume)
     try:
         if os.path.isdir(name):
-            return dicom.read_folder(name)
+            return dicom.read_folder(name, which)
+        if (form := _format_to_read(name)).by_path is not None:
+            return form.by_path(name, which)
         name, form, data = read_bytes(path)
+        if form.is_volume:
+            return form.decode(data, name, which)
+        if which.is_given:
+            raise InputError(
+                f"{name}: a picture; expected a series or a volume to be chosen of DICOM or NIfTI"
+            )
         return form.decode(data, name)
     except ModuleNotFoundError as error:
         raise InputError(
@@ -107,22 +136,29 @@ def read_registration(path: str | os.PathLike[str], a: Image, b: Image) -> tuple
     return dicom_registration.decode(data, name, dicom_registration.side_of(a), dicom_registration.side_of(b))
 
 
+def _format_to_read(name: str) -> Format:
+    """Raises InputError for what is no regular file."""
+    try:
+        status = os.stat(name)
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file; expected one of {' '.join(FORMATS)}") from None
+    if kind := kind_of_entry(status.st_mode):
+        raise InputError(f"{name}: {kind}; expected one picture file")
+    form = _DICOM if _is_nameless_dicom(name) else format_of(name)
+    most = MAX_VOLUME_BYTES if form.is_volume else MAX_FILE_BYTES
+    if status.st_size > most:
+        raise InputError(f"{name}: {status.st_size} bytes; expected {most} at most")
+    return form
+
+
 def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
     """(name, format, content) of one file, nothing of it looked at yet. Raises InputError."""
     name = name_of(path)
     try:
-        status = os.stat(name)
-        if kind := kind_of_entry(status.st_mode):
-            raise InputError(f"{name}: {kind}; accepted is one picture file")
-        form = _DICOM if _is_nameless_dicom(name) else format_of(name)
-        most = MAX_VOLUME_BYTES if form.is_volume else MAX_FILE_BYTES
-        if status.st_size > most:
-            raise InputError(f"{name}: {status.st_size} bytes; accepted are {most} at most")
+        form = _format_to_read(name)
         with open_regular(name) as file:
             # Of its size and not of the limit: read(n) takes n bytes before it looks.
-            return name, form, file.read(status.st_size)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file; accepted are {' '.join(FORMATS)} files") from None
+            return name, form, file.read(os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
 
@@ -131,8 +167,7 @@ def _is_nameless_dicom(name: str) -> bool:
     """DICOM files often have no suffix, or a number for one."""
     if name.lower().endswith(tuple(FORMATS)):
         return False
-    with open_regular(name) as file:
-        return dicom.is_dicom(file.read(132))
+    return dicom.begins_as_dicom(name)
 
 
 def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -> None:

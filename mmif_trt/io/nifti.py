@@ -6,118 +6,210 @@ import gzip
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import MAX_VOXELS, Image, InputError
+from mmif_trt.about import VERSION
+from mmif_trt.image import MAX_VOXELS, SPACES, Image, InputError
+from mmif_trt.io.which import ANY, Which
 
+MAX_SERIES_VOXELS = 1 << 30  # of all volumes of a 4-D file
 MAX_TRAILING_BYTES = 1 << 20  # padding that some writers leave after the voxels
 _HEADER_BYTES = 544  # of NIfTI-2, the longer, with the extension flag
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown is millimetres, as everywhere
 _REORDER = [2, 1, 0, 3]  # nibabel's (column, row, slice) to our (slice, row, column)
 
 
-def decode(data: bytes, name: str) -> Image:
+def decode(data: bytes, name: str, which: Which = ANY) -> Image:
     """data: the bytes of a .nii or .nii.gz file. Axes become (slice, row, column), the affine with them.
 
-    Stored scaling is applied; value_range is the header's cal_min and cal_max where stated. Where sform and
-    qform are both set and differ, the sform counts, as in SPM and dcm2niix, and a note says so. Raises
-    InputError, which begins with `name`, for no geometry, more than one volume, complex voxels, wrong sizes.
+    which: its volume picks one of a 4-D file. Stored scaling is applied; value_range is the header's cal_min
+    and cal_max where stated. Where sform and qform are both set and differ, the sform counts, as in SPM and
+    dcm2niix, and a note says so. NaN is background (as SPM and FSL write it): black, counted in a note.
+    Raises InputError, which begins with `name`, for several volumes, complex voxels, infinity, wrong sizes.
     """
+    return guarded(lambda: _decode(data, name, which), name, "NIfTI")
+
+
+def guarded(work: Callable[[], Image], name: str, kind: str) -> Image:
+    """What `work` gives; its errors as one line that begins with the name."""
     try:
-        return _decode(data, name)
+        return work()
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(name) else f"{name}: {text}") from None
     except (zlib.error, struct.error, EOFError, ValueError, OverflowError):
-        raise InputError(f"{name}: truncated or damaged NIfTI; accepted is a whole file") from None
+        raise InputError(f"{name}: truncated or damaged {kind}; expected a whole file") from None
 
 
-def _decode(data: bytes, name: str) -> Image:
-    start = _unpack(data, _HEADER_BYTES) if data[:2] == b"\x1f\x8b" else data[:_HEADER_BYTES]
-    header = _header(start)
+def _decode(data: bytes, name: str, which: Which) -> Image:
+    packed = data[:2] == b"\x1f\x8b"
+    start = unpacked(data, _HEADER_BYTES) if packed else data[:_HEADER_BYTES]
+    header, is_pair = _header(start)
+    if is_pair:
+        raise InputError(
+            "the header of a pair of files (.hdr and .img); expected to be named .hdr, beside .img"
+        )
     shape, dtype = _shape(header), header.get_data_dtype()
-    if dtype.kind not in "iufV" or (dtype.kind == "V" and dtype.names != ("R", "G", "B")):
-        raise InputError(f"NIfTI voxels of type {dtype}; accepted are real numbers and RGB24")
     offset = int(header["vox_offset"])
     size = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if data[:2] == b"\x1f\x8b":
-        data = _unpack(data, size, whole=True)
+    if packed:
+        data = unpacked(data, size, whole=True)
     if not 352 <= offset <= size <= len(data):
-        raise InputError(f"a NIfTI of {len(data)} bytes that announces {size}; accepted is a whole file")
-    affine, notes = _affine(header)
-    voxels = np.frombuffer(data, dtype, int(np.prod(shape)), offset).reshape(shape[::-1])
+        raise InputError(f"a NIfTI of {len(data)} bytes that announces {size}; expected a whole file")
+    return _image(header, data, offset, name, which)
+
+
+def decode_pair(header: bytes, data: bytes, name: str, which: Which = ANY) -> Image:
+    """As decode, of the bytes of an .hdr and an .img file."""
+
+    def work() -> Image:
+        parsed, is_pair = _header(header)
+        offset = int(parsed["vox_offset"]) if is_pair else 0
+        size = offset + int(np.prod(_shape(parsed), dtype=np.int64)) * parsed.get_data_dtype().itemsize
+        if not 0 <= offset <= size <= len(data):
+            raise InputError(
+                f"an .img of {len(data)} bytes where {size} are announced; expected a whole file"
+            )
+        return _image(parsed, data, offset, name, which)
+
+    return guarded(work, name, "pair of .hdr and .img")
+
+
+def _image(header: Any, data: bytes, offset: int, name: str, which: Which) -> Image:
+    shape, dtype = _shape(header), header.get_data_dtype()
+    if dtype.kind not in "iufV" or (dtype.kind == "V" and dtype.names != ("R", "G", "B")):
+        raise InputError(f"voxels of type {dtype}; expected real numbers or RGB24")
+    index, chosen = pick(shape[3:], which)
+    each = int(np.prod(shape[:3]))
+    voxels = np.frombuffer(data, dtype, each, offset + index * each * dtype.itemsize)
+    affine, space, notes = _affine(header)
     limits = (float(header["cal_min"]), float(header["cal_max"]))
+    values, missing = without_nan(_values(voxels.reshape(shape[2::-1]), header))
     return Image(
-        _values(voxels, header),
+        values,
         limits if limits[0] < limits[1] else None,
         affine=affine,
         source=name,
-        notes=notes,
+        space=space,
+        notes=(*chosen, *notes, *missing),
     )
 
 
-def _unpack(data: bytes, size: int, *, whole: bool = False) -> bytes:
-    """At most `size` bytes of a gzip stream (and the allowed padding); whole: to its end, checksum proven."""
-    stream = zlib.decompressobj(wbits=31)
-    unpacked = stream.decompress(data, size + (MAX_TRAILING_BYTES if whole else 0))
-    if whole and not stream.eof:
-        came = (
-            "goes on after its announced end"
-            if len(unpacked) >= size
-            else f"ends after {len(unpacked)} bytes"
+def pick(more: tuple[int, ...], which: Which) -> tuple[int, tuple[str, ...]]:
+    """(which volume from 0, a note) of the axes after the third. Raises InputError where none is chosen."""
+    count = int(np.prod(more, dtype=np.int64))
+    if which.series:
+        raise InputError("a series was chosen; expected that of DICOM only")
+    if which.volume is None and count > 1:
+        raise InputError(
+            f"{count} volumes (axes after the third: {' x '.join(map(str, more))}); expected one: choose by "
+            f"--volume-a or --volume-b 1 to {count} (Python: read(path, volume=N))"
         )
-        raise InputError(f"a gzipped NIfTI that announces {size} bytes and {came}; accepted is a whole file")
-    return unpacked
+    number = which.volume or 1
+    if number > count:
+        raise InputError(f"volume {number} of {count}; expected 1 to {count}")
+    return number - 1, ((f"volume {number} of {count}",) if count > 1 else ())
 
 
-def _header(start: bytes) -> Any:
+def without_nan(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The values with NaN as black (the smallest that is finite), and a note that counts them."""
+    if values.dtype.kind != "f":
+        return values, ()
+    missing = np.isnan(values)
+    count = int(missing.sum())
+    if not count:
+        return values, ()
+    if count == values.size:
+        raise InputError("all voxels are NaN; expected numbers")
+    if np.isinf(values).any():
+        raise InputError(
+            f"{int(np.isinf(values).sum())} infinite voxels; expected finite ones, or NaN outside"
+        )
+    lowest = values[~missing].min()
+    share = f"{count} voxels ({count / values.size:.0%})"
+    note = f"{share} are NaN: background, shown as the lowest value {lowest:g}"
+    return np.where(missing, lowest, values), (note,)
+
+
+def unpacked(data: bytes, size: int, *, whole: bool = False) -> bytes:
+    """At most `size` bytes of a gzip file (and the allowed padding), of several members too, as bgzip and
+    pigz write them (RFC 1952, 2.2); whole: to its end, checksums proven."""
+    most = size + (MAX_TRAILING_BYTES if whole else 0)
+    out, rest, is_whole = bytearray(), data, False
+    while rest[:2] == b"\x1f\x8b" and len(out) < most:
+        stream = zlib.decompressobj(wbits=31)
+        out += stream.decompress(rest, most - len(out))
+        is_whole, rest = stream.eof, stream.unused_data
+        if not stream.eof:
+            break
+    goes_on = len(out) >= most or rest[:2] == b"\x1f\x8b"
+    if whole and (not is_whole or len(out) < size or rest[:2] == b"\x1f\x8b" and any(rest)):
+        came = "goes on after its announced end" if goes_on else f"ends after {len(out)} bytes"
+        raise InputError(f"a gzipped NIfTI that announces {size} bytes and {came}; expected a whole file")
+    return bytes(out)
+
+
+def _header(start: bytes) -> tuple[Any, bool]:
+    """(the header, whether its voxels lie in an .img file of their own)."""
     import nibabel
 
     for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-        length, magic = (348, b"n+1\0") if kind is nibabel.Nifti1Header else (540, b"n+2\0")
+        length, magics = (
+            (348, (b"n+1\0", b"ni1\0")) if kind is nibabel.Nifti1Header else (540, (b"n+2\0", b"ni2\0"))
+        )
         at = 344 if length == 348 else 4
-        if start[at : at + 4] == magic and len(start) >= length:
+        magic = start[at : at + 4]
+        if magic in magics and len(start) >= length:
             try:
-                return kind(start[:length], check=True)
+                return kind(start[:length], check=True), magic[1:2] == b"i"
             except (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError) as error:
-                raise InputError(f"damaged NIfTI header ({error}); accepted is a valid one") from None
+                raise InputError(f"damaged NIfTI header ({error}); expected a valid one") from None
             except (KeyError, ValueError):
-                raise InputError("damaged NIfTI header; accepted is a valid one") from None
-    raise InputError("no single-file NIfTI (magic n+1 or n+2); accepted are .nii and .nii.gz")
+                raise InputError("damaged NIfTI header; expected a valid one") from None
+    raise InputError("no single-file NIfTI (magic n+1 or n+2); expected .nii or .nii.gz")
 
 
-def _shape(header: Any) -> tuple[int, int, int]:
+def _shape(header: Any) -> tuple[int, ...]:
+    """Of three axes at least, all volumes within the limit together."""
     try:
         shape = tuple(int(side) for side in header.get_data_shape())
     except Exception:
-        raise InputError("damaged NIfTI header (dim); accepted is a valid one") from None
-    if len(shape) < 3 or any(side != 1 for side in shape[3:]):
-        raise InputError(f"NIfTI of shape {shape}; accepted is one 3-D volume")
-    voxels = 1
-    for side in shape[:3]:
-        voxels *= side
-    if min(shape) < 1 or voxels > MAX_VOXELS:
-        raise InputError(f"NIfTI that announces {shape[:3]} voxels; accepted are {MAX_VOXELS} in all")
-    return shape[0], shape[1], shape[2]
+        raise InputError("damaged NIfTI header (dim); expected a valid one") from None
+    if len(shape) < 3:
+        raise InputError(f"NIfTI of shape {shape}; expected a 3-D volume")
+    voxels = int(np.prod([*shape[:3]], dtype=object))
+    if (
+        min(shape) < 1
+        or voxels > MAX_VOXELS
+        or voxels * int(np.prod(shape[3:], dtype=object)) > MAX_SERIES_VOXELS
+    ):
+        more = f" x {' x '.join(map(str, shape[3:]))} volumes" if shape[3:] else ""
+        raise InputError(f"NIfTI that announces {shape[:3]} voxels{more}; expected {MAX_VOXELS} in all")
+    return shape
 
 
-def _affine(header: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    """sform before qform, in millimetres and our axis order. Raises InputError where neither is set."""
+def _affine(header: Any) -> tuple[np.ndarray, str, tuple[str, ...]]:
+    """([4, 4] in millimetres and our axis order, its space of SPACES, notes); sform before qform. Where
+    neither is set: along the axes by the voxels' size, which says nothing on where the volume lies."""
     sform = header.get_sform() if header["sform_code"] > 0 else None
     try:
         qform = header.get_qform() if header["qform_code"] > 0 else None
     except Exception:  # a quaternion that is none
         qform = None
-    if sform is None and qform is None:
-        raise InputError("NIfTI without geometry (sform and qform code 0); accepted is a file with either")
     notes: tuple[str, ...] = ()
     if sform is not None and qform is not None and not np.allclose(sform, qform, atol=0.1):
         notes = ("sform and qform differ: the sform counts",)
-    affine = np.array(qform if sform is None else sform, np.float64)
+    if sform is None and qform is None:
+        affine, code = np.array(header.get_base_affine(), np.float64), 0
+        notes = ("no geometry in the file (sform and qform code 0)",)
+    else:
+        affine = np.array(qform if sform is None else sform, np.float64)
+        code = int(header["qform_code"] if sform is None else header["sform_code"])
     affine[:3] *= _MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    return affine[:, _REORDER], notes
+    return affine[:, _REORDER], SPACES[min(code, len(SPACES) - 1)], notes
 
 
 def _values(voxels: np.ndarray, header: Any) -> np.ndarray:
@@ -151,10 +243,10 @@ def encode(image: Image) -> bytes:
         voxels = image.data
     file = nibabel.Nifti1Image(voxels.T, image.affine[:, _REORDER])
     file.header.set_xyzt_units("mm")
-    file.header["descrip"] = b"mmif_trt: research use only"
+    file.header["descrip"] = f"mmif_trt {VERSION}: research use only".encode()[:79]
     if image.value_range is not None and not image.is_colour:
         file.header["cal_min"], file.header["cal_max"] = image.value_range
-    code = 1 if image.frame else 2
+    code = SPACES.index(image.space) if image.space else 1 if image.frame else 2
     file.set_sform(image.affine[:, _REORDER], code)
     try:
         file.set_qform(image.affine[:, _REORDER], code, strip_shears=False)

@@ -248,7 +248,7 @@ def write_scores(path: str | Path, scores: Scores) -> None:
         text += "\n"
     else:
         raise InputError(f"{path}: suffix {suffix or 'none'}; accepted are .csv and .json")
-    write_atomic(path, text.encode())
+    write_atomic(path, text.encode(errors="surrogateescape"))  # a name of other bytes keeps them
 
 
 def _defined(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -157,15 +157,16 @@ class Spool:
         """(the fusions of a study that are neither sent, waiting, nor failed; which series are refused, and
         why). decoder: clinical.decoder's; across: see series.pair."""
         paths = sorted(str(path) for path in study.glob("*.dcm"))
-        series, ties = collect(decoder.headers(paths), self._key)
+        found = collect(decoder.headers(paths), self._key)
         owners: dict[str, set[str]] = {}
-        for one in series:
+        for one in found.series:
             owners.setdefault(one.uid, set()).add(one.study)
         mixed = {uid for uid, studies in owners.items() if len(studies) > 1}
-        found, _ = pair([one for one in series if one.uid not in mixed], ties, across)
-        tags = sorted({one.tag for one in series if one.uid in mixed})
+        tags = sorted({one.tag for one in found.series if one.uid in mixed})
+        found.series = [one for one in found.series if one.uid not in mixed]
+        cases, _ = pair(found, across)
         refused = [f"series {tag} has instances of several patients: it is not fused" for tag in tags]
-        return [case for case in found if self.state(self.name(case)) == "new"], refused
+        return [case for case in cases if self.state(self.name(case)) == "new"], refused
 
     def name(self, case: Case) -> str:
         """Of the pair, the number of its instances, and which they are: a grown series is another case."""

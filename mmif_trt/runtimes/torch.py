@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmif_trt.image import InputError
+from mmif_trt.machine import usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,8 @@ def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
     from mmif_trt.models import load_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if threads is None and usable_cores() < torch.get_num_threads():  # a quota, which torch does not know
+        threads = usable_cores()
     return TorchRuntime(load_model("lagn", device), device, threads)
 
 

@@ -84,6 +84,7 @@ def align(
             )
         return replace(b, affine=a.affine), Report("none", np.eye(4).tolist())
     _same_patient(a, b)
+    _has_place(a, b)
     if isinstance(registration, Stated):
         matrix = registration.matrix
         shift, angle = _moved(a, matrix)
@@ -94,6 +95,7 @@ def align(
                 f"{a.source} and {b.source} have different frames of reference: coordinates say nothing "
                 "on each other; expected one frame, or registration 'rigid'"
             )
+        b = replace(b, notes=(*b.notes, *_one_space(a, b)))
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
     else:
         matrix, report = register_rigid(a, b)
@@ -101,6 +103,33 @@ def align(
     if not inside:
         raise InputError(f"{b.source} does not reach {a.source} anywhere; expected volumes of one place")
     return moved, replace(report, inside=round(inside, 4))
+
+
+def _has_place(a: Image, b: Image) -> None:
+    """Raises InputError where a file says nothing on where its volume lies."""
+    for image in (a, b):
+        if image.space == "none":
+            raise InputError(
+                f"{image.source}: without geometry (sform and qform code 0); expected a file with either, or "
+                "--registration none --assume-aligned (Python: registration='none', assume_aligned=True)"
+            )
+
+
+def _one_space(a: Image, b: Image) -> tuple[str, ...]:
+    """A note where the header does not settle that both lie in one space. Raises InputError where it says
+    that they do not: a scanner's millimetres and those of a template have nothing in common."""
+    spaces = ["scanner" if image.frame else image.space for image in (a, b)]
+    if None in spaces or spaces[0] == spaces[1]:
+        return ()
+    if set(spaces) == {"scanner", "aligned"}:
+        other = a if spaces[0] == "aligned" else b
+        return (
+            f"{other.source} is 'aligned' (code 2) to a file that it does not name: taken to be the other",
+        )
+    raise InputError(
+        f"{a.source} lies in {spaces[0]} space and {b.source} in {spaces[1]} space (sform, qform code): "
+        "coordinates say nothing on each other; expected one space, or registration 'rigid'"
+    )
 
 
 def _same_patient(a: Image, b: Image) -> None:

@@ -53,10 +53,12 @@ def test_series_are_paired_by_patient_study_and_frame(
     assert len(found) == 1 and len(found[0].a) == 24 and len(found[0].b) == 20
     assert {Path(path).parent.name for path in (*found[0].a, *found[0].b)} == {"mr", "pt"}
     assert sum("no MRI of its patient, study and frame" in line for line in left) == 3
-    assert sum("more slices" in line for line in left) == 1 and len(left) == 4
+    assert sum("another MRI of its group covers more" in line for line in left) == 1
+    assert sum("localizer" in line for line in left) == 1 and len(left) == 5
     assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("not paired") == 4 and "24 files" in shown and "PLANTED" not in shown
+    assert shown.count("left out") == 5 and "24 slices of 60 x 48" in shown and "PLANTED" not in shown
+    assert f"mri series 1 (24 slices of 60 x 48, {root / 'mr'})" in shown, "no hash: a path"
     assert not (tmp_path / "out").exists()
     (tmp_path / "key").write_text(SECRET.hex())
     named = ["--pseudonym-key", str(tmp_path / "key")]
@@ -85,7 +87,7 @@ def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path
     assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 1
     reports = {p.stem: json.loads(p.read_text()) for p in out.glob("*.json")}
     assert [reports[f"case00{i}"]["status"] for i in range(4)] == ["done", "failed", "done", "done"]
-    assert "accepted is a whole file" in reports["case001"]["message"]
+    assert "expected a whole file" in reports["case001"]["message"]
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
     (tmp_path / "bad.nii").write_bytes((tmp_path / "mri.nii").read_bytes())
     assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0

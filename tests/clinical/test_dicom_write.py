@@ -165,7 +165,7 @@ def test_command_line_on_nifti(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for extra, words in (
         (["-o", str(tmp_path / "y.nii")], "modality_b"),
         (["-o", str(tmp_path / "y.dcm"), "--palette", "PET"], "no DICOM among the sources"),
-        (["-o", str(tmp_path / "y.jpg")], "accepted for a volume are"),
+        (["-o", str(tmp_path / "y.jpg")], "expected for a volume"),
         (["-o", str(tmp_path / "y.nii"), "--burn-in"], "expected with -o NAME.dcm"),
         (["-o", str(tmp_path / "y.nii"), "--percentiles-a", "1", "99"], "expected one of them"),
     ):
@@ -173,3 +173,21 @@ def test_command_line_on_nifti(tmp_path: Path, capsys: pytest.CaptureFixture[str
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
     assert not (tmp_path / "y.nii").exists() and not (tmp_path / "y.dcm").exists()
+
+
+def test_lossy_methods_and_ratios_are_carried_over() -> None:
+    """From the headers that leave the reading process, the highest ratio of each method."""
+    from mmif_trt.clinical.header import header
+    from mmif_trt.io.dicom.write import _lossy_steps
+
+    sources = []
+    for methods, ratios in (
+        (["ISO_10918_1"], ["10"]),
+        (["ISO_10918_1", "ISO_15444_1"], ["12", "7.5"]),
+        ([], []),
+    ):
+        source = pydicom.Dataset()
+        source.LossyImageCompression = "01"
+        source.LossyImageCompressionMethod, source.LossyImageCompressionRatio = methods, ratios
+        sources.append(pydicom.Dataset.from_json(header(source)[0]))
+    assert _lossy_steps(sources) == {"ISO_10918_1": 12.0, "ISO_15444_1": 7.5}

@@ -94,12 +94,12 @@ def test_dcm2niix_puts_nm_in_the_same_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]}, "accepted as NM is RECON TOMO"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]}, "NM of type RECON TOMO"),
         (
             {"ImageType": ["ORIGINAL", "PRIMARY", "RECON GATED TOMO", "EMISSION"]},
-            "accepted as NM is RECON TOMO",
+            "NM of type RECON TOMO",
         ),
-        ({"SpacingBetweenSlices": None}, "no Spacing Between Slices"),
+        ({"SpacingBetweenSlices": None}, "without Spacing Between Slices"),
         ({"SliceVector": [1] * SHAPE[0]}, "does not name each slice once"),
     ],
 )
@@ -314,7 +314,7 @@ def test_declared_sizes_are_judged_before_anything_is_made(tmp_path: Path) -> No
     for keyword, value, words in (
         ("Rows", 65_535, "announces 1 x 65535 x 40"),
         ("NumberOfFrames", 2_000_000_000, "announces 2000000000 x"),
-        ("BitsAllocated", 65_528, "bits a pixel"),
+        ("BitsAllocated", 65_528, "bits per pixel"),
     ):
         changed = pydicom.dcmread(io.BytesIO(encoded(picture)))
         setattr(changed, keyword, value)

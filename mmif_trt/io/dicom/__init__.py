@@ -6,12 +6,11 @@ No message of this file quotes a value of the patient: what came is told by numb
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,19 @@ import numpy as np
 from mmif_trt import privacy
 from mmif_trt.files import open_regular
 from mmif_trt.image import Image, InputError
+from mmif_trt.io.dicom import bare, objects, several
 from mmif_trt.io.dicom import values as dicom_values
-from mmif_trt.io.dicom.stack import Plane, announced, frames, stack, volume
+from mmif_trt.io.dicom.pixels import announced, frames, volume
+from mmif_trt.io.dicom.planes import Look, has_geometry, meaning, planes
+from mmif_trt.io.dicom.stack import stack
+from mmif_trt.io.walk import shown, walk
+from mmif_trt.io.which import ANY, Which
 
 privacy.patient_values_off()
 MAX_FILES = 20_000
 MAX_BYTES = 2 << 30  # of a series, and of what a zip or a deflated file unpacks to
 MAX_INFLATED_BYTES = 256 << 20  # pydicom takes about twice this
+HEAD_BYTES = 4096  # enough to see what a file is
 DEFLATED = "1.2.840.10008.1.2.1.99"
 ONE_OF = (
     ("patients", "PatientID"),
@@ -33,21 +38,24 @@ ONE_OF = (
     ("modalities", "Modality"),
     ("series", "SeriesInstanceUID"),
 )
-NM = "1.2.840.10008.5.1.4.1.1.20"
 
 
-def is_dicom(data: bytes) -> bool:
-    return data[128:132] == b"DICM"
+def is_dicom(start: bytes) -> bool:
+    """Whether a file begins as DICOM: with a preamble (PS3.10, 7.1), or as a bare data set of old exports."""
+    return start[128:132] == b"DICM" or bare.is_bare(start)
 
 
-def decode(data: bytes, name: str) -> Image:
-    """One DICOM file: a slice, a multi-frame volume, or a picture without geometry."""
-    return series([parse(data, name)], name)
+def decode(data: bytes, name: str, which: Which = ANY) -> Image:
+    """One DICOM file: a slice, a multi-frame volume, a mosaic, or a picture without geometry."""
+    return _chosen([parse(bare.unpacked(data, name), name)], name, which)
 
 
-def decode_zip(data: bytes, name: str) -> Image:
+def decode_zip(data: bytes, name: str, which: Which = ANY) -> Image:
     """A zip of the DICOM files of one series."""
-    return series([parse(part, f"{name}:{inner}") for inner, part in _unzip(data, name)], name)
+    found = [parse(part, f"{name}:{inner}") for inner, part in _unzip(data, name)]
+    if not found:
+        raise InputError(f"{name}: a zip without DICOM files; expected one with a series")
+    return _chosen(found, name, which)
 
 
 def _unzip(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
@@ -57,43 +65,75 @@ def _unzip(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
             size = sum(entry.file_size for entry in entries)
             if len(entries) > MAX_FILES or size > MAX_BYTES:
                 came = f"a zip of {len(entries)} files and {size} bytes"
-                raise InputError(f"{name}: {came}; accepted are {MAX_FILES} and {MAX_BYTES} at most")
+                raise InputError(f"{name}: {came}; expected {MAX_FILES} and {MAX_BYTES} at most")
             for entry in entries:
                 with archive.open(entry) as file:
                     part = file.read(entry.file_size + 1)
+                if bare.is_packed(part):
+                    part = bare.unpacked(part, f"{name}:{entry.filename}")
                 if is_dicom(part):
                     yield entry.filename, part
     except InputError:
         raise
     except Exception:  # zipfile raises whatever the bytes lead it to
-        raise InputError(f"{name}: a damaged or encrypted zip; accepted is a whole, plain one") from None
+        raise InputError(f"{name}: a damaged or encrypted zip; expected a whole, plain one") from None
 
 
-def read_folder(folder: str) -> Image:
-    """The one image series that lies in a folder and below."""
-    found = [parse(data, path) for path, data in dicom_files(folder)]
+def read_folder(folder: str, which: Which = ANY) -> Image:
+    """The one image series that lies in a folder and below, links followed; or which is chosen."""
+    found, others = [], []
+    total, kept = 0, walk(folder)
+    kept.refuse_lost(folder)
+    for path in kept.files:
+        data = content(path)
+        if data is None:
+            others.append(path)
+            continue
+        dataset = parse(data, path)
+        if which.series and not objects.wanted(dataset, which.series):
+            _without_pixels(dataset)
+        else:
+            total += len(data)
+        found.append(dataset)
+        if total > MAX_BYTES:
+            raise InputError(
+                f"{folder}: over {MAX_BYTES} bytes of DICOM; expected one series of that at most"
+            )
     if not found:
-        raise InputError(f"{folder}: a folder without DICOM files; accepted is one with a series")
-    return series(found, folder)
+        raise InputError(f"{folder}: a folder without DICOM files; expected one with a series")
+    notes = [f"passed over: {shown(kept.passed)}"] if kept.passed else []
+    notes += [f"passed over, {len(others)} files that are no DICOM: {shown(others)}"] if others else []
+    image = _chosen(found, folder, which)
+    return replace(image, notes=(*image.notes, *notes))
 
 
-def dicom_files(folder: str) -> Iterator[tuple[str, bytes]]:
-    """(path, bytes) of every DICOM file in a folder and below, in order of name; others are passed over."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and not path.is_symlink())
-    if len(paths) > MAX_FILES:
-        raise InputError(f"{folder}: {len(paths)} files; accepted are {MAX_FILES} at most")
-    total = 0
-    for path in paths:
-        with open_regular(path) as file:
-            start = file.read(132)
-            if not is_dicom(start) or path.name == "DICOMDIR":
-                continue
-            total += os.fstat(file.fileno()).st_size
-            if total > MAX_BYTES:
-                raise InputError(
-                    f"{folder}: over {MAX_BYTES} bytes of DICOM; accepted is one series at most so large"
-                )
-            yield str(path), start + file.read()
+def _chosen(datasets: list[Any], name: str, which: Which) -> Image:
+    if which.series:
+        chosen = [dataset for dataset in datasets if objects.wanted(dataset, which.series)]
+        if not chosen:
+            there = objects.series_words(datasets)
+            raise InputError(f"{name}: no series {which.series!r}; expected one of: {there}")
+    else:
+        chosen = datasets
+    chosen, notes = objects.images(chosen, name)
+    image = series(chosen, name, which)
+    return replace(image, notes=(*image.notes, *notes))
+
+
+def begins_as_dicom(path: str) -> bool:
+    """Whether a file is DICOM by its first bytes, gzipped too. Raises OSError."""
+    with open_regular(path) as file:
+        start = file.read(HEAD_BYTES)
+    return is_dicom(bare.first_bytes(start) if bare.is_packed(start) else start)
+
+
+def content(path: str) -> bytes | None:
+    """The bytes of a DICOM file, gunzipped; None for a file that is none. Raises OSError and InputError."""
+    with open_regular(path) as file:
+        start = file.read(HEAD_BYTES)
+        if bare.is_packed(start):
+            return bare.unpacked(start + file.read(), path) if is_dicom(bare.first_bytes(start)) else None
+        return start + file.read() if is_dicom(start) else None
 
 
 def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:
@@ -118,7 +158,8 @@ def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:
 def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
     """A pydicom dataset of a file, its `filename` set to `name`. A deflated bomb is refused unopened."""
     if not is_dicom(data):
-        raise InputError(f"{name}: no DICOM file (DICM at byte 128); accepted is PS3.10")
+        raise InputError(f"{name}: no DICOM file (no DICM at byte 128, no bare data set); expected PS3.10")
+    data = bare.with_preamble(data)
     uid, at = transfer_syntax(data, name)
     if uid == DEFLATED:
         stream = zlib.decompressobj(-15)
@@ -140,57 +181,128 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
         ) from None
 
 
-def series(datasets: list[Any], name: str) -> Image:
+def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
     """One series of datasets to an Image; slices sorted by position. Raises InputError, see stack."""
     try:
-        return _series(datasets, name)
+        return _series(datasets, name, which)
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(name) else f"{name}: {text}") from None
     except MemoryError:
-        raise InputError(f"{name}: too large for the memory here; accepted is a smaller series") from None
+        raise InputError(f"{name}: too large for the memory here; expected a smaller series") from None
     except Exception as error:
-        raise InputError(
-            f"{name}: damaged DICOM ({type(error).__name__}); accepted is a valid series"
-        ) from None
+        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a valid series") from None
 
 
-def _series(datasets: list[Any], name: str) -> Image:
-    for label, keyword in ONE_OF:
-        count = len({str(dataset.get(keyword, "")) for dataset in datasets})
-        if count > 1:
-            raise InputError(f"{len(datasets)} DICOM files of {count} {label}; accepted is one series")
+def _series(datasets: list[Any], name: str, which: Which) -> Image:
+    _one_series(datasets)
     if missing := [dataset for dataset in datasets if "PixelData" not in dataset]:
-        raise InputError(f"{missing[0].filename}: no pixel data (cut off?); accepted are images")
-    if len({str(dataset.get("SOPInstanceUID", id(dataset))) for dataset in datasets}) < len(datasets):
-        raise InputError("an instance that lies there twice; accepted is each slice once")
+        raise InputError(f"{missing[0].filename}: no pixel data (cut off?); expected images")
+    datasets, notes = _each_once(datasets)
     first = datasets[0]
+    if len(datasets) == 1 and not has_geometry(first):
+        return _picture(first, name)
+    chosen, several_notes = several.choose([x for dataset in datasets for x in planes(dataset)], which.volume)
+    stacked = stack(chosen)
+    ordered = [chosen[i] for i in stacked.order]
+    kinds = {plane.unit for plane in ordered}
+    if len(kinds) > 1:
+        raise InputError(f"slices of {len(kinds)} Rescale Types; expected one unit")
+    units, factor, unit_notes = dicom_values.units(datasets, kinds.pop())
     photometric = str(first.get("PhotometricInterpretation", ""))
-    if len(datasets) == 1 and not _has_geometry(first):
-        if photometric == "MONOCHROME1":
-            raise InputError("MONOCHROME1 (low is bright) in a picture; accepted is MONOCHROME2")
-        return Image(frames(first)[0], modality=None, source=name, headers=(_without_pixels(first),))
-    planes = [plane for dataset in datasets for plane in _planes(dataset)]
-    order, affine, notes = stack(planes)
-    units, factor, unit_notes = dicom_values.units(datasets)
-    modality = dicom_values.MODALITY.get(str(first.get("Modality")))
     if photometric == "MONOCHROME1" and units is None:
-        raise InputError("MONOCHROME1 (low is bright) in arbitrary units; accepted is MONOCHROME2")
-    data = volume([planes[i] for i in order], factor)
-    windows = [plane.window for plane in planes if plane.window is not None]
+        raise InputError("MONOCHROME1 (low is bright) in arbitrary units; expected MONOCHROME2")
+    data = stacked.resampled(volume(ordered, factor))
+    windows = [plane.window for plane in ordered if plane.window is not None]
     # One window for all slices: what any slice shows, stays visible, and slices stay comparable.
     limits = (min(w[0] for w in windows), max(w[1] for w in windows)) if windows and units is None else None
-    headers = [planes[i].dataset for i in order] if len(datasets) > 1 else [first]
+    headers = {id(plane.dataset): plane.dataset for plane in ordered}.values()
     return Image(
         data,
         (0.0, 255.0) if data.ndim == 4 else limits,
-        modality,
-        affine=affine,
+        dicom_values.MODALITY.get(str(first.get("Modality"))),
+        affine=stacked.affine,
         source=name,
         units=units,
         frame=str(first.get("FrameOfReferenceUID", "")) or None,
         headers=tuple(_without_pixels(dataset) for dataset in headers),
-        notes=(*notes, *unit_notes),
+        notes=(*notes, *several_notes, *stacked.notes, *unit_notes),
+    )
+
+
+def _one_series(datasets: list[Any]) -> None:
+    """Raises InputError where the files are of several series, which it names, or of several patients."""
+    for label, keyword in ONE_OF:
+        count = len({_raw(dataset, keyword) for dataset in datasets})
+        if count > 1:
+            came = f"{len(datasets)} DICOM files of {count} {label}"
+            if label == "patients" or len({_raw(x, "SeriesInstanceUID") for x in datasets}) == 1:
+                raise InputError(f"{came}; expected one series")
+            raise InputError(
+                f"{came}: {objects.series_words(datasets)}; expected one series: choose by --series-a or "
+                "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...))"
+            )
+
+
+def _raw(dataset: Any, keyword: str) -> str:
+    """A value as it was read: to decode it would lose bytes that are not of the declared character set."""
+    from pydicom.datadict import tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    element = dataset.get_item(tag) if tag in dataset else None
+    value = element.value if element is not None else b""
+    return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip(" \0")
+
+
+def _each_once(datasets: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
+    """(the instances, a note on copies). Raises InputError where two of one UID differ in their pixels."""
+    kept: dict[str, Any] = {}
+    copies = []
+    for dataset in datasets:
+        uid = str(dataset.get("SOPInstanceUID") or id(dataset))
+        other = kept.setdefault(uid, dataset)
+        if other is dataset:
+            continue
+        if other.PixelData != dataset.PixelData:
+            raise InputError(
+                f"{other.filename} and {dataset.filename}: one instance twice, with other pixels; "
+                "expected each slice once"
+            )
+        copies.append(str(dataset.filename))
+    notes = (f"copies of an instance that is there, passed over: {shown(copies)}",) if copies else ()
+    return list(kept.values()), notes
+
+
+def _picture(dataset: Any, name: str) -> Image:
+    """An instance without geometry: one 2-D picture, rescaled, black and white by its window, else by its
+    bits. Raises InputError for several frames: nothing says where each lies."""
+    count = announced(dataset)[0]
+    if count > 1:
+        raise InputError(
+            f"{count} frames without a position (Image Position (Patient)); expected one frame, or "
+            "a multi-frame with the position of each"
+        )
+    if str(dataset.get("PhotometricInterpretation", "")) == "MONOCHROME1":
+        raise InputError("MONOCHROME1 (low is bright) in a picture; expected MONOCHROME2")
+    what = meaning(dataset, Look([dataset], name))
+    data = frames(dataset)[0]
+    colour, limits = data.ndim == 3, what["window"]
+    if not colour and limits is None and not what["has_table"]:
+        bits, signed = int(dataset.get("BitsStored") or 16), int(dataset.get("PixelRepresentation") or 0)
+        ends = np.array([-(1 << bits - 1), (1 << bits - 1) - 1] if signed else [0, (1 << bits) - 1])
+        low, high = sorted(float(x) for x in ends * what["slope"] + what["intercept"])
+        limits = (low, high)
+    if not colour and (
+        (what["slope"], what["intercept"]) != (1.0, 0.0) or data.dtype not in (np.uint8, np.uint16)
+    ):
+        data = (data * what["slope"] + what["intercept"]).astype(np.float32)
+    return Image(
+        data,
+        None if colour else limits,
+        dicom_values.MODALITY.get(str(dataset.get("Modality"))),
+        source=name,
+        headers=(_without_pixels(dataset),),
+        notes=("a picture without geometry (no Image Position (Patient))",),
     )
 
 
@@ -198,99 +310,3 @@ def _without_pixels(dataset: Any) -> Any:
     dataset.pop("PixelData", None)
     dataset._pixel_array = None  # pydicom's cache
     return dataset
-
-
-def _has_geometry(dataset: Any) -> bool:
-    kept = ("ImagePositionPatient", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence")
-    return any(dataset.get(keyword) for keyword in kept)
-
-
-def _planes(dataset: Any) -> Iterator[Plane]:
-    """The frames of an instance with their geometry. Raises InputError where a frame has none."""
-    count = announced(dataset)[0]
-    groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    if groups and len(groups) != count:
-        raise InputError(
-            f"{dataset.filename}: {count} frames, {len(groups)} functional groups; accepted are as many"
-        )
-    detector = (dataset.get("DetectorInformationSequence") or [None])[0]
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    for frame in range(count):
-        places = [
-            part
-            for part in (groups[frame] if groups else None, shared, detector, dataset)
-            if part is not None
-        ]
-        look = _Look(places, str(dataset.filename))
-        axes = look.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
-        position = look.numbers("PlanePositionSequence", "ImagePositionPatient", 3)
-        if count > 1 and not groups:
-            position = position + _nm_slice(dataset, frame) * _nm_step(dataset, axes)
-        step = look.numbers("PixelMeasuresSequence", "PixelSpacing", 2)
-        scale = [
-            look.get("PixelValueTransformationSequence", key) for key in ("RescaleSlope", "RescaleIntercept")
-        ]
-        slope, intercept = (
-            default if x is None else float(x) for x, default in zip(scale, (1.0, 0.0), strict=True)
-        )
-        if not np.isfinite([slope, intercept]).all() or slope == 0:
-            raise InputError(
-                f"{dataset.filename}: rescale slope {slope}, intercept {intercept}; accepted is a slope not 0"
-            )
-        window = dicom_values.window(look.place("FrameVOILUTSequence", "WindowCenter") or dataset)
-        yield Plane(dataset, frame, position, axes, (step[0], step[1]), slope, intercept, window)
-
-
-def _nm_step(dataset: Any, axes: np.ndarray) -> np.ndarray:
-    """From slice to slice of a reconstructed NM volume (PS3.3 C.8.4.15): along the normal, sign kept."""
-    kind = list(dataset.get("ImageType", []))
-    if str(dataset.get("SOPClassUID")) != NM or "RECON TOMO" not in kind:
-        raise InputError(
-            f"{dataset.filename}: frames without functional groups; accepted as NM is RECON TOMO"
-        )
-    spacing = dataset.get("SpacingBetweenSlices")
-    if spacing is None:
-        raise InputError(f"{dataset.filename}: no Spacing Between Slices; accepted is a volume with geometry")
-    return np.cross(axes[:3], axes[3:]) * float(spacing)
-
-
-def _nm_slice(dataset: Any, frame: int) -> int:
-    """Which slice, from 0, a frame is: by the Slice Vector (PS3.3 C.8.4.8); without one, in their order."""
-    vector = dataset.get("SliceVector")
-    if vector is None:
-        return frame
-    numbers = [int(x) for x in (vector if isinstance(vector, Sequence) else [vector])]
-    if sorted(numbers) != list(range(1, int(dataset.NumberOfFrames) + 1)):
-        raise InputError(
-            f"{dataset.filename}: a Slice Vector that does not name each slice once; accepted is one volume"
-        )
-    return numbers[frame] - 1
-
-
-class _Look:
-    """A value of a frame: in its functional groups, the shared ones, the detector's, or the dataset."""
-
-    def __init__(self, places: list[Any], name: str) -> None:
-        self.places, self.name = places, name
-
-    def place(self, sequence: str, keyword: str) -> Any:
-        for place in self.places:
-            inner = (place.get(sequence) or [place])[0]
-            if inner.get(keyword) not in (None, ""):
-                return inner
-        return None
-
-    def get(self, sequence: str, keyword: str) -> Any:
-        found = self.place(sequence, keyword)
-        return None if found is None else found.get(keyword)
-
-    def numbers(self, sequence: str, keyword: str, count: int) -> np.ndarray:
-        try:
-            numbers = np.array([float(x) for x in self.get(sequence, keyword)])
-        except (TypeError, ValueError):
-            numbers = np.array([])
-        if numbers.shape != (count,) or not np.isfinite(numbers).all():
-            raise InputError(
-                f"{self.name}: {keyword} is missing or no {count} numbers; accepted is a slice with geometry"
-            )
-        return numbers

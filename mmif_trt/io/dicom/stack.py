@@ -1,205 +1,173 @@
-"""DICOM frames to a volume: their order and affine by geometry alone, and their pixels."""
+"""Planes to a grid: their order and affine by geometry alone, also of a head CT in blocks of two pitches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import MAX_SIDE_PX, MAX_VOXELS, RAS_LPS, InputError
-from mmif_trt.io.dicom import codestream
+from mmif_trt.image import RAS_LPS, InputError
+from mmif_trt.io.dicom.planes import Plane
 
 TOLERANCE_MM = 0.1
-# pydicom gives RGB for all of the last four; what is not here it would give unconverted.
-PHOTOMETRIC = (
-    "MONOCHROME1",
-    "MONOCHROME2",
-    "PALETTE COLOR",
-    "RGB",
-    "YBR_FULL",
-    "YBR_FULL_422",
-    "YBR_ICT",
-    "YBR_RCT",
-)
-UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
+THIN = 2.0  # slices further apart than this many thicknesses leave most of the body out
+FINEST = 8  # a grid for uneven slices divides their smallest gap by this at most
+MAX_GROWTH = 8  # and has so many times their number at most
 
 
 @dataclass(frozen=True)
-class Plane:
-    """One frame. position, axes: Image Position and Orientation (Patient), LPS mm; step: (row, column) mm."""
+class Stack:
+    """order: of the planes along their normal. affine: [4, 4] (slice, row, column) to RAS+ mm.
+    between: [S] where each slice of the grid lies, counted in ordered planes, of slices that are not evenly
+    spaced; else None."""
 
-    dataset: Any
-    frame: int
-    position: np.ndarray
-    axes: np.ndarray
-    step: tuple[float, float]
-    slope: float
-    intercept: float
-    window: tuple[float, float] | None
+    order: list[int]
+    affine: np.ndarray
+    notes: tuple[str, ...]
+    between: np.ndarray | None = None
+
+    def resampled(self, data: np.ndarray) -> np.ndarray:
+        """[S, ...] on the grid: linear between the two slices around each place."""
+        if self.between is None:
+            return data
+        low = np.clip(np.floor(self.between).astype(int), 0, len(data) - 2)
+        share = (self.between - low).astype(np.float32).reshape(-1, *[1] * (data.ndim - 1))
+        mixed = np.empty((len(low), *data.shape[1:]), np.float32)
+        for out, i, x in zip(mixed, low, share, strict=True):
+            out[...] = data[i] * (1 - x) + data[i + 1] * x
+        return np.rint(mixed).astype(data.dtype) if data.ndim == 4 else mixed
 
 
-def stack(planes: list[Plane]) -> tuple[list[int], np.ndarray, tuple[str, ...]]:
-    """(order of the planes along their normal, [4, 4] affine of (slice, row, column) to RAS+ mm, notes).
+def stack(planes: list[Plane]) -> Stack:
+    """Planes on one grid, each at a place of its own (see several.choose), to a volume.
 
-    A steady shift across the normal (gantry tilt) stays in the affine as a shear. Raises InputError for
-    mixed orientations, sizes or spacings, planes at one place, gaps, and axes that are not orthonormal.
+    A steady shift across the normal (gantry tilt) stays in the affine as a shear. Two or more blocks of
+    different pitch become one even grid (Stack.between). Raises InputError for gaps, and for axes that are
+    not orthonormal.
     """
     first = planes[0]
-    axes = first.axes
-    row, column = axes[:3], axes[3:]
+    row, column = first.axes[:3], first.axes[3:]
     lengths = [abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)]
-    if not max(lengths) < 1e-2 or not min(first.step) > 0:
+    if not max(lengths) < 1e-2 or not min(first.step_mm) > 0:
         raise InputError(
-            "ImageOrientationPatient or PixelSpacing of no right-angled grid; accepted is a real one"
+            "ImageOrientationPatient or PixelSpacing of no right-angled grid; expected a real one"
         )
-    if any(np.abs(plane.axes - axes).max() > 1e-3 for plane in planes):
-        raise InputError("mixed orientations (a localizer?); accepted is one stack of parallel slices")
-    if any(np.abs(np.subtract(plane.step, first.step)).max() > 1e-3 for plane in planes):
-        raise InputError("mixed pixel spacings; accepted is one grid")
-    sizes = {(int(plane.dataset.Rows), int(plane.dataset.Columns)) for plane in planes}
-    if len(sizes) > 1:
-        raise InputError(f"slices of {len(sizes)} sizes; accepted is one grid")
+    if any(np.abs(plane.axes - first.axes).max() > 1e-3 for plane in planes):
+        raise InputError("mixed orientations (a localizer?); expected one stack of parallel slices")
+    if any(np.abs(np.subtract(plane.step_mm, first.step_mm)).max() > 1e-3 for plane in planes):
+        raise InputError("mixed pixel spacings; expected one grid")
     normal = np.cross(row, column)
     along = np.array([plane.position @ normal for plane in planes])
     order = np.argsort(along, kind="stable")
-    step, notes = _slice_step(planes, along, order, normal)
-    affine = np.eye(4)
-    for axis, direction in enumerate((step, column * first.step[0], row * first.step[1])):
-        affine[:3, axis] = RAS_LPS[:3, :3] @ direction
-    affine[:3, 3] = RAS_LPS[:3, :3] @ planes[order[0]].position
-    return [int(i) for i in order], affine, notes
-
-
-def _slice_step(
-    planes: list[Plane], along: np.ndarray, order: np.ndarray, normal: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The vector from slice to slice, LPS mm."""
+    inside = [planes[i] for i in order]
     if len(planes) == 1:
-        dataset = planes[0].dataset
-        measures = (dataset.get("SharedFunctionalGroupsSequence") or [dataset])[0]
-        measures = (measures.get("PixelMeasuresSequence") or [dataset])[0]
-        thickness = measures.get("SpacingBetweenSlices") or measures.get("SliceThickness")
-        if not thickness or not float(thickness) > 0:
-            raise InputError("one slice without a thickness; accepted is a slice with SliceThickness")
-        return normal * float(thickness), ("one slice: its pitch is its thickness",)
-    gaps = np.diff(along[order])
+        step, notes = _one_slice(first, normal)
+        between = None
+    else:
+        step, notes, between = _steps(inside, along[order], normal)
+    affine = np.eye(4)
+    for axis, direction in enumerate((step, column * first.step_mm[0], row * first.step_mm[1])):
+        affine[:3, axis] = RAS_LPS[:3, :3] @ direction
+    affine[:3, 3] = RAS_LPS[:3, :3] @ inside[0].position
+    return Stack([int(i) for i in order], affine, notes, between)
+
+
+def _one_slice(plane: Plane, normal: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The slab that a single slice covers is its thickness; what lies between slices says nothing of it."""
+    if plane.thickness_mm is not None:
+        return normal * plane.thickness_mm, (f"one slice of {plane.thickness_mm:g} mm",)
+    if plane.between_mm is None:
+        raise InputError("one slice without a thickness; expected a slice with SliceThickness")
+    note = f"one slice without a thickness: taken as {plane.between_mm:g} mm, its Spacing Between Slices"
+    return normal * plane.between_mm, (note,)
+
+
+def _steps(
+    planes: list[Plane], along: np.ndarray, normal: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
+    """(the vector from slice to slice LPS mm, notes, Stack.between) of ordered planes."""
+    gaps = np.diff(along)
     pitch = float(np.median(gaps))
-    if gaps.min() < TOLERANCE_MM / 10:
-        raise InputError(
-            f"{int((gaps < TOLERANCE_MM / 10).sum()) + 1} slices at one place; accepted is one volume"
-        )
-    if np.abs(gaps - pitch).max() > max(TOLERANCE_MM, 0.02 * pitch):
+    tolerance = max(TOLERANCE_MM, 0.02 * pitch)
+    places = np.array([plane.position for plane in planes])
+    line = (places[-1] - places[0]) / (along[-1] - along[0])  # of 1 mm along the normal
+    if np.abs(places - (places[0] + (along - along[0])[:, None] * line)).max() > 2 * tolerance:
+        raise InputError("slices that do not lie on one line; expected a straight stack")
+    notes = list[str]()
+    tilt = float(np.degrees(np.arccos(np.clip(line @ normal / np.linalg.norm(line), -1, 1))))
+    if tilt > 0.1:
+        notes.append(f"gantry tilt of {tilt:.1f} degrees, kept as a shear")
+    notes += _thinned(planes, pitch)
+    if np.abs(gaps - pitch).max() <= tolerance:
+        return line * (along[-1] - along[0]) / len(gaps), tuple(notes), None
+    runs = _blocks(gaps, tolerance)
+    if runs is None or _numbers_missing(planes, gaps):
         worst = float(gaps[np.abs(gaps - pitch).argmax()])
         raise InputError(
-            f"missing slices: {worst:.2f} mm where the pitch is {pitch:.2f} mm; accepted is a whole series"
+            f"missing slices: {worst:.2f} mm where the pitch is {pitch:.2f} mm; expected a whole series"
         )
-    places = np.array([planes[i].position for i in order])
-    step = (places[-1] - places[0]) / (len(places) - 1)
-    straight = places[0] + np.arange(len(places))[:, None] * step
-    if np.abs(places - straight).max() > max(TOLERANCE_MM, 0.02 * pitch) * 2:
-        raise InputError("slices that do not lie on one line; accepted is a straight stack")
-    tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
-    return step, ((f"gantry tilt of {tilt:.1f} degrees, kept as a shear",) if tilt > 0.1 else ())
+    even, between = _even(along)
+    words = ", then ".join(f"{count + 1} slices {mm:.4g} mm apart" for mm, count in runs)
+    return (
+        line * even,
+        (*notes, f"{words}: resampled to an even {even:.4g} mm by each slice's place"),
+        between,
+    )
 
 
-def volume(planes: list[Plane], factor: float) -> np.ndarray:
-    """[S, H, W] float32 (uint8, uint16 where nothing is to be rescaled), or [S, H, W, 3] uint8."""
-    voxels = sum(int(plane.dataset.Rows) * int(plane.dataset.Columns) for plane in planes)
-    if voxels > MAX_VOXELS:
-        raise InputError(f"a series of {voxels} voxels; accepted are {MAX_VOXELS}")
-    plain = all((plane.slope * factor, plane.intercept) == (1.0, 0.0) for plane in planes)
-    cache: dict[int, np.ndarray] = {}
-    out: np.ndarray | None = None
-    for i, plane in enumerate(planes):
-        key = id(plane.dataset)
-        if key not in cache:
-            cache = {key: frames(plane.dataset)}
-        stored = cache[key][plane.frame]
-        if stored.ndim == 3 or plain and stored.dtype in (np.uint8, np.uint16):
-            values = stored
-        else:
-            values = (stored * np.float64(plane.slope) + plane.intercept) * factor
-            values = values.astype(np.float32)
-        if out is None:
-            out = np.empty((len(planes), *values.shape), values.dtype)
-        if values.shape != out.shape[1:] or values.dtype != out.dtype:
-            raise InputError("slices of several kinds of pixels; accepted is one kind")
-        out[i] = values
-    assert out is not None
-    return out
+def _thinned(planes: list[Plane], pitch: float) -> list[str]:
+    thickness = max((plane.thickness_mm or np.inf for plane in planes), default=np.inf)
+    if pitch < THIN * thickness:
+        return []
+    return [f"slices of {thickness:g} mm lie {pitch:.4g} mm apart: what is between them is interpolated"]
 
 
-def announced(dataset: Any) -> tuple[int, int, int]:
-    """(frames, rows, columns) of an instance. Raises InputError, before anything is allocated, where they are
-    none or more than a volume may have."""
-    count = int(dataset.get("NumberOfFrames", 1) or 1)
-    rows, columns = int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
-    bits = int(dataset.get("BitsAllocated", 0) or 0) * int(dataset.get("SamplesPerPixel", 1) or 1)
-    fits = 0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX and 0 < count * rows * columns <= MAX_VOXELS
-    if not fits:
-        raise InputError(
-            f"{dataset.filename}: announces {count} x {rows} x {columns}; accepted are {MAX_VOXELS} voxels"
-        )
-    if not 0 < bits <= 64:
-        raise InputError(f"{dataset.filename}: announces {bits} bits a pixel; accepted are 64 at most")
-    return count, rows, columns
+def _blocks(gaps: np.ndarray, tolerance: float) -> list[tuple[float, int]] | None:
+    """(pitch, gaps) of every block; None where a gap stands alone, as a missing slice leaves it.
 
-
-def frames(dataset: Any) -> np.ndarray:
-    """[F, H, W] or [F, H, W, 3] stored values of an instance, decompressed; colour as RGB uint8.
-
-    Raises InputError, without a value of the header, where the pixels are cut off or cannot be decoded.
+    Between two blocks one gap may be of neither pitch, if it is no longer than the longer one.
     """
-    from pydicom.pixels import apply_color_lut, pixel_array
+    runs: list[list[float]] = []
+    for gap in gaps:
+        if runs and abs(gap - runs[-1][0]) <= tolerance:
+            runs[-1].append(float(gap))
+        else:
+            runs.append([float(gap)])
+    whole = []
+    for i, run in enumerate(runs):
+        if len(run) > 1:
+            whole.append((float(np.mean(run)), len(run)))
+            continue
+        beside = [x[0] for x in (runs[i - 1 : i] + runs[i + 1 : i + 2]) if len(x) > 1]
+        between_blocks = len(beside) == 2 and abs(beside[0] - beside[1]) > tolerance
+        if not between_blocks or run[0] > max(beside) + tolerance:
+            return None
+    pitches = [mm for mm, _ in whole]
+    return whole if pitches in (sorted(pitches), sorted(pitches, reverse=True)) else None
 
-    shape = announced(dataset)
-    colour = int(dataset.get("SamplesPerPixel", 1) or 1) > 1
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if photometric not in PHOTOMETRIC:
-        came = photometric if photometric in UNCONVERTED else "missing or unknown"  # no free text of a header
-        raise InputError(
-            f"{dataset.filename}: Photometric Interpretation {came}; accepted are {', '.join(PHOTOMETRIC)}"
-        )
+
+def _numbers_missing(planes: list[Plane], gaps: np.ndarray) -> bool:
+    """Whether Instance Numbers that count the slices leave some out where the gaps are wide."""
     try:
-        if colour and int(dataset.BitsAllocated) != 8:
-            raise InputError(f"{dataset.filename}: colour of {dataset.BitsAllocated} bits; accepted are 8")
-        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-            codestream.check(dataset, *shape)
-        pixels = pixel_array(dataset, decoding_plugin=_codec(dataset))  # YBR comes back as RGB
-        if photometric == "PALETTE COLOR":
-            pixels, colour = _eight_bits(apply_color_lut(pixels, dataset), str(dataset.filename)), True
-    except InputError:
-        raise
-    except Exception as error:  # every codec raises what it likes
-        kind = type(error).__name__
-        raise InputError(
-            f"{dataset.filename}: pixels cut off or damaged ({kind}); accepted is a whole file"
-        ) from None
-    if pixels.ndim == (3 if colour else 2):
-        pixels = pixels[None]
-    if pixels.shape[:3] != shape:
-        raise InputError(
-            f"{dataset.filename}: {pixels.shape[:3]} pixels, {shape} announced; accepted is a whole file"
-        )
-    return pixels
+        numbers = np.array([int(plane.dataset.InstanceNumber) for plane in planes])
+    except (AttributeError, TypeError, ValueError):
+        return False
+    steps = np.abs(np.diff(numbers))
+    usual = int(np.median(steps))
+    return usual == 1 and bool((steps[gaps > gaps.min() * 1.5] > 1).any())
 
 
-def _codec(dataset: Any) -> str:
-    """Which of pydicom's plugins decodes; "" leaves it to pydicom. Not gdcm: damaged pixels abort the process
-    in it (found by tests/test_fuzz_volumes.py)."""
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return ""
-    return next((name for name in get_decoder(syntax).available_plugins if name != "gdcm"), "")
-
-
-def _eight_bits(rgb: np.ndarray, name: str) -> np.ndarray:
-    """Palettes of 16 bits to 8, by their high byte (PS3.3 C.7.6.3.1.6)."""
-    if rgb.dtype == np.uint8:
-        return rgb
-    if 0 < rgb.max() < 256:  # an old writer's trap: 8-bit entries under a descriptor of 16 would be black
-        raise InputError(f"{name}: a palette of 16 bits with entries under 256; accepted are 16-bit entries")
-    return (rgb >> 8).astype(np.uint8)
+def _even(along: np.ndarray) -> tuple[float, np.ndarray]:
+    """(pitch of the coarsest even grid that meets every slice, or else the finest allowed; Stack.between)."""
+    length, smallest = float(along[-1] - along[0]), float(np.diff(along).min())
+    for parts in range(1, FINEST + 1):
+        steps = round(length / (smallest / parts))
+        even = length / steps
+        on_grid = (along - along[0]) / even
+        if steps > MAX_GROWTH * len(along):
+            break
+        best = even
+        if np.abs(on_grid - np.rint(on_grid)).max() * even <= TOLERANCE_MM:
+            break
+    steps = round(length / best)
+    return best, np.interp(along[0] + np.arange(steps + 1) * best, along, np.arange(len(along)))

@@ -34,8 +34,9 @@ def term(value: Any) -> str:
     return text if text in TERMS else "not a defined term" if text else "missing"
 
 
-def units(datasets: list[Any]) -> tuple[str | None, float, tuple[str, ...]]:
-    """(units, factor to apply to the rescaled values, notes) of one series.
+def units(datasets: list[Any], rescaled: str) -> tuple[str | None, float, tuple[str, ...]]:
+    """(units, factor to apply to the rescaled values, notes) of one series. rescaled: its Rescale Type, see
+    planes.meaning; "" where the header has none.
 
     CT: HU, unless Rescale Type says otherwise. PET: SUVbw where it can be computed by the rules of the QIBA
     FDG-PET/CT profile, else the stored unit, with a note that says why. Others: None, arbitrary.
@@ -46,7 +47,7 @@ def units(datasets: list[Any]) -> tuple[str | None, float, tuple[str, ...]]:
     if modality == "PT" and varying:
         raise InputError(f"slices that differ in {', '.join(varying)}; accepted is one PET series")
     if modality == "CT":
-        kind = dataset.get("RescaleType", "HU") or "HU"
+        kind = rescaled or "HU"
         return (
             ("HU", 1.0, ())
             if kind == "HU"
@@ -181,5 +182,7 @@ def window(dataset: Any) -> tuple[float, float] | None:
         return None
     if not (np.isfinite([centre, width]).all() and width > 1):
         return None
+    if dataset.get("VOILUTFunction") == "LINEAR_EXACT":  # C.11.2.1.3.2
+        return centre - width / 2, centre + width / 2
     # LINEAR: from centre - 0.5 - (width - 1) / 2 to centre - 0.5 + (width - 1) / 2.
     return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2

@@ -152,6 +152,9 @@ def _what_it_is(dataset: Any, sources: list[Any], description: str, derivation: 
     dataset.RecognizableVisualFeatures = "YES"  # a head in thin slices can be rendered to a face
     lossy = any(str(source.get("LossyImageCompression", "00")) == "01" for source in sources)
     dataset.LossyImageCompression = "01" if lossy else "00"
+    if known := _lossy_steps(sources):  # PS3.3 C.7.6.1.1.5: the highest ratio of each method
+        dataset.LossyImageCompressionMethod = list(known)
+        dataset.LossyImageCompressionRatio = [f"{ratio:g}" for ratio in known.values()]
     by_series: dict[str, list[Any]] = {}
     references = []
     for source in sources:
@@ -172,6 +175,19 @@ def _what_it_is(dataset: Any, sources: list[Any], description: str, derivation: 
         item = Dataset()
         item.SeriesInstanceUID, item.ReferencedInstanceSequence = uid, instances
         dataset.ReferencedSeriesSequence.append(item)
+
+
+def _lossy_steps(sources: list[Any]) -> dict[str, float]:
+    """Method -> the highest ratio of the lossy sources that state both."""
+    steps: dict[str, float] = {}
+    for source in sources:
+        methods, ratios = (
+            [value] if isinstance(value, str | int | float) else list(value or [])
+            for value in (source.get("LossyImageCompressionMethod"), source.get("LossyImageCompressionRatio"))
+        )
+        for method, ratio in zip(methods, ratios, strict=False):
+            steps[str(method)] = max(steps.get(str(method), 0.0), float(ratio))
+    return steps
 
 
 def _equipment(dataset: Any, version: str, weights_sha256: str) -> None:

@@ -1,0 +1,87 @@
+"""What pairing asks of one DICOM file, read in the child process: who, which series, what lies where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# As text, one value each.
+KEYS = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "SequenceName",
+    "Modality",
+    "SOPInstanceUID",
+    "ImageType",
+    "ContentDate",
+    "ContentTime",
+)
+TIED = "TiedFrames"  # beside KEYS: the frames that a Spatial Registration ties together
+PLACES = "Places"  # of every image of the file: its grid and where it lies, see _places
+NO_IMAGE = "NoImage"  # what the instance is, where it is no image
+WHY = "Why"  # what is wrong with its geometry, in words
+CONTRAST = "Contrast"  # whether a contrast agent is named
+HEAD_BYTES = 1 << 20  # most headers end long before
+
+
+def keys_of(path: str) -> tuple[str, dict[str, Any]] | None:
+    """(path, its keys); None where the file cannot be read."""
+    try:
+        return path, _keys(path, HEAD_BYTES)
+    except Exception:  # pydicom raises whatever the bytes lead it to, MemoryError too
+        pass
+    try:
+        return path, _keys(path, -1)  # the header of thousands of frames may be longer
+    except Exception:
+        return None
+
+
+def _keys(path: str, size: int) -> dict[str, Any]:
+    from mmif_trt.files import open_regular
+    from mmif_trt.io import dicom
+    from mmif_trt.io.dicom import bare, objects, registration
+
+    with open_regular(path) as file:
+        head = file.read(size)
+        if bare.is_packed(head):
+            head = bare.unpacked(head + file.read(), path)
+        if head[128:132] == b"DICM" and dicom.transfer_syntax(head, path)[0] == dicom.DEFLATED:
+            head += file.read()
+    dataset = dicom.parse(head, path, pixels=False)
+    values = {key: dataset.get(key) for key in KEYS}
+    keys: dict[str, Any] = {
+        key: [str(x) for x in value] if key == "ImageType" and value else str(value)
+        for key, value in values.items()
+        if value is not None
+    }
+    if tied := registration.frames(dataset):
+        keys[TIED] = tied
+    elif kind := objects.no_image(dataset, header_only=True):
+        keys[NO_IMAGE] = kind
+    else:
+        keys |= _places(dataset)
+        keys[CONTRAST] = bool(dataset.get("ContrastBolusAgent") or dataset.get("ContrastBolusAgentSequence"))
+    return keys
+
+
+def _places(dataset: Any) -> dict[str, Any]:
+    """PLACES: [rows, columns, step row mm, step column mm, 6 axes, 3 position] of each image; or WHY not."""
+    from mmif_trt.image import InputError
+    from mmif_trt.io.dicom import has_geometry, planes
+
+    if not has_geometry(dataset):
+        return {PLACES: [], WHY: "no geometry (no Image Position (Patient))"}
+    try:
+        found = list(planes(dataset))
+    except InputError as error:
+        return {PLACES: [], WHY: str(error).removeprefix(f"{dataset.filename}: ")}
+    return {
+        PLACES: [
+            [*plane.size, *plane.step_mm, *(round(float(x), 4) for x in (*plane.axes, *plane.position))]
+            for plane in found
+        ]
+    }

@@ -1,0 +1,89 @@
+"""What a DICOM instance is, by its SOP class: an image to fuse, or a directory, report, segmentation."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from mmif_trt.image import InputError
+
+ROOT = "1.2.840.10008.5.1.4.1.1"
+DIRECTORY = "1.2.840.10008.1.3.10"
+# Objects with pixels that are no picture of the body: what was drawn or computed on one.
+DRAWN = {f"{ROOT}.{end}" for end in ("66.4", "66.5", "66.7", "481.2", "30")}
+
+
+def sop_class(dataset: Any) -> str:
+    meta = getattr(dataset, "file_meta", None)
+    uid = dataset.get("SOPClassUID") or (meta.get("MediaStorageSOPClassUID") if meta else "")
+    return str(uid or "")
+
+
+def no_image(dataset: Any, header_only: bool = False) -> str:
+    """What an instance is that is no image ("Basic Text SR"); "" for an image, also one that was cut off.
+    header_only: the pixels were not read."""
+    uid = sop_class(dataset)
+    pixels = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", *(["Rows"] if header_only else []))
+    has_pixels = any(keyword in dataset for keyword in pixels)
+    name = _name(uid)
+    if uid == DIRECTORY or "DirectoryRecordSequence" in dataset:
+        return "DICOM directory (DICOMDIR)"
+    if uid in DRAWN or not has_pixels and uid and "Image" not in name:
+        return name or "private object"
+    return ""
+
+
+def _name(uid: str) -> str:
+    from pydicom.uid import UID
+
+    name = str(UID(uid).name) if re.fullmatch(r"[0-9.]{1,64}", uid) else ""
+    return "" if name == uid else name.removesuffix(" Storage")
+
+
+def images(datasets: list[Any], name: str) -> tuple[list[Any], tuple[str, ...]]:
+    """(the images, a note that counts what else there is). Raises InputError where there is no image."""
+    kinds = [no_image(dataset) for dataset in datasets]
+    kept = [dataset for dataset, kind in zip(datasets, kinds, strict=True) if not kind]
+    others = Counter(kind for kind in kinds if kind)
+    if not others:
+        return kept, ()
+    words = ", ".join(f"{count} x {kind}" for kind, count in sorted(others.items()))
+    if not kept:
+        raise InputError(f"{name}: {words}, no image; expected images (MR, CT, PET, NM)")
+    return kept, (f"passed over, no images: {words}",)
+
+
+def wanted(dataset: Any, series: str) -> bool:
+    """Whether `series` names the dataset's series: by its UID, its number or its description, in any case."""
+    return series.strip().casefold() in {
+        str(dataset.get(key) if dataset.get(key) is not None else "").strip().casefold()
+        for key in ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription")
+    } - {""}
+
+
+def series_words(datasets: list[Any]) -> str:
+    """The series among datasets by number, description and count, as a user may choose them."""
+    counts: Counter[str] = Counter(str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets)
+    first = {str(dataset.get("SeriesInstanceUID", "")): dataset for dataset in reversed(datasets)}
+    ordered = sorted(first.items(), key=lambda item: (_number(item[1]), item[0]))
+    return "; ".join(f"{title(dataset)} ({counts[uid]} files)" for uid, dataset in ordered[:8]) + (
+        f"; and {len(ordered) - 8} more" if len(ordered) > 8 else ""
+    )
+
+
+def title(dataset: Any) -> str:
+    """ "series 3 't1_mprage'"; the UID where neither number nor description is there."""
+    number, words = dataset.get("SeriesNumber"), str(dataset.get("SeriesDescription") or "").strip()
+    if number is None and not words:
+        return f"series {dataset.get('SeriesInstanceUID', '')}"
+    return " ".join(
+        ["series", *([str(number)] if number is not None else []), *([repr(words)] if words else [])]
+    )
+
+
+def _number(dataset: Any) -> int:
+    try:
+        return int(dataset.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        return 0

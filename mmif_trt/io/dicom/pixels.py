@@ -1,0 +1,159 @@
+"""The stored values of DICOM instances: decompressed by whichever codec can, rescaled, as a volume."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmif_trt.image import MAX_SIDE_PX, MAX_VOXELS, InputError
+from mmif_trt.io.dicom import codestream
+
+if TYPE_CHECKING:
+    from mmif_trt.io.dicom.planes import Plane
+
+# pydicom gives RGB for all of the last four; what is not here it would give unconverted.
+PHOTOMETRIC = (
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+)
+UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
+
+
+def volume(planes: list[Plane], factor: float) -> np.ndarray:
+    """[S, H, W] float32 (uint8, uint16 where nothing is to be rescaled), or [S, H, W, 3] uint8.
+
+    Rescaled by the Modality LUT (PS3.3 C.11.1): its table where there is one, else slope and intercept.
+    """
+    voxels = sum(plane.size[0] * plane.size[1] for plane in planes)
+    if voxels > MAX_VOXELS:
+        raise InputError(f"a series of {voxels} voxels; expected {MAX_VOXELS} at most")
+    plain = all(
+        (plane.slope * factor, plane.intercept, plane.has_table) == (1.0, 0.0, False) for plane in planes
+    )
+    cache: dict[int, np.ndarray] = {}
+    out: np.ndarray | None = None
+    for i, plane in enumerate(planes):
+        key = id(plane.dataset)
+        if key not in cache:
+            cache = {key: frames(plane.dataset)}
+        values = cache[key][plane.frame]
+        if not values.dtype.isnative:  # two files of a series may have two byte orders
+            values = values.astype(values.dtype.newbyteorder("="))
+        if plane.tile is not None:
+            values = values[plane.tile]
+        if values.ndim == 2 and not (plain and values.dtype in (np.uint8, np.uint16)):
+            values = _rescaled(values, plane, factor)
+        if out is None:
+            out = np.empty((len(planes), *values.shape), values.dtype)
+        if values.shape != out.shape[1:] or values.dtype != out.dtype:
+            raise InputError("slices of several kinds of pixels; expected one kind")
+        out[i] = values
+    assert out is not None
+    return out
+
+
+def _rescaled(stored: np.ndarray, plane: Plane, factor: float) -> np.ndarray:
+    if plane.has_table:
+        from pydicom.pixels import apply_modality_lut
+
+        stored = apply_modality_lut(stored, plane.dataset)
+    return ((stored * np.float64(plane.slope) + plane.intercept) * factor).astype(np.float32)
+
+
+def announced(dataset: Any) -> tuple[int, int, int]:
+    """(frames, rows, columns) of an instance. Raises InputError, before anything is allocated, where they are
+    none or more than a volume may have."""
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    rows, columns = int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
+    bits = int(dataset.get("BitsAllocated", 0) or 0) * int(dataset.get("SamplesPerPixel", 1) or 1)
+    fits = 0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX and 0 < count * rows * columns <= MAX_VOXELS
+    if not fits:
+        raise InputError(
+            f"{dataset.filename}: announces {count} x {rows} x {columns}; "
+            f"expected {MAX_VOXELS} voxels at most"
+        )
+    if not 0 < bits <= 64:
+        raise InputError(f"{dataset.filename}: announces {bits} bits per pixel; expected 64 at most")
+    return count, rows, columns
+
+
+def frames(dataset: Any) -> np.ndarray:
+    """[F, H, W] or [F, H, W, 3] stored values of an instance, decompressed; colour as RGB uint8.
+
+    Raises InputError, without a value of the header, where the pixels are cut off or cannot be decoded.
+    """
+    from pydicom.pixels import apply_color_lut
+
+    shape = announced(dataset)
+    colour = int(dataset.get("SamplesPerPixel", 1) or 1) > 1
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric not in PHOTOMETRIC:
+        came = photometric if photometric in UNCONVERTED else "missing or unknown"  # no free text of a header
+        raise InputError(
+            f"{dataset.filename}: Photometric Interpretation {came}; expected {', '.join(PHOTOMETRIC)}"
+        )
+    try:
+        if colour and int(dataset.BitsAllocated) != 8:
+            raise InputError(f"{dataset.filename}: colour of {dataset.BitsAllocated} bits; expected 8")
+        pixels = _decoded(dataset, shape)  # YBR comes back as RGB
+        if photometric == "PALETTE COLOR":
+            pixels, colour = _eight_bits(apply_color_lut(pixels, dataset), str(dataset.filename)), True
+    except InputError:
+        raise
+    except Exception as error:  # every codec raises what it likes
+        kind = type(error).__name__
+        raise InputError(
+            f"{dataset.filename}: pixels cut off or damaged ({kind}); expected a whole file"
+        ) from None
+    if pixels.ndim == (3 if colour else 2):
+        pixels = pixels[None]
+    if pixels.shape[:3] != shape:
+        raise InputError(
+            f"{dataset.filename}: {pixels.shape[:3]} pixels, {shape} announced; expected a whole file"
+        )
+    return pixels
+
+
+def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """By the first codec that takes the stream: one may refuse 12 bits or a marker that another reads. Not by
+    gdcm: damaged pixels abort the process in it (found by tests/io/test_fuzz_volumes.py)."""
+    from pydicom.pixels import get_decoder, pixel_array
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_transfer_syntax and not syntax.is_encapsulated:
+        return pixel_array(dataset)
+    try:
+        codecs = [name for name in get_decoder(syntax).available_plugins if name != "gdcm"]
+    except NotImplementedError:
+        codecs = []
+    if not codecs:
+        known = "".join(c if c.isalnum() or c in ".- ()@," else " " for c in str(syntax.name))[:80]
+        raise InputError(
+            f"{dataset.filename}: transfer syntax {known}, which no codec here decodes; "
+            "expected uncompressed, RLE, JPEG, JPEG-LS or JPEG 2000 (convert it first)"
+        )
+    codestream.check(dataset, *shape)
+    first: Exception | None = None
+    for name in codecs:
+        try:
+            return pixel_array(dataset, decoding_plugin=name)
+        except Exception as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _eight_bits(rgb: np.ndarray, name: str) -> np.ndarray:
+    """Palettes of 16 bits to 8, by their high byte (PS3.3 C.7.6.3.1.6)."""
+    if rgb.dtype == np.uint8:
+        return rgb
+    if 0 < rgb.max() < 256:  # an old writer's trap: 8-bit entries under a descriptor of 16 would be black
+        raise InputError(f"{name}: a palette of 16 bits with entries under 256; expected 16-bit entries")
+    return (rgb >> 8).astype(np.uint8)

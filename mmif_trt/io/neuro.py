@@ -1,0 +1,151 @@
+"""Volumes of neighbouring programs: FreeSurfer's MGH and MGZ and .hdr/.img pairs by nibabel, NRRD by ITK.
+
+All sizes are judged by the header before the voxels are read.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any
+
+import numpy as np
+
+from mmif_trt.files import read_regular
+from mmif_trt.image import MAX_VOXELS, RAS_LPS, Image, InputError
+from mmif_trt.io import nifti
+from mmif_trt.io.which import Which
+
+_MGH_HEADER_BYTES = 284
+_MGH_BYTES = {0: 1, 1: 4, 3: 4, 4: 2}  # of a voxel, by MRI_UCHAR, MRI_INT, MRI_FLOAT, MRI_SHORT
+_MGH_FOOTER_BYTES = 1 << 20
+_REORDER = [2, 1, 0, 3]
+
+
+def read_mgh(name: str, which: Which) -> Image:
+    """.mgh or .mgz, plain or gzipped whatever the name says. Raises InputError, OSError."""
+    return nifti.guarded(lambda: _mgh(read_regular(name), name, which), name, "MGH")
+
+
+def _mgh(data: bytes, name: str, which: Which) -> Image:
+    import nibabel
+
+    packed = data[:2] == b"\x1f\x8b"
+    start = nifti.unpacked(data, _MGH_HEADER_BYTES) if packed else data[:_MGH_HEADER_BYTES]
+    version, *shape, kind = struct.unpack_from(">6i", start)
+    if version != 1 or kind not in _MGH_BYTES or min(shape) < 1:
+        raise InputError("no MGH of a known type; expected version 1 of uchar, int, float or short")
+    _judge(shape[:3], shape[3:])
+    size = _MGH_HEADER_BYTES + int(np.prod(shape)) * _MGH_BYTES[kind]
+    if packed:
+        data = nifti.unpacked(data, size + _MGH_FOOTER_BYTES)
+    if len(data) < size:
+        raise InputError(f"an MGH of {len(data)} bytes that announces {size}; expected a whole file")
+    index, notes = nifti.pick(tuple(shape[3:]), which)
+    image = nibabel.MGHImage.from_bytes(data)
+    voxels = np.asarray(image.dataobj)
+    known = bool(image.header["goodRASFlag"])
+    return _image(
+        voxels[..., index] if voxels.ndim == 4 else voxels,
+        np.asarray(image.affine, np.float64),
+        "scanner" if known else "none",
+        name,
+        (*notes, *(() if known else ("no geometry in the file (goodRASFlag 0)",))),
+    )
+
+
+def read_pair(name: str, which: Which) -> Image:
+    """One of the two files .hdr and .img, NIfTI or Analyze 7.5; the other lies beside it."""
+    return nifti.guarded(lambda: _pair(name, which), name, "pair of .hdr and .img")
+
+
+def _pair(name: str, which: Which) -> Image:
+    import nibabel
+
+    stem = name[:-4]
+    ends = (".HDR", ".IMG") if name[-4:].isupper() else (".hdr", ".img")
+    files = [stem + end for end in ends]
+    if absent := [file for file in files if not os.path.isfile(file)]:
+        raise InputError(f"no {absent[0]} beside it; expected both .hdr and .img")
+    header = read_regular(files[0])
+    if header[344:347] in (b"ni1", b"n+1") or header[4:7] in (b"ni2", b"n+2"):
+        return nifti.decode_pair(header, read_regular(files[1]), name, which)
+    kind = nibabel.Spm2AnalyzeImage
+    try:
+        shape = kind.header_class(header[:348], check=True).get_data_shape()
+    except Exception:  # nibabel raises whatever the bytes lead it to
+        raise InputError("no header of NIfTI or Analyze 7.5; expected a valid pair") from None
+    _judge(shape[:3], shape[3:])
+    index, notes = nifti.pick(tuple(shape[3:]), which)
+    image = kind.from_filename(files[0])
+    voxels = np.asarray(image.dataobj)
+    return _image(
+        voxels.reshape(*shape[:3], -1)[..., index],
+        np.asarray(image.affine, np.float64),
+        "none",
+        name,
+        (*notes, "Analyze 7.5 has no geometry that programs agree on"),
+    )
+
+
+def read_nrrd(name: str, which: Which) -> Image:
+    """.nrrd or .nhdr, of a space that names the patient's sides."""
+    return nifti.guarded(lambda: _nrrd(name, which), name, "NRRD")
+
+
+def _nrrd(name: str, which: Which) -> Image:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO")
+    reader.SetFileName(name)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # ITK's message is a page long
+        raise InputError("no NRRD that ITK reads; expected a whole file, its data file beside it") from None
+    size = reader.GetSize()
+    if len(size) not in (3, 4):
+        raise InputError(f"NRRD of {len(size)} axes; expected 3, or 4 with a volume chosen")
+    _judge(size[:3], (*size[3:], reader.GetNumberOfComponents()))
+    index, notes = nifti.pick(tuple(size[3:]), which)
+    if reader.GetNumberOfComponents() > 1:
+        raise InputError(f"NRRD of {reader.GetNumberOfComponents()} values per voxel; expected one")
+    try:
+        image = reader.Execute()
+    except RuntimeError:
+        raise InputError("a NRRD that is cut off or damaged; expected a whole file") from None
+    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
+    known = "left" in space or "right" in space
+    lps = np.eye(4)
+    count = len(size)
+    lps[:3, :3] = (np.reshape(image.GetDirection(), (count, count)) * image.GetSpacing())[:3, :3]
+    lps[:3, 3] = image.GetOrigin()[:3]
+    voxels = sitk.GetArrayFromImage(image).T
+    return _image(
+        voxels[..., index] if count == 4 else voxels,
+        RAS_LPS @ lps,
+        "scanner" if known else "none",
+        name,
+        (*notes, *(() if known else ("no geometry in the file (no space of the patient's sides)",))),
+    )
+
+
+def _judge(shape: Any, more: Any) -> None:
+    voxels = int(np.prod([*map(int, shape)], dtype=object))
+    if min(map(int, shape)) < 1 or voxels > MAX_VOXELS:
+        raise InputError(f"{tuple(map(int, shape))} voxels announced; expected {MAX_VOXELS} in all")
+    if voxels * int(np.prod([*map(int, more)], dtype=object)) > nifti.MAX_SERIES_VOXELS:
+        raise InputError(
+            f"{len(more)} further axes of {tuple(more)}; expected {nifti.MAX_SERIES_VOXELS} in all"
+        )
+
+
+def _image(voxels: np.ndarray, affine: np.ndarray, space: str, name: str, notes: tuple[str, ...]) -> Image:
+    """voxels: [C, R, S] as stored; affine: of (column, row, slice) to RAS+ mm."""
+    if voxels.dtype.kind not in "iuf":
+        raise InputError(f"voxels of type {voxels.dtype}; expected real numbers")
+    data = voxels.T
+    exact = data.dtype.newbyteorder("=") in (np.dtype(np.uint8), np.dtype(np.uint16))
+    data = np.ascontiguousarray(data, data.dtype.newbyteorder("=") if exact else np.float32)
+    data, missing = nifti.without_nan(data)
+    return Image(data, None, affine=affine[:, _REORDER], source=name, space=space, notes=(*notes, *missing))

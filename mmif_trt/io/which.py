@@ -1,0 +1,27 @@
+"""Which of several volumes of a file or folder is meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmif_trt.image import InputError
+
+
+@dataclass(frozen=True)
+class Which:
+    """series: the Series Instance UID, Series Number or Series Description of a DICOM series; "": there is
+    one. volume: of several volumes of a series or a 4-D file, from 1; None: there is one."""
+
+    series: str = ""
+    volume: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.volume is not None and self.volume < 1:
+            raise InputError(f"volume {self.volume}; expected a number from 1")
+
+    @property
+    def is_given(self) -> bool:
+        return bool(self.series) or self.volume is not None
+
+
+ANY = Which()

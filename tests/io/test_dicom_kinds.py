@@ -1,0 +1,422 @@
+"""DICOM as scanners, archives and old exports write it: the right volume, or one line that names it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import phantoms
+import pydicom
+import pytest
+from phantoms import affine_of, encoded, grid, head, slices, write_mr, write_series
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, generate_uid
+
+import mmif_trt
+from mmif_trt.image import Image, InputError
+from mmif_trt.io.walk import walk
+
+SHAPE = (9, 60, 48)
+ROOT = "1.2.840.10008.5.1.4.1.1"
+
+
+def parts_of(affine: np.ndarray | None = None, modality: str = "MR", **tags: Any) -> list[Dataset]:
+    affine = affine_of(shape=SHAPE) if affine is None else affine
+    return slices(head(grid(affine, SHAPE)), affine, modality, **tags)
+
+
+def is_the_head(image: Image, tolerance: float = 1.0) -> None:
+    assert image.affine is not None
+    assert np.abs(image.data - head(grid(image.affine, image.data.shape))).max() <= tolerance
+    assert image.data.max() > 300
+
+
+def refused(path: Path, *words: str, **which: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        mmif_trt.read(path, **which)
+    message = str(caught.value)
+    assert all(word in message for word in words) and "expected" in message, message
+    assert "\n" not in message and not any(x in message for x in phantoms.PLANTED.values()), message
+
+
+def mosaic(affine: np.ndarray, sign: int = 1, **tags: Any) -> Dataset:
+    """The head as a Siemens mosaic of 3 x 3 tiles with a CSA header. sign: of the slices' normal."""
+    parts = parts_of(affine)[::sign]
+    one = parts[0]
+    tiles = np.stack([np.frombuffer(part.PixelData, "<u2").reshape(SHAPE[1:]) for part in parts])
+    sheet = tiles.reshape(3, 3, *SHAPE[1:]).transpose(0, 2, 1, 3).reshape(3 * SHAPE[1], 3 * SHAPE[2])
+    axes = np.array([float(x) for x in one.ImageOrientationPatient])
+    step = [float(x) for x in one.PixelSpacing]
+    corner = np.array([float(x) for x in one.ImagePositionPatient])
+    corner = corner - axes[:3] * step[1] * SHAPE[2] - axes[3:] * step[0] * SHAPE[1]
+    one.ImagePositionPatient = [f"{x:.6f}" for x in corner]
+    one.Rows, one.Columns = sheet.shape
+    one.PixelData, one.ImageType = sheet.tobytes(), ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    one.SpacingBetweenSlices = one.SliceThickness
+    normal = sign * np.cross(axes[:3], axes[3:])
+    block = one.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    block.add_new(
+        0x10, "OB", csa({"NumberOfImagesInMosaic": ["9"], "SliceNormalVector": [f"{x:.8f}" for x in normal]})
+    )
+    for keyword, value in tags.items():
+        setattr(one, keyword, value)
+    return one
+
+
+def csa(tags: dict[str, list[str]]) -> bytes:
+    """A CSA2 header, as nibabel's documentation of the format has it."""
+    out = b"SV10\4\3\2\1" + np.array([len(tags), 77], "<u4").tobytes()
+    for name, items in tags.items():
+        count = len(items)
+        out += name.encode().ljust(64, b"\0") + np.array([count], "<i4").tobytes() + b"FD\0\0"
+        out += np.array([3, count, 77], "<i4").tobytes()
+        for item in items:
+            data = item.encode() + b"\0"
+            out += np.array([len(data)] * 4, "<i4").tobytes() + data + b"\0" * (-len(data) % 4)
+    return out
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("turn", [(0, 0, 0), (13, -7, 21)])
+def test_a_mosaic_is_its_volume(tmp_path: Path, turn: tuple[float, float, float], sign: int) -> None:
+    affine = affine_of(shape=SHAPE, turn_deg=turn)
+    image = mmif_trt.read(write_series(tmp_path / "m", [mosaic(affine, sign)]))
+    assert image.data.shape == SHAPE
+    is_the_head(image)
+
+
+def test_a_real_mosaic_is_what_dcm2niix_makes_of_it(tmp_path: Path) -> None:
+    import nibabel
+    from test_dicom_read import same_as_dcm2niix
+
+    packed = Path(nibabel.__file__).parent / "nicom" / "tests" / "data" / "siemens_dwi_1000.dcm.gz"
+    if not packed.exists():
+        pytest.skip("nibabel's test data is not installed")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.dcm").write_bytes(gzip.decompress(packed.read_bytes()))
+    same_as_dcm2niix(tmp_path / "in", tmp_path)
+    np.testing.assert_array_equal(mmif_trt.read(packed).data, mmif_trt.read(tmp_path / "in").data)
+
+
+def test_a_mosaic_without_its_header_is_refused_by_name(tmp_path: Path) -> None:
+    bare = mosaic(affine_of(shape=SHAPE))
+    del bare[0x0029, 0x1010]
+    refused(write_series(tmp_path / "m", [bare]), "a Siemens mosaic without the number of its tiles")
+    times = [mosaic(affine_of(shape=SHAPE), SeriesInstanceUID="1.2.3", AcquisitionNumber=k) for k in (1, 2)]
+    refused(write_series(tmp_path / "f", times), "9 places with 2 images each", "acquisition 1 and 2")
+    is_the_head(mmif_trt.read(tmp_path / "f", volume=2))
+
+
+@pytest.mark.parametrize("modality", ["MR", "NM"])
+def test_frames_without_a_place_are_refused(tmp_path: Path, modality: str) -> None:
+    parts = parts_of()
+    one = parts[0]
+    one.Modality, one.NumberOfFrames = modality, len(parts)
+    one.PixelData = b"".join(part.PixelData for part in parts)
+    one.SpacingBetweenSlices, one.ImageType = "5", ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
+    refused(write_series(tmp_path / "top", [one]), "9 frames without positions of their own")
+    del one.ImagePositionPatient, one.ImageOrientationPatient
+    refused(write_series(tmp_path / "none", [one]), "9 frames without a position")
+
+
+def enhanced_ct(kind: str) -> Dataset:
+    parts = parts_of(modality="CT")
+    one, shared = parts[0], Dataset()
+    one.SOPClassUID, one.NumberOfFrames = f"{ROOT}.2.1", len(parts)
+    measures, orientation, transformation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = one.PixelSpacing, one.SliceThickness
+    orientation.ImageOrientationPatient = one.ImageOrientationPatient
+    transformation.RescaleSlope, transformation.RescaleIntercept, transformation.RescaleType = (
+        "1",
+        "-1024",
+        kind,
+    )
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    shared.PixelValueTransformationSequence = [transformation]
+    one.SharedFunctionalGroupsSequence, one.PerFrameFunctionalGroupsSequence = [shared], []
+    for part in parts:
+        group, place = Dataset(), Dataset()
+        place.ImagePositionPatient = part.ImagePositionPatient
+        group.PlanePositionSequence = [place]
+        one.PerFrameFunctionalGroupsSequence.append(group)
+    one.PixelData = b"".join(part.PixelData for part in parts)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(one, keyword)
+    del one.RescaleSlope, one.RescaleIntercept
+    return one
+
+
+@pytest.mark.parametrize(("kind", "units"), [("HU", "HU"), ("US", None), ("Z_EFF", None)])
+def test_what_enhanced_ct_measures_is_read_in_its_groups(
+    tmp_path: Path, kind: str, units: str | None
+) -> None:
+    image = mmif_trt.read(write_series(tmp_path / "ct", [enhanced_ct(kind)]))
+    is_the_head(image)
+    assert image.units == units
+    assert units or any(f"Rescale Type {kind}, not HU" in note for note in image.notes)
+
+
+def test_a_modality_lut_is_applied(tmp_path: Path) -> None:
+    parts = parts_of(modality="CT")
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [4096, 0, 16], "HU"
+    table.add_new(0x00283006, "OW", (np.arange(4096) * 3).astype("<u2").tobytes())
+    for part in parts:
+        del part.RescaleSlope, part.RescaleIntercept
+        part.ModalityLUTSequence = [table]
+    image = mmif_trt.read(write_series(tmp_path / "ct", parts))
+    assert image.units == "HU"
+    is_the_head(image.with_data(image.data / 3 - 1024))
+
+
+def test_one_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:
+    part = parts_of(modality="CT", SliceThickness="1", SpacingBetweenSlices="40")[4]
+    image = mmif_trt.read(write_series(tmp_path / "ct", [part]))
+    assert image.spacing_mm is not None and image.spacing_mm[0] == 1.0
+
+
+def test_a_thinned_series_says_so(tmp_path: Path) -> None:
+    image = mmif_trt.read(write_series(tmp_path / "ct", parts_of(SliceThickness="1")))
+    assert "slices of 1 mm lie 5 mm apart: what is between them is interpolated" in image.notes
+
+
+def at_places(places: list[int], numbers: list[int] | None = None) -> list[Dataset]:
+    """CT slices of the head, 1 mm thick grid indices kept; Instance Numbers count them unless given."""
+    affine = affine_of(spacing=(1.0, 3.0, 3.0), shape=(60, 60, 48))
+    every = slices(head(grid(affine, (60, 60, 48))), affine, "CT")
+    kept = [every[k] for k in places]
+    for at, part in enumerate(kept):
+        part.InstanceNumber = at + 1 if numbers is None else numbers[at]
+    return kept
+
+
+def test_two_blocks_are_resampled_by_each_slices_place(tmp_path: Path) -> None:
+    places = [4, 8, 12, 16, 20, 27, 34, 41, 48]
+    image = mmif_trt.read(write_series(tmp_path / "ct", at_places(places)))
+    assert image.data.shape[0] == 45 and image.spacing_mm is not None and image.spacing_mm[0] == 1.0
+    assert any(note.startswith("5 slices 4 mm apart, then 5 slices 7 mm apart") for note in image.notes)
+    assert image.affine is not None
+    truth = head(grid(image.affine, image.data.shape))
+    for place in places:
+        assert np.abs(image.data[place - 4] - truth[place - 4]).max() <= 1, f"the slice at {place} mm"
+    between = 0.5 * (truth[16] + truth[16 + 7])  # half way: of both neighbours alike
+    np.testing.assert_allclose((image.data[19] + image.data[20]) / 2, between, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("places", "numbers"),
+    [
+        ([0, 5, 10, 15, 25, 30, 35], None),
+        ([0, 5, 10, 20, 30, 35, 40], None),
+        ([0, 5, 10, 15, 20, 35], None),
+        ([0, 5, 10, 15, 25, 35, 45], [1, 2, 3, 4, 6, 8, 10]),
+    ],
+)
+def test_missing_slices_are_no_blocks(tmp_path: Path, places: list[int], numbers: list[int] | None) -> None:
+    refused(write_series(tmp_path / "ct", at_places(places, numbers)), "missing slices")
+
+
+VARIES: dict[str, tuple[str, list[Any], str]] = {
+    "echo": ("EchoTime", [10, 80], "echo time (ms) 10 and 80"),
+    "time": ("TemporalPositionIdentifier", [1, 2, 3], "time point 1 to 3 (3 values)"),
+    "b-value": ("DiffusionBValue", [0.0, 1000.0], "b-value (s/mm2) 0 and 1000"),
+    "flip": ("FlipAngle", [5, 26], "flip angle (degrees) 5 and 26"),
+    "phase": (
+        "ImageType",
+        [["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]],
+        "kind of image M and P",
+    ),
+    "nothing": ("InstanceNumber", [1, 1], "image at its place, by instance number 1 and 2"),
+}
+
+
+@pytest.mark.parametrize("what", VARIES)
+def test_several_volumes_are_named_and_chosen(tmp_path: Path, what: str) -> None:
+    keyword, values, words = VARIES[what]
+    parts = []
+    for at, value in enumerate(values):
+        of = parts_of(series="1.2.3", **{keyword: value})
+        for part in of:
+            part.PixelData = (np.frombuffer(part.PixelData, "<u2") + 7 * at).astype("<u2").tobytes()
+        parts += of
+    folder = write_series(tmp_path / "s", parts)
+    refused(folder, f"9 places with {len(values)} images each", words, "--volume-a")
+    if what != "nothing":
+        for at in range(len(values)):
+            image = mmif_trt.read(folder, volume=at + 1)
+            is_the_head(image.with_data(image.data.astype(np.float32) - 7 * at))
+            assert any(note.startswith(f"volume {at + 1} of {len(values)}") for note in image.notes)
+    refused(folder, f"volume 9 of {len(values)}", volume=9)
+
+
+def test_a_series_is_chosen_by_number_uid_or_description(tmp_path: Path) -> None:
+    write_mr(tmp_path / "s" / "a", affine_of(), SeriesDescription="t1 mprage")
+    uid = generate_uid()
+    write_series(tmp_path / "s" / "b", parts_of(series=uid, SeriesNumber=7, SeriesDescription="FLAIR"))
+    refused(
+        tmp_path / "s",
+        "of 2 series: series 1 't1 mprage' (24 files); series 7 'FLAIR' (9 files)",
+        "--series-a",
+    )
+    for series in ("7", "flair", uid):
+        assert mmif_trt.read(tmp_path / "s", series=series).data.shape == SHAPE
+    assert mmif_trt.read(tmp_path / "s", series="T1 MPRAGE").data.shape[0] == 24
+    refused(tmp_path / "s", "no series '3'", "series 7 'FLAIR'", series="3")
+
+
+@pytest.mark.parametrize("syntax", ["implicit", "explicit", "big", "no preamble"])
+@pytest.mark.parametrize("count", [3, 9])
+def test_files_without_a_preamble_are_read(tmp_path: Path, syntax: str, count: int) -> None:
+    folder = write_mr(tmp_path / "s", affine_of(shape=SHAPE), SHAPE)
+    for path in sorted(folder.iterdir())[-count:]:
+        if syntax == "no preamble":
+            path.write_bytes(path.read_bytes()[132:])
+            continue
+        dataset = pydicom.dcmread(path)
+        if syntax == "big":
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+        with open(path, "wb") as file:
+            pydicom.dcmwrite(
+                file,
+                strip(dataset),
+                implicit_vr=syntax == "implicit",
+                little_endian=syntax != "big",
+                force_encoding=True,
+            )
+        assert path.read_bytes()[128:132] != b"DICM"
+    is_the_head(mmif_trt.read(folder))
+
+
+def strip(dataset: Any) -> Dataset:
+    out = Dataset()
+    out.update(dataset)
+    return out
+
+
+def other(sop_class: str, modality: str, **tags: Any) -> Dataset:
+    one = parts_of(series=generate_uid(), **tags)[0]
+    del one.PixelData
+    one.SOPClassUID, one.Modality = sop_class, modality
+    return one
+
+
+def test_what_is_no_image_is_passed_over_and_counted(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", parts_of())
+    directory = other("1.2.840.10008.1.3.10", "MR")
+    directory.DirectoryRecordSequence = []
+    (folder / "DIRFILE").write_bytes(encoded(directory))
+    for at, uid in enumerate(("88.11", "481.3", "66", "11.1", "66")):
+        (folder / f"other{at}").write_bytes(encoded(other(f"{ROOT}.{uid}", "OT", PatientID="")))
+    (folder / "seg").write_bytes(encoded(parts_of(series="1.2", SOPClassUID=f"{ROOT}.66.4")[0]))
+    (folder / "readme.txt").write_text("no DICOM")
+    image = mmif_trt.read(folder)
+    is_the_head(image)
+    said = " ".join(image.notes)
+    for words in ("1 x DICOM directory (DICOMDIR)", "2 x Raw Data", "1 x Basic Text SR", "1 x Segmentation"):
+        assert words in said, said
+    assert "1 files that are no DICOM" in said and "readme.txt" in said
+    with zipfile.ZipFile(tmp_path / "cd.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+    is_the_head(mmif_trt.read(tmp_path / "cd.zip"))
+    refused(folder / "other0", "1 x Basic Text SR, no image")
+    refused(folder / "DIRFILE", "DICOM directory (DICOMDIR), no image")
+
+
+def test_links_are_followed_and_nothing_waits_for_a_pipe(tmp_path: Path) -> None:
+    store = write_mr(tmp_path / "annex", affine_of(shape=SHAPE), SHAPE)
+    folder = tmp_path / "bids"
+    (folder / "sub").mkdir(parents=True)
+    for path in store.iterdir():
+        (folder / f"{path.name}.dcm").symlink_to(path)
+    (folder / "again").symlink_to(folder)
+    (folder / "loop").symlink_to("loop")
+    (folder / "whole").symlink_to(store)
+    os.mkfifo(folder / "sub" / "pipe")
+    image = mmif_trt.read(folder)
+    is_the_head(image)
+    said = " ".join(image.notes)
+    assert "loop: a link to itself" in said and "passed over" in said
+    found = walk(str(folder))
+    assert len(found.files) == 9 and any("pipe: a pipe" in line for line in found.passed)
+    (folder / "gone.dcm").symlink_to(tmp_path / "nowhere")
+    refused(folder, "1 files cannot be read", "gone.dcm: a link to nothing", "datalad get")
+
+
+def test_copies_of_an_instance_count_once_and_others_of_its_name_do_not(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", parts_of())
+    one = sorted(folder.iterdir())[3]
+    shutil.copy(one, folder / "copy of it")
+    image = mmif_trt.read(folder)
+    is_the_head(image)
+    assert any("copies of an instance" in note and "copy of it" in note for note in image.notes)
+    dataset = pydicom.dcmread(one)
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    (folder / "copy of it").write_bytes(encoded(dataset))
+    refused(folder, "one instance twice, with other pixels", "copy of it")
+
+
+def test_gzipped_files_of_several_members_are_read(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", parts_of())
+    for path in list(folder.iterdir()):
+        data = path.read_bytes()
+        packed = b"".join(gzip.compress(data[at : at + 2000]) for at in range(0, len(data), 2000))
+        path.with_name(path.name + ".dcm.gz").write_bytes(packed)
+        path.unlink()
+    is_the_head(mmif_trt.read(folder))
+    one = sorted(folder.iterdir())[0]
+    assert mmif_trt.read(one).data.shape == (1, 60, 48)
+    one.write_bytes(one.read_bytes()[:-9])
+    refused(folder, "ends too soon")
+
+
+def test_a_stream_that_the_first_codec_refuses_goes_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pydicom.pixels.decoders import JPEG2000LosslessDecoder
+
+    parts = parts_of()
+    for part in parts:
+        part.compress(JPEG2000Lossless)
+    folder = write_series(tmp_path / "s", parts)
+    good = dict(JPEG2000LosslessDecoder._available)
+    assert good
+
+    def fails(*_: object) -> bytes:
+        raise RuntimeError("not by me")
+
+    monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {"first": fails, **good})
+    is_the_head(mmif_trt.read(folder))
+    monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {"first": fails})
+    refused(folder, "cut off or damaged (RuntimeError)")
+
+
+@pytest.mark.parametrize(
+    ("uid", "words"), [("100", "MPEG2 Main Profile"), ("110", "1.2.840.10008.1.2.4.110")]
+)
+def test_a_syntax_that_nobody_decodes_is_named(tmp_path: Path, uid: str, words: str) -> None:
+    part = parts_of()[0]
+    part.PixelData = encapsulate([b"\0\0\1\xb3" + bytes(100)])
+    part["PixelData"].is_undefined_length = True
+    part.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.100"
+    data = encoded(part).replace(b"10008.1.2.4.100", f"10008.1.2.4.{uid}".encode())
+    (tmp_path / "x.dcm").write_bytes(data)
+    refused(tmp_path / "x.dcm", f"transfer syntax {words}", "no codec here decodes")
+
+
+def test_a_picture_without_geometry_keeps_what_it_means(tmp_path: Path) -> None:
+    part = parts_of(modality="CT", BitsStored=12, HighBit=11)[4]
+    del part.ImagePositionPatient
+    (tmp_path / "x.dcm").write_bytes(encoded(part))
+    image = mmif_trt.read(tmp_path / "x.dcm")
+    assert (image.modality, image.value_range, image.is_volume) == ("ct", (-1024.0, 3071.0), False)
+    assert image.data.min() >= -1 and image.data.max() > 300
+    part.WindowCenter, part.WindowWidth = "40", "80"
+    (tmp_path / "x.dcm").write_bytes(encoded(part))
+    assert mmif_trt.read(tmp_path / "x.dcm").value_range == (0.0, 79.0)

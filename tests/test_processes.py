@@ -1,0 +1,107 @@
+"""A Fuser in worker processes, a command line without its streams, and the cores that a container grants."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPO
+
+import mmif_trt
+from mmif_trt.image import InputError
+from mmif_trt.machine import cpu_quota
+from mmif_trt.measure.scores import Row, Scores, write_scores
+
+A, B = (np.random.default_rng(seed).integers(0, 255, (64, 64), np.uint8) for seed in (1, 2))
+
+
+def test_a_fuser_pickles() -> None:
+    fuser = mmif_trt.Fuser(precision="fp32", threads=1)
+    again = pickle.loads(pickle.dumps(fuser))
+    np.testing.assert_array_equal(again(A, B), fuser(A, B))
+    assert (again.runtime.name, again.runtime.precision) == (fuser.runtime.name, "fp32")
+
+
+def test_a_fuser_says_so_after_a_fork() -> None:
+    """It waited for the parent's threads for ever (streams=2, torch)."""
+    fuser = mmif_trt.Fuser(runtime="openvino", precision="fp32", streams=2)
+    fuser(A, B)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)
+        try:
+            fuser(A, B)
+        except InputError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        said = answer.read()
+    assert os.waitpid(child, 0)[1] == 0
+    assert "made before a fork; expected one made in each process" in said and "\n" not in said
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(REPO), "MMIF": f"{sys.executable} -m mmif_trt"}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env, timeout=300)
+
+
+def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
+    for name, pixels in (("a", A), ("b", B)):
+        mmif_trt.write(tmp_path / f"{name}.png", mmif_trt.Image(pixels))
+    done = shell(f"cd {tmp_path}; $MMIF fuse a.png b.png -o f.png --quiet >&- 2>&-")
+    assert done.returncode == 0 and (tmp_path / "f.png").exists()
+    gone = shell("$MMIF info | true; echo ${PIPESTATUS[0]}")
+    assert gone.stdout.strip() in ("0", "1") and "Exception ignored" not in gone.stderr, gone.stderr
+    gone = shell("$MMIF --help | true; echo ${PIPESTATUS[0]}")
+    assert gone.stdout.strip() in ("0", "1") and "Exception ignored" not in gone.stderr, gone.stderr
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_name_of_other_bytes_gets_its_table(tmp_path: Path, suffix: str) -> None:
+    name = os.fsdecode(b"M\xfcller.png")
+    scores = Scores([Row("LAGN", name, {"ssim": 0.5})], {"LAGN": {"ssim": 0.5}}, 1)
+    write_scores(tmp_path / f"t{suffix}", scores)
+    written = (tmp_path / f"t{suffix}").read_bytes()
+    assert (b"M\xfcller.png" if suffix == ".csv" else rb"M\udcfcller.png") in written
+
+
+V2, V1 = "0::/a/b\n", "4:cpu,cpuacct:/a/b\n3:memory:/a/b\n0::/\n"
+QUOTAS: dict[str, tuple[str, dict[str, str], float | None]] = {
+    "v2": (V2, {"a/b/cpu.max": "150000 100000"}, 1.5),
+    "v2 of the parent": (V2, {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, 0.5),
+    "v2 in a container": ("0::/\n", {"cpu.max": "200000 100000"}, 2.0),
+    "v2 none": (V2, {"a/b/cpu.max": "max 100000"}, None),
+    "v1": (V1, {"cpu/a/b/cpu.cfs_quota_us": "50000", "cpu/a/b/cpu.cfs_period_us": "100000"}, 0.5),
+    "v1 in a container": (
+        V1,
+        {"cpu,cpuacct/cpu.cfs_quota_us": "300000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+        3.0,
+    ),
+    "v1 none": (V1, {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/a/b/cpu.cfs_period_us": "100000"}, None),
+    "no cgroups": ("", {}, None),
+}
+
+
+@pytest.mark.parametrize("kind", QUOTAS)
+def test_a_quota_counts_as_cores(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, files, expected = QUOTAS[kind]
+    for name, text in {
+        "proc/self/cgroup": groups,
+        **{f"sys/fs/cgroup/{x}": y for x, y in files.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert cpu_quota(tmp_path) == expected
+    from mmif_trt import machine
+
+    monkeypatch.setattr(machine, "cpu_quota", lambda: expected)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert machine.usable_cores() == {None: 64, 0.5: 1, 1.5: 2, 2.0: 2, 3.0: 3}[expected]
