@@ -2,7 +2,7 @@
 
     python benchmarks/lesions.py score --data HARVARD
     python benchmarks/lesions.py score --data HARVARD --peer NAME=FILE.py:CALLABLE [--every 4]
-    python benchmarks/lesions.py table [--write README.md]
+    python benchmarks/lesions.py table [--write [PAGE ...]]
 
 HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png. The first line measures the installed LAGN, the 50 % and
 70 % overlays and the maximum; the second a network of somebody else's, whose callable returns a torch module
@@ -39,7 +39,9 @@ from mmif_trt.stages.colour import luma
 
 REPO = Path(__file__).resolve().parent.parent
 OURS = "LAGN"
-BEGIN, END = "<!-- lesions:begin -->", "<!-- lesions:end -->"
+# The markers say which tables a page shows: one per set, or the brief one.
+MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("lesions", "lesions-brief")}
+PAGES = (REPO / "README.md", REPO / "docs/benchmarks.md")
 SHOWN = {"average": "50 % overlay", "overlay70": "70 % overlay", "max": "maximum"}
 
 
@@ -170,13 +172,44 @@ def save(path: Path, report: dict[str, Any]) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
-def tables(report: dict[str, Any]) -> str:
-    """One Markdown table per set; lesions first."""
+def tables(report: dict[str, Any], brief: bool = False) -> str:
+    """One Markdown table a set, lesions first; brief: the lesions of all sets in one."""
     parts = []
-    for name in (name for name in SETS if name in report["sets"]):
-        parts += [*table(name, report["sets"][name], report["conditions"]), ""]
-    parts.append("Lesions: mean over the kinds, worst kind, share lost; best of a column in bold.")
+    if brief:
+        parts += [*brief_table(report["sets"], report["conditions"]), ""]
+    else:
+        for name in (name for name in SETS if name in report["sets"]):
+            parts += [*table(name, report["sets"][name], report["conditions"]), ""]
+    parts.append("n: lesions. Lesions: share kept, mean over the kinds. Best of a column in bold.")
+    for method, made in report["conditions"].items():
+        if made["kind"] == "ours":
+            parts.append(
+                f"{method}: scored at commit {made['commit']} on {made['date']}, {made['precision']}."
+            )
     return "\n".join(parts)
+
+
+def brief_table(sets: dict[str, Any], made: dict[str, Any]) -> list[str]:
+    """A method a row: mean share kept and, in brackets, of its worst kind."""
+    names = [name for name in SETS if name in sets]
+    methods = [m for m in made if all(m in sets[name]["methods"] for name in names)]
+    found = {m: [sets[name]["methods"][m]["lesions"] for name in names] for m in methods}
+    best = [max(rows[i]["mean"] for rows in found.values()) for i in range(len(names))]
+    lines = [
+        "| lesions kept: mean (worst kind) | " + " | ".join(n.upper().replace("-", " and ") for n in names)
+    ]
+    lines = [lines[0] + " |", "|---|" + "---:|" * len(names)]
+    for method, rows in found.items():
+        cells = [
+            f"{emphasise(format(row['mean'], '.2f'), row['mean'] == top)} ({row['worst']:.2f})"
+            for row, top in zip(rows, best, strict=True)
+        ]
+        lines.append(f"| {label_of(method, made)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def label_of(method: str, made: dict[str, Any]) -> str:
+    return SHOWN.get(method, method) + (" (ours)" if made[method]["kind"] == "ours" else "")
 
 
 def table(name: str, entry: dict[str, Any], made: dict[str, Any]) -> list[str]:
@@ -194,10 +227,8 @@ def table(name: str, entry: dict[str, Any], made: dict[str, Any]) -> list[str]:
     lines = [f"| {name.upper().replace('-', ' and ')} | n | {' | '.join(heads)} |"]
     lines.append("|---|" + "---:|" * (len(keys) + 1))
     for method in sorted(values, key=lambda m: -values[m]["mean"]):
-        label = SHOWN.get(method, method)
-        label += " (ours)" if made[method]["kind"] == "ours" else ""
         digits = {"bone_error": 1, "false_uptake": 3}
-        cells = [label, str(sum(entry["methods"][method]["count"].values()))]
+        cells = [label_of(method, made), str(sum(entry["methods"][method]["count"].values()))]
         for key in keys:
             value = values[method][key]
             text = "-" if value is None else f"{value:.{digits.get(key, 2)}f}"
@@ -206,15 +237,21 @@ def table(name: str, entry: dict[str, Any], made: dict[str, Any]) -> list[str]:
     return lines
 
 
+def filled(page: str, report: dict[str, Any], path: Path) -> str:
+    """page with its tables: the brief one where it has the brief markers. Raises InputError without any."""
+    brief = MARKERS["lesions-brief"][0] in page
+    return replaced(page, tables(report, brief), path, MARKERS["lesions-brief" if brief else "lesions"])
+
+
 def show(args: argparse.Namespace) -> None:
     report = load(args.out)
     if not report["sets"]:
         raise InputError(f"{args.out}: no rows; expected a file that score wrote")
     if args.write is None:
         print(tables(report))
-    else:
-        page = replaced(args.write.read_text(), tables(report), args.write, (BEGIN, END))
-        write_atomic(args.write, page.encode())
+        return
+    for path in args.write or PAGES:
+        write_atomic(path, filled(path.read_text(), report, path).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("--threads", type=int, default=1, help="of the network; default: 1")
     one.set_defaults(run=score)
     page = commands.add_parser("table", parents=[shared], help="print the tables, or write them into a page")
-    page.add_argument("--write", type=Path, metavar="README.md")
+    page.add_argument("--write", type=Path, nargs="*", metavar="PAGE", help="default: README and docs")
     page.set_defaults(run=show)
     args = parser.parse_args(argv)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import phantoms
+import scenery
 from conftest import REPO
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -53,6 +55,15 @@ def sandbox(folder: Path, page: Path) -> Path:
     for inner in ("SOURCES/mri", "SOURCES/ct", "FUSED", "FUSED_2"):
         if "SOURCES" in text:
             pictures(folder / inner, seed=len(inner))
+    if "--plant" in text:  # lesions need a head to stand in
+        for inner, pixels in (
+            ("SOURCES/mri", scenery.mri()),
+            ("SOURCES/ct", scenery.ct()),
+            ("FUSED", scenery.ct()),
+        ):
+            shutil.rmtree(folder / inner)
+            (folder / inner).mkdir()
+            assert cv2.imwrite(str(folder / inner / "one.png"), pixels)
     for root in [folder] * ("MRI_SERIES" in text) + [folder / "STUDY_ROOT"] * ("STUDY_ROOT" in text):
         phantoms.write_mr(root / "MRI_SERIES", phantoms.affine_of())
         phantoms.write_pet(root / "PET_SERIES", phantoms.affine_of())
