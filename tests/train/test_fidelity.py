@@ -193,11 +193,11 @@ def test_the_loss_wants_the_lesion_as_its_source_shows_it() -> None:
 def test_the_reader_is_that_of_the_measure() -> None:
     without = smooth(30, 3, 96)
     with_it = without.copy()
-    with_it[26:55, 26:55] += 0.2 * lesions.shape(np.random.default_rng(1))[..., None] * [1, -1, 0.5]
+    with_it[26:55, 38:67] += 0.2 * lesions.shape(np.random.default_rng(1))[..., None] * [1, -1, 0.5]
     with_it = np.clip(with_it, 0, 1)
     without, with_it = (np.rint(255 * x).astype(np.uint8) for x in (without, with_it))
-    judged = reader.Background(without, (40, 40)).detectability(reader.window(with_it, (40, 40)))
-    site = [lesions.Site(0, 40, 40, "a")]
+    judged = reader.Background(without, (40, 52)).detectability(reader.window(with_it, (40, 52)))
+    site = [lesions.Site(0, 40, 52, "a")]
     ours = lesions.detectability(
         *(
             lesions.windows(tensor(x.astype(np.float32) / 255), site, reach)
@@ -253,9 +253,10 @@ def test_a_batch_holds_each_crop_without_and_with_its_lesions(sets: list[coloure
 
 def test_cases_are_held_out_by_name(sets: list[coloured.ColouredPairs]) -> None:
     plain = [one.pairs for one in sets]
-    left = coloured.without(plain, ["pet:case01"])
-    assert [p.names for p in left] == [plain[0].names, plain[1].names[:1], plain[2].names]
-    np.testing.assert_array_equal(left[1].b, plain[1].b[:1])
+    left = coloured.without(plain, ["pet:case00"])
+    assert [p.names for p in left] == [plain[0].names, plain[1].names[1:], plain[2].names]
+    np.testing.assert_array_equal(left[1].a, plain[1].a[1:])
+    np.testing.assert_array_equal(left[1].b, plain[1].b[1:])
     with pytest.raises(InputError, match="pet:case99"):
         coloured.without(plain, ["pet:case99"])
     with pytest.raises(InputError, match="no case of pet is left"):
