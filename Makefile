@@ -86,21 +86,27 @@ $(RUNS)/generated/train.safetensors: .venv/done
 		--diffusion $(RUNS)/diffusion/checkpoint.safetensors
 
 WITH_DIFFUSION = --generated $(RUNS)/generated/train.safetensors --predictability 4 --generated-fused 0.2
-# What the third stage holds: lesions, uptake, colour; half of its crops are as of other scanners.
+# What the last three stages hold: lesions, uptake, colour; half of their crops are as of other scanners.
 FAITHFUL = --generated $(RUNS)/generated/train.safetensors --predictability 4 --precision fp32 --crop-px 96 \
 	--batch-size 4 --randomised 0.5 --detail-pet 0 --detail-spect 0 --bone-ct 1 --edge 1 --edge-ct 1.4 \
-	--complement 1.2 --complement-ct 0.3 --uptake-detail-pet 1.2 --uptake-detail-spect 0.7
-# The second and the fourth stage bring bfloat16, as the CPU runs it, to within a level of FP32.
+	--complement-ct 0.3
+# The second and the last stage bring bfloat16, as the CPU runs it, to within a level of FP32.
 train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/rounded $(WITH_DIFFUSION) \
 		--init $(RUNS)/fusion/checkpoint.safetensors --steps 800 --learning-rate 4e-4 --rounding 8 --seed 1
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/faithful $(FAITHFUL) \
 		--init $(RUNS)/rounded/checkpoint.safetensors --steps 2400 --learning-rate 1e-3 --soft-ct 1.5 \
-		--activity-ct 3 --colour-pet 2.5 --colour-spect 3.2 --lesions-ct 2 --lesions-pet 1.2 --lesions-spect 1.2
-	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/released $(FAITHFUL) --rounding 8 \
+		--activity-ct 3 --complement 1.2 --uptake-detail-pet 1.2 --uptake-detail-spect 0.7 --colour-pet 2.5 --colour-spect 3.2 \
+		--lesions-ct 2 --lesions-pet 1.2 --lesions-spect 1.2
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/balanced $(FAITHFUL) --rounding 8 \
 		--init $(RUNS)/faithful/checkpoint.safetensors --steps 360 --learning-rate 5e-4 --seed 1 --soft-ct 2 \
-		--activity-ct 0.7 --colour-pet 3.2 --colour-spect 5 --lesions-ct 2.4 --lesions-pet 1.3 --lesions-spect 1.3
+		--activity-ct 0.7 --complement 1.2 --uptake-detail-pet 1.2 --uptake-detail-spect 0.7 --colour-pet 3.2 --colour-spect 5 \
+		--lesions-ct 2.4 --lesions-pet 1.3 --lesions-spect 1.3
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/released $(FAITHFUL) --rounding 60 \
+		--init $(RUNS)/balanced/checkpoint.safetensors --steps 220 --learning-rate 8e-4 --seed 2 --soft-ct 2 \
+		--activity-ct 0.7 --complement 1.4 --uptake-detail-pet 0.9 --uptake-detail-spect 0.9 --colour-pet 7 --colour-spect 5 \
+		--structure-ct 4 --lesions-ct 2.4 --lesions-pet 1.3 --lesions-spect 1.3
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*

@@ -31,9 +31,9 @@ PREPROCESSING = (
 )
 
 
-def load_average(checkpoint: Path) -> tuple[LAGN, dict[str, str]]:
-    """The running average of the weights, as trained, and the checkpoint's metadata."""
-    tensors, config = loop.read_average(checkpoint)
+def load(checkpoint: Path, part: str) -> tuple[LAGN, dict[str, str]]:
+    """The running average of the weights or the network itself ("model"), and the checkpoint's metadata."""
+    tensors, config = loop.read_average(checkpoint, part)
     with loop.open_checkpoint(checkpoint) as file:
         metadata = file.metadata()
     model = loop.built(checkpoint, lambda: LAGN(LAGNConfig(**config["model"])), tensors)
@@ -77,13 +77,15 @@ def golden_pairs(model: LAGN) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
+    short = "model: the network itself, where the last stage was too short for the running average"
+    parser.add_argument("--part", choices=("average", "model"), default="average", help=short)
     parser.add_argument("--command", required=True, help="the command that trained it, for the manifest")
     parser.add_argument("--commit", required=True, help="the commit it was trained at")
     parser.add_argument(
         "--data", default="Harvard Whole Brain Atlas pairs, training cases (see MODEL_CARD.md)"
     )
     given = parser.parse_args()
-    model, metadata = load_average(given.checkpoint)
+    model, metadata = load(given.checkpoint, given.part)
     folder, config = weights.FOLDER, model.config.as_dict()
     inside = {"config": json.dumps(config), "preprocessing": PREPROCESSING}
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "lagn.safetensors", inside)
@@ -101,6 +103,7 @@ def main() -> None:
             "commit": given.commit,
             "command": given.command,
             "data": given.data,
+            "part": given.part,
             "steps": int(metadata["step"]),
             "config": json.loads(metadata["config"]),
         },

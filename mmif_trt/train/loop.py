@@ -154,11 +154,12 @@ def load_checkpoint(path: Path, state: State, config: Any) -> None:
         state.step = int(checkpoint.metadata()["step"])
 
 
-def read_average(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's running average and its configuration. Raises InputError as open_checkpoint does."""
+def read_average(path: Path, part: str = "average") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's running average, or with "model" the network itself, and its configuration. Raises
+    InputError as open_checkpoint does."""
     with open_checkpoint(path) as file:
-        names = [key for key in file.keys() if key.startswith("average.")]  # noqa: SIM118
-        tensors = {key.removeprefix("average."): file.get_tensor(key) for key in names}
+        names = [key for key in file.keys() if key.startswith(f"{part}.")]  # noqa: SIM118
+        tensors = {key.removeprefix(f"{part}."): file.get_tensor(key) for key in names}
         return tensors, json.loads(file.metadata()["config"])
 
 
