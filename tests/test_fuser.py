@@ -196,7 +196,8 @@ def test_no_stretch(fuser: Fuser) -> None:
     a, b = sample("mri-ct")
     full = fuser(a, b).data
     dim = fuser(a.with_data(a.data // 4), b.with_data(b.data // 4)).data
-    assert (dim <= a.data // 4 + b.data // 4 + 8).all() and 0.75 < dim.mean() / (full.mean() / 4) < 1.25
+    assert (dim <= a.data // 4 + b.data // 4 + 8).all()
+    assert 0.75 < dim.mean() / (full.mean() / 4) < 1.3  # a stretch would give 4
     x, y = pair("float32")
     faint = fuser(x * np.float32(0.01), y * np.float32(0.01))
     assert 0 < faint.max() <= 0.0126
