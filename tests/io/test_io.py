@@ -194,6 +194,7 @@ def test_failures_leave_what_was_there(
 
     monkeypatch.setattr(os, call, fails)
     not_written(tmp_path / "x.png", os.strerror(number))
+    monkeypatch.undo()  # reading opens by os.open too
     np.testing.assert_array_equal(mio.read(tmp_path / "x.png").data, RGB)
 
 
