@@ -55,11 +55,11 @@ def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes 
     except FileNotFoundError:
         if not given:
             return None
-        raise InputError(f"--pseudonym-key {path}: no such file; accepted is a file with a key") from None
+        raise InputError(f"--pseudonym-key {path}: no such file; expected a file with a key") from None
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {type(error).__name__}; accepted is {2 * KEY_BYTES} hex digits") from None
+        raise InputError(f"{path}: {type(error).__name__}; expected {2 * KEY_BYTES} hex digits") from None
     if len(key) < KEY_BYTES:
-        raise InputError(f"{path}: {len(key)} bytes; accepted are {2 * KEY_BYTES} hex digits or more")
+        raise InputError(f"{path}: {len(key)} bytes; expected {2 * KEY_BYTES} hex digits or more")
     return key

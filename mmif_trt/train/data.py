@@ -117,8 +117,8 @@ def read_splits(root: str | Path, decode: str = "opencv") -> tuple[list[Pairs], 
         for name in pairs.names:
             if case(name) and (pairs.modality, case(name)) in known:
                 raise InputError(
-                    f"{Path(root) / f'mri-{pairs.modality}'}: {case(name)} is in train and in val; accepted "
-                    "is a split by case, so at least two cases"
+                    f"{Path(root) / f'mri-{pairs.modality}'}: {case(name)} is in train and in val; expected "
+                    "a split by case, so at least two cases"
                 )
     return training, validation
 
