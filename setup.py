@@ -15,7 +15,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.sdist import sdist
 
-ARCHITECTURES = "8.0;8.6;8.9;9.0;12.0+PTX"
+# Machine code for each generation; the PTX of 9.0 and 12.0 serves the cards between and after them.
+ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/cpu/fusion_loss.cpp",

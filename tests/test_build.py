@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
+from contextlib import nullcontext
 from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,3 +141,46 @@ def test_plain_operations_end_with_the_block() -> None:
         assert not ops.kernels_available("cpu")
         raise ValueError
     assert before == ops.KERNEL_DEVICES
+
+
+def test_a_card_that_the_binary_has_no_code_for_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    asked: list[int] = []
+    monkeypatch.setattr(ops, "KERNEL_DEVICES", frozenset({"cpu", "cuda"}))
+    monkeypatch.setattr(ops, "_CARDS", {})
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext(asked.append(index)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "B200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    loads = SimpleNamespace(mmif_trt=SimpleNamespace(cuda_code_loads=lambda: asked[-1] == 1))
+    monkeypatch.setattr(torch, "ops", loads)
+
+    def on(index: int | None, dtype: str = "float16") -> bool:
+        device = SimpleNamespace(type="cuda", index=index)
+        found: bool = ops.has_kernel(SimpleNamespace(device=device, dtype=getattr(torch, dtype)))  # type: ignore
+        return found
+
+    with pytest.warns(UserWarning, match=r"no code for B200, compute capability 10.0; .*ARCH_LIST=10.0\)"):
+        assert not on(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not on(None) and on(1) and not on(1, "float64")
+    assert asked == [0, 1]
+
+
+def test_the_compiler_takes_the_cards_answer_as_a_constant() -> None:
+    torch = pytest.importorskip("torch")
+
+    def marked() -> None: ...
+
+    torch.compiler.assume_constant_result(marked)
+    assert marked.__dict__.items() <= ops.card_has_code.__dict__.items()
+    assert marked.__dict__, "torch marks such functions otherwise now: follow it in ops/__init__.py"
+
+
+def test_every_generation_of_cards_has_code() -> None:
+    """Machine code of one compute capability runs on the higher ones of its major; PTX on all that follow."""
+    listed = SETUP.split('ARCHITECTURES = "')[1].split('"')[0].split(";")
+    majors = {entry.split(".")[0] for entry in listed}
+    assert {"8", "9", "10", "12"} <= majors
+    assert "9.0+PTX" in listed, "what lies between 10 and 12"
+    assert listed[-1].endswith("+PTX"), "what comes after all"

@@ -128,14 +128,30 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   if (dynamic_bytes > 48 * 1024) {  // more must be asked for, once a kernel and device; it is cheap
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(dynamic_bytes));
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) return cudaGetLastError(), error;
   }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = dynamic_bytes;
   config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  // The host part reports it; left in place, the next check of anybody's launch would report it again.
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+#endif
+}
+
+// Whether the binary holds code of a kernel for the current device.
+template <class... Parameters>
+bool loads(void (*kernel)(Parameters...)) {
+#ifdef MMIF_EMULATOR
+  return kernel != nullptr;
+#else
+  cudaFuncAttributes attributes;
+  const bool found = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  if (!found) cudaGetLastError();
+  return found;
 #endif
 }
 

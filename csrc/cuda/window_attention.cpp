@@ -1,4 +1,5 @@
 // The host part of window attention on CUDA: checks, outputs, device and stream; the kernels are in *.cu.
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -39,11 +40,14 @@ std::tuple<at::Tensor, at::Tensor> window_attention(const at::Tensor& qkv_in, co
 }
 
 std::tuple<at::Tensor, at::Tensor> window_attention_bwd(const at::Tensor& d_out_in, const at::Tensor& qkv_in,
-                                                        const at::Tensor& bias_in, const at::Tensor& out,
+                                                        const at::Tensor& bias_in, const at::Tensor& out_in,
                                                         const at::Tensor& lse, int64_t window,
                                                         int64_t shift) {
   const c10::cuda::CUDAGuard guard(qkv_in.device());
   at::Tensor d_out = d_out_in, qkv = qkv_in, bias = bias_in;
+  // Its rows are read 16 bytes at a time: what forward made is aligned, a view of it may not be.
+  const bool aligned = reinterpret_cast<uintptr_t>(out_in.const_data_ptr()) % 16 == 0;
+  const at::Tensor out = aligned ? out_in : out_in.clone();
   WindowAttentionParams p = params(qkv, bias, window, shift);
   window_attention_add_gradient(p, d_out, qkv, out, lse);
   const at::Tensor d_qkv = at::empty(qkv.sizes(), qkv.options());
@@ -61,6 +65,9 @@ std::tuple<at::Tensor, at::Tensor> window_attention_bwd(const at::Tensor& d_out_
 
 }  // namespace
 }  // namespace mmif
+
+// Of the current device. One kernel speaks for all: they are compiled for the same architectures.
+TORCH_LIBRARY_FRAGMENT(mmif_trt, m) { m.def("cuda_code_loads() -> bool", &mmif::window_attention_loads); }
 
 TORCH_LIBRARY_IMPL(mmif_trt, CUDA, m) {
   m.impl("window_attention", &mmif::window_attention);

@@ -293,4 +293,6 @@ cudaError_t window_attention_d_bias_launch(const WindowAttentionParams& p, float
                 static_cast<const float*>(p.d_bias_partial), p.chunks, p.heads, cells, d_bias_table);
 }
 
+bool window_attention_loads() { return loads(window_attention_d_bias_kernel); }
+
 }  // namespace mmif

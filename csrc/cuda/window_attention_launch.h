@@ -16,4 +16,7 @@ cudaError_t window_attention_bwd_launch(const WindowAttentionParams& p, cudaStre
 cudaError_t window_attention_d_bias_launch(const WindowAttentionParams& p, float* d_bias_table,
                                            cudaStream_t stream);
 
+// Whether this binary holds code that the current device runs.
+bool window_attention_loads();
+
 }  // namespace mmif

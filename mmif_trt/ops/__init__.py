@@ -54,8 +54,35 @@ def kernels_available(device: str) -> bool:
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether an operation on x runs as a kernel: float64 has none on CUDA."""
-    return kernels_available(x.device.type) and (x.device.type == "cpu" or x.dtype.itemsize < 8)
+    """Whether an operation on x runs as a kernel: not float64 on CUDA, nor on a card that the binary holds no
+    code for."""
+    if not kernels_available(x.device.type):
+        return False
+    return x.device.type == "cpu" or (x.dtype.itemsize < 8 and card_has_code(x.device.index or 0))
+
+
+_CARDS: dict[int, bool] = {}  # by CUDA device: whether the binary's kernels load there
+
+
+def card_has_code(index: int) -> bool:
+    """Whether mmif_trt._C holds code that CUDA device `index` runs: asked of the driver once, told if not."""
+    if index not in _CARDS:
+        import torch
+
+        with torch.cuda.device(index):
+            _CARDS[index] = torch.ops.mmif_trt.cuda_code_loads()
+            if not _CARDS[index]:
+                name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+                warnings.warn(
+                    f"mmif_trt._C holds no code for {name}, compute capability {major}.{minor}; plain torch "
+                    f"operations run instead (build again with TORCH_CUDA_ARCH_LIST={major}.{minor})",
+                    stacklevel=3,
+                )
+    return _CARDS[index]
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler: tracing takes the answer.
+card_has_code._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def has_block_kernel(x: Tensor, channels: int, hidden: int) -> bool:
