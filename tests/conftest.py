@@ -1,10 +1,17 @@
-"""Shared fixtures, one thread per library, and a list of what was skipped for want of what."""
+"""Shared fixtures, one thread per library, and a list of what was skipped for want of what.
+
+MMIF_MAY_SKIP=REGEX turns every skip whose reason it does not match into a failure: on a machine that was set
+up for what a test needs, a test that does not run is a fault and must not look like a success.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +53,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skipped for want of")
     for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
         terminalreporter.line(f"{count:5d}  {reason}")
+
+
+def _refuse_skip(report: Any) -> None:
+    may = os.environ.get("MMIF_MAY_SKIP")
+    if may is None or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not re.search(may, reason):
+        report.outcome = "failed"
+        report.longrepr = f"{reason}\nMMIF_MAY_SKIP={may!r} allows no such skip"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, Any]:
+    """A whole module that skips itself."""
+    report = yield
+    _refuse_skip(report)
+    return report

@@ -76,7 +76,10 @@ def test_error_is_at_most_twice_plain_torchs(shape: tuple[int, ...], dtype: torc
     ours = run(window_attention, qkv, bias, d_out, *shape[5:])
     for name, x, y, t in zip(("out", "d_qkv", "d_bias"), ours, plain, truth, strict=True):
         if t.norm() < 1e-12:  # one token per window: the softmax is 1, and no score has a gradient
-            assert x.abs().max() < 1e-6, name
+            # But for what remains of d_out . v - d_out . out: on CUDA tensor cores take the first sum of half
+            # types, plain multiply-adds the second.
+            cores = device == "cuda" and dtype != torch.float32
+            assert x.abs().max() < (2e-5 * float(d_out.abs().max()) if cores else 1e-6), name
             continue
         assert relative(x, t) <= 2 * relative(y, t) + FLOOR, name
         assert torch.cosine_similarity(x.double().flatten(), t.flatten(), 0) > 1 - 1e-4, name
