@@ -16,7 +16,7 @@ import numpy as np
 
 from mmif_trt import runtimes, weights
 from mmif_trt.image import InputError
-from mmif_trt.runtimes.torch import TorchRuntime
+from mmif_trt.runtimes.torch import TorchRuntime, float_products
 
 NAMES = ("torch-compile", "cuda-graph", "onnxruntime")
 
@@ -36,7 +36,11 @@ class TorchRival(TorchRuntime):
         if name == "cuda-graph" and device != "cuda":
             raise InputError("runtime 'cuda-graph': no CUDA device; expected one")
         module = module.eval().to(device) if hasattr(module, "eval") else module
-        super().__init__(torch.compile(module) if name == "torch-compile" else module, device)
+        if name == "torch-compile":
+            from compiled import compiled
+
+            module = compiled(module)
+        super().__init__(module, device)
         self.name = name
         self._graphs: dict[tuple[int, ...], Any] = {}
 
@@ -46,7 +50,7 @@ class TorchRival(TorchRuntime):
     def _replay(self, pair: list[Any]) -> Any:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), float_products():
             shape = tuple(pair[0].shape)
             if shape not in self._graphs:
                 kept = [x.clone() for x in pair]

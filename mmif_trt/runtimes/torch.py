@@ -1,8 +1,10 @@
-"""LAGN by torch, float32, on the CPU or a CUDA device: the reference that other runtimes are compared
-with."""
+"""LAGN by torch, float32, on the CPU or a CUDA device: the reference that other runtimes are compared with.
+So convolutions do not run in TF32 there, which torch lets them by default."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,22 @@ def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
     return TorchRuntime(load_model("lagn", device), device, threads)
 
 
+@contextmanager
+def float_products(tf32: bool = False) -> Iterator[None]:
+    """Within it convolutions and products of float32 on CUDA are IEEE float32, or TF32 where asked for. What
+    was set before comes back."""
+    import torch
+
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        with cudnn.flags(**kept, allow_tf32=tf32):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class TorchRuntime:
     """A module of two [B, 1, H, W] tensors to one. `infer` in its three parts, which a profiler times apart:
     upload, network, download."""
@@ -53,7 +71,7 @@ class TorchRuntime:
         if self._threads is not None:  # the setting is the process's: it is the caller's again afterwards
             torch.set_num_threads(self._threads)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), float_products():
                 fused: Tensor = self._module(a, b)
             return fused
         finally:
