@@ -1,12 +1,13 @@
 """The kernels against plain torch, side by side: window attention, fusion loss, blocks, and a training step.
 
     python benchmarks/bench_ops.py [--op attention loss blocks step] [--device cpu|cuda]
-        [--dtype float32 bfloat16] [--scale 1 2 4] [--rounds 30] [--threads 2]
-        [--json benchmarks/results/ops_cpu.json]
+        [--dtype float32 bfloat16] [--scale 1 2 4] [--rival kernel eager sdpa compile flex] [--shift 0 4]
+        [--rounds 30] [--threads 2] [--json benchmarks/results/ops_cpu.json]
 
 Shapes are those of LAGN in training (6 crops of 128 x 128 px) times --scale a side. All rivals of
 a row take turns in one run; forward and backward are timed apart; memory is the peak of what a forward and
-backward allocate. `floor` is the time in which the bytes that must move would be copied.
+backward allocate. `floor` is the time in which the bytes that must move would be copied, `designed` that of
+the bytes that our kernels move. A rival in whose place something else would run is refused.
 """
 
 from __future__ import annotations
@@ -19,70 +20,31 @@ from typing import Any
 
 import report
 import torch
-import torch.nn.functional as F
-from timing import Phases, copy_gb_per_s, peak_mib, take_turns
+from attention_rivals import attention_rivals
+from compiled import compiled, forget
+from timing import Phases, Samples, card_state, copy_gb_per_s, peak_mib, take_turns
 from torch import Tensor, nn
 
 from mmif_trt import ops
-from mmif_trt.models.lagn import LAGN, STRIDE, LAGNConfig, relative_position_index, shift_mask, weights
+from mmif_trt.models.lagn import LAGN, STRIDE, LAGNConfig, weights
 from mmif_trt.ops import reference
 from mmif_trt.ops.gated_mix import gated_mix
 from mmif_trt.ops.local_block import local_block
 from mmif_trt.ops.mlp_block import mlp_block
-from mmif_trt.ops.window_attention import window_attention
 
 INPUT_SETS = 3
+RIVALS = ("kernel", "eager", "sdpa", "compile", "flex")
 
 
-def shifted_windows(
-    qkv: Tensor, bias_table: Tensor, window: int, shift: int, core: Callable[..., Tensor]
-) -> Tensor:
-    """What a model does without the kernel: roll, cut into windows, attend by `core`, put back, roll back."""
-    B, H, W, _, heads, D = qkv.shape
-    N = window**2
-    index = relative_position_index(window).to(qkv.device)
-    bias = bias_table[index.flatten()].reshape(N, N, heads).permute(2, 0, 1)[None]
-    if shift:
-        qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
-        bias = (bias + shift_mask(H, W, window, shift).to(bias)).repeat(B, 1, 1, 1)
-    qkv = qkv.reshape(B, H // window, window, W // window, window, 3, heads, D)
-    q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, heads, N, D).unbind(0)
-    out = core(q, k, v, bias.to(q.dtype))
-    out = out.reshape(B, H // window, W // window, heads, window, window, D).permute(0, 1, 4, 2, 5, 3, 6)
-    out = out.reshape(B, H, W, heads, D)
-    return torch.roll(out, (shift, shift), (1, 2)) if shift else out
+def only(ready: Callable[[Tensor], bool], call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """call, where it runs as a kernel on its first argument; else what would be timed is the reference."""
 
+    def checked(*given: Any) -> Tensor:
+        if not ready(given[0]):
+            raise RuntimeError(f"no kernel for {given[0].dtype} on {given[0].device.type} ({ops.KERNELS})")
+        return call(*given)
 
-def softmax_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
-
-
-def sdpa_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(len(q), -1, -1, -1))
-
-
-def flex_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    def add_bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return score + bias[b % len(bias), h, i, j]
-
-    return flex_attention(q, k, v, score_mod=add_bias)
-
-
-def attention_rivals(device: torch.device, shift: int) -> dict[str, Callable[..., Tensor]]:
-    def around(core: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda qkv, bias: shifted_windows(qkv, bias, 8, shift, core)
-
-    rivals: dict[str, Callable[..., Tensor]] = {
-        "kernel": lambda qkv, bias: window_attention(qkv, bias, 8, shift),
-        "eager": around(softmax_core),
-        "sdpa": around(sdpa_core),
-        "compile": torch.compile(around(softmax_core), dynamic=False),
-    }
-    if device.type == "cuda":
-        rivals["flex"] = torch.compile(around(flex_core), dynamic=False)
-    return rivals
+    return checked
 
 
 def both_ways(call: Callable[..., Tensor], inputs: Any, mark: Callable[[], None]) -> None:
@@ -99,7 +61,8 @@ def both_ways(call: Callable[..., Tensor], inputs: Any, mark: Callable[[], None]
 def attention_cases(args: argparse.Namespace, device: torch.device) -> None:
     config = LAGNConfig()
     heads, side = config.global_dim // config.head_dim, args.crop // STRIDE
-    for scale, dtype, shift in [(s, d, t) for s in args.scale for d in args.dtype for t in (0, 4)]:
+    for scale, dtype, shift in [(s, d, t) for s in args.scale for d in args.dtype for t in args.shift]:
+        forget()
         shape = (args.batch, side * scale, side * scale)
 
         def one_set(shape: Any = shape, dtype: str = dtype) -> tuple[Tensor, ...]:
@@ -113,17 +76,19 @@ def attention_cases(args: argparse.Namespace, device: torch.device) -> None:
         qkv, _, out = inputs[0]
         # forward: qkv in, out out; backward: qkv, d_out and out (for delta) in, d_qkv out
         moved = {"forward": qkv.nbytes + out.nbytes, "backward": 2 * qkv.nbytes + 2 * out.nbytes}
-        rivals: dict[str, Phases] = {
-            n: partial(both_ways, f) for n, f in attention_rivals(device, shift).items()
-        }
+        lse = 4 * out.numel() // config.head_dim  # out of forward, into backward
+        calls = attention_rivals(device, shift, args.rival)
+        rivals: dict[str, Phases] = {n: partial(both_ways, f) for n, f in calls.items()}
         title = {"op": "window_attention", "shape": list(qkv.shape), "dtype": dtype, "shift": shift}
-        measure(title, rivals, inputs, moved, args, device)
+        designed = {phase: size + lse for phase, size in moved.items()}
+        measure(title, rivals, inputs, (moved, designed), args, device)
 
 
 def loss_cases(args: argparse.Namespace, device: torch.device) -> None:
     from mmif_trt.ops.fusion_loss import fusion_loss
 
     for scale in args.scale:
+        forget()
         side = args.crop * scale
 
         def one_set(side: int = side) -> tuple[Tensor, ...]:
@@ -140,14 +105,16 @@ def loss_cases(args: argparse.Namespace, device: torch.device) -> None:
         inputs = [one_set() for _ in range(INPUT_SETS)]
         size = inputs[0][0].nbytes
         moved = {"forward": 3 * size, "backward": 4 * size}  # f, a, b in; backward d_f out as well
+        # Four moments of float32 and a byte of choices a pixel, out of forward and into backward.
+        designed = {phase: bytes_ + 4 * size + size // 4 for phase, bytes_ in moved.items()}
         calls = {
-            "kernel": fusion_loss,
+            "kernel": only(ops.has_kernel, fusion_loss),
             "eager": reference.fusion_loss,
-            "compile": torch.compile(reference.fusion_loss, dynamic=False),
+            "compile": compiled(reference.fusion_loss),
         }
-        rivals: dict[str, Phases] = {name: partial(phases, call) for name, call in calls.items()}
+        rivals: dict[str, Phases] = {n: partial(phases, call) for n, call in calls.items() if n in args.rival}
         title = {"op": "fusion_loss", "shape": [args.batch, 1, side, side], "dtype": "float32", "shift": None}
-        measure(title, rivals, inputs, moved, args, device)
+        measure(title, rivals, inputs, (moved, designed), args, device)
 
 
 def block_inputs(name: str, batch: int, side: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -172,17 +139,21 @@ def block_inputs(name: str, batch: int, side: int, dtype: torch.dtype) -> tuple[
 def block_cases(args: argparse.Namespace, device: torch.device) -> None:
     if device.type != "cpu":
         return  # kernels of the CPU alone
-    kernels = {"local_block": local_block, "mlp_block": mlp_block, "gated_mix": gated_mix}
+    kernels: dict[str, Any] = {"local_block": local_block, "mlp_block": mlp_block, "gated_mix": gated_mix}
     for name, scale, dtype in [
         (n, s, d) for n in kernels for s in args.scale for d in ("float32", "bfloat16")
     ]:
+        forget()
         side, kind = args.crop * scale, getattr(torch, dtype)
         inputs = [block_inputs(name, args.batch, side, kind) for _ in range(INPUT_SETS)]
         eager = getattr(reference, name)
-        calls = {"kernel": kernels[name], "eager": eager, "compile": torch.compile(eager, dynamic=False)}
-        rivals: dict[str, Phases] = {rival: partial(both_ways, call) for rival, call in calls.items()}
+        kernel = only(lambda x: ops.kernels_available(x.device.type), kernels[name])
+        calls = {"kernel": kernel, "eager": eager, "compile": compiled(eager)}
+        rivals: dict[str, Phases] = {
+            n: partial(both_ways, call) for n, call in calls.items() if n in args.rival
+        }
         title = {"op": name, "shape": list(inputs[0][0].shape), "dtype": dtype, "shift": None}
-        measure(title, rivals, inputs, {}, args, device)
+        measure(title, rivals, inputs, ({}, {}), args, device)
 
 
 def step_cases(args: argparse.Namespace, device: torch.device) -> None:
@@ -220,41 +191,65 @@ def step_cases(args: argparse.Namespace, device: torch.device) -> None:
             with ops.plain_operations():
                 step(pair, mark)
 
+        def kernel(pair: tuple[Tensor, Tensor], mark: Callable[[], None], step: Phases = step) -> None:
+            if not ops.has_kernel(pair[0]):
+                raise RuntimeError(f"no kernel on {pair[0].device.type} ({ops.KERNELS})")
+            step(pair, mark)
+
         title = {"op": "training step", "shape": list(sides), "dtype": dtype, "shift": None}
-        measure(title, {"kernel": step, "eager": plain}, inputs, {}, args, device)
+        measure(title, {"kernel": kernel, "eager": plain}, inputs, ({}, {}), args, device)
+
+
+def named(phases: list[list[float]]) -> dict[str, dict[str, float]]:
+    forward, backward = phases
+    both = [x + y for x, y in zip(forward, backward, strict=True)]
+    laps = {"forward": forward, "backward": backward, "both": both}
+    return {name: report.percentiles(ms, 4) for name, ms in laps.items()}
+
+
+def row_of(samples: Samples, bytes_: tuple[dict[str, int], ...], copy_gb_per_s: float) -> dict[str, Any]:
+    """What was measured of a rival. On a card "ms" is the device's time where it could be had."""
+    if samples.refused is not None:
+        return {"status": "refused", "reason": samples.refused}
+    row: dict[str, Any] = {"status": "measured", "ms": named(samples.phases())}
+    if samples.device is not samples.as_called:
+        row["clock"] = "device" if samples.device else "as called: the host waits for the device within"
+        row["as_called_ms"] = named(samples.as_called)
+    for name, moved in zip(("floor_ms", "designed_ms"), bytes_, strict=True):
+        row[name] = {phase: round(size / copy_gb_per_s / 1e6, 4) for phase, size in moved.items()}
+    return row
+
+
+def faster(row: dict[str, Any], kernel: dict[str, Any]) -> float:
+    """How many times the kernel's time a rival takes, both by one clock."""
+    clock = "ms" if row.get("clock") == kernel.get("clock") else "as_called_ms"
+    return round(row[clock]["both"]["p50"] / kernel[clock]["both"]["p50"], 3)
 
 
 def measure(
     title: dict[str, Any],
     rivals: dict[str, Phases],
     inputs: list[Any],
-    moved: dict[str, int],
+    bytes_: tuple[dict[str, int], dict[str, int]],
     args: argparse.Namespace,
     device: torch.device,
 ) -> None:
     """A row a rival into args.result: percentiles of forward, backward and both, speed-up over each rival's
-    both, memory."""
+    both, memory. bytes_: that must move, and that the kernels as designed move."""
     rows = []
-    samples = take_turns(rivals, inputs, args.rounds, args.warmup)
-    for name, phases in samples.items():
-        row = {**title, "rival": name}
-        if isinstance(phases[0][0], str):
-            rows.append({**row, "status": "refused", "reason": phases[0][0]})
-            continue
-        forward, backward = phases
-        both = [x + y for x, y in zip(forward, backward, strict=True)]
-        named = {"forward": forward, "backward": backward, "both": both}
-        row |= {"status": "measured", "ms": {k: report.percentiles(v, 4) for k, v in named.items()}}
-        row["peak_mib"] = round(peak_mib(partial(rivals[name], inputs[0], lambda: None), device), 1)
-        row["floor_ms"] = {k: round(v / args.copy_gb_per_s / 1e6, 4) for k, v in moved.items()}
+    for name, samples in take_turns(rivals, inputs, args.rounds, args.warmup).items():
+        row = {**title, "rival": name, **row_of(samples, bytes_, args.copy_gb_per_s)}
         rows.append(row)
-        print(f"{title['op']} {title['shape']} {title['dtype']} {name}: {row['ms']['both']['p50']} ms")
-    kernel = next(
-        (row["ms"]["both"]["p50"] for row in rows if row["rival"] == "kernel" and "ms" in row), None
-    )
+        if row["status"] == "measured":
+            row["peak_mib"] = round(peak_mib(partial(rivals[name], inputs[0], lambda: None), device), 1)
+        told = f"{row['ms']['both']['p50']} ms" if "ms" in row else row["reason"]
+        print(f"{title['op']} {title['shape']} {title['dtype']} {name}: {told}", flush=True)
+    kernel = next((row for row in rows if row["rival"] == "kernel" and "ms" in row), None)
     for row in rows:
         if "ms" in row and kernel:
-            row["kernel_is_faster"] = round(row["ms"]["both"]["p50"] / kernel, 3)
+            row["kernel_is_faster"] = faster(row, kernel)
+    if device.type == "cuda":
+        args.result["card"].append(card_state())
     args.result["rows"] += rows
     report.write_so_far(args.json, args.result)
 
@@ -270,6 +265,8 @@ def main() -> int:
     parser.add_argument("--scale", type=int, nargs="+", default=[1, 2, 4], help="of each side")
     parser.add_argument("--batch", type=int, default=6, help="images; default: 6")
     parser.add_argument("--crop", type=int, default=128, help="px a side at scale 1; default: 128")
+    parser.add_argument("--rival", nargs="+", choices=RIVALS, default=list(RIVALS))
+    parser.add_argument("--shift", type=int, nargs="+", default=[0, 4], help="of attention's windows")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -286,6 +283,8 @@ def main() -> int:
     result["settings"] |= {"device": args.device, "kernels": ops.KERNELS}
     result["settings"]["copy GB/s"] = round(args.copy_gb_per_s, 1)
     result["rows"] = []
+    if device.type == "cuda":
+        result["card"] = [card_state()]  # at the beginning, and after each case
     args.result = result
     for op in args.op:
         CASES[op](args, device)

@@ -12,96 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conditions import card_facts as card_facts
+from conditions import conditions as conditions
+from conditions import device_facts as device_facts
+from conditions import load_average as load_average
 
 import mmif_trt
-from mmif_trt import __version__, machine, weights
-from mmif_trt.runtimes.trt import cuda
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
 RESULTS = FOLDER / "results"
-DISTRIBUTIONS = ("numpy", "opencv-python-headless", "openvino", "torch")
-
-
-def conditions() -> dict[str, Any]:
-    """What every timing depends on: machine, load (of 1, 5, 15 minutes), versions, commit, weights."""
-    return {
-        **machine.conditions(),
-        "load_average": load_average(),
-        "versions": {"mmif_trt": __version__, **{name: _version(name) for name in DISTRIBUTIONS}},
-        "commit": _git("rev-parse", "--verify", "--short=12", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "weights_sha256": {
-            file: entry["sha256"]
-            for model in weights.manifest()["models"].values()
-            for file, entry in model["files"].items()
-        },
-    }
-
-
-def device_facts(device: Any) -> dict[str, Any]:
-    """Name, driver and versions of a torch device; of the CPU the instruction set of its kernels."""
-    import torch
-
-    if device.type != "cuda":
-        return {"name": device.type, "torch": torch.__version__, "isa": os.environ.get("MMIF_ISA", "best")}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "name": properties.name,
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "memory_gib": round(properties.total_memory / 2**30, 1),
-        "driver": _driver(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-    }
-
-
-def card_facts() -> dict[str, Any] | None:
-    """As device_facts, of the card that the driver names, without torch; None where there is none."""
-    try:
-        here = cuda.card()
-    except cuda.DeviceError:
-        return None
-    facts = {"name": here.name, "compute_capability": here.capability}
-    return facts | {"driver": _driver(), "cuda": here.driver}
-
-
-def _driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:
-        return None
-
-
-def load_average() -> list[float] | None:
-    return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str | None:
-    """stdout of git in this checkout; None where there is no git, no checkout or no commit."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def environment() -> dict[str, str]:
@@ -147,7 +73,7 @@ def sentence(result: dict[str, Any]) -> str:
     load = " to ".join(
         f"{x[0]:g}" if x else "unknown" for x in (at["load_average"], result["load_average_end"])
     )
-    commit = (at["commit"] or "none") + (" with uncommitted changes" if at["uncommitted_changes"] else "")
+    commit = (at["commit"] or "unknown") + (" with uncommitted changes" if at["uncommitted_changes"] else "")
     device = at.get("device", {}).get("name", "cpu")
     on = (
         ""
@@ -267,6 +193,9 @@ def batch_table(result: dict[str, Any]) -> str:
     return "\n\n".join([sentence(result), markdown(head, rows), *last])
 
 
+PHASES = ("forward", "backward", "both")
+
+
 def ops_table(result: dict[str, Any]) -> str:
     """Markdown of bench_ops.py's result: one row per rival, the kernel's first."""
     head = [
@@ -282,6 +211,8 @@ def ops_table(result: dict[str, Any]) -> str:
         "peak MiB",
     ]
     head += ["kernel is faster", "forward / floor", "backward / floor"]
+    on_card = any("as_called_ms" in row for row in result["rows"])
+    head += ["forward / designed", "backward / designed", "both as called ms"] if on_card else []
     rows = []
     for row in result["rows"]:
         shape = "x".join(str(n) for n in row["shape"])
@@ -290,15 +221,21 @@ def ops_table(result: dict[str, Any]) -> str:
             rows.append([*title, f"refused: {row['reason']}", *[""] * (len(head) - 6)])
             continue
         ms = row["ms"]
-        times = [f"{ms[phase]['p50']:.2f}" for phase in ("forward", "backward", "both")]
+        times = [_ms(ms[phase]["p50"]) if on_card else f"{ms[phase]['p50']:.2f}" for phase in PHASES]
         ratio = row.get("kernel_is_faster")
-        over = [
-            f"{ms[phase]['p50'] / row['floor_ms'][phase]:.1f}" if row["floor_ms"] else ""
-            for phase in ("forward", "backward")
-        ]
+        over = _over(row, "floor_ms") + (_over(row, "designed_ms") if on_card else [])
+        over += [f"{row['as_called_ms']['both']['p50']:.3f}"] if "as_called_ms" in row else []
         faster = "" if row["rival"] == "kernel" or ratio is None else f"{ratio:.2f} x"
         rows.append([*title, *times, f"{ms['both']['p95']:.2f}", row["peak_mib"], faster, *over])
     return "\n\n".join([sentence(result), markdown(head, rows)])
+
+
+def _over(row: dict[str, Any], floor: str) -> list[str]:
+    """Forward and backward over one of the floors, in units of it; empty where the row has none."""
+    return [
+        f"{row['ms'][phase]['p50'] / row[floor][phase]:.1f}" if row.get(floor) else ""
+        for phase in ("forward", "backward")
+    ]
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
