@@ -1,34 +1,62 @@
 #!/usr/bin/env bash
-# Everything that a CUDA machine with torch >= 2.11 can measure, in one command and under 8 minutes:
+# Everything that a CUDA machine with torch >= 2.11 can measure, in two calls of under 10 minutes each:
 #
-#     OUT=folder bash benchmarks/gpu_suite.sh
+#     OUT=folder bash benchmarks/gpu_suite.sh first     correctness, device times, ncu, tests, sanitizers
+#     OUT=folder bash benchmarks/gpu_suite.sh second    network, latency, training, diffusion, compiled rivals
 #
-# Builds the extension into the checkout, runs the tests on the device (compute-sanitizer on a small case where it
-# is installed), and writes the benchmarks' JSON and every step's log to $OUT, with index.json over all: each step's
-# limit, seconds and exit code (124 or 137: it ran out of time, and its JSON holds the rows so far; null: no time was
-# left to begin it). No network is needed. The steps are independent, what matters most comes first: one that fails
-# is told at the end, and the others still run. The limits add up to less than BUDGET seconds, and no step outlasts
-# what is left of it. Exit status: how many failed.
+# Each builds the extension (the second finds it built on a machine that is still there) and stops at once where
+# there is no card or the kernels do not run on it. After every step $OUT holds three files of the part, whole:
+# PART.tar.gz (logs and rows), PART.json (each step's limit, seconds, exit code; 124 or 137: it ran out of time,
+# its JSON holds the rows so far; null: no time was left to begin it) and PART.txt (the tables, also printed
+# last). No network is needed. Steps are independent: one that fails is told at the end. The limits of a part add
+# up to less than BUDGET seconds, and no step outlasts what is left of it. Exit status: how many failed.
+#
+# MMIF_COMMIT tells the commit where there is no .git here. Any setuptools from 65 on builds.
 set -uo pipefail
+PYTHON=${PYTHON:-python3}
+case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
 cd "$(dirname "$0")/.."
 : "${OUT:?name a folder for the results in OUT}"
-mkdir -p "$OUT"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" MMIF_CUDA=1
-PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} BUDGET=${BUDGET:-480}
+part=${1:-}
+case $part in first | second) ;; *)
+  echo "usage: OUT=folder bash benchmarks/gpu_suite.sh first|second" >&2
+  exit 64
+  ;;
+esac
+DEVICE=${DEVICE:-cuda} BUDGET=${BUDGET:-560}
 LAST_WORDS=2 # seconds between asking a step to end and ending it
-# Compile for the card that is here: five architectures would take minutes.
+LARGEST=12000000 # bytes of a file that goes into the archive, which must stay below 16 MiB
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 MMIF_CUDA=1
+# A test that cannot run here is a failure, but for what one card cannot show.
+export MMIF_MAY_SKIP='fewer than two CUDA devices'
+# The toolkit's tools, where they are not on PATH.
+PATH="$PATH:/usr/local/cuda/bin"
+# Compile for the card that is here: all architectures would take minutes.
 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(timeout 10 nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
   2>/dev/null | head -n 1)}
 export TORCH_CUDA_ARCH_LIST
 failed=() steps=
 
-index() { # index true|false: whether the suite has ended
+index() { # index true|false: whether the part has ended
   {
-    printf '{"what": "gpu_suite.sh", "card": "%s", "device": "%s", ' "$TORCH_CUDA_ARCH_LIST" "$DEVICE"
-    printf '"budget_s": %d, "seconds": %d, "finished": %s,\n' "$BUDGET" "$SECONDS" "$1"
-    printf ' "steps": [\n  %s\n]}\n' "$steps"
-  } >"$OUT/index.tmp"
-  mv "$OUT/index.tmp" "$OUT/index.json"
+    printf '{"what": "gpu_suite.sh", "part": "%s", "card": "%s", ' "$part" "$TORCH_CUDA_ARCH_LIST"
+    printf '"device": "%s", "budget_s": %d, "seconds": %d, ' "$DEVICE" "$BUDGET" "$SECONDS"
+    printf '"finished": %s,\n "steps": [\n  %s\n]}\n' "$1" "$steps"
+  } >"$work/index.json"
+}
+
+pack() { # what is there so far, to $OUT: a part that is cut off keeps all but its last step
+  index "$1"
+  timeout 10 "$PYTHON" benchmarks/suite_summary.py "$work" >"$work/summary.txt" 2>&1
+  # A file too large to come back would take the others with it.
+  find "$work" -type f -size -"${LARGEST}"c -printf '%P\n' | tar -czf "$OUT/.$part.tar.gz" -C "$work" -T -
+  mv "$OUT/.$part.tar.gz" "$OUT/$part.tar.gz"
+  cp "$work/index.json" "$OUT/$part.json"
+  cp "$work/summary.txt" "$OUT/$part.txt"
 }
 
 step() { # step NAME SECONDS COMMAND...
@@ -37,43 +65,77 @@ step() { # step NAME SECONDS COMMAND...
   echo "== $name: $*"
   if ((left < limit)); then limit=$left; fi
   if ((limit > 0)); then
-    timeout -k "$LAST_WORDS" "$limit" "$@" >"$OUT/$name.log" 2>&1 </dev/null
+    timeout -k "$LAST_WORDS" "$limit" "$@" >"$work/$name.log" 2>&1 </dev/null
     code=$?
-    tail -n 4 "$OUT/$name.log"
+    tail -n 4 "$work/$name.log"
   fi
   if [ "$code" != 0 ]; then failed+=("$name"); fi
-  if [ -s "$OUT/$name.json" ]; then json="\"$name.json\""; fi
+  if [ -s "$work/$name.json" ]; then json="\"$name.json\""; fi
   steps+="${steps:+,$'\n  '}{\"name\": \"$name\", \"exit\": $code, \"seconds\": $((SECONDS - begin)), "
   steps+="\"limit_s\": $limit, \"json\": $json}"
-  index false
+  if [ "$code" != null ]; then pack false; fi
   echo "== $name took $((SECONDS - begin)) s, exit $code"
+  [ "$code" = 0 ]
 }
 
-bench() { # bench NAME SECONDS SCRIPT ARGUMENTS...: its JSON goes to $OUT/NAME.json
+bench() { # bench NAME SECONDS SCRIPT ARGUMENTS...: its JSON goes to NAME.json
   local name=$1 limit=$2 script=$3
   shift 3
-  rm -f "$OUT/$name.json"
-  step "$name" "$limit" "$PYTHON" "benchmarks/$script" "$@" --json "$OUT/$name.json"
+  step "$name" "$limit" "$PYTHON" "benchmarks/$script" "$@" --json "$work/$name.json"
 }
 
-step nvidia_smi 5 nvidia-smi
-step build 100 "$PYTHON" setup.py build_ext --inplace
-step tests 50 "$PYTHON" -m pytest -q -k "cuda" tests/test_window_attention.py tests/test_fusion_loss.py \
-  tests/test_fusion_loss_op.py tests/test_cuda_device.py
-bench network 30 bench_network.py --device "$DEVICE" --size 256 --mode eager cuda-graph
-bench latency 50 bench_latency.py --runtime torch,cuda-graph --precision fp32 --size 256 --batch 1 8 --cold 1 \
-  --repeats 60 --trace "$OUT/latency.trace.json" --plot "$OUT/latency.png"
-bench attention 60 bench_ops.py --device "$DEVICE" --op attention --scale 4 1 \
-  --dtype bfloat16 float16 float32
-bench loss 30 bench_ops.py --device "$DEVICE" --op loss --scale 1 4
-bench step 15 bench_ops.py --device "$DEVICE" --op step --batch 6
-bench attention_batch 20 bench_ops.py --device "$DEVICE" --op attention --dtype float16 --scale 2 --batch 64
-bench network_compile 30 bench_network.py --device "$DEVICE" --size 256 --mode compile --dtype float16 --batch 1 64
-bench network_512 15 bench_network.py --device "$DEVICE" --size 512 --mode eager cuda-graph --batch 1 32
-if command -v compute-sanitizer >/dev/null; then
-  step sanitizer 25 compute-sanitizer --error-exitcode 9 "$PYTHON" -m pytest -q -x \
-    -k "cuda and twice_plain and float16" tests/test_window_attention.py
+finish() {
+  pack true
+  cat "$work/summary.txt"
+  echo "in $SECONDS s; failed: ${failed[*]:-none}"
+  exit "${#failed[@]}"
+}
+
+# In a folder that holds no pyproject.toml: setuptools before 77 refuse ours, and the extension needs only these.
+build() {
+  mkdir -p build/card
+  ln -sfn "$PWD/csrc" build/card/csrc
+  ln -sfn "$PWD/setup.py" build/card/setup.py
+  step build 110 env -C build/card "$PYTHON" setup.py build_ext --build-lib "$PWD"
+}
+
+step preflight 25 "$PYTHON" benchmarks/preflight.py --device "$DEVICE" || finish
+build || finish
+step kernels 15 "$PYTHON" benchmarks/preflight.py --device "$DEVICE" --built || finish
+
+if [ "$part" = first ]; then
+  plain="kernel eager sdpa"
+  bench correct 40 check_kernels.py --device "$DEVICE"
+  bench attention 45 bench_ops.py --device "$DEVICE" --op attention --scale 4 1 --rival $plain \
+    --dtype bfloat16 float16 float32
+  bench attention_batch 20 bench_ops.py --device "$DEVICE" --op attention --dtype bfloat16 --scale 2 --batch 64 \
+    --rival $plain
+  bench loss 20 bench_ops.py --device "$DEVICE" --op loss --scale 4 1 --rival kernel eager
+  metrics=dram__bytes_read.sum,dram__bytes_write.sum,smsp__inst_executed.sum
+  sections="--section SpeedOfLight --section Occupancy --section LaunchStats --section MemoryWorkloadAnalysis"
+  step ncu 55 ncu --profile-from-start off --clock-control none -k 'regex:window_attention|fusion_loss' \
+    $sections --metrics "$metrics" -f -o "$work/kernels" "$PYTHON" benchmarks/check_kernels.py --device "$DEVICE" --once
+  step ncu_rows 15 ncu --import "$work/kernels.ncu-rep" --csv --page raw
+  step tests 60 "$PYTHON" -m pytest -q -k "cuda" tests/test_window_attention.py tests/test_fusion_loss.py \
+    tests/test_fusion_loss_op.py tests/test_cuda_device.py
+  # Without torch's own pool of memory, in which an access beyond a tensor meets another one.
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  small="$PYTHON benchmarks/check_kernels.py --device $DEVICE --small"
+  step memcheck 40 compute-sanitizer --tool memcheck --error-exitcode 9 $small
+  step racecheck 35 compute-sanitizer --tool racecheck --error-exitcode 9 $small
+  step synccheck 25 compute-sanitizer --tool synccheck --error-exitcode 9 $small
+else
+  bench network 45 bench_network.py --device "$DEVICE" --size 256 --mode eager cuda-graph
+  bench latency 50 bench_latency.py --runtime torch,cuda-graph --precision fp32 --size 256 --batch 1 8 --cold 1 \
+    --repeats 60 --trace "$work/latency.trace.json" --plot "$work/latency.png"
+  bench step 25 bench_ops.py --device "$DEVICE" --op step --batch 6
+  bench training 60 bench_training.py --steps 300
+  bench diffusion 45 bench_diffusion.py --device "$DEVICE"
+  bench network_512 20 bench_network.py --device "$DEVICE" --size 512 --mode eager cuda-graph --batch 1 32
+  # Compilers last: they take most of their steps, and fail in ways of their own.
+  bench compiled 60 bench_ops.py --device "$DEVICE" --op attention --scale 4 --shift 0 --dtype bfloat16 float32 \
+    --rival kernel compile flex
+  bench compiled_loss 25 bench_ops.py --device "$DEVICE" --op loss --scale 4 1 --rival kernel compile
+  bench network_compile 30 bench_network.py --device "$DEVICE" --size 256 --mode compile --dtype float16 --batch 1 64
 fi
-index true
-echo "in $SECONDS s; failed: ${failed[*]:-none}"
-exit "${#failed[@]}"
+finish

@@ -1,0 +1,105 @@
+"""A training of LAGN with the kernels and without: python benchmarks/bench_training.py [--steps 300]
+
+The same seed and batches for both, in bfloat16, on the bundled sample pairs; the loss of every step, and the
+time of a step by the clock of the host, which waits for each loss as a training does. Two curves that part
+show a kernel that is wrong in a way that single calls do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import report
+import torch
+
+from mmif_trt import ops
+from mmif_trt.models.lagn import LAGN
+from mmif_trt.samples import PAIRS, sample
+from mmif_trt.train import coloured, data, fusion, loop
+
+SMOOTH = 20  # steps of the means that are compared
+COLD = 10  # steps before the timed ones
+
+
+def bundled(root: Path) -> list[coloured.ColouredPairs]:
+    """The bundled pairs, laid out in `root` as the training reads them: 8-bit PNG by set and side."""
+    for name, pair in PAIRS.items():
+        for modality, image in zip(("mri", pair.other), sample(name), strict=True):
+            folder = root / name / "train" / modality
+            folder.mkdir(parents=True)
+            levels = np.rint(image.data * (255 / pair.white)).astype(np.uint8)
+            if not cv2.imwrite(
+                str(folder / "sample_1.png"), levels[..., ::-1] if levels.ndim == 3 else levels
+            ):
+                raise OSError(f"{folder}: cannot be written")
+    sets = data.read_sets(root, "train")
+    return [coloured.read_colours(root, "train", pairs) for pairs in sets]
+
+
+def train(config: fusion.FusionConfig, sets: list[coloured.ColouredPairs], kernels: bool) -> dict[str, Any]:
+    """The losses, and the milliseconds of each step."""
+    if kernels and not ops.has_kernel(torch.empty(0, device=loop.device())):
+        return {"status": "refused", "kernels": True, "reason": f"no kernel here ({ops.KERNELS})"}
+    state = fusion.new_state(config)
+    assert isinstance(state.model, LAGN)
+    objective = fusion.objective(state.model, config, sets)
+    losses, ms = [], []
+    with nullcontext() if kernels else ops.plain_operations():
+        for _ in range(config.steps):
+            start = time.perf_counter()
+            loss, _ = loop.train_step(state, config, objective)
+            ms.append((time.perf_counter() - start) * 1e3)
+            losses.append(round(loss, 5))
+    timed = ms[COLD:] or ms
+    step_ms = report.percentiles(timed)
+    print(f"kernels {kernels}: {step_ms['p50']} ms a step, loss {losses[0]} to {losses[-1]}", flush=True)
+    return {"status": "measured", "kernels": kernels, "loss": losses, "step_ms": step_ms}
+
+
+def gap(a: list[float], b: list[float]) -> float:
+    """The largest distance of the two curves, each smoothed, over the fall of the first."""
+    width = min(SMOOTH, len(a))
+    kernel = np.ones(width) / width
+    x, y = (np.convolve(curve, kernel, "valid") for curve in (a, b))
+    return float(np.abs(x - y).max() / max(abs(a[0] - x[-1]), 1e-9))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = fusion.FusionConfig(
+        steps=args.steps, batch_size=args.batch, crop_px=args.crop, warmup_steps=max(1, args.steps // 10)
+    )
+    device = loop.device()
+    with tempfile.TemporaryDirectory() as folder:
+        sets = bundled(Path(folder))
+    result: dict[str, Any] = {"what": "bench_training.py", "conditions": report.conditions()}
+    result["conditions"]["device"] = report.device_facts(device)
+    result["settings"] = {name: getattr(args, name) for name in ("steps", "crop", "batch", "threads")}
+    result["rows"] = []
+    for kernels in (True, False):
+        result["rows"].append(train(config, sets, kernels))
+        report.write_so_far(args.json, result)
+    if all(row["status"] == "measured" for row in result["rows"]):
+        result["gap"] = round(gap(*(row["loss"] for row in result["rows"])), 4)
+        print(f"largest gap of the smoothed curves: {100 * result['gap']:.1f} % of the fall")
+    if args.json:
+        report.write_json(args.json, result)
+    return 0 if "gap" in result else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
