@@ -148,6 +148,8 @@ def save(engine: Path, data: bytes, manifest: Manifest) -> None:
             manifest_path(engine).unlink()
         write_atomic(engine, data)
         write_atomic(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+    except InputError:  # write_atomic's, with its reason
+        raise
     except OSError as error:
         expected = "expected a folder that takes files and has room"
         raise InputError(f"{engine}: cannot be written ({error.strerror}); {expected}") from error
