@@ -181,6 +181,10 @@ def tables(report: dict[str, Any], brief: bool = False) -> str:
         for name in (name for name in SETS if name in report["sets"]):
             parts += [*table(name, report["sets"][name], report["conditions"]), ""]
     parts.append("n: lesions. Lesions: share kept, mean over the kinds. Best of a column in bold.")
+    for method in (m for m, made in report["conditions"].items() if made["kind"] == "peer"):
+        rows = [entry["methods"][method] for entry in report["sets"].values() if method in entry["methods"]]
+        pairs, lesions = sum(row["pairs"] for row in rows), sum(sum(row["count"].values()) for row in rows)
+        parts.append(f"{method}: a peer's released weights, on {pairs} of the pairs with {lesions} lesions.")
     for method, made in report["conditions"].items():
         if made["kind"] == "ours":
             parts.append(
