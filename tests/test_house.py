@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,12 @@ def test_no_circle_of_modules() -> None:
 
     for module in graph:
         visit(module, ())
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by name alone: of two with one name the second cannot be collected."""
+    names = Counter(path.name for path in (REPO / "tests").rglob("test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_the_image_knows_nobody() -> None:

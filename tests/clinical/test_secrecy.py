@@ -196,7 +196,7 @@ def test_a_needed_field_is_told_by_its_name(
             except mmif_trt.InputError as error:
                 said.append(str(error))
         paths = [str(path) for path in sorted(folder.iterdir())]
-        cases, left = pair(*collect(reader.headers(paths), b"k" * 32))
+        cases, left = pair(collect(reader.headers(paths), b"k" * 32))
         said += [case.name for case in cases] + left
         assert MARK not in " ".join(said) and "Traceback" not in " ".join(said), said
         assert MARK not in "".join(capfd.readouterr())

@@ -398,7 +398,7 @@ def test_a_stream_that_the_first_codec_refuses_goes_to_the_next(
 
 
 @pytest.mark.parametrize(
-    ("uid", "words"), [("100", "MPEG2 Main Profile"), ("110", "1.2.840.10008.1.2.4.110")]
+    ("uid", "words"), [("100", "MPEG2 Main Profile"), ("200", "1.2.840.10008.1.2.4.200")]
 )
 def test_a_syntax_that_nobody_decodes_is_named(tmp_path: Path, uid: str, words: str) -> None:
     part = parts_of()[0]

@@ -211,7 +211,10 @@ def test_gradcheck(weighted: bool) -> None:
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
     code = "import test_fusion_loss as t; t.compare_all()"
-    environment = os.environ | {"MMIF_ISA": isa, "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'tests'}"}
+    environment = os.environ | {
+        "MMIF_ISA": isa,
+        "PYTHONPATH": os.pathsep.join(map(str, (REPO, REPO / "tests", REPO / "tests" / "ops"))),
+    }
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
