@@ -2,19 +2,27 @@
 
 Work on a stream waits until an event behind it is asked for, as on a card: who frees or reuses a buffer too
 early is caught, by a RuntimeError or by NaN in the picture. `faults` makes any call fail: name -> what it
-returns or raises; "name:tensor" for one tensor. `network` computes what the engine does.
+returns or raises; "name:tensor" for one tensor. `hooks` run where their call is made. `network` is what the
+engine computes, between the real host stages where its form is from pixels to pixels.
+
+As PyCUDA, it frees what is dropped only where its context is current or in the thread that made it (`leaked`
+otherwise), and on a `hung` card a destructor would not return (`blocked`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from mmif_trt.models.pixels import LUMA, OUTPUT, Form
+from mmif_trt.stages import colour, normalise
 
 
 class Error(Exception):
@@ -29,25 +37,63 @@ def network(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(a, b) - np.float32(0.25) * np.minimum(a, b)
 
 
-class Memory:
+def fused(form: Form, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """What the engine of `form` makes of its inputs, in the shapes of the form."""
+    if form == LUMA:
+        return network(arrays["a"], arrays["b"])
+    default = np.array([0, 255], np.float32)
+    low_high = [tuple(arrays.get(f"range_{x}", default)) for x in "ab"]
+    a, b = (normalise.unit(arrays[x], limits) for x, limits in zip("ab", low_high, strict=True))
+    first = np.moveaxis(b, 1, -1) if form.layout == "rgb" else b
+    if form.layout == "grey":
+        shown = network(a, b)
+    else:
+        shown = colour.recombine(network(a[:, 0], colour.luma(first)), first)
+    shown = np.moveaxis(shown, -1, 1) if form.layout == "rgb" else shown
+    return normalise.from_unit(shown, np.dtype(form.dtype), low_high[0])
+
+
+class Dropped:
+    """What a destructor of PyCUDA or TensorRT would do, in whatever thread it runs."""
+
+    def __init__(self, card: FakeCard) -> None:
+        self.card, self.thread = card, threading.get_ident()
+
+    def __del__(self) -> None:
+        self.card.dropped(type(self).__name__, self.thread)
+
+
+class Memory(Dropped):
     def __init__(self, card: FakeCard, size: int) -> None:
-        self.card, self.address = card, next(card.addresses) * 2**32
-        self.data: np.ndarray | None = np.full(size // 4, np.nan, np.float32)
-        card.memory[self.address] = self
+        super().__init__(card)
+        self.address = next(card.addresses) * 2**32
+        card.memory[self.address] = np.full(size, 0xFF, np.uint8)  # as float32 that is NaN
 
     def __int__(self) -> int:
         return self.address
 
+    @property
+    def data(self) -> np.ndarray:
+        """As float32."""
+        return self.card.memory[self.address].view(np.float32)
+
     def free(self) -> None:
-        if self.data is None:
+        if any(stream.capturing is not None for stream in self.card.streams.values()):
+            raise Error("operation not permitted when stream is capturing")
+        if self.card.memory.pop(self.address, None) is None:
             raise Error("freed twice")
-        self.data = None
-        self.card.memory.pop(self.address, None)
+        if self.card.hung:
+            self.card.blocked.append("free")
+
+    def __del__(self) -> None:
+        if self.address in self.card.memory and self.card.dropped("Memory", self.thread):
+            del self.card.memory[self.address]
 
 
-class Stream:
-    def __init__(self, card: FakeCard) -> None:
-        self.card, self.handle = card, next(card.addresses)
+class Stream(Dropped):
+    def __init__(self, card: FakeCard, flags: int = 0) -> None:
+        super().__init__(card)
+        self.handle, self.flags = next(card.addresses), flags
         self.work: list[Callable[[], None]] = []
         self.capturing: list[Callable[[], None]] | None = None
         card.streams[self.handle] = self
@@ -88,10 +134,16 @@ class FakeCard:
 
     def __init__(self) -> None:
         self.addresses = itertools.count(1)
-        self.memory: dict[int, Memory] = {}
-        self.streams: dict[int, Stream] = {}
+        self.memory: dict[int, np.ndarray] = {}  # bytes
+        self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.faults: dict[str, Any] = {}
+        self.hooks: dict[str, Callable[[], None]] = {}
+        self.hung = False
+        self.blocked: list[str] = []
+        self.leaked: list[str] = []
+        self.kernels: list[str] = []  # that ran: "special", or "fallback" until a shape was specialised
+        self._here = threading.local()
         self.calls: list[str] = []
         self.depth, self.contexts, self.most_in_flight = 0, 0, 0
         self.clock = 0.0  # ms: a copy to the card takes 1, the network 5, a copy back 2
@@ -99,18 +151,34 @@ class FakeCard:
 
     def call(self, name: str, value: Any = None) -> Any:
         self.calls.append(name)
+        if name in self.hooks:
+            self.hooks[name]()
         fault = self.faults.get(name, self)
         if isinstance(fault, BaseException):
             raise fault
         return value if fault is self else fault
 
+    def dropped(self, what: str, thread: int) -> bool:
+        """Is it freed?"""
+        if self.hung:
+            self.blocked.append(what)
+        elif not getattr(self._here, "depth", 0) and thread != threading.get_ident():
+            self.leaked.append(what)
+        else:
+            return True
+        return False
+
     def at(self, address: int) -> np.ndarray:
-        """The memory from an address on; a freed one is an error, as a card would (at best) report."""
+        """The bytes from an address on; freed ones are an error, as a card would (at best) report."""
         base = max((start for start in self.memory if start <= address), default=0)
         memory = self.memory.get(base)
-        if memory is None or memory.data is None or (address - base) // 4 >= memory.data.size:
+        if memory is None or address - base >= memory.size:
             raise RuntimeError(f"the card touches freed memory at {address:#x}")
-        return memory.data[(address - base) // 4 :]
+        return memory[address - base :]
+
+    def array(self, address: int, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.at(address)[:size].view(dtype).reshape(shape)
 
     # pycuda.driver
 
@@ -118,7 +186,7 @@ class FakeCard:
         def make(cls: Any, name: str) -> Callable[..., Any]:
             def made(*args: Any) -> Any:
                 self.call(name)
-                if not self.depth:
+                if not getattr(self._here, "depth", 0):
                     raise Error("no current context")
                 return cls(self, *args)
 
@@ -131,9 +199,14 @@ class FakeCard:
         made.Context = SimpleNamespace(pop=self._pop, synchronize=self._synchronise)
         made.Stream, made.Event = make(Stream, "Stream"), make(Event, "Event")
         made.mem_alloc = make(Memory, "mem_alloc")
-        made.pagelocked_empty = lambda shape, dtype: self.call("pinned", np.full(shape, np.nan, dtype))
+        made.pagelocked_empty = self._pinned
         made.memcpy_htod_async, made.memcpy_dtoh_async = self._upload, self._download
         return made
+
+    def _pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        made: np.ndarray = np.full(shape, 0xFF, dtype)
+        weakref.finalize(made, self.dropped, "pinned", threading.get_ident())
+        return self.call("pinned", made)  # type: ignore[no-any-return]
 
     def _retain(self, context: Any) -> Any:
         self.call("retain")
@@ -141,13 +214,22 @@ class FakeCard:
         return context
 
     def _push(self) -> None:
+        self._here.depth = getattr(self._here, "depth", 0) + 1
         self.depth += 1
 
     def _pop(self) -> None:
+        self._here.depth -= 1
         self.depth -= 1
 
     def _detach(self) -> None:
-        self.contexts -= 1
+        """PyCUDA's, from a thread where it is not current, may release nothing and say nothing."""
+        assert not self.hung, "the release would not return"
+        if getattr(self._here, "depth", 0):
+            self.contexts -= 1
+
+    def cuCtxPopCurrent_v2(self, out: Any) -> int:
+        self._pop()
+        return 0
 
     def _synchronise(self) -> None:
         self.call("synchronise")
@@ -156,7 +238,7 @@ class FakeCard:
 
     def _upload(self, target: int, source: np.ndarray, stream: Stream) -> None:
         self.call("upload")
-        address, count, owner = source.ctypes.data, source.size, source
+        address, count, owner = source.ctypes.data, source.nbytes, source
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         alive = weakref.ref(owner)
@@ -165,7 +247,7 @@ class FakeCard:
         def copy() -> None:
             if alive() is None:
                 raise RuntimeError("the card reads host memory that was freed")
-            values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
+            values = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))
             self.at(target)[:count] = values
             self.clock += 1
 
@@ -175,7 +257,7 @@ class FakeCard:
         self.call("download")
 
         def copy() -> None:
-            np.copyto(target, self.at(source)[: target.size])
+            np.copyto(target, self.at(source)[: target.nbytes])
             self.clock += 2
 
         stream.put(copy)
@@ -267,9 +349,10 @@ class FakeCard:
         if cache is not None:
             cache.kernels.add(kernel)
 
-    def _make_context(self, config: RuntimeConfig | None = None) -> Any:
-        made = Context(self)
+    def _make_context(self, form: Form, config: RuntimeConfig | None = None) -> Any:
+        made = Context(self, form)
         made.cache = config.cache if config else None
+        made.eager = config is None or config.eager
         self.compile(made.cache, "load")
         return self.call("create_execution_context", made)
 
@@ -277,20 +360,27 @@ class FakeCard:
         class ILogger:
             pass
 
-        engine = SimpleNamespace(num_io_tensors=3, get_tensor_name=lambda i: ("a", "b", "fused")[i])
-        engine.device_memory_size_v2 = 1000
-        engine.create_execution_context = self._make_context
-        if name == "tensorrt_rtx":
-            engine.create_runtime_config = lambda: RuntimeConfig(self)
-
         class Runtime:
             def __init__(runtime, logger: Any) -> None:
                 self.logger = logger
 
             def deserialize_cuda_engine(runtime, data: bytes) -> Any:
-                return self.call("deserialize", engine)
+                return self.call("deserialize", self._engine(name, data))
 
-        return SimpleNamespace(__name__=name, __version__=version, ILogger=ILogger, Runtime=Runtime)
+        made = SimpleNamespace(__name__=name, __version__=version, ILogger=ILogger, Runtime=Runtime)
+        made.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER", LAZY="LAZY")
+        return made
+
+    def _engine(self, flavour: str, data: bytes) -> Any:
+        """Of the form that fake_engine.engine wrote into the file."""
+        form = Form.named(data.decode().split()[-1]) if data.startswith(b"not a real engine") else LUMA
+        names = (*form.inputs, OUTPUT)
+        engine = SimpleNamespace(num_io_tensors=len(names), get_tensor_name=lambda i: names[i])
+        engine.device_memory_size_v2 = 1000
+        engine.create_execution_context = lambda config=None: self._make_context(form, config)
+        if flavour == "tensorrt_rtx":
+            engine.create_runtime_config = lambda: RuntimeConfig(self)
+        return engine
 
 
 class RuntimeCache:
@@ -314,24 +404,34 @@ class RuntimeCache:
 
 
 class RuntimeConfig:
+    dynamic_shapes_kernel_specialization_strategy: Any = "LAZY"
+
     def __init__(self, card: FakeCard) -> None:
-        self.card, self.cache = card, RuntimeCache(card)
+        self.card = card
+        self.cache: RuntimeCache | None = None
+
+    @property
+    def eager(self) -> bool:
+        return "EAGER" in str(self.dynamic_shapes_kernel_specialization_strategy)
 
     def create_runtime_cache(self) -> RuntimeCache | None:
         made: RuntimeCache | None = self.card.call("create_runtime_cache", RuntimeCache(self.card))
         return made
 
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:
-        self.cache = cache
-        return bool(self.card.call("set_runtime_cache", True))
+        taken = bool(self.card.call("set_runtime_cache", True))
+        self.cache = cache if taken else None
+        return taken
 
 
-class Context:
-    def __init__(self, card: FakeCard) -> None:
-        self.card = card
+class Context(Dropped):
+    def __init__(self, card: FakeCard, form: Form) -> None:
+        super().__init__(card)
+        self.form, self.eager = form, True
         self.cache: RuntimeCache | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.runs: dict[tuple[int, ...], int] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
@@ -343,7 +443,7 @@ class Context:
         return missing
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self.card.call("get_tensor_shape", self.shapes["a"])
+        shape: tuple[int, ...] = self.card.call("get_tensor_shape", self.shapes["b"])
         return shape
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -354,13 +454,17 @@ class Context:
     def execute_async_v3(self, handle: int) -> bool:
         if self.card.call("execute", True) is False:
             return False
-        at, shape = dict(self.addresses), self.shapes["a"]
-        count = int(np.prod(shape))
+        at, shapes = dict(self.addresses), dict(self.shapes)
+        before = self.runs.get(shapes["a"], 0)
+        self.runs[shapes["a"]] = before + 1
+        kernel = "special" if self.eager or before > 1 else "fallback"
 
         def run() -> None:
-            a, b = (self.card.at(at[name])[:count] for name in ("a", "b"))
-            self.card.at(at["fused"])[:count] = network(a, b)
-            self.card.clock += 5
+            card, form = self.card, self.form
+            given = {x: card.array(at[x], shapes[x], form.dtype_of(x)) for x in form.inputs}
+            card.array(at[OUTPUT], shapes["b"], form.dtype)[:] = fused(form, given)
+            card.kernels.append(kernel)
+            card.clock += 5
 
         self.card.streams[handle].put(run)
         return True

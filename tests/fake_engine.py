@@ -17,6 +17,7 @@ import pytest
 from fake_card import FakeCard
 
 from mmif_trt import weights
+from mmif_trt.models.pixels import LUMA, Form
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import cuda, engine_file
 from mmif_trt.runtimes.trt import runtime as tensorrt
@@ -48,15 +49,18 @@ def usable_modules(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     )
     built: list[Path] = []
 
-    def build(path: Path, command: str, capabilities: tuple[str, ...]) -> None:
-        built.append(engine(path, compute_capabilities=capabilities, largest=(8, 1024, 1024)))
+    def build(path: Path, command: str, capabilities: tuple[str, ...], form: Form) -> None:
+        low, high = (1, 32 if form == LUMA else 16, 32 if form == LUMA else 16), (8, 1024, 1024)
+        built.append(
+            engine(path, compute_capabilities=capabilities, smallest=low, largest=high, form=str(form))
+        )
 
     monkeypatch.setattr(engine_build, "build", build)
     return built
 
 
 def engine(path: Path, **changes: Any) -> Path:
-    data = b"not a real engine"
+    data = f"not a real engine {changes.get('form', LUMA)}".encode()
     files = weights.manifest()["models"]["lagn"]["files"]
     facts: dict[str, Any] = {
         "model": "lagn",

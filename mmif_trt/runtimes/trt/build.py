@@ -54,6 +54,14 @@ def module() -> ModuleType:
     raise InputError(f"TensorRT is not installed ({'; '.join(reasons)}); try {REMEDY}")
 
 
+def installed() -> ModuleType | None:
+    """`module`, None where none imports."""
+    try:
+        return module()
+    except InputError:
+        return None
+
+
 def refuse_old_driver(name: str, card: Card) -> None:
     """Raises DeviceError where the wheel that brought module `name` is of a newer CUDA than the driver's: its
     first call would fail with a number. An installation by other means is not known, and left alone."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,11 +26,16 @@ OLDEST_DRIVER = 12000  # CUDA 12.0
 NO_DEVICE, DRIVER_TOO_OLD = 100, (35, 803)
 CAPTURE_THREAD_LOCAL = 1
 RECORD_EXTERNAL = 1  # CU_EVENT_RECORD_EXTERNAL: a node of the graph that records at every replay
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which torch works on
 SPIN_S = 0.002  # a fused pair takes less: no sleep in its latency
 
 
 class DeviceError(InputError):
-    """The card or its driver failed; one line, and the run may continue elsewhere."""
+    """The card or its driver failed; one line, and the run may go on elsewhere."""
+
+
+class Hung(DeviceError):
+    """The card did not finish in time. Nothing of it may be freed: that would wait for it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ def library() -> Any:
         raise DeviceError("an NVIDIA driver, but no card")
     cuda.cuDriverGetVersion(ctypes.byref(version))
     if code in DRIVER_TOO_OLD or (not code and version.value < OLDEST_DRIVER):
-        received = f"{version.value // 1000}.{version.value % 1000 // 10}"
-        raise DeviceError(f"the NVIDIA driver is too old: it knows CUDA {received}; expected 12.0 or newer")
+        came = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        raise DeviceError(f"the NVIDIA driver is too old: it knows CUDA {came}; expected 12.0 or newer")
     if code:
         raise DeviceError(f"the NVIDIA driver does not start (cuInit returned {code})")
     return cuda
@@ -75,6 +81,13 @@ def card(index: int = 0) -> Card:
     cuda.cuDriverGetVersion(ctypes.byref(number))
     driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
     return Card(name.value.decode(errors="replace"), ".".join(capability), driver)
+
+
+def keep_for_ever(*objects: Any) -> None:
+    """No destructor of these will run, not even when the interpreter ends: on a hung card it would not
+    return."""
+    for thing in objects:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _ok(code: int, call: str) -> None:
@@ -125,7 +138,8 @@ class Marks:
 class Device:
     """The card's context and what was made in it. Use inside `with device.current():`, in any thread.
 
-    `errors` is what PyCUDA raises, `memory_error` its case of a full card.
+    `errors` is what PyCUDA raises, `memory_error` its case of a full card. PyCUDA frees and releases nothing
+    in another thread than the one that made it, unless its context is current there: so here it always is.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -142,7 +156,12 @@ class Device:
             self._context = self.driver.Device(index).retain_primary_context()
         except self.errors as error:
             raise DeviceError(f"{self.card.name}: no context ({error})") from None
-        self._allocations: list[Any] = []
+        # Touched by several threads and by the garbage collector: single operations on a dict alone.
+        self._allocations: dict[int, Any] = {}
+        self._lent: dict[int, Any] = {}
+        self._held = {0: self._context}  # empty once the context was released
+        self._capturing: dict[int, list[Any]] = {}  # thread -> what came back while it captured
+        self._closed = self._abandoned = False
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -153,7 +172,7 @@ class Device:
             self.driver.Context.pop()
 
     def stream(self) -> Any:
-        return self.driver.Stream()
+        return self.driver.Stream(NON_BLOCKING)
 
     def event(self) -> Any:
         return self.driver.Event()
@@ -164,20 +183,35 @@ class Device:
     def alloc(self, size: int) -> Any:
         """Device memory, int() is its address; freed by `free` or with the device."""
         memory = self.driver.mem_alloc(size)
-        self._allocations.append(memory)
+        self._allocations[id(memory)] = memory
         return memory
 
-    def lend(self, size: int) -> Any:
-        """Device memory that is freed when the last reference to it goes, or with the process's context."""
-        return self.driver.mem_alloc(size)
-
     def free(self, memory: Any) -> None:
-        self._allocations = [kept for kept in self._allocations if kept is not memory]
+        self._allocations.pop(id(memory), None)
         memory.free()
 
-    def pinned(self, shape: tuple[int, ...]) -> np.ndarray:
-        """float32 in page-locked memory, which copies run over beside kernels."""
-        pinned: np.ndarray = self.driver.pagelocked_empty(shape, np.float32)
+    def lend(self, size: int) -> Any:
+        """Device memory that outlives the device until `give_back`."""
+        memory = self.driver.mem_alloc(size)
+        self._lent[id(memory)] = memory
+        return memory
+
+    def give_back(self, memory: Any) -> None:
+        """Frees what `lend` gave, in any thread and outside of `current`, also behind `close`."""
+        if self._abandoned:
+            return None
+        late = self._capturing.get(threading.get_ident())
+        if late is not None:  # the garbage collector, inside a capture: freeing would spoil it
+            late.append(memory)
+            return None
+        with contextlib.suppress(self.errors), self.current():
+            memory.free()
+        self._lent.pop(id(memory), None)
+        return self._release()
+
+    def pinned(self, size: int) -> np.ndarray:
+        """`size` bytes of page-locked memory, which copies run over beside kernels."""
+        pinned: np.ndarray = self.driver.pagelocked_empty((size,), np.uint8)
         return pinned
 
     def upload(self, target: Any, source: np.ndarray, stream: Any) -> None:
@@ -190,12 +224,12 @@ class Device:
         self.driver.Context.synchronize()
 
     def wait(self, event: Any, seconds: float, what: str) -> None:
-        """Returns when `event` has fired. Ctrl-C gets through. Raises DeviceError after `seconds`."""
+        """Returns when `event` has come. Ctrl-C gets through. Raises Hung after `seconds`."""
         start = time.monotonic()
         while not event.query():
             waited = time.monotonic() - start
             if waited > seconds:
-                raise DeviceError(f"{what}: {self.card.name} did not finish within {seconds:g} s")
+                raise Hung(f"{what}: {self.card.name} did not finish within {seconds:g} s")
             if waited > SPIN_S:
                 time.sleep(0.0002)
 
@@ -203,24 +237,48 @@ class Device:
         """What `enqueue` puts on `stream`, as a graph; nothing of it runs. Raises DeviceError."""
         cuda, handle = self._library, ctypes.c_void_p(stream.handle)
         graph, runnable = ctypes.c_void_p(), ctypes.c_void_p()
-        _ok(cuda.cuStreamBeginCapture_v2(handle, CAPTURE_THREAD_LOCAL), "cuStreamBeginCapture")
+        thread = threading.get_ident()
+        late: list[Any] = []
+        self._capturing[thread] = late
         try:
-            enqueue()
-        finally:  # else the stream would stay in capture for ever
-            code = cuda.cuStreamEndCapture(handle, ctypes.byref(graph))
+            _ok(cuda.cuStreamBeginCapture_v2(handle, CAPTURE_THREAD_LOCAL), "cuStreamBeginCapture")
+            try:
+                enqueue()
+            finally:  # else the stream would stay in capture for ever
+                code = cuda.cuStreamEndCapture(handle, ctypes.byref(graph))
+        finally:
+            del self._capturing[thread]
+            for memory in late:
+                self.give_back(memory)
         _ok(code, "cuStreamEndCapture")
         code = cuda.cuGraphInstantiateWithFlags(ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
         cuda.cuGraphDestroy(graph)
         _ok(code, "cuGraphInstantiate")
         return Graph(cuda, runnable)
 
-    def close(self, *, abandon: bool = False) -> None:
-        """Frees what is left. abandon: after a timeout, for freeing would wait for the hung card."""
-        if not abandon:
-            with self.current():
-                for memory in self._allocations:
+    def abandon(self) -> None:
+        """After a timeout: nothing is freed any more, for that would wait for the hung card."""
+        self._abandoned = True
+        keep_for_ever(self._context, *self._allocations.values(), *self._lent.values())
+
+    def close(self) -> None:
+        """Frees what is left; the context goes with the last memory that is lent."""
+        self._closed = True
+        if not self._abandoned:
+            with contextlib.suppress(self.errors), self.current():
+                for memory in self._allocations.values():
                     with contextlib.suppress(self.errors):
                         memory.free()
-        self._allocations = []
+        self._allocations = {}
+        self._release()
+
+    def _release(self) -> None:
+        """Detached while current: from a thread that did not retain it, PyCUDA would leave it retained."""
+        if not self._closed or self._abandoned or self._lent or not self._held.pop(0, None):
+            return
         with contextlib.suppress(self.errors):
-            self._context.detach()
+            self._context.push()
+            try:
+                self._context.detach()
+            finally:  # PyCUDA forgets that it pushed
+                self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))

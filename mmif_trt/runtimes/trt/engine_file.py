@@ -111,9 +111,7 @@ def load_checked(engine: Path, flavour: str, version: str, capability: str) -> t
     capability: of the card, such as "8.9". Raises InputError that names what does not match.
     """
     manifest = read_manifest(engine)
-    if (manifest.flavour, manifest.version) != (flavour, version):
-        received = f"built by {manifest.flavour} {manifest.version}"
-        raise InputError(f"{engine}: {received}; this installation loads {flavour} {version}")
+    refuse_other_version(engine, manifest, flavour, version)
     if capability not in manifest.compute_capabilities:
         expected = ", ".join(manifest.compute_capabilities)
         raise InputError(f"{engine}: this card has compute capability {capability}; expected {expected}")
@@ -125,6 +123,13 @@ def load_checked(engine: Path, flavour: str, version: str, capability: str) -> t
             f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"
         )
     return data, manifest
+
+
+def refuse_other_version(engine: Path, manifest: Manifest, flavour: str, version: str) -> None:
+    """Raises InputError for an engine of another TensorRT than the module `flavour` of `version`."""
+    if (manifest.flavour, manifest.version) != (flavour, version):
+        received = f"built by {manifest.flavour} {manifest.version}"
+        raise InputError(f"{engine}: {received}; this installation loads {flavour} {version}")
 
 
 def refuse_other_network(engine: Path, manifest: Manifest) -> None:

@@ -31,13 +31,19 @@ def path_of(manifest: Manifest, card: Card) -> Path:
 class KernelCache:
     """For the contexts of one deserialised engine; `note` says what could not be read or written."""
 
-    def __init__(self, engine: Any, path: Path) -> None:
+    def __init__(self, trt: Any, engine: Any, path: Path) -> None:
         self.path, self.note = path, ""
         self._engine, self._config, self._cache = engine, None, None
         self._stored = b""  # digest of what the file holds
         config = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
         if config is None or not hasattr(config, "create_runtime_cache"):
             return  # the full TensorRT: its engines are machine code
+        # By itself TensorRT-RTX begins a shape with fallback kernels and changes to special ones later: a
+        # graph captured in between would keep the fallback, and one pair could come out in two ways.
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self._config = config
         cache = config.create_runtime_cache()
         if cache is None:
             self.note = "no kernel cache: TensorRT makes none"
@@ -50,7 +56,7 @@ class KernelCache:
         if not config.set_runtime_cache(cache):
             self.note = "no kernel cache: TensorRT does not take it"
             return
-        self._config, self._cache = config, cache
+        self._cache = cache
 
     def _read(self) -> bytes:
         """What was written last, b"" where there is none or it is damaged."""
@@ -84,6 +90,7 @@ class KernelCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, digest + data)
         except OSError as error:
-            self.note = f"kernel cache {self.path}: cannot be written ({error.strerror})"
+            reason = getattr(error.__cause__, "strerror", None) or error.strerror
+            self.note = f"kernel cache {self.path}: cannot be written ({reason})"
             return
         self._stored = digest

@@ -6,17 +6,21 @@ The engine lies in a cache of this user, and is built there on first use.
 from __future__ import annotations
 
 import importlib.util
+import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmif_trt import weights
-from mmif_trt.image import InputError
+from mmif_trt.image import DTYPE_RANGE, InputError
+from mmif_trt.models.pixels import LUMA, Form
 from mmif_trt.runtimes.trt import build as engine_build
-from mmif_trt.runtimes.trt import engine_file
+from mmif_trt.runtimes.trt import device_array, engine_file
 from mmif_trt.runtimes.trt.cuda import DeviceError, card
-from mmif_trt.runtimes.trt.engine import Engine
+from mmif_trt.runtimes.trt.device_array import is_on_device
+from mmif_trt.runtimes.trt.engine import Engine, Range
 
 
 def why_not() -> str:
@@ -36,7 +40,7 @@ def why_not() -> str:
     return "; ".join(missing)
 
 
-def cached_engine() -> Path:
+def cached_engine(form: Form = LUMA) -> Path:
     """This user's engine for the card and TensorRT here, built where it is missing: once, by one process.
 
     Raises InputError where it cannot be built or what lies there does not match.
@@ -46,12 +50,14 @@ def cached_engine() -> Path:
         weights.manifest()["models"]["lagn"]["files"]["lagn.onnx"]["sha256"],
     )
     here = card().capability
-    name = f"lagn-fp16-{trt.__name__}-{trt.__version__}-sm{here}-{onnx_sha[:12]}{engine_file.SUFFIX}"
+    of_form = "" if form == LUMA else f"{form}-"
+    name = f"lagn-fp16-{of_form}{trt.__name__}-{trt.__version__}-sm{here}-{onnx_sha[:12]}{engine_file.SUFFIX}"
     path = engine_file.cache_folder() / name
     if not engine_file.manifest_path(path).is_file():
         with engine_file.locked(path):
             if not engine_file.manifest_path(path).is_file():  # the process that we waited for made it
-                engine_build.build(path, "built on first use by mmif_trt.Fuser", capabilities=(here,))
+                command = "built on first use by mmif_trt.Fuser"
+                engine_build.build(path, command, capabilities=(here,), form=form)
     return path
 
 
@@ -69,8 +75,10 @@ class TensorRtRuntime:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._loading = threading.Lock()
+        self._engines = {LUMA: engine}
         # With the last reference, and before the interpreter ends, after Ctrl-C too: the card is given back.
-        weakref.finalize(self, engine.close)
+        weakref.finalize(self, _close, self._engines)
         self.device = engine.device.card.name
         self.note = "; ".join(filter(None, [engine.manifest.psnr, engine.kernels.note]))
 
@@ -78,3 +86,52 @@ class TensorRtRuntime:
         pair = (np.ascontiguousarray(x, np.float32) for x in (a, b))
         fused: np.ndarray = self.engine(*pair)
         return fused
+
+    def fuse_on_card(self, a: Any, b: Any, range_a: Range | None, range_b: Range | None) -> Any:
+        """From pixels to pixels without a way through the host: a `DeviceArray` in the shape and type of b,
+        in a's range. None where a or b is not on the card, or where only the host's way can do it.
+
+        a: [H, W] or [N, H, W]; b: the same, or RGB [H, W, 3], [N, H, W, 3]; both uint8 from 0 to 255, or both
+        float32, not looked at for NaN. 16 to 1024 px a side, 8 pairs at most. Raises InputError.
+        """
+        if not all(is_on_device(x, name) for x, name in ((a, "a"), (b, "b"))):
+            return None
+        types, shapes = zip(*(_seen(x, name) for x, name in ((a, "a"), (b, "b"))), strict=True)
+        if is_colour(shapes[0]):
+            raise InputError(f"a has shape {shapes[0]}, in colour; expected a grey MRI on the card")
+        given = [x for x in (range_a, range_b) if x is not None]
+        whole = all(tuple(x) == DTYPE_RANGE["uint8"] for x in given)
+        if types not in (("uint8", "uint8"), ("float32", "float32")) or (types[0] == "uint8" and not whole):
+            if all(type(x).__module__.split(".")[0] == "torch" for x in (a, b)):
+                return None  # the host's way takes them
+            raise InputError(
+                f"a is {types[0]} and b {types[1]} on the card, value ranges {range_a} and {range_b}; "
+                "expected both uint8 from 0 to 255, or both float32"
+            )
+        for x, name in ((range_a, "value_range_a"), (range_b, "value_range_b")):
+            if x is not None and not x[0] < x[1]:
+                raise InputError(f"{name} {x}; expected (black, white), black < white")
+        form = Form(types[0], "rgb-last" if is_colour(shapes[1]) else "grey")
+        ranges = (range_a, range_b) if form.ranges else ()
+        return self._engine(form)(a, b, *ranges)
+
+    def _engine(self, form: Form) -> Engine:
+        with self._loading:
+            if form not in self._engines:
+                self._engines[form] = Engine(cached_engine(form))
+            return self._engines[form]
+
+
+def _seen(x: Any, name: str) -> tuple[str, tuple[int, ...]]:
+    view = device_array.view(x, name, device_array.NO_SYNC, None)
+    return view.dtype, view.shape
+
+
+def is_colour(shape: tuple[int, ...]) -> bool:
+    """As everywhere a last axis of 3: no side may be under 16."""
+    return len(shape) in (3, 4) and shape[-1] == 3
+
+
+def _close(engines: dict[Form, Engine]) -> None:
+    for engine in engines.values():
+        engine.close()

@@ -10,6 +10,7 @@ import numpy as np
 from mmif_trt import weights
 from mmif_trt.files import read_regular
 from mmif_trt.image import InputError
+from mmif_trt.models.pixels import Form
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import engine_file
 from mmif_trt.runtimes.trt import runtime as tensorrt
@@ -20,8 +21,8 @@ LOWEST_PSNR_DB = 55.0
 
 
 def files(engine: Path) -> Manifest:
-    """The manifest, after the engine's hash and the installed weights were compared with it; needs no card.
-    Raises InputError."""
+    """The manifest, after the engine's hash, the installed weights and the installed TensorRT (where there is
+    one) were compared with it; needs no card. Raises InputError."""
     manifest = engine_file.read_manifest(engine)
     received = hashlib.sha256(read_regular(engine)).hexdigest()
     if received != manifest.engine_sha256:
@@ -29,6 +30,8 @@ def files(engine: Path) -> Manifest:
             f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"
         )
     engine_file.refuse_other_network(engine, manifest)
+    if trt := engine_build.installed():
+        engine_file.refuse_other_version(engine, manifest, trt.__name__, trt.__version__)
     return manifest
 
 
@@ -47,10 +50,14 @@ def why_not_run(manifest: Manifest) -> str:
 def on_card(path: Path) -> tuple[str, float]:
     """The card's name, and the least PSNR in dB of the golden pairs against FP32 torch."""
     with Engine(path) as engine:
-        a, b, expected = weights.golden(engine.manifest.model)
-        batch = engine.manifest.smallest[0]  # a static engine takes no less: each pair as often as it wants
+        manifest, form = engine.manifest, Form.named(engine.manifest.form)
+        a, b, expected = weights.golden(manifest.model)
+        batch = manifest.smallest[0]  # a static engine takes no less: each pair as often as it wants
         pairs = (
-            (np.repeat(x[None], batch, 0), np.repeat(y[None], batch, 0)) for x, y in zip(a, b, strict=True)
+            engine_build.golden_feed(
+                form, np.repeat(x[None], batch, 0), np.repeat(y[None], batch, 0)
+            ).values()
+            for x, y in zip(a, b, strict=True)
         )
-        fused = np.stack([result[-1] for result in engine.run(pairs)])
-        return engine.device.card.name, engine_build.least_psnr(fused, expected)
+        fused = [engine_build.golden_unit(form, came)[-1] for came in engine.run(pairs)]
+        return engine.device.card.name, engine_build.least_psnr(np.stack(fused), expected)
