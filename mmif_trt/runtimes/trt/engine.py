@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class Engine:
     def _load(self, trt: Any) -> None:
         self._logger = engine_build.make_logger(trt)
         self._runtime = engine_build.made(lambda: trt.Runtime(self._logger), "Runtime", self._logger)
-        self._engine = engine = self._runtime.deserialize_cuda_engine(self.data)
+        runtime: Any = self._runtime
+        self._engine = engine = runtime.deserialize_cuda_engine(self.data)
         if engine is None:
             raise DeviceError(f"{self.path}: TensorRT takes no such engine: {self._reason()}")
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
@@ -253,7 +254,7 @@ class Engine:
         return {n: np.array(x or default, np.float32) for n, x in zip(names, given, strict=False)}
 
     def _shape(self, a: tuple[int, ...], b: tuple[int, ...]) -> Shape:
-        shape = (1 if len(a) == 2 else a[0], *a[-2:]) if a else (0, 0, 0)
+        shape = cast(Shape, (1 if len(a) == 2 else a[0], *a[-2:]) if a else (0, 0, 0))
         one_channel = self.form.layout in ("luma", "grey")
         usual = 2 <= len(a) <= 4 and (len(a) < 4 or a[1] == 1)
         if usual and one_channel:

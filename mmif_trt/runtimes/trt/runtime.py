@@ -83,8 +83,8 @@ class TensorRtRuntime:
         self.note = "; ".join(filter(None, [engine.manifest.psnr, engine.kernels.note]))
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        pair = (np.ascontiguousarray(x, np.float32) for x in (a, b))
-        fused: np.ndarray = self.engine(*pair)
+        a, b = (np.ascontiguousarray(x, np.float32) for x in (a, b))
+        fused: np.ndarray = self.engine(a, b)
         return fused
 
     def fuse_on_card(self, a: Any, b: Any, range_a: Range | None, range_b: Range | None) -> Any:

@@ -54,9 +54,11 @@ def on_card(path: Path) -> tuple[str, float]:
         a, b, expected = weights.golden(manifest.model)
         batch = manifest.smallest[0]  # a static engine takes no less: each pair as often as it wants
         pairs = (
-            engine_build.golden_feed(
-                form, np.repeat(x[None], batch, 0), np.repeat(y[None], batch, 0)
-            ).values()
+            tuple(
+                engine_build.golden_feed(
+                    form, np.repeat(x[None], batch, 0), np.repeat(y[None], batch, 0)
+                ).values()
+            )
             for x, y in zip(a, b, strict=True)
         )
         fused = [engine_build.golden_unit(form, came)[-1] for came in engine.run(pairs)]
