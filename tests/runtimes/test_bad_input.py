@@ -62,7 +62,7 @@ def cached(**changes: Any) -> Change:
         patch.setattr(
             engine_build,
             "build",
-            lambda path, command, capabilities: engine(
+            lambda path, command, capabilities, form: engine(
                 path, **({"compute_capabilities": capabilities, "largest": (8, 1024, 1024)} | changes)
             ),
         )
