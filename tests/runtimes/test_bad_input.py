@@ -210,7 +210,7 @@ def call(name, value=None):
         time.sleep(0.05)
         return False  # a card that is still at it, for a while
     if name == "query" and fake.calls.count("query") == 6:
-        end[0] = time.monotonic() + 3
+        end[0] = time.monotonic() + 8
     return wait(name, value)
 fake.call = call
 from mmif_trt import cli
