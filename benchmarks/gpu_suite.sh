@@ -116,8 +116,8 @@ if [ "$part" = first ]; then
   step ncu 55 ncu --profile-from-start off --clock-control none -k 'regex:window_attention|fusion_loss' \
     $sections --metrics "$metrics" -f -o "$work/kernels" "$PYTHON" benchmarks/check_kernels.py --device "$DEVICE" --once
   step ncu_rows 15 ncu --import "$work/kernels.ncu-rep" --csv --page raw
-  step tests 60 "$PYTHON" -m pytest -q -k "cuda" tests/test_window_attention.py tests/test_fusion_loss.py \
-    tests/test_fusion_loss_op.py tests/test_cuda_device.py
+  step tests 60 "$PYTHON" -m pytest -q -k "cuda" tests/ops/test_window_attention.py tests/ops/test_fusion_loss.py \
+    tests/ops/test_fusion_loss_op.py tests/ops/test_cuda_device.py
   # Without torch's own pool of memory, in which an access beyond a tensor meets another one.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   small="$PYTHON benchmarks/check_kernels.py --device $DEVICE --small"

@@ -145,6 +145,16 @@ def test_a_step_without_an_end_is_ended_and_the_budget_kept(tmp_path: Path) -> N
     assert code == sum(step["exit"] != 0 for step in index["steps"])
 
 
+def test_every_file_it_names_is_there() -> None:
+    """A test file that moved would cost the card its tests: pytest ends before the first."""
+    text = SUITE.read_text()
+    scripts = {f"benchmarks/{name}" for name in re.findall(r"\b\w+\.py\b", text)} - {"benchmarks/setup.py"}
+    tests = set(re.findall(r"tests/[\w/]+\.py", text))
+    scripts -= {f"benchmarks/{Path(path).name}" for path in tests}
+    assert len(tests) >= 4 and len(scripts) >= 8
+    assert [path for path in sorted(tests | scripts) if not (REPO / path).is_file()] == []
+
+
 def test_output_is_unbuffered_and_skips_are_failures() -> None:
     text = SUITE.read_text()
     assert re.search(r"^export .*PYTHONUNBUFFERED=1", text, re.M) and re.search(

@@ -21,7 +21,7 @@ SHAPE = (8, 32, 24)
 
 def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     assert pseudonym.key_in(tmp_path / "out", make=False) is None and not (tmp_path / "out").exists()
-    code = "import pathlib, sys; from mmif_trt import pseudonym as p; "
+    code = "import pathlib, sys; from mmif_trt.clinical import pseudonym as p; "
     code += "print(p.key_in(pathlib.Path(sys.argv[1])).hex())"
     racers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -24,7 +24,7 @@ from mmif_trt.models.autoencoder import KINDS, Autoencoder, AutoencoderConfig
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, alpha_sigma
 from mmif_trt.models.lagn import LAGN, LAGNConfig
 from mmif_trt.ops import reference
-from mmif_trt.train import autoencoder, data, diffusion, fusion, generate, loop, losses
+from mmif_trt.train import autoencoder, coloured, data, diffusion, fusion, generate, loop, losses
 
 SMALL = AutoencoderConfig(dim=8, depth=1, channels=4)
 AUTOENCODER = autoencoder.AutoencoderTraining(
@@ -457,7 +457,8 @@ def test_two_processes_take_the_mean_of_their_gradients(root: Path, tmp_path: Pa
     config = fusion.FusionConfig(steps=1, batch_size=1, crop_px=32, precision="fp32")
     state = fusion.new_state(config)
     assert isinstance(state.model, LAGN)
-    single = fusion.objective(state.model, config, data.read_sets(root, "train"))
+    sets = [coloured.read_colours(root, "train", pairs) for pairs in data.read_sets(root, "train")]
+    single = fusion.objective(state.model, config, sets)
     loop.train_step(state, config, lambda _: ((single(0)[0] + single(1)[0]) / 2, {}))
     for name, value in state.model.state_dict().items():
         torch.testing.assert_close(two[f"model.{name}"], value, atol=2e-6, rtol=0)
