@@ -47,7 +47,7 @@ def test_a_wrong_image_is_refused_in_one_line(data: Any, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("side", [16, 4096])
-def test_the_limits_of_size_are_accepted(side: int) -> None:
+def test_the_limits_of_size_are_taken(side: int) -> None:
     assert Image(np.broadcast_to(np.uint8(0), (side, 16))).size == (side, 16)
 
 

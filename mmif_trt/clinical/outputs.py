@@ -93,7 +93,7 @@ def _save_slices(folder: Path, picture: Image) -> list[str]:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OutputError):
             raise
-        raise InputError(f"{folder}: {error.strerror}; accepted is a new or empty folder") from error
+        raise InputError(f"{folder}: {error.strerror}; expected a new or empty folder") from error
     return [str(folder / name) for name in names]
 
 
@@ -129,7 +129,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
 
 def save_preview(path: str, fused: Fused) -> None:
     if not path.lower().endswith(".png"):
-        raise InputError(f"--preview {path}: accepted is a name that ends in .png")
+        raise InputError(f"--preview {path}: expected a name that ends in .png")
     write_atomic(path, preview.sheet(displayed(fused), f"mmif_trt {__version__}, {fused.plane}"))
 
 

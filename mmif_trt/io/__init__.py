@@ -51,7 +51,7 @@ def _read_only(image: Image) -> bytes:
 
 
 def _not_by_write(image: Image) -> bytes:
-    raise InputError("DICOM needs a study to belong to; accepted is mmif-trt fuse A B -o OUT.dcm")
+    raise InputError("DICOM needs a study to belong to; write it with mmif-trt fuse A B -o OUT.dcm")
 
 
 _VOLUME = tuple(DTYPE_RANGE)
@@ -92,7 +92,7 @@ def format_of(path: str | os.PathLike[str]) -> Format:
         if name.lower().endswith(suffix):
             return form
     came = os.path.splitext(name)[1] or "none"
-    raise InputError(f"{name}: suffix {came}; accepted are {' '.join(FORMATS)}")
+    raise InputError(f"{name}: suffix {came}; expected one of {' '.join(FORMATS)}")
 
 
 def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None = None) -> Image:
@@ -123,10 +123,10 @@ def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None =
         return form.decode(data, name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{name}: needs {error.name}; accepted with pip install 'mmif-trt[clinical]'"
+            f"{name}: needs {error.name}; install it with pip install 'mmif-trt[clinical]'"
         ) from None
     except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
+        raise InputError(f"{name}: cannot be read ({error.strerror}); expected a readable file") from error
 
 
 def read_registration(path: str | os.PathLike[str], a: Image, b: Image) -> tuple[np.ndarray, str]:
@@ -160,7 +160,7 @@ def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
             # Of its size and not of the limit: read(n) takes n bytes before it looks.
             return name, form, file.read(os.fstat(file.fileno()).st_size)
     except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror}); accepted is a readable file") from error
+        raise InputError(f"{name}: cannot be read ({error.strerror}); expected a readable file") from error
 
 
 def _is_nameless_dicom(name: str) -> bool:
@@ -180,7 +180,7 @@ def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -
     if dtype not in form.dtypes:
         better = " ".join(suffix for suffix, other in FORMATS.items() if dtype in other.dtypes)
         raise InputError(
-            f"{name}: {dtype} pixels, {form.name} holds {', '.join(form.dtypes)}; accepted are {better}"
+            f"{name}: {dtype} pixels, {form.name} holds {', '.join(form.dtypes)}; expected {better}"
         )
     try:
         data = form.encode(image)

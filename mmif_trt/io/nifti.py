@@ -233,10 +233,10 @@ def encode(image: Image) -> bytes:
     import nibabel
 
     if not image.is_volume or image.affine is None:
-        raise InputError("a picture without geometry; accepted for NIfTI is a volume")
+        raise InputError("a picture without geometry; NIfTI holds a volume: write a PNG or TIFF")
     if image.is_colour:
         if image.data.dtype != np.uint8:
-            raise InputError(f"{image.data.dtype} colour; accepted for NIfTI RGB24 is uint8")
+            raise InputError(f"{image.data.dtype} colour; expected uint8, which NIfTI calls RGB24")
         rgb = np.dtype([(channel, "u1") for channel in "RGB"])
         voxels = np.ascontiguousarray(image.data).view(rgb)[..., 0]
     else:

@@ -77,9 +77,9 @@ def evaluate(
     folders = list(source_folders(Path(sources)))
     folders += [] if fused is None else [_folder(Path(fused), "a folder of fused pictures")]
     if fused is None and not baselines:
-        raise InputError("fused: None without baselines; accepted is a folder, or baselines=True")
+        raise InputError("fused: None without baselines; expected a folder, or baselines=True")
     if method in BASELINES:
-        raise InputError(f"method: {method!r} is a baseline's name; accepted is another name")
+        raise InputError(f"method: {method!r} is a baseline's name; expected another name")
 
     rows: list[Row] = []
     pairs = match_folders(folders)
@@ -123,7 +123,7 @@ def mean_rank(table: Mapping[str, Mapping[str, float]], metrics: Sequence[str] =
     for method, values in table.items():
         if missing := [key for key in metrics if key not in values]:
             raise InputError(
-                f"mean_rank: {method} lacks {', '.join(missing)}; accepted are rows with all metrics"
+                f"mean_rank: {method} lacks {', '.join(missing)}; expected rows with all metrics"
             )
     ranks: dict[str, list[float]] = {method: [] for method in table}
     for key in metrics:
@@ -156,20 +156,20 @@ def _luma(picture: ndarray) -> ndarray:
     return picture.astype(np.float64)
 
 
-def _folder(path: Path, accepted: str) -> Path:
+def _folder(path: Path, expected: str) -> Path:
     if not path.is_dir():
         came = "not a folder" if path.exists() else "no such folder"
-        raise InputError(f"{path}: {came}; accepted is {accepted}")
+        raise InputError(f"{path}: {came}; expected {expected}")
     return path
 
 
 def source_folders(sources: Path) -> tuple[Path, Path]:
-    accepted = "a folder that holds mri/ and one of ct/, pet/, spect/"
-    _folder(sources, accepted)
+    expected = "a folder that holds mri/ and one of ct/, pet/, spect/"
+    _folder(sources, expected)
     found = [kind for kind in MODALITIES if (sources / kind).is_dir()]
     if len(found) != 2 or found[0] != "mri":
         came = ", ".join(f"{kind}/" for kind in found) or "none of them"
-        raise InputError(f"{sources}: holds {came}; accepted is {accepted}")
+        raise InputError(f"{sources}: holds {came}; expected {expected}")
     return sources / "mri", sources / found[1]
 
 
@@ -180,11 +180,11 @@ def _pictures(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in io.FORMATS and not path.name.startswith(".") and path.is_file():
             if path.stem in found:
                 came = f"{found[path.stem].name} and {path.name} differ in the suffix only"
-                raise InputError(f"{folder}: {came}; accepted is one file a name")
+                raise InputError(f"{folder}: {came}; expected one file per name")
             found[path.stem] = path
     if not found:
-        accepted = " ".join("*" + suffix for suffix in io.FORMATS)
-        raise InputError(f"{folder}: no pictures; accepted are files named {accepted}")
+        expected = " ".join("*" + suffix for suffix in io.FORMATS)
+        raise InputError(f"{folder}: no pictures; expected files named {expected}")
     return found
 
 
@@ -198,7 +198,7 @@ def match_folders(folders: list[Path]) -> list[tuple[str, ...]]:
             common = len(table) - len(extra) or "none"
             example = f"{lacking[0]} is not there" if lacking else f"{extra[0]} has no partner"
             came = f"{len(table)} pictures, {common} named as those of {folders[0]} ({example})"
-            raise InputError(f"{folder}: {came}; accepted are the same {len(names)} names, the suffix aside")
+            raise InputError(f"{folder}: {came}; expected the same {len(names)} names, the suffix aside")
     return [(name, *(str(table[name]) for table in tables)) for name in names]
 
 
@@ -213,7 +213,7 @@ def read_8_bit(paths: Sequence[str], grey_first: bool = False) -> list[ndarray]:
     for path, picture in zip(paths[1:], pictures[1:], strict=True):
         if picture.shape[:2] != pictures[0].shape[:2]:
             sizes = [f"{shape[0]} x {shape[1]} px" for shape in (picture.shape, pictures[0].shape)]
-            raise InputError(f"{path}: {sizes[0]}; accepted is the size of {paths[0]}, {sizes[1]}")
+            raise InputError(f"{path}: {sizes[0]}; expected the size of {paths[0]}, {sizes[1]}")
     return pictures
 
 
@@ -247,7 +247,7 @@ def write_scores(path: str | Path, scores: Scores) -> None:
         text = json.dumps(whole, indent=1, allow_nan=False)
         text += "\n"
     else:
-        raise InputError(f"{path}: suffix {suffix or 'none'}; accepted are .csv and .json")
+        raise InputError(f"{path}: suffix {suffix or 'none'}; expected .csv or .json")
     write_atomic(path, text.encode(errors="surrogateescape"))  # a name of other bytes keeps them
 
 

@@ -133,7 +133,7 @@ NOT_ACCEPTED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", NOT_ACCEPTED)
-def test_what_is_not_accepted(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     make, words = NOT_ACCEPTED[name]
     refused(make(), words)
     assert capfd.readouterr().err == ""

@@ -148,7 +148,7 @@ def test_written_tables_hold_what_was_measured(folders: tuple[Path, Path], tmp_p
     assert report["rows"][6]["VIF"] is None and lines[6]["VIF"] == ""
     assert report["means"]["max"]["MI"] == pytest.approx(scores.means["max"]["MI"], abs=1e-6)
     assert float(lines[-1]["SCD"]) == pytest.approx(scores.means["max"]["SCD"], abs=1e-6)
-    with pytest.raises(InputError, match=r"accepted are \.csv and \.json"):
+    with pytest.raises(InputError, match=r"expected \.csv or \.json"):
         write_scores(tmp_path / "t.txt", scores)
 
 
@@ -192,19 +192,19 @@ def spoil(sources: Path, fused: Path, how: str) -> tuple[Path, Path]:
 
 
 BAD = {
-    "no sources": "nowhere: no such folder; accepted is a folder that holds mri/",
-    "a file": "one.png: not a folder; accepted is",
-    "no mri": "sources: holds pet/; accepted is",
-    "two modalities": "sources: holds mri/, ct/, pet/; accepted is",
-    "unequal sources": "pet: 2 pictures, 2 named as those of .*mri .two is not there.; accepted are",
+    "no sources": "nowhere: no such folder; expected a folder that holds mri/",
+    "a file": "one.png: not a folder; expected ",
+    "no mri": "sources: holds pet/; expected ",
+    "two modalities": "sources: holds mri/, ct/, pet/; expected ",
+    "unequal sources": "pet: 2 pictures, 2 named as those of .*mri .two is not there.; expected ",
     "one not fused": "fused: 2 pictures, 2 named as .*two is not there",
     "one too many": "fused: 4 pictures, 3 named as .*extra has no partner",
     "no overlap": "fused: 3 pictures, none named as",
-    "empty": "new: no pictures; accepted are",
+    "empty": "new: no pictures; expected ",
     "twice": "one.png and one.tif differ in the suffix only",
     "text": "two.png: .*expected",
     "truncated": "two.png: .*expected",
-    "size": "two.png: 40 x 47 px; accepted is the size of .*mri.two.png, 40 x 48 px",
+    "size": "two.png: 40 x 47 px; expected the size of .*mri.two.png, 40 x 48 px",
 }
 
 

@@ -94,14 +94,14 @@ def test_a_wrong_argument_is_named(
 
 @on_each_device
 @pytest.mark.parametrize(
-    ("place", "name", "accepted"),
+    ("place", "name", "expected"),
     [(0, "d_terms", r"\[2, 3\]"), (6, "moments", r"\[2, 4, 6, 6\]"), (7, "choices", r"\[2, 1, 16, 16\]")],
 )
-def test_backward_names_a_wrong_argument(place: int, name: str, accepted: str, device: str) -> None:
+def test_backward_names_a_wrong_argument(place: int, name: str, expected: str, device: str) -> None:
     x = inputs((2, 16, 16)).to(device)
     arguments = [x.d_terms, *x.all(), *torch.ops.mmif_trt.fusion_loss(*x.all())[1:]]
     right = arguments[place]
-    for wrong, message in ((right[:1], accepted), (right.short(), "Byte" if place == 7 else "Float")):
+    for wrong, message in ((right[:1], expected), (right.short(), "Byte" if place == 7 else "Float")):
         arguments[place] = wrong
         with pytest.raises(
             RuntimeError, match=f"mmif_trt::fusion_loss_bwd: {name} is .*; expected: {message}"

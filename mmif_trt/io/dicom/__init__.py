@@ -151,7 +151,7 @@ def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:
     except (struct.error, UnicodeDecodeError):
         uid = ""
     if not uid:
-        raise InputError(f"{name}: DICOM without a transfer syntax; accepted is a whole file")
+        raise InputError(f"{name}: DICOM without a transfer syntax; expected a whole file")
     return uid, at
 
 
@@ -166,9 +166,9 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
         try:
             size = len(stream.decompress(data[at:], MAX_INFLATED_BYTES))
         except zlib.error:
-            raise InputError(f"{name}: damaged deflated DICOM; accepted is a whole file") from None
+            raise InputError(f"{name}: damaged deflated DICOM; expected a whole file") from None
         if not stream.eof and size >= MAX_INFLATED_BYTES:
-            raise InputError(f"{name}: inflates to over {MAX_INFLATED_BYTES} bytes; accepted is less")
+            raise InputError(f"{name}: inflates to over {MAX_INFLATED_BYTES} bytes; expected fewer")
     import pydicom
 
     try:
@@ -176,9 +176,7 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
         dataset.filename = name
         return dataset
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(
-            f"{name}: damaged DICOM ({type(error).__name__}); accepted is a whole file"
-        ) from None
+        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a whole file") from None
 
 
 def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:

@@ -28,14 +28,14 @@ def check(dataset: Any, count: int, rows: int, columns: int) -> None:
         if syntax == RLE:
             if len(frame) > _MAX_RLE_GROWTH * raw + 1024:
                 came = f"{len(frame)} bytes of RLE for a frame of {raw}"
-                raise InputError(f"{dataset.filename}: {came}; accepted is a whole, valid file")
+                raise InputError(f"{dataset.filename}: {came}; expected a whole, valid file")
             continue
         found = announced(frame)
         if found != (rows, columns, samples):
             came = "no JPEG" if found is None else "JPEG of {} x {} px in {} channels".format(*found)
             raise InputError(
                 f"{dataset.filename}: {came} in an image of {rows} x {columns} in {samples}; "
-                "accepted is one that agrees"
+                "expected one that agrees"
             )
 
 

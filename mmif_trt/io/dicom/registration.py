@@ -40,19 +40,17 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
     dataset = dicom.parse(data, name, pixels=False)
     try:
         if dataset.get("SOPClassUID") != SOP_CLASS:
-            raise InputError(f"{name}: no Spatial Registration; accepted is that SOP class")
+            raise InputError(f"{name}: another SOP class; expected a Spatial Registration")
         for side in (a, b):
             theirs = str(dataset.get("PatientID") or "")
             if side.patient and theirs and side.patient != theirs:
-                raise InputError(f"{name} and {side.name} are of two patients; accepted is one patient")
+                raise InputError(f"{name} and {side.name} are of two patients; expected one patient")
         into_a, into_b = (_into_registered(dataset, name, side) for side in (a, b))
         words = f"Spatial Registration {dataset.SOPInstanceUID}"
     except InputError:
         raise
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(
-            f"{name}: damaged DICOM ({type(error).__name__}); accepted is a whole file"
-        ) from None
+        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a whole file") from None
     return RAS_LPS @ np.linalg.inv(into_b) @ into_a @ RAS_LPS, words
 
 
@@ -71,10 +69,10 @@ def _into_registered(dataset: Any, name: str, side: Side) -> np.ndarray:
         return np.eye(4)
     if not found:
         raise InputError(
-            f"{name}: says nothing on the frame of reference of {side.name}; accepted is one of both"
+            f"{name}: says nothing on the frame of reference of {side.name}; expected one of both sources"
         )
     if any(not np.allclose(matrix, found[0], atol=1e-6) for matrix in found):
-        raise InputError(f"{name}: several matrices for {side.name}; accepted is one for each frame")
+        raise InputError(f"{name}: several matrices for {side.name}; expected one per frame")
     return found[0]
 
 
@@ -91,11 +89,9 @@ def _product(item: Any, name: str) -> np.ndarray:
     for part in item.MatrixRegistrationSequence[0].MatrixSequence:
         values = np.array([float(x) for x in part.FrameOfReferenceTransformationMatrix])
         if values.shape != (16,) or not np.isfinite(values).all() or (values[12:] != (0, 0, 0, 1)).any():
-            raise InputError(
-                f"{name}: a matrix that is no [4, 4] of homogeneous coordinates; accepted is one"
-            )
+            raise InputError(f"{name}: a matrix that is no [4, 4] of homogeneous coordinates; expected one")
         product = product @ values.reshape(4, 4)
     stretch = np.linalg.svd(product[:3, :3], compute_uv=False)
     if np.linalg.det(product[:3, :3]) <= 0 or stretch.min() < 0.5 or stretch.max() > 2:
-        raise InputError(f"{name}: a matrix that mirrors, or stretches by over 2; accepted is a registration")
+        raise InputError(f"{name}: a matrix that mirrors, or stretches by over 2; expected a registration")
     return product

@@ -45,7 +45,7 @@ def units(datasets: list[Any], rescaled: str) -> tuple[str | None, float, tuple[
     modality = dataset.get("Modality")
     varying = [word for word in ONE_OF if len({str(x.get(word)) for x in datasets}) > 1]
     if modality == "PT" and varying:
-        raise InputError(f"slices that differ in {', '.join(varying)}; accepted is one PET series")
+        raise InputError(f"slices that differ in {', '.join(varying)}; expected one PET series")
     if modality == "CT":
         kind = rescaled or "HU"
         return (
@@ -93,7 +93,7 @@ def suv_factor(datasets: list[Any]) -> float:
         raise InputError(f"Corrected Image lacks {' and '.join(sorted(missing))}: no SUVbw")
     doses = dataset.get("RadiopharmaceuticalInformationSequence") or []
     if len(doses) != 1:
-        raise InputError(f"{len(doses)} radiopharmaceuticals: no SUVbw; accepted is one")
+        raise InputError(f"{len(doses)} radiopharmaceuticals: no SUVbw; expected one")
     weight_kg = _number(dataset, "PatientWeight", "Patient's Weight")
     dose_bq = _number(doses[0], "RadionuclideTotalDose", "Radionuclide Total Dose")
     half_life_s = _number(doses[0], "RadionuclideHalfLife", "Radionuclide Half Life")
@@ -105,7 +105,7 @@ def suv_factor(datasets: list[Any]) -> float:
     if kind == "ADMIN":
         return weight_kg * 1000 / dose_bq
     if kind != "START":
-        raise InputError(f"Decay Correction {term(kind)}: no SUVbw; accepted are START and ADMIN")
+        raise InputError(f"Decay Correction {term(kind)}: no SUVbw; expected START or ADMIN")
     start = min(_scan_start(one) for one in datasets)
     delay_s = (start - _injection(start, doses[0])).total_seconds()
     if not 0 <= delay_s <= MAX_DELAY_S:
@@ -161,7 +161,7 @@ def _philips_factor(datasets: list[Any], element: int) -> float | None:
         except (KeyError, TypeError, ValueError):
             return None
     if len(found) > 1:
-        raise InputError("slices of several private SUV factors; accepted is one PET series")
+        raise InputError("slices of several private SUV factors; expected one PET series")
     factor = found.pop()
     return factor if np.isfinite(factor) and factor > 0 else None
 

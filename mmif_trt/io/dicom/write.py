@@ -73,7 +73,7 @@ def derived(
     """
     if not sources:
         raise InputError(
-            f"{image.source}: no DICOM among the sources; accepted for DICOM out is one at least"
+            f"{image.source}: no DICOM among the sources; expected at least one, for its patient and study"
         )
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
@@ -244,7 +244,7 @@ def _decimal(value: float) -> str:
 def _pixels(dataset: Any, image: Image, burn_in: bool) -> None:
     data = np.ascontiguousarray(image.data)
     if data.dtype != (np.uint8 if image.is_colour else np.uint16):
-        raise InputError(f"{image.source}: {data.dtype}; accepted are RGB uint8 and grey uint16")
+        raise InputError(f"{image.source}: {data.dtype}; expected RGB uint8 or grey uint16")
     if burn_in:
         data = np.stack([marked(plane) for plane in data])
     dataset.Rows, dataset.Columns = data.shape[1:3]
