@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +72,15 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
     """The whole of a regular file; see open_regular."""
     with open_regular(path) as file:
         return file.read()
+
+
+def one_sum(sums: Iterable[str]) -> str:
+    """One SHA-256 for files by theirs: that of a single file, of several that of their sorted sums, one per
+    line (`sha256sum FILES | cut -c1-64 | sort | sha256sum`)."""
+    ordered = sorted(sums)
+    if len(ordered) < 2:
+        return "".join(ordered)
+    return hashlib.sha256("".join(f"{one}\n" for one in ordered).encode()).hexdigest()
 
 
 def write_atomic(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmif_trt import runtimes
+from mmif_trt import label, runtimes
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
 from mmif_trt.stages import colour, normalise, tiling
 
@@ -91,7 +91,12 @@ class Fuser:
             fused, np.dtype(like.data.dtype.name), like.value_range
         )  # native byte order
         return a.with_data(
-            pixels, value_range=like.value_range, modality=None, source=f"{a.source} + {b.source}"
+            pixels,
+            value_range=like.value_range,
+            modality=None,
+            source=f"{a.source} + {b.source}",
+            sha256="",
+            label=label.of(a, b),
         )
 
     def fuse_volumes(self, a: Image, b: Image, options: Options | None = None) -> Fused:

@@ -49,6 +49,9 @@ class Image:
         "none": the file has no geometry, and the affine is a guess that says nothing on another image.
     headers: the pydicom datasets of the source instances without their pixels, in slice order; () for others.
     notes: what a reader had to decide or could not do, in words.
+    sha256: of the file that it was read from; of several files that of their sorted sums, one per line, as
+        `sha256sum FILES | cut -c1-64 | sort | sha256sum` has it. "" where there is no file.
+    label: of a fused image what a file says of its making, as (keyword, text); see label.py. () for others.
 
     Raises InputError for another shape, type or size, for NaN or infinity, for an empty value range, and for
     a volume without invertible geometry.
@@ -65,6 +68,8 @@ class Image:
     space: str | None = None
     headers: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
+    sha256: str = ""
+    label: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         data = self.data

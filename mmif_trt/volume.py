@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mmif_trt import label
 from mmif_trt.image import MIN_SIDE_PX, Image, InputError
 from mmif_trt.stages import colour, geometry, normalise, palettes, tiling
 
@@ -102,7 +103,8 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
         for index, (y, out) in enumerate(pool.map(one, range(len(a_slices)))):
             luma_view[index], pixel_view[index] = y, out
     source = f"{a.source} + {b.source}"
-    meaning: dict[str, Any] = {"modality": None, "units": None, "source": source}
+    meaning: dict[str, Any] = {"modality": None, "units": None, "source": source, "sha256": ""}
+    meaning["label"] = label.of(a, b)
     image = replace(a, data=pixels, value_range=(0.0, 255.0 if is_rgb else 65535.0), **meaning)
     record = {
         "plane": plane,

@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "about"),
     ("machine", "files", "running", "privacy", "http_server"),
     ("stages", "weights", "ops", "overwriting"),
-    ("models", "io"),
+    ("models", "io", "label"),
     ("runtimes", "samples"),
     ("volume",),
     ("fuser",),

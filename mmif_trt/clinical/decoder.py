@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmif_trt.clinical.child import Child
+from mmif_trt.clinical.header import PLAIN
 from mmif_trt.files import TMP_SUFFIX, OutputError
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import registration as dicom_registration
@@ -129,5 +130,5 @@ def _image(answer: dict[str, Any], data: np.ndarray) -> Image:
     headers = tuple(Dataset.from_json(text) for text in answer["headers"])
     affine = None if answer["affine"] is None else np.array(answer["affine"])
     limits = None if answer["value_range"] is None else tuple(answer["value_range"])
-    rest = {key: answer[key] for key in ("modality", "source", "units", "frame", "space")}
+    rest = {key: answer[key] for key in PLAIN}
     return Image(data, limits, affine=affine, headers=headers, notes=tuple(answer["notes"]), **rest)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmif_trt import io
 from mmif_trt.clinical.child_side import serve
-from mmif_trt.clinical.header import header
+from mmif_trt.clinical.header import PLAIN, header
 from mmif_trt.clinical.keys import keys_of
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.io.which import Which
@@ -66,7 +66,7 @@ def _reply(request: dict[str, Any], pixels: int) -> dict[str, Any]:
         "affine": None if image.affine is None else image.affine.tolist(),
         "value_range": image.value_range,
         "notes": [*image.notes, *notes],
-        **{key: getattr(image, key) for key in ("modality", "source", "units", "frame", "space")},
+        **{key: getattr(image, key) for key in PLAIN},
     }
 
 
@@ -82,8 +82,7 @@ def _read(paths: list[str], name: str, which: Which) -> Any:
 
     if len(paths) == 1:
         return io.read(paths[0], series=which.series, volume=which.volume)
-    parts = [(path, dicom.content(path)) for path in paths]
-    return dicom.series([dicom.parse(data or b"", path) for path, data in parts], name, which)
+    return dicom.read_files(paths, name, which)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmif_trt.io.dicom.write import KEPT
 
+PLAIN = ("modality", "source", "units", "frame", "space", "sha256")  # of Image, as they are
 REFERRED = (
     "SOPClassUID",
     "SOPInstanceUID",

@@ -13,8 +13,9 @@ import numpy as np
 
 from mmif_trt import __version__, io, weights
 from mmif_trt.clinical import preview
-from mmif_trt.files import TMP_SUFFIX, OutputError, write_atomic
+from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, write_atomic
 from mmif_trt.image import Image, InputError
+from mmif_trt.io import raster
 from mmif_trt.io.dicom import write as dicom_write
 from mmif_trt.volume import Fused, orient
 
@@ -74,7 +75,7 @@ def save(
         slices = displayed(fused)
         if len(slices.data) > 1:
             refuse_picture(path)
-        io.write(path, Image(np.ascontiguousarray(slices.data[0]), fused.image.value_range))
+        io.write(path, _slice(slices, 0))
         return [path]
     return _save_slices(Path(path), displayed(fused))
 
@@ -85,16 +86,23 @@ def _save_slices(folder: Path, picture: Image) -> list[str]:
     shutil.rmtree(unfinished, ignore_errors=True)
     names = [f"slice_{index + 1:04}.png" for index in range(len(picture.data))]
     try:
-        unfinished.mkdir(parents=True)
-        for name, plane in zip(names, picture.data, strict=True):
-            io.write(unfinished / name, Image(np.ascontiguousarray(plane)), durable=False)
+        make_folder(unfinished)
+        for index, name in enumerate(names):
+            io.write(unfinished / name, _slice(picture, index))
+        sync_folder(unfinished)
         os.replace(unfinished, folder)  # over an empty folder too, but never over somebody's files
+        sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OutputError):
             raise
         raise InputError(f"{folder}: {error.strerror}; expected a new or empty folder") from error
     return [str(folder / name) for name in names]
+
+
+def _slice(volume: Image, index: int) -> Image:
+    plane = np.ascontiguousarray(volume.data[index])
+    return Image(plane, volume.value_range, source=volume.source, label=volume.label)
 
 
 def displayed(fused: Fused) -> Image:
@@ -122,6 +130,8 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
         derivation="; ".join(words),
         version=__version__,
         weights_sha256=models["lagn.onnx"]["sha256"],
+        # A sum leads whoever has the source back to it: a de-identified object has none.
+        sources_sha256="" if deidentify else dict(fused.image.label)["Source"],
         burn_in=burn_in,
     )
     return dicom_write.deidentified(dataset) if deidentify else dataset
@@ -130,7 +140,8 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
 def save_preview(path: str, fused: Fused) -> None:
     if not path.lower().endswith(".png"):
         raise InputError(f"--preview {path}: expected a name that ends in .png")
-    write_atomic(path, preview.sheet(displayed(fused), f"mmif_trt {__version__}, {fused.plane}"))
+    drawn = preview.sheet(displayed(fused), f"mmif_trt {__version__}, {fused.plane}")
+    write_atomic(path, raster.png.labelled(drawn, fused.image.label))
 
 
 def report_of(fused: Fused, files: list[str]) -> bytes:

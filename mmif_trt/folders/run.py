@@ -168,7 +168,6 @@ def _settle(
 
 def _fuse(result: Result, fuser: PairFuser, ranges: tuple[Range | None, Range | None], read: Read) -> None:
     pair = result.pair
-    result.sha256 = (_sha256(pair.a), _sha256(pair.b))
     clock = [time.perf_counter()]
 
     def lap() -> None:
@@ -179,6 +178,7 @@ def _fuse(result: Result, fuser: PairFuser, ranges: tuple[Range | None, Range | 
         image if limits is None else replace(image, value_range=limits)
         for image, limits in zip(read(pair), ranges, strict=True)
     )
+    result.sha256 = (a.sha256, b.sha256)
     lap()
     fused = fuser.fuse_images(a, b)
     lap()

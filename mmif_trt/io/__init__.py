@@ -5,9 +5,10 @@ A file is decoded whole or refused with one line (InputError), and written whole
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -114,13 +115,12 @@ def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None =
         if (form := _format_to_read(name)).by_path is not None:
             return form.by_path(name, which)
         name, form, data = read_bytes(path)
-        if form.is_volume:
-            return form.decode(data, name, which)
-        if which.is_given:
+        if which.is_given and not form.is_volume:
             raise InputError(
                 f"{name}: a picture; expected a series or a volume to be chosen of DICOM or NIfTI"
             )
-        return form.decode(data, name)
+        image = form.decode(data, name, which) if form.is_volume else form.decode(data, name)
+        return replace(image, sha256=hashlib.sha256(data).hexdigest())
     except ModuleNotFoundError as error:
         raise InputError(
             f"{name}: needs {error.name}; install it with pip install 'mmif-trt[clinical]'"

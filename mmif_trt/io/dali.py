@@ -9,6 +9,7 @@ new pipeline goes on behind them. What only OpenCV's path can do (palettes, alph
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import threading
 from collections import deque
@@ -42,6 +43,7 @@ class Decoded:
 class _File:
     name: str
     checked: Checked | None  # None: for OpenCV
+    sha256: str = ""
 
 
 _Pair = tuple[int, tuple[_File, _File] | InputError]
@@ -101,7 +103,8 @@ def _check(path: str) -> _File:
     name, _, data = io.read_bytes(path)
     _, proven = raster.check(data, name)
     plain = proven.palette is None and proven.key is None and proven.step == 1 and proven.shape[2] in (1, 3)
-    return _File(name, proven if plain and proven.dtype in (np.uint8, np.uint16) else None)
+    by_dali = proven if plain and proven.dtype in (np.uint8, np.uint16) else None
+    return _File(name, by_dali, hashlib.sha256(data).hexdigest())
 
 
 def _types(pair: _Pair) -> Types | None:
@@ -170,7 +173,8 @@ def _decoded(index: int, files: tuple[_File, _File], pixels: list[np.ndarray]) -
         assert file.checked is not None
         if x.shape != file.checked.shape or x.dtype != file.checked.dtype:
             return _by_opencv((index, files))  # not what the header announced
-        images.append(Image(x[..., 0] if x.shape[2] == 1 else x, source=file.name))
+        grey_or_rgb = x[..., 0] if x.shape[2] == 1 else x
+        images.append(Image(grey_or_rgb, source=file.name, sha256=file.sha256))
     return Decoded(index, images[0], images[1])
 
 

@@ -5,13 +5,16 @@ All sizes are judged by the header before the voxels are read.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mmif_trt.files import read_regular
+from mmif_trt.files import one_sum, read_regular
 from mmif_trt.image import MAX_VOXELS, RAS_LPS, Image, InputError
 from mmif_trt.io import nifti
 from mmif_trt.io.which import Which
@@ -24,7 +27,7 @@ _REORDER = [2, 1, 0, 3]
 
 def read_mgh(name: str, which: Which) -> Image:
     """.mgh or .mgz, plain or gzipped whatever the name says. Raises InputError, OSError."""
-    return nifti.guarded(lambda: _mgh(read_regular(name), name, which), name, "MGH")
+    return _read(lambda: _mgh(read_regular(name), name, which), name, "MGH", name)
 
 
 def _mgh(data: bytes, name: str, which: Which) -> Image:
@@ -56,15 +59,18 @@ def _mgh(data: bytes, name: str, which: Which) -> Image:
 
 def read_pair(name: str, which: Which) -> Image:
     """One of the two files .hdr and .img, NIfTI or Analyze 7.5; the other lies beside it."""
-    return nifti.guarded(lambda: _pair(name, which), name, "pair of .hdr and .img")
+    return _read(lambda: _pair(name, which), name, "pair of .hdr and .img", *_both(name))
+
+
+def _both(name: str) -> list[str]:
+    """The header and the voxels of a pair, by the name of either."""
+    return [name[:-4] + end for end in ((".HDR", ".IMG") if name[-4:].isupper() else (".hdr", ".img"))]
 
 
 def _pair(name: str, which: Which) -> Image:
     import nibabel
 
-    stem = name[:-4]
-    ends = (".HDR", ".IMG") if name[-4:].isupper() else (".hdr", ".img")
-    files = [stem + end for end in ends]
+    files = _both(name)
     if absent := [file for file in files if not os.path.isfile(file)]:
         raise InputError(f"no {absent[0]} beside it; expected both .hdr and .img")
     header = read_regular(files[0])
@@ -90,7 +96,13 @@ def _pair(name: str, which: Which) -> Image:
 
 def read_nrrd(name: str, which: Which) -> Image:
     """.nrrd or .nhdr, of a space that names the patient's sides."""
-    return nifti.guarded(lambda: _nrrd(name, which), name, "NRRD")
+    alone = not name.lower().endswith(".nhdr")  # its data file has any name
+    return _read(lambda: _nrrd(name, which), name, "NRRD", *([name] if alone else []))
+
+
+def _read(work: Callable[[], Image], name: str, kind: str, *files: str) -> Image:
+    image = nifti.guarded(work, name, kind)
+    return replace(image, sha256=one_sum(hashlib.sha256(read_regular(path)).hexdigest() for path in files))
 
 
 def _nrrd(name: str, which: Which) -> Image:

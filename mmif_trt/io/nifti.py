@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -243,7 +244,7 @@ def encode(image: Image) -> bytes:
         voxels = image.data
     file = nibabel.Nifti1Image(voxels.T, image.affine[:, _REORDER])
     file.header.set_xyzt_units("mm")
-    file.header["descrip"] = f"mmif_trt {VERSION}: research use only".encode()[:79]
+    _say(file.header, image)
     if image.value_range is not None and not image.is_colour:
         file.header["cal_min"], file.header["cal_max"] = image.value_range
     code = SPACES.index(image.space) if image.space else 1 if image.frame else 2
@@ -255,6 +256,18 @@ def encode(image: Image) -> bytes:
     stream = io.BytesIO()
     file.to_stream(stream)
     return stream.getvalue()
+
+
+def _say(header: Any, image: Image) -> None:
+    """What the volume is: in short in descrip (80 bytes), whole in an extension of comment (ecode 6)."""
+    from nibabel.nifti1 import Nifti1Extension
+
+    lines = "\n".join(f"{keyword}: {text}" for keyword, text in image.label)
+    network = re.search("weights sha256 ([0-9a-f]{8})", lines)
+    by = f", LAGN {network[1]}" if network else ""
+    header["descrip"] = f"mmif_trt {VERSION}{by}: research use only".encode()[:79]
+    if lines:
+        header.extensions.append(Nifti1Extension(6, lines.encode("ascii")))
 
 
 def encode_gz(image: Image) -> bytes:

@@ -65,6 +65,9 @@ def test_it_stays_in_its_study_and_says_where_it_comes_from(study: Path) -> None
     assert (
         equipment.SoftwareVersions == mmif_trt.__version__ and manifest in equipment.ContributionDescription
     )
+    sums = {mmif_trt.read(study / folder).sha256 for folder in ("mr", "pt")}
+    assert len(sums) == 2 and all(one in equipment.ContributionDescription for one in sums)
+    assert not [one for one in sums if one.encode() in (study / "deid.dcm").read_bytes()]
     assert "palette PET" in out.DerivationDescription and "(0.0, 10.0)" not in out.DerivationDescription
     assert out.BurnedInAnnotation == "NO" and pydicom.dcmread(study / "burn.dcm").BurnedInAnnotation == "YES"
     assert pydicom.dcmread(study / "burn.dcm").SOPInstanceUID != out.SOPInstanceUID

@@ -5,6 +5,7 @@ No message of this file quotes a value of the patient: what came is told by numb
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmif_trt import privacy
-from mmif_trt.files import open_regular
+from mmif_trt.files import one_sum, open_regular
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import bare, objects, several
 from mmif_trt.io.dicom import values as dicom_values
@@ -81,11 +82,11 @@ def _unzip(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
 
 def read_folder(folder: str, which: Which = ANY) -> Image:
     """The one image series that lies in a folder and below, links followed; or which is chosen."""
-    found, others = [], []
+    found, others, sums = [], [], dict[str, str]()
     total, kept = 0, walk(folder)
     kept.refuse_lost(folder)
     for path in kept.files:
-        data = content(path)
+        data, sums[path] = content(path)
         if data is None:
             others.append(path)
             continue
@@ -104,7 +105,19 @@ def read_folder(folder: str, which: Which = ANY) -> Image:
     notes = [f"passed over: {shown(kept.passed)}"] if kept.passed else []
     notes += [f"passed over, {len(others)} files that are no DICOM: {shown(others)}"] if others else []
     image = _chosen(found, folder, which)
-    return replace(image, notes=(*image.notes, *notes))
+    return replace(image, notes=(*image.notes, *notes), sha256=_sum(image, sums))
+
+
+def read_files(paths: list[str], name: str, which: Which = ANY) -> Image:
+    """The series that these DICOM files are. Raises InputError, OSError."""
+    parts = {path: content(path) for path in paths}
+    image = series([parse(data or b"", path) for path, (data, _) in parts.items()], name, which)
+    return replace(image, sha256=_sum(image, {path: digest for path, (_, digest) in parts.items()}))
+
+
+def _sum(image: Image, sums: dict[str, str]) -> str:
+    """Of the files that the image was made of."""
+    return one_sum(sums[str(dataset.filename)] for dataset in image.headers)
 
 
 def _chosen(datasets: list[Any], name: str, which: Which) -> Image:
@@ -127,13 +140,15 @@ def begins_as_dicom(path: str) -> bool:
     return is_dicom(bare.first_bytes(start) if bare.is_packed(start) else start)
 
 
-def content(path: str) -> bytes | None:
-    """The bytes of a DICOM file, gunzipped; None for a file that is none. Raises OSError and InputError."""
+def content(path: str) -> tuple[bytes | None, str]:
+    """(the bytes of a DICOM file, gunzipped; None for a file that is none, SHA-256 of the file as it lies).
+    Raises OSError and InputError."""
     with open_regular(path) as file:
         start = file.read(HEAD_BYTES)
-        if bare.is_packed(start):
-            return bare.unpacked(start + file.read(), path) if is_dicom(bare.first_bytes(start)) else None
-        return start + file.read() if is_dicom(start) else None
+        if not is_dicom(bare.first_bytes(start) if bare.is_packed(start) else start):
+            return None, ""
+        data = start + file.read()
+    return bare.unpacked(data, path), hashlib.sha256(data).hexdigest()
 
 
 def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:

@@ -62,14 +62,16 @@ def derived(
     derivation: str,
     version: str,
     weights_sha256: str,
+    sources_sha256: str = "",
     burn_in: bool = False,
 ) -> Any:
     """The dataset of `image`, a volume in display order: RGB uint8 or grey uint16.
 
     sources: the headers of every source instance, those of the one whose patient and study are kept first.
-    description: of the series. derivation: Derivation Description, what was done in words. burn_in: write
-    MARK into the pixels. UIDs are new, and the same for the same sources, words and weights: a run that is
-    repeated after a crash makes no second series. Raises InputError where no source is DICOM.
+    description: of the series. derivation: Derivation Description, what was done in words. sources_sha256: of
+    the source files, in words. burn_in: write MARK into the pixels. UIDs are new, and the same for the same
+    sources, words and weights: a run that is repeated after a crash makes no second series. Raises InputError
+    where no source is DICOM.
     """
     if not sources:
         raise InputError(
@@ -92,7 +94,7 @@ def derived(
             setattr(dataset, keyword, "")
     _identity(dataset, image, sources, f"{derivation}{version}{weights_sha256}{burn_in}")
     _what_it_is(dataset, sources, description, derivation, burn_in)
-    _equipment(dataset, version, weights_sha256)
+    _equipment(dataset, version, weights_sha256, sources_sha256)
     _geometry(dataset, image)
     _pixels(dataset, image, burn_in)
     dataset.file_meta = FileMetaDataset()
@@ -190,7 +192,7 @@ def _lossy_steps(sources: list[Any]) -> dict[str, float]:
     return steps
 
 
-def _equipment(dataset: Any, version: str, weights_sha256: str) -> None:
+def _equipment(dataset: Any, version: str, weights_sha256: str, sources_sha256: str) -> None:
     from pydicom.dataset import Dataset
 
     dataset.Manufacturer = dataset.ManufacturerModelName = "mmif_trt"
@@ -201,7 +203,8 @@ def _equipment(dataset: Any, version: str, weights_sha256: str) -> None:
     used = Dataset()
     used.Manufacturer = used.ManufacturerModelName = "mmif_trt"
     used.SoftwareVersions = version
-    used.ContributionDescription = f"image fusion, weights sha256 {weights_sha256}; {LABEL}"
+    made_of = f"; {sources_sha256}" if sources_sha256 else ""
+    used.ContributionDescription = f"image fusion, weights sha256 {weights_sha256}{made_of}; {LABEL}"
     used.ContributionDateTime = f"{dataset.ContentDate}{dataset.ContentTime}"
     used.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
     dataset.ContributingEquipmentSequence = [used]

@@ -19,7 +19,7 @@ import PIL.Image
 
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
 from mmif_trt.io.raster import jpeg, png, tiff
-from mmif_trt.io.raster.headers import Checked
+from mmif_trt.io.raster.headers import Checked, Label
 
 # The content decides, not the suffix: a JPEG named .png is a JPEG.
 READERS: dict[str, tuple[tuple[bytes, ...], Callable[[bytes], Checked]]] = {
@@ -27,6 +27,14 @@ READERS: dict[str, tuple[tuple[bytes, ...], Callable[[bytes], Checked]]] = {
     "TIFF": (tiff.SIGNATURES, tiff.check),
     "JPEG": ((jpeg.JPEG_SIGNATURE,), jpeg.check_jpeg),
     "JPEG 2000": ((jpeg.JP2_SIGNATURE, jpeg.J2K_SIGNATURE), jpeg.check_jp2),
+}
+
+# Image.label in the place that each format has for it.
+LABELLED: dict[str, Callable[[bytes, Label], bytes]] = {
+    ".png": png.labelled,
+    ".tiff": tiff.labelled,
+    ".jpg": jpeg.labelled,
+    ".jp2": jpeg.labelled_jp2,
 }
 
 
@@ -116,7 +124,7 @@ def encode(image: Image, suffix: str, *parameters: int) -> bytes:
     done, stream = cv2.imencode(suffix, pixels, parameters)
     if not done:
         raise InputError(f"OpenCV could not encode {image!r}; expected another format")
-    return stream.tobytes()
+    return LABELLED[suffix](stream.tobytes(), image.label) if image.label else stream.tobytes()
 
 
 def encode_png(image: Image) -> bytes:

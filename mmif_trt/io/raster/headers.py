@@ -9,6 +9,8 @@ import numpy as np
 
 from mmif_trt.image import MAX_SIDE_PX, MIN_SIDE_PX, InputError
 
+Label = tuple[tuple[str, str], ...]  # (keyword, text) in ASCII, see Image.label
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -29,6 +31,11 @@ class Checked:
     step: int = 1
     key: tuple[int, ...] | None = None
     grey_alpha: bool = False
+
+
+def lines(label: Label) -> bytes:
+    """A label for formats that have one comment."""
+    return "\n".join(f"{keyword}: {text}" for keyword, text in label).encode("ascii")
 
 
 def check_size(height: int, width: int) -> None:

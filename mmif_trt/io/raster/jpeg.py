@@ -10,7 +10,7 @@ from struct import unpack_from
 import numpy as np
 
 from mmif_trt.image import InputError
-from mmif_trt.io.raster.headers import Checked, check_exif, check_size
+from mmif_trt.io.raster.headers import Checked, Label, check_exif, check_size, lines
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 JP2_SIGNATURE, J2K_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
@@ -90,6 +90,25 @@ def check_jp2(data: bytes) -> Checked:
 def bare_codestream(data: bytes) -> bytes:
     """The codestream of a JP2 file: what a .j2k file holds."""
     return next(data[start:stop] for kind, start, stop in _boxes(data, 0, len(data)) if kind == b"jp2c")
+
+
+def labelled(data: bytes, label: Label) -> bytes:
+    """A JPEG with a comment behind its first segment, which JFIF wants first (ITU-T T.81, B.2.4.5)."""
+    at, text = 4 + unpack_from(">H", data, 4)[0], lines(label)
+    return b"".join((data[:at], b"\xff\xfe", struct.pack(">H", 2 + len(text)), text, data[at:]))
+
+
+def labelled_jp2(data: bytes, label: Label) -> bytes:
+    """A JP2 file whose codestream has a comment of Latin-1 behind SIZ (ISO/IEC 15444-1, A.9.2)."""
+    parts, text = [], lines(label)
+    for kind, start, stop in _boxes(data, 0, len(data)):
+        body = data[start:stop]
+        if kind == b"jp2c":
+            at = 4 + unpack_from(">H", body, 4)[0]
+            comment = struct.pack(">HHH", 0xFF64, 4 + len(text), 1) + text
+            body = body[:at] + comment + body[at:]
+        parts.append(_box(kind, body))
+    return b"".join(parts)
 
 
 def _box(kind: bytes, body: bytes) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mmif_trt.image import InputError
-from mmif_trt.io.raster.headers import Checked, check_exif, check_size
+from mmif_trt.io.raster.headers import Checked, Label, check_exif, check_size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Colour type: samples a pixel. Grey, RGB, palette, grey and alpha, RGB and alpha.
@@ -56,6 +56,13 @@ def check(data: bytes) -> Checked:
     if transparent and colour in (0, 2):
         key = tuple(v * step for v in struct.unpack_from(f">{SAMPLES[colour]}H", transparent))
     return Checked(stream, shape, dtype, key=key, grey_alpha=colour == 4)
+
+
+def labelled(data: bytes, label: Label) -> bytes:
+    """A PNG with one tEXt chunk per pair, between header and pixels, where readers find it first."""
+    texts = [_chunk(b"tEXt", f"{keyword}\0{text}".encode("latin-1")) for keyword, text in label]
+    at = len(SIGNATURE) + 25  # IHDR
+    return b"".join([data[:at], *texts, data[at:]])
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

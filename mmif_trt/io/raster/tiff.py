@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from mmif_trt.image import MAX_SIDE_PX, InputError
-from mmif_trt.io.raster.headers import Checked, check_orientation, check_size, tiff_tags
+from mmif_trt.io.raster.headers import Checked, Label, check_orientation, check_size, lines, tiff_tags
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DTYPES: dict[tuple[int, int], type[np.generic]] = {  # (bits, sample format)
@@ -35,6 +35,7 @@ RULES = {  # tag: (name, value where the tag is absent, expected values, the sam
 }
 SIZES = (256, 257, 273, 278, 279, 322, 323, 324, 325)  # tags that may need 32 bits; the others are 16
 KEPT = {*SIZES, *RULES, 258, 262, 277, 338, 339}  # what the decoder needs
+DESCRIPTION, SOFTWARE = 270, 305
 Tags = dict[int, tuple[int, ...]]
 
 
@@ -107,6 +108,22 @@ def _unpacked_size(part: bytes, compression: int, most: int) -> int:
         at += run + 2 if run < 128 else 2 if run > 128 else 1
         size += run + 1 if run < 128 else 257 - run if run > 128 else 0
     return size if at <= len(part) else 0
+
+
+def labelled(data: bytes, label: Label) -> bytes:
+    """A little-endian TIFF of one page with Software (305) and Image Description (270): its page of tags is
+    written anew behind the rest, since there is no room in it (TIFF 6.0, section 2)."""
+    page = struct.unpack_from("<I", data, 4)[0]
+    count = struct.unpack_from("<H", data, page)[0]
+    entries = [data[at : at + 12] for at in range(page + 2, page + 2 + 12 * count, 12)]
+    software = dict(label)["Software"].encode("ascii")
+    rest = b"\0" * (len(data) % 2)
+    for tag, text in ((SOFTWARE, software), (DESCRIPTION, lines(label))):
+        entries.append(struct.pack("<HHII", tag, 2, len(text) + 1, len(data) + len(rest)))
+        rest += text + b"\0" * (2 - len(text) % 2)
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
+    table = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"".join((data[:4], struct.pack("<I", len(data) + len(rest)), data[8:], rest, table))
 
 
 def _plain(data: bytes, tags: Tags) -> bytes:

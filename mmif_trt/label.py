@@ -1,0 +1,22 @@
+"""What a file of a fused picture or volume says of its making. No path and no value of a patient is in it."""
+
+from __future__ import annotations
+
+from mmif_trt import weights
+from mmif_trt.about import RESEARCH_USE, VERSION
+from mmif_trt.image import Image
+
+Label = tuple[tuple[str, str], ...]
+
+
+def of(a: Image, b: Image) -> Label:
+    """(keyword, text) pairs in ASCII, the same for the same sources, software and weights. The keywords are
+    those that PNG predefines (ISO/IEC 15948, 11.3.4.2); io/ writes them in each format's own place."""
+    network = weights.manifest()["models"]["lagn"]["files"]["lagn.onnx"]["sha256"]
+    sources = ", ".join(f"{name} sha256 {image.sha256 or 'unknown'}" for name, image in (("A", a), ("B", b)))
+    return (
+        ("Software", f"mmif_trt {VERSION}"),
+        ("Description", f"A and B fused by LAGN, weights sha256 {network}"),
+        ("Source", sources),
+        ("Disclaimer", RESEARCH_USE),
+    )
