@@ -16,17 +16,29 @@ from mmif_trt.ops.window_attention import window_attention
 WINDOW = 8
 
 
+def constants(qkv: Tensor, window: int, shift: int) -> tuple[Tensor, Tensor | None]:
+    """What a model keeps as buffers: the index into the bias table, and the mask of shifted windows."""
+    _, H, W, *_ = qkv.shape
+    index = relative_position_index(window).flatten().to(qkv.device)
+    return index, shift_mask(H, W, window, shift).to(qkv.device, torch.float32) if shift else None
+
+
 def shifted_windows(
-    qkv: Tensor, bias_table: Tensor, window: int, shift: int, core: Callable[..., Tensor]
+    qkv: Tensor,
+    bias_table: Tensor,
+    index: Tensor,
+    mask: Tensor | None,
+    window: int,
+    shift: int,
+    core: Callable[..., Tensor],
 ) -> Tensor:
     """What a model does without the kernel: roll, cut into windows, attend by `core`, put back, roll back."""
     B, H, W, _, heads, D = qkv.shape
     N = window**2
-    index = relative_position_index(window).to(qkv.device)
-    bias = bias_table[index.flatten()].reshape(N, N, heads).permute(2, 0, 1)[None]
-    if shift:
+    bias = bias_table[index].reshape(N, N, heads).permute(2, 0, 1)[None]
+    if mask is not None:
         qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
-        bias = (bias + shift_mask(H, W, window, shift).to(bias)).repeat(B, 1, 1, 1)
+        bias = (bias + mask).repeat(B, 1, 1, 1)
     qkv = qkv.reshape(B, H // window, window, W // window, window, 3, heads, D)
     q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, heads, N, D).unbind(0)
     out = core(q, k, v, bias.to(q.dtype))
@@ -40,7 +52,8 @@ def softmax_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def sdpa_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(len(q), -1, -1, -1))
+    # Written out for every window: the fused ways refuse one that is only expanded and wants a gradient.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(len(q) // len(bias), 1, 1, 1))
 
 
 def fused_sdpa_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -70,16 +83,27 @@ def kernel(qkv: Tensor, bias: Tensor, shift: int) -> Tensor:
 def attention_rivals(device: torch.device, shift: int, names: list[str]) -> dict[str, Callable[..., Tensor]]:
     """call(qkv, bias_table) by name: those of `names` that exist on the device."""
 
-    def around(core: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda qkv, bias: shifted_windows(qkv, bias, WINDOW, shift, core)
+    def around(core: Callable[..., Tensor], compile_it: bool = False) -> Callable[..., Tensor]:
+        def attend(qkv: Tensor, bias: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+            return shifted_windows(qkv, bias, index, mask, WINDOW, shift, core)
+
+        run = compiled(attend) if compile_it else attend
+        kept: list[tuple[Tensor, Tensor | None]] = []
+
+        def call(qkv: Tensor, bias: Tensor) -> Tensor:
+            if not kept:
+                kept.append(constants(qkv, WINDOW, shift))
+            return run(qkv, bias, *kept[0])
+
+        return call
 
     cuda = device.type == "cuda"
     rivals: dict[str, Callable[..., Tensor]] = {
         "kernel": lambda qkv, bias: kernel(qkv, bias, shift),
         "eager": around(softmax_core),
         "sdpa": around(fused_sdpa_core if cuda else sdpa_core),
-        "compile": compiled(around(softmax_core)),
+        "compile": around(softmax_core, compile_it=True),
     }
     if cuda:
-        rivals["flex"] = compiled(around(flex_core))
+        rivals["flex"] = around(flex_core, compile_it=True)
     return {name: call for name, call in rivals.items() if name in names}

@@ -1,8 +1,8 @@
 """A training of LAGN with the kernels and without: python benchmarks/bench_training.py [--steps 300]
 
-The same seed and batches for both, in bfloat16, on the bundled sample pairs; the loss of every step, and the
-time of a step by the clock of the host, which waits for each loss as a training does. Two curves that part
-show a kernel that is wrong in a way that single calls do not.
+The same seed and batches for both, in bfloat16, on the bundled sample pairs, step by step in turn; the loss
+of every step, and the time of a step by the clock of the host, which waits for each loss as a training does.
+Two curves that part show a kernel that is wrong in a way that single calls do not.
 """
 
 from __future__ import annotations
@@ -43,24 +43,31 @@ def bundled(root: Path) -> list[coloured.ColouredPairs]:
     return [coloured.read_colours(root, "train", pairs) for pairs in sets]
 
 
-def train(config: fusion.FusionConfig, sets: list[coloured.ColouredPairs], kernels: bool) -> dict[str, Any]:
-    """The losses, and the milliseconds of each step."""
-    if kernels and not ops.has_kernel(torch.empty(0, device=loop.device())):
-        return {"status": "refused", "kernels": True, "reason": f"no kernel here ({ops.KERNELS})"}
-    state = fusion.new_state(config)
-    assert isinstance(state.model, LAGN)
-    objective = fusion.objective(state.model, config, sets)
-    losses, ms = [], []
-    with nullcontext() if kernels else ops.plain_operations():
-        for _ in range(config.steps):
+class Training:
+    """One training, a step at a time, with the kernels or without."""
+
+    def __init__(
+        self, config: fusion.FusionConfig, sets: list[coloured.ColouredPairs], kernels: bool
+    ) -> None:
+        self.config, self.kernels = config, kernels
+        self.state = fusion.new_state(config)
+        assert isinstance(self.state.model, LAGN)
+        self.objective = fusion.objective(self.state.model, config, sets)
+        self.losses: list[float] = []
+        self.ms: list[float] = []
+
+    def step(self) -> None:
+        with nullcontext() if self.kernels else ops.plain_operations():
             start = time.perf_counter()
-            loss, _ = loop.train_step(state, config, objective)
-            ms.append((time.perf_counter() - start) * 1e3)
-            losses.append(round(loss, 5))
-    timed = ms[COLD:] or ms
-    step_ms = report.percentiles(timed)
-    print(f"kernels {kernels}: {step_ms['p50']} ms a step, loss {losses[0]} to {losses[-1]}", flush=True)
-    return {"status": "measured", "kernels": kernels, "loss": losses, "step_ms": step_ms}
+            loss, _ = loop.train_step(self.state, self.config, self.objective)
+            self.ms.append((time.perf_counter() - start) * 1e3)
+        self.losses.append(round(loss, 5))
+
+    def row(self) -> dict[str, Any]:
+        step_ms = report.percentiles(self.ms[COLD:] or self.ms)
+        ends = f"loss {self.losses[0]} to {self.losses[-1]}"
+        print(f"kernels {self.kernels}: {step_ms['p50']} ms a step, {ends}", flush=True)
+        return {"status": "measured", "kernels": self.kernels, "loss": self.losses, "step_ms": step_ms}
 
 
 def gap(a: list[float], b: list[float]) -> float:
@@ -90,9 +97,19 @@ def main() -> int:
     result["conditions"]["device"] = report.device_facts(device)
     result["settings"] = {name: getattr(args, name) for name in ("steps", "crop", "batch", "threads")}
     result["rows"] = []
-    for kernels in (True, False):
-        result["rows"].append(train(config, sets, kernels))
-        report.write_so_far(args.json, result)
+    kernels = [True, False]
+    if not ops.has_kernel(torch.empty(0, device=device)):
+        kernels.remove(True)
+        reason = f"no kernel here ({ops.KERNELS})"
+        result["rows"].append({"status": "refused", "kernels": True, "reason": reason})
+    trainings = [Training(config, sets, with_kernels) for with_kernels in kernels]
+    for number in range(1, args.steps + 1):
+        for training in trainings:
+            training.step()
+        if number == args.steps or number % 100 == 0:
+            rows = [training.row() for training in trainings]
+            report.write_so_far(args.json, {**result, "rows": result["rows"] + rows})
+    result["rows"] += rows
     if all(row["status"] == "measured" for row in result["rows"]):
         result["gap"] = round(gap(*(row["loss"] for row in result["rows"])), 4)
         print(f"largest gap of the smoothed curves: {100 * result['gap']:.1f} % of the fall")

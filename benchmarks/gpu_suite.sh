@@ -96,12 +96,12 @@ build() {
   mkdir -p build/card
   ln -sfn "$PWD/csrc" build/card/csrc
   ln -sfn "$PWD/setup.py" build/card/setup.py
-  step build 110 env -C build/card "$PYTHON" setup.py build_ext --build-lib "$PWD"
+  step build 60 env -C build/card "$PYTHON" setup.py build_ext --build-lib "$PWD"
 }
 
-step preflight 25 "$PYTHON" benchmarks/preflight.py --device "$DEVICE" || finish
+step preflight 15 "$PYTHON" benchmarks/preflight.py --device "$DEVICE" || finish
 build || finish
-step kernels 15 "$PYTHON" benchmarks/preflight.py --device "$DEVICE" --built || finish
+step kernels 10 "$PYTHON" benchmarks/preflight.py --device "$DEVICE" --built || finish
 
 if [ "$part" = first ]; then
   plain="kernel eager sdpa"
@@ -125,17 +125,17 @@ if [ "$part" = first ]; then
   step racecheck 35 compute-sanitizer --tool racecheck --error-exitcode 9 $small
   step synccheck 25 compute-sanitizer --tool synccheck --error-exitcode 9 $small
 else
-  bench network 45 bench_network.py --device "$DEVICE" --size 256 --mode eager cuda-graph
-  bench latency 50 bench_latency.py --runtime torch,cuda-graph --precision fp32 --size 256 --batch 1 8 --cold 1 \
+  bench network 60 bench_network.py --device "$DEVICE" --size 256 --mode eager cuda-graph
+  bench latency 45 bench_latency.py --runtime torch,cuda-graph --precision fp32 --size 256 --batch 1 8 --cold 1 \
     --repeats 60 --trace "$work/latency.trace.json" --plot "$work/latency.png"
-  bench step 25 bench_ops.py --device "$DEVICE" --op step --batch 6
+  bench step 30 bench_ops.py --device "$DEVICE" --op step --batch 6
   bench training 60 bench_training.py --steps 300
-  bench diffusion 45 bench_diffusion.py --device "$DEVICE"
-  bench network_512 20 bench_network.py --device "$DEVICE" --size 512 --mode eager cuda-graph --batch 1 32
+  bench diffusion 35 bench_diffusion.py --device "$DEVICE"
+  bench network_512 30 bench_network.py --device "$DEVICE" --size 512 --mode eager cuda-graph --batch 1 32
   # Compilers last: they take most of their steps, and fail in ways of their own.
-  bench compiled 60 bench_ops.py --device "$DEVICE" --op attention --scale 4 --shift 0 --dtype bfloat16 float32 \
+  bench compiled 90 bench_ops.py --device "$DEVICE" --op attention --scale 4 --shift 0 --dtype bfloat16 \
     --rival kernel compile flex
-  bench compiled_loss 25 bench_ops.py --device "$DEVICE" --op loss --scale 4 1 --rival kernel compile
-  bench network_compile 30 bench_network.py --device "$DEVICE" --size 256 --mode compile --dtype float16 --batch 1 64
+  bench compiled_loss 40 bench_ops.py --device "$DEVICE" --op loss --scale 4 1 --rival kernel compile
+  bench network_compile 45 bench_network.py --device "$DEVICE" --size 256 --mode compile --dtype float16 --batch 1 64
 fi
 finish
