@@ -238,10 +238,18 @@ def _over(row: dict[str, Any], floor: str) -> list[str]:
     ]
 
 
+def card_tables(result: dict[str, Any]) -> str:
+    """Markdown of both parts of gpu_suite.sh."""
+    from card_report import tables
+
+    return tables(result)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency_cpu": latency_tables,
     "batch_cpu": batch_table,
     "ops_cpu": ops_table,
+    "card_h200": card_tables,
 }
 
 
