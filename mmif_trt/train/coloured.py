@@ -20,22 +20,26 @@ from mmif_trt.image import InputError
 from mmif_trt.measure import uptake
 from mmif_trt.stages import colour
 from mmif_trt.train import data, lesions, randomise
+from mmif_trt.train.fidelity_losses import TOP_UPTAKE
 from mmif_trt.train.randomise import Crop
 
 MIN_FOREGROUND = 0.25  # of a crop: lesions need somewhere to be
 ATTEMPTS = 8
+FLAT_PX = 32
 CASE_PICTURES = 12  # at most, evenly spaced, to recover the palette of a case from
 
 
 @dataclass(frozen=True, eq=False)
 class ColouredPairs:
     """pairs: as in `data.py`. PET and SPECT also have rgb [n, H, W, 3] uint8, uptake [n, H, W] uint8 (255 is
-    the palette's end), and palette [n, 256, 3] float32 in [0, 1], of each pair's case."""
+    the palette's end), palette [n, 256, 3] float32 in [0, 1], of each pair's case, and strong [n], the uptake
+    in [0, 1] from which on a pixel is of the strongest fifth of its slice; 2 where there is none."""
 
     pairs: data.Pairs
     rgb: np.ndarray | None = None
     uptake: np.ndarray | None = None
     palette: np.ndarray | None = None
+    strong: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +47,24 @@ class Batch:
     """2 n crops: the n originals, then the same with lesions. Images are float32 in [0, 1].
 
     a, b: [2 n, 1, H, W], MRI and luma of the other. rgb: [2 n, 3, H, W], the other in its colours (grey for
-    CT). uptake: [2 n, 1, H, W], 0 for CT. modalities: of all 2 n. generated: what the diffusion model expects
-    a and b to be, or None; known [2 n] says where it does, and does not just hold the sources again. sites:
-    where lesions lie; a site's index is that of its crop within the first n.
+    CT). uptake: [2 n, 1, H, W], 0 for CT. strong: [2 n], the uptake of the slice's strongest fifth.
+    modalities: of all 2 n. generated: what the diffusion model expects a and b to be, or None; known [2 n]
+    says where it does, and does not just hold the sources again. sites: where lesions lie; a site's index is
+    that of its crop within the first n.
     """
 
     a: Tensor
     b: Tensor
     rgb: Tensor
     uptake: Tensor
+    strong: Tensor
     modalities: list[str]
     generated: tuple[Tensor, Tensor] | None
     known: Tensor
     sites: list[lesions.Site]
 
     def to(self, device: torch.device) -> Batch:
-        moved = {k: getattr(self, k).to(device) for k in ("a", "b", "rgb", "uptake", "known")}
+        moved = {k: getattr(self, k).to(device) for k in ("a", "b", "rgb", "uptake", "strong", "known")}
         if self.generated is not None:
             moved["generated"] = tuple(x.to(device) for x in self.generated)
         return replace(self, **moved)
@@ -82,7 +88,16 @@ def read_colours(root: Path, split: str, pairs: data.Pairs) -> ColouredPairs:
         for i in members:
             places[i] = np.rint(255 * palette.place(pictures[i]))
         palettes[members] = palette.rgb.astype(np.float32) / 255
-    return ColouredPairs(pairs, pictures, places, palettes)
+    strong = np.array([strongest(rgb, place) for rgb, place in zip(pictures, places, strict=True)])
+    return ColouredPairs(pairs, pictures, places, palettes, strong)
+
+
+def strongest(rgb: np.ndarray, place: np.ndarray) -> float:
+    """Of a whole slice, rgb [H, W, 3] and place [H, W] uint8: the uptake in [0, 1] that its strongest fifth
+    reaches; 2 where there is no uptake."""
+    unit = place / np.float32(255)
+    inside = uptake.foreground(rgb, unit)
+    return float(np.quantile(unit[inside], TOP_UPTAKE)) if inside.any() else 2.0
 
 
 def _read_rgb(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -138,7 +153,9 @@ def crop(source: ColouredPairs, rng: np.random.Generator, side: int) -> Crop:
     if source.rgb is None or source.uptake is None or source.palette is None:
         b = cut(pairs.b[i])
         return Crop(cut(pairs.a[i]), np.repeat(b[..., None], 3, 2), None, None, generated)
-    return Crop(cut(pairs.a[i]), cut(source.rgb[i]), cut(source.uptake[i]), source.palette[i], generated)
+    strong = 2.0 if source.strong is None else float(source.strong[i])
+    pictures = cut(pairs.a[i]), cut(source.rgb[i]), cut(source.uptake[i])
+    return Crop(*pictures, source.palette[i], generated, strong)
 
 
 def batch(
@@ -166,6 +183,15 @@ def batch(
     return _stacked(crops, modalities, sites)
 
 
+def flat(seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Two pairs of pictures without any content, [2, 1, FLAT_PX, FLAT_PX] in [0, 1]: two levels, and the same
+    one twice. Nothing in them may be brighter than the brighter source, nor vary."""
+    levels = np.random.default_rng((seed, step, FLAT_PX)).random((2, 2), np.float32)
+    levels[1, 1] = levels[1, 0]
+    a, b = (torch.from_numpy(x.copy()).expand(FLAT_PX, FLAT_PX, 1, 2).permute(3, 2, 0, 1) for x in levels.T)
+    return a.contiguous(), b.contiguous()
+
+
 def _stacked(crops: list[Crop], modalities: list[str], sites: list[lesions.Site]) -> Batch:
     a = np.stack([c.a for c in crops])[:, None]
     rgb = np.stack([c.rgb for c in crops])
@@ -182,6 +208,7 @@ def _stacked(crops: list[Crop], modalities: list[str], sites: list[lesions.Site]
         b=torch.from_numpy(b),
         rgb=torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))),
         uptake=torch.from_numpy(places),
+        strong=torch.tensor([c.strong for c in crops], dtype=torch.float32),
         modalities=modalities,
         generated=generated,
         known=torch.from_numpy(known),

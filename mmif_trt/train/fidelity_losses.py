@@ -43,6 +43,8 @@ CHROMA_MIN = 0.04  # Oklab: below it there is no hue to keep
 WASHED = 0.65  # of the chroma; the measure takes .5
 LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3
 ACTIVITY_GAIN = 1.05  # over the pixel maximum
+LIKENESS_SIDE_PX, LIKENESS_SD = 7, 0.5 / 255  # the window of the SSIM of published tables, and half a level
+COLOUR_TOP, DETAIL_TOP = 6.0, 2.0  # how much more a pixel of the strongest fifth counts
 
 
 def similarity(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -96,17 +98,14 @@ def lab(rgb: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
-def uptake_masks(rgb: Tensor, uptake: Tensor) -> tuple[Tensor, Tensor]:
-    """Foreground of the tracer, and the fifth of it with the strongest uptake; both [B, 1, H, W] of 0 and 1.
+def uptake_masks(rgb: Tensor, uptake: Tensor, strong: Tensor) -> tuple[Tensor, Tensor]:
+    """Foreground of the tracer, and the part of it with the strongest uptake; both [B, 1, H, W] of 0 and 1.
 
     uptake: the place of each pixel's colour on its palette, [B, 1, H, W] in [0, 1]; its rank is what counts.
+    strong: [B], the uptake that the strongest fifth of the whole slice reaches: a crop may have more or less.
     """
     foreground = (rgb.amax(1, keepdim=True) > FOREGROUND_RGB) & (uptake > FOREGROUND_UPTAKE)
-    least = [
-        t[there].quantile(TOP_UPTAKE) if there.any() else t.new_tensor(2.0)
-        for t, there in zip(uptake, foreground, strict=True)
-    ]
-    top = foreground & (uptake >= torch.stack(least)[:, None, None, None])
+    top = foreground & (uptake >= strong[:, None, None, None])
     return foreground.to(rgb), top.to(rgb)
 
 
@@ -117,18 +116,21 @@ def oklab_chroma(rgb: Tensor) -> Tensor:
     return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(CHROMA_OF_LMS), (cone + TINY) ** (1 / 3))
 
 
-def colour_loss(coloured: Tensor, rgb: Tensor, weight: Tensor) -> Tensor:
+def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) -> Tensor:
     """1 minus the share of the tracer's chroma, along its hue, that the coloured picture has; 0 for none.
 
-    p = ab_F . ab_B / |ab_B|^2 in Oklab; min(p, 1 / p) counts, weighted by |ab_B|, and a pixel that is nearly
-    washed out (p < WASHED) costs twice.
+    p = ab_F . ab_B / |ab_B|^2 in Oklab; min(p, 1 / p) counts, weighted by |ab_B|, under the top COLOUR_TOP
+    times more, and a pixel that is nearly washed out (p < WASHED) costs twice. A crop without any of the top
+    counts as what it is, the smaller part of a slice.
     """
     mine, theirs = oklab_chroma(coloured), oklab_chroma(rgb)
     power = theirs.square().sum(1, keepdim=True)
-    weight = weight * (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
+    chroma = (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
+    weight = (foreground + COLOUR_TOP * top) * chroma
+    usual = (1 + COLOUR_TOP * (1 - TOP_UPTAKE)) * (foreground * chroma).sum((1, 2, 3))
     share = (mine * theirs).sum(1, keepdim=True) / power.clamp(min=CHROMA_MIN**2)
     lost = 1 - torch.minimum(share, 1 / share.clamp(min=1)) + (WASHED - share).clamp(min=0)
-    return (weight * lost).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) + TINY)
+    return (weight * lost).sum((1, 2, 3)) / (torch.maximum(weight.sum((1, 2, 3)), usual) + TINY)
 
 
 def detail_under_uptake_loss(coloured: Tensor, a: Tensor, weight: Tensor) -> Tensor:
@@ -172,9 +174,34 @@ def activity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (ACTIVITY_GAIN - ((mine + TINY) / (most + TINY)).sqrt()).clamp(min=0)
 
 
+def likeness_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """1 minus the mean SSIM of the fused image to both sources, with constants of half a level.
+
+    Unlike `structure`, whose constants are of two levels, it sees the MRI's faint grain where a CT is flat:
+    in bone at the end of the window, where the CT alone is right.
+    """
+    side, c1, c2 = LIKENESS_SIDE_PX, LIKENESS_SD**2 / 9, LIKENESS_SD**2
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, side, 1)
+
+    at_f, power_f = mean(f), mean(f * f)
+    total = torch.zeros_like(at_f)
+    for x in (a, b):
+        at_x = mean(x)
+        spread = power_f - at_f**2 + mean(x * x) - at_x**2
+        common = mean(f * x) - at_f * at_x
+        total = total + (2 * at_f * at_x + c1) * (2 * common + c2) / (
+            (at_f**2 + at_x**2 + c1) * (spread.clamp(min=0) + c2)
+        )
+    return 1 - total.mean((1, 2, 3)) / 2
+
+
 @dataclass(frozen=True)
 class FidelityWeights:
-    """One weight a term for the modalities that have it; 0 leaves a term out."""
+    """One weight a term for the modalities that have it; 0 leaves a term out. lesion_gain_ct is no weight:
+    the gain up to which a lesion of the CT may show, as the MRI's structure hides an exact copy of a faint
+    one."""
 
     colour_pet: float = 0.0
     colour_spect: float = 0.0
@@ -183,6 +210,11 @@ class FidelityWeights:
     soft_ct: float = 0.0
     bone_ct: float = 0.0
     activity_ct: float = 0.0
+    likeness_ct: float = 0.0
+    likeness_pet: float = 0.0
+    likeness_spect: float = 0.0
+    flat: float = 0.0
+    lesion_gain_ct: float = 1.0
     lesions_ct: float = 0.0
     lesions_pet: float = 0.0
     lesions_spect: float = 0.0
@@ -192,8 +224,10 @@ class FidelityWeights:
         return {"ct": self.lesions_ct, "pet": self.lesions_pet, "spect": self.lesions_spect}
 
 
-def tracer_terms(coloured: Tensor, a: Tensor, rgb: Tensor, uptake: Tensor) -> tuple[Tensor, Tensor]:
-    """The colour and the detail term [B] of PET and SPECT; the strongest fifth counts three times as much."""
-    foreground, top = uptake_masks(rgb, uptake)
-    weight = foreground + 2 * top
-    return colour_loss(coloured, rgb, weight), detail_under_uptake_loss(coloured, a, weight)
+def tracer_terms(
+    coloured: Tensor, a: Tensor, rgb: Tensor, uptake: Tensor, strong: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The colour and the detail term [B] of PET and SPECT; the strongest fifth counts most."""
+    foreground, top = uptake_masks(rgb, uptake, strong)
+    colour = colour_loss(coloured, rgb, foreground, top)
+    return colour, detail_under_uptake_loss(coloured, a, foreground + DETAIL_TOP * top)

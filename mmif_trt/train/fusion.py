@@ -24,6 +24,7 @@ from mmif_trt.train.fidelity_losses import (
     FidelityWeights,
     activity_loss,
     bone_loss,
+    likeness_loss,
     recombined,
     soft_tissue_loss,
     tracer_terms,
@@ -69,6 +70,14 @@ def objective(model: LAGN, config: FusionConfig, sets: list[coloured.ColouredPai
         )
         more, further = fidelity_loss(fused, batch, config.fidelity)
         loss, terms = loss + more, terms | further
+        if config.fidelity.flat:
+            x, y = coloured.flat(config.seed, number)
+            uneven = (
+                (forward(model, x.to(fused), y.to(fused), config.precision) - torch.maximum(x, y))
+                .abs()
+                .mean()
+            )
+            loss, terms["flat"] = loss + config.fidelity.flat * uneven, uneven.detach()
         if config.loss.rounding:
             # Of a few crops: this pass is the dearest, and what rounds badly is no matter of the crop.
             few = slice(0, (size + 1) // 2)
@@ -96,14 +105,19 @@ def fidelity_loss(
             found = {"soft": soft_tissue_loss(y, a, b), "bone": bone_loss(y, b)}
             found["activity"] = activity_loss(y, a, b)
         else:
-            colour, detail = tracer_terms(colours[mine], a, batch.rgb[mine], batch.uptake[mine])
+            tracer = (batch.rgb[mine], batch.uptake[mine], batch.strong[mine])
+            colour, detail = tracer_terms(colours[mine], a, *tracer)
             found = {"colour": colour, "uptake_detail": detail}
+        if getattr(weights, f"likeness_{modality}"):
+            found["likeness"] = likeness_loss(y, a, b)
         for name, term in found.items():
             total = total + share * getattr(weights, f"{name}_{modality}") * term.mean()
             terms[f"{name}/{modality}"] = term.mean().detach()
     if batch.sites:
-        lost = lesion_loss(colours, batch.a, batch.rgb, batch.sites)
         kinds = [batch.modalities[site.index] for site in batch.sites]
+        of_ct = [kind == "ct" and site.source == "b" for kind, site in zip(kinds, batch.sites, strict=True)]
+        gain_most = f.new_tensor([weights.lesion_gain_ct if mine else 1.0 for mine in of_ct])
+        lost = lesion_loss(colours, batch.a, batch.rgb, batch.sites, gain_most)
         weight = f.new_tensor([weights.lesions[kind] for kind in kinds])
         total = total + (weight * lost).mean()
         for kind in sorted(set(kinds)):

@@ -162,13 +162,16 @@ def windows(images: Tensor, sites: list[Site], reach_px: int = REACH_PX) -> Tens
     return torch.stack([images[s.index, :, s.y - r : s.y + r + 1, s.x - r : s.x + r + 1] for s in sites])
 
 
-def lesion_loss(coloured: Tensor, a: Tensor, rgb: Tensor, sites: list[Site]) -> Tensor:
+def lesion_loss(
+    coloured: Tensor, a: Tensor, rgb: Tensor, sites: list[Site], gain_most: Tensor | None = None
+) -> Tensor:
     """Half of 1 - G of the change that each lesion makes in the fused picture and in its own source, plus the
     share of its detectability that is lost: [L], 0 to 3; a reversed lesion counts as worse than a lost one.
 
     coloured: the fused picture in its colours, rgb: the other source, [2 n, 3, H, W]; a: [2 n, 1, H, W]; the
     second n with lesions. G asks for the right sign and size, the reader of `detectability` for as much more
-    as the other source's structure hides.
+    as the other source's structure hides. gain_most [L]: up to this gain, at least 1, G takes more of the
+    lesion for the right size; None: no more than the source has.
     """
     n = len(a) // 2
     from_a = torch.tensor([s.source == "a" for s in sites], device=a.device)[:, None, None, None]
@@ -181,6 +184,9 @@ def lesion_loss(coloured: Tensor, a: Tensor, rgb: Tensor, sites: list[Site]) -> 
         torch.where(from_a, x.expand(-1, 3, -1, -1), y) for x, y in zip(both(a), both(rgb), strict=True)
     )
     x, y = (_zero_mean(with_it - _middle(without)) for without, with_it in (fused, source))
+    if gain_most is not None:
+        gain = (x * y).sum((1, 2, 3)) / ((y * y).sum((1, 2, 3)) + TINY)
+        y = y * torch.minimum(gain.detach().clamp(min=1), gain_most)[:, None, None, None]
     power = (x * x + y * y).sum((1, 2, 3))
     agreement = 2 * (x * y).sum((1, 2, 3)) / (power + TINY)
     share = detectability(*fused) / detectability(*source).clamp(min=TINY)

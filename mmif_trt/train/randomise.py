@@ -29,6 +29,7 @@ KNOWN_PALETTE = 0.3  # share of the palettes taken from DICOM's
 class Crop:
     """a: [H, W]. rgb: [H, W, 3] of the other source. PET and SPECT: uptake [H, W] and its palette [256, 3],
     which gives rgb up to noise. generated: what the diffusion model expects a and the luma of rgb to be.
+    strong: the uptake from which on a pixel is of the strongest fifth of the whole slice.
     """
 
     a: ndarray
@@ -36,6 +37,7 @@ class Crop:
     uptake: ndarray | None
     palette: ndarray | None
     generated: tuple[ndarray, ndarray] | None
+    strong: float = 2.0
 
 
 def randomised(crop: Crop, rng: np.random.Generator) -> Crop:
@@ -124,7 +126,9 @@ def with_palette(crop: Crop, palette: ndarray, curve: ndarray) -> Crop:
     """The same uptake through a tone curve and another palette; noise off the old palette goes with it."""
     assert crop.uptake is not None
     uptake = through(curve, crop.uptake)
-    return replace(crop, uptake=uptake, palette=palette, rgb=through(palette, uptake), generated=None)
+    strong = 2.0 if crop.strong > 1 else float(through(curve, np.float32(crop.strong)))
+    rgb = through(palette, uptake)
+    return replace(crop, uptake=uptake, palette=palette, rgb=rgb, generated=None, strong=strong)
 
 
 def dimmed(crop: Crop, gain_a: float, gain_b: float) -> Crop:

@@ -42,7 +42,9 @@ def tracer_crop(seed: int) -> Crop:
     palette = randomise.new_palette(rng)
     a = smooth(seed + 1)
     a[:8] = 0
-    return Crop(a, randomise.through(palette, place), place, palette, None)
+    rgb = randomise.through(palette, place)
+    strong = coloured.strongest(np.rint(255 * rgb), np.rint(255 * place))
+    return Crop(a, rgb, place, palette, None, strong)
 
 
 def ct_crop(seed: int) -> Crop:
@@ -82,7 +84,8 @@ def test_the_terms_are_what_the_measures_judge() -> None:
     judged = fidelity.uptake_fidelity(
         255 * crop.a, 255 * crop.rgb, 255 * fused, uptake.Palette(255 * crop.palette.astype(np.float64))
     )
-    foreground, top = terms.uptake_masks(rgb, place)
+    foreground, top = terms.uptake_masks(rgb, place, torch.tensor([crop.strong]))
+    nothing = torch.zeros_like(top)
     detail = terms.detail_under_uptake_loss(tensor(fused), a, top)
     assert 1 - detail.item() == pytest.approx(judged["detail_top"], abs=0.03)
     assert terms.detail_under_uptake_loss(a.expand(-1, 3, -1, -1), a, foreground).item() < 1e-3
@@ -91,12 +94,15 @@ def test_the_terms_are_what_the_measures_judge() -> None:
         255 * crop.a, 255 * crop.rgb, 255 * paler, uptake.Palette(255 * crop.palette.astype(np.float64))
     )
     assert judged["colour_top"] < 0.97, "a case that says something"
-    kept = terms.colour_loss(tensor(paler), rgb, top)
+    kept = terms.colour_loss(tensor(paler), rgb, nothing, top)
     assert 1 - kept.item() == pytest.approx(judged["colour_top"], abs=0.02)
-    assert terms.colour_loss(rgb, rgb, foreground).item() < 1e-4
+    assert terms.colour_loss(rgb, rgb, foreground, top).item() < 1e-4
     slight = 0.95 * tensor(colour.luma(crop.rgb)) + 0.05 * rgb
-    assert terms.colour_loss(torch.ones_like(rgb), rgb, foreground).item() > 1.5
-    assert 1 < terms.colour_loss(slight, rgb, foreground).item() < 1.65
+    washed = terms.colour_loss(torch.ones_like(rgb), rgb, foreground, foreground).item()
+    assert washed > 1.5
+    assert 1 < terms.colour_loss(slight, rgb, foreground, foreground).item() < 1.65
+    outside = terms.colour_loss(torch.ones_like(rgb), rgb, foreground, nothing).item()
+    assert outside == pytest.approx(washed / (1 + 0.2 * terms.COLOUR_TOP), rel=0.01)
 
     b, f = 0.1 + 0.4 * smooth(8), 0.5 * smooth(9) + 0.4 * smooth(10)
     mri = smooth(9)
@@ -122,11 +128,9 @@ def test_gradients_stay_finite_on_flat_pictures(level: float) -> None:
     rgb, a = tensor(smooth(12, 3)).repeat(2, 1, 1, 1), torch.full((2, 1, SIDE, SIDE), level)
     rgb[0] = 0
     place = terms.luma(rgb)
-    foreground, _ = terms.uptake_masks(rgb, place)
     shown = terms.recombined(y, rgb)
-    total = terms.colour_loss(terms.recombined(y, rgb), rgb, foreground) + terms.detail_under_uptake_loss(
-        shown, a, foreground
-    )
+    colour_lost, detail_lost = terms.tracer_terms(shown, a, rgb, place, torch.tensor([0.5, 2.0]))
+    total = colour_lost + detail_lost + terms.likeness_loss(y, a, place)
     total = total + terms.soft_tissue_loss(y, a, place) + terms.bone_loss(y, place)
     site = lesions.Site(0, 30, 30, "a")
     total.sum().backward(retain_graph=True)
@@ -137,16 +141,23 @@ def test_gradients_stay_finite_on_flat_pictures(level: float) -> None:
 def test_the_gradients_are_right_in_double() -> None:
     rgb, a = tensor(smooth(13, 3, 32)).double(), tensor(smooth(14, side=32)).double()
     place = terms.luma(rgb)
-    foreground, _ = terms.uptake_masks(rgb, place)
+    strong = torch.tensor([0.6]).double()
 
     def loss(y: torch.Tensor) -> torch.Tensor:
-        shown = terms.recombined(y, rgb)
-        return terms.colour_loss(shown, rgb, foreground) + terms.detail_under_uptake_loss(
-            shown, a, foreground
-        )
+        colour_lost, detail_lost = terms.tracer_terms(terms.recombined(y, rgb), a, rgb, place, strong)
+        return colour_lost + detail_lost + terms.likeness_loss(y, a, place)
 
     y = (0.2 + 0.6 * tensor(smooth(15, side=32)).double()).requires_grad_()
     assert torch.autograd.gradcheck(loss, (y,), eps=1e-7, atol=1e-5, nondet_tol=0, fast_mode=True)
+
+
+def test_likeness_sees_a_grain_of_one_level_in_flat_bone() -> None:
+    mri, bone = tensor(smooth(40)), torch.ones(1, 1, SIDE, SIDE)
+    exact = terms.likeness_loss(bone, mri, bone).item()
+    grain = bone - (2 / 255) * mri
+    assert terms.likeness_loss(grain, mri, bone).item() > exact + 0.03
+    ours = terms.likeness_loss(mri, mri, tensor(smooth(41))).item()
+    assert 0.3 < ours < 0.6, "like one source, unlike the other"
 
 
 # Lesions
@@ -188,6 +199,9 @@ def test_the_loss_wants_the_lesion_as_its_source_shows_it() -> None:
     assert lesions.lesion_loss(1 - grey, a, rgb, [of_a]).item() > 2.5, "reversed"
     half = grey[:1] + 0.5 * (grey - grey[:1])
     assert 0.1 < lesions.lesion_loss(half, a, rgb, [of_a]).item() < 1
+    twice = grey[:1] + 2 * (grey - grey[:1])
+    costs = [lesions.lesion_loss(twice, a, rgb, [of_a], torch.tensor([g])).item() for g in (1.0, 1.5, 2.0)]
+    assert costs[0] > 0.05 and costs[0] > costs[1] > costs[2] and costs[2] == pytest.approx(0, abs=2e-3)
 
 
 def test_the_reader_is_that_of_the_measure() -> None:
@@ -249,6 +263,29 @@ def test_a_batch_holds_each_crop_without_and_with_its_lesions(sets: list[coloure
     assert torch.allclose(terms.luma(one.rgb), one.b, atol=1e-5)
     alone = coloured.batch(sets, 3, 5, 6, SIDE, 0.5, False)
     assert len(alone.a) == 6 and not alone.sites
+
+
+def test_the_strongest_fifth_is_that_of_the_slice(sets: list[coloured.ColouredPairs]) -> None:
+    whole = sets[1]
+    assert whole.strong is not None and whole.uptake is not None and whole.rgb is not None
+    for place, rgb, strong in zip(whole.uptake, whole.rgb, whole.strong, strict=True):
+        inside = uptake.foreground(rgb, place / np.float32(255))
+        assert (place[inside] >= 255 * strong - 0.5).mean() == pytest.approx(0.2, abs=0.05)
+    seen = {float(coloured.batch([whole], 0, step, 1, SIDE, 0.0, False).strong) for step in range(6)}
+    assert seen <= set(np.float32(whole.strong).tolist())
+    crop = tracer_crop(3)
+    curve = randomise.tone_curve(np.random.default_rng(0), turning=False)
+    other = randomise.with_palette(crop, randomise.new_palette(np.random.default_rng(1)), curve)
+    assert crop.uptake is not None and other.uptake is not None
+    unequal = (other.uptake >= other.strong) != (crop.uptake >= crop.strong)
+    assert unequal.mean() < 0.01 < (crop.uptake >= crop.strong).mean(), "the curve took the limit along"
+
+
+def test_flat_pairs_are_flat_and_one_is_of_equal_levels() -> None:
+    a, b = coloured.flat(1, 2)
+    assert a.shape == b.shape == (2, 1, coloured.FLAT_PX, coloured.FLAT_PX)
+    assert (a.std((2, 3)) == 0).all() and (b.std((2, 3)) == 0).all()
+    assert torch.equal(a[1], b[1]) and a[0].mean() != b[0].mean() and a[0].mean() != a[1].mean()
 
 
 def test_cases_are_held_out_by_name(sets: list[coloured.ColouredPairs]) -> None:
