@@ -44,7 +44,7 @@ WASHED = 0.65  # of the chroma; the measure takes .5
 LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3
 ACTIVITY_GAIN = 1.05  # over the pixel maximum
 LIKENESS_SIDE_PX, LIKENESS_SD = 7, 0.5 / 255  # the window of the SSIM of published tables, and half a level
-COLOUR_TOP, DETAIL_TOP = 6.0, 2.0  # how much more a pixel of the strongest fifth counts
+COLOUR_TOP, DETAIL_TOP = 10.0, 2.0  # how much more a pixel of the strongest fifth counts
 
 
 def similarity(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:

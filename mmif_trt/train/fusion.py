@@ -117,9 +117,9 @@ def fidelity_loss(
         kinds = [batch.modalities[site.index] for site in batch.sites]
         of_ct = [kind == "ct" and site.source == "b" for kind, site in zip(kinds, batch.sites, strict=True)]
         gain_most = f.new_tensor([weights.lesion_gain_ct if mine else 1.0 for mine in of_ct])
-        lost = lesion_loss(colours, batch.a, batch.rgb, batch.sites, gain_most)
+        lost, counts = lesion_loss(colours, batch.a, batch.rgb, batch.sites, gain_most)
         weight = f.new_tensor([weights.lesions[kind] for kind in kinds])
-        total = total + (weight * lost).mean()
+        total = total + (weight * counts * lost).mean()
         for kind in sorted(set(kinds)):
             terms[f"lesions/{kind}"] = lost[[i for i, k in enumerate(kinds) if k == kind]].mean().detach()
     return total, terms

@@ -27,6 +27,8 @@ STRONG_UPTAKE = 0.8
 SOFT, BONE = (0.08, 0.65), 0.78  # CT
 BONE_REACH_PX = 13
 MIN_CHANGE = 0.02  # a lesion that clipping left almost nothing of is none
+JUST_SEEN, SEEN_SPREAD = 4.0, 0.7  # d' in the source of the lesions that count most, and its spread in logs
+AT_RISK = 0.4  # a share under it costs twice: a lesion that fades is lost to the reader
 TINY = 1e-5
 
 
@@ -164,14 +166,16 @@ def windows(images: Tensor, sites: list[Site], reach_px: int = REACH_PX) -> Tens
 
 def lesion_loss(
     coloured: Tensor, a: Tensor, rgb: Tensor, sites: list[Site], gain_most: Tensor | None = None
-) -> Tensor:
-    """Half of 1 - G of the change that each lesion makes in the fused picture and in its own source, plus the
-    share of its detectability that is lost: [L], 0 to 3; a reversed lesion counts as worse than a lost one.
+) -> tuple[Tensor, Tensor]:
+    """What is lost of each lesion, [L], 0 to 3.4, and how much the lesion counts, [L] with mean 1.
 
-    coloured: the fused picture in its colours, rgb: the other source, [2 n, 3, H, W]; a: [2 n, 1, H, W]; the
-    second n with lesions. G asks for the right sign and size, the reader of `detectability` for as much more
-    as the other source's structure hides. gain_most [L]: up to this gain, at least 1, G takes more of the
-    lesion for the right size; None: no more than the source has.
+    Half of 1 - G of the change that the lesion makes in the fused picture and in its own source, plus the
+    share of its detectability that is lost, a share under AT_RISK twice; a reversed lesion costs more than a
+    lost one. coloured: the fused picture in its colours, rgb: the other source, [2 n, 3, H, W]; a:
+    [2 n, 1, H, W]; the second n with lesions. G asks for the right sign and size, the reader of
+    `detectability` for as much more as the other source's structure hides. gain_most [L]: up to this gain, at
+    least 1, G takes more of the lesion for the right size; None: no more than the source has. Lesions that
+    the source barely shows, or that nothing could hide, count less than those of a d' near JUST_SEEN.
     """
     n = len(a) // 2
     from_a = torch.tensor([s.source == "a" for s in sites], device=a.device)[:, None, None, None]
@@ -189,8 +193,11 @@ def lesion_loss(
         y = y * torch.minimum(gain.detach().clamp(min=1), gain_most)[:, None, None, None]
     power = (x * x + y * y).sum((1, 2, 3))
     agreement = 2 * (x * y).sum((1, 2, 3)) / (power + TINY)
-    share = detectability(*fused) / detectability(*source).clamp(min=TINY)
-    return (1 - agreement) / 2 + 1 - share.clamp(max=1) * agreement.detach().sign()
+    seen = detectability(*source).clamp(min=TINY)
+    share = (detectability(*fused) / seen).clamp(max=1) * agreement.detach().sign()
+    lost = (1 - agreement) / 2 + 1 - share + (AT_RISK - share).clamp(0, AT_RISK)
+    counts = torch.exp(-((seen / JUST_SEEN).log() ** 2) / (2 * SEEN_SPREAD**2)) + TINY
+    return lost, counts / counts.mean()
 
 
 def detectability(without: Tensor, with_it: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def test_gradients_stay_finite_on_flat_pictures(level: float) -> None:
     total = total + terms.soft_tissue_loss(y, a, place) + terms.bone_loss(y, place)
     site = lesions.Site(0, 30, 30, "a")
     total.sum().backward(retain_graph=True)
-    lesions.lesion_loss(shown, a, rgb, [site]).sum().backward()
+    lesions.lesion_loss(shown, a, rgb, [site])[0].sum().backward()
     assert total.isfinite().all() and y.grad is not None and y.grad.isfinite().all()
 
 
@@ -192,15 +192,15 @@ def test_the_loss_wants_the_lesion_as_its_source_shows_it() -> None:
     rgb[1, :, 40:69, 40:69] += spot * torch.tensor([1.0, 0, -1])[:, None, None]
     of_a, of_b = lesions.Site(0, 24, 24, "a"), lesions.Site(0, 54, 54, "b")
     grey = a.expand(-1, 3, -1, -1)
-    assert lesions.lesion_loss(grey, a, rgb, [of_a]).item() < 1e-3
-    assert lesions.lesion_loss(rgb, a, rgb, [of_b]).item() < 1e-3
-    lost = lesions.lesion_loss(torch.zeros_like(rgb), a, rgb, [of_a, of_b])
-    assert lost.tolist() == pytest.approx([1.5, 1.5], abs=1e-2)
-    assert lesions.lesion_loss(1 - grey, a, rgb, [of_a]).item() > 2.5, "reversed"
+    assert lesions.lesion_loss(grey, a, rgb, [of_a])[0].item() < 1e-3
+    assert lesions.lesion_loss(rgb, a, rgb, [of_b])[0].item() < 1e-3
+    lost, _ = lesions.lesion_loss(torch.zeros_like(rgb), a, rgb, [of_a, of_b])
+    assert lost.tolist() == pytest.approx([1.5 + lesions.AT_RISK] * 2, abs=1e-2)
+    assert lesions.lesion_loss(1 - grey, a, rgb, [of_a])[0].item() > 2.5, "reversed"
     half = grey[:1] + 0.5 * (grey - grey[:1])
-    assert 0.1 < lesions.lesion_loss(half, a, rgb, [of_a]).item() < 1
+    assert 0.1 < lesions.lesion_loss(half, a, rgb, [of_a])[0].item() < 1
     twice = grey[:1] + 2 * (grey - grey[:1])
-    costs = [lesions.lesion_loss(twice, a, rgb, [of_a], torch.tensor([g])).item() for g in (1.0, 1.5, 2.0)]
+    costs = [lesions.lesion_loss(twice, a, rgb, [of_a], torch.tensor([g]))[0].item() for g in (1.0, 1.5, 2.0)]
     assert costs[0] > 0.05 and costs[0] > costs[1] > costs[2] and costs[2] == pytest.approx(0, abs=2e-3)
 
 
