@@ -215,6 +215,7 @@ class FidelityWeights:
     likeness_spect: float = 0.0
     flat: float = 0.0
     lesion_gain_ct: float = 1.0
+    lesion_surprise: float = 0.0  # how much more a lesion counts that the other modality does not explain
     lesions_ct: float = 0.0
     lesions_pet: float = 0.0
     lesions_spect: float = 0.0

@@ -29,7 +29,7 @@ from mmif_trt.train.fidelity_losses import (
     soft_tissue_loss,
     tracer_terms,
 )
-from mmif_trt.train.lesions import lesion_loss
+from mmif_trt.train.lesions import lesion_loss, surprise_of
 from mmif_trt.train.losses import LossWeights, fusion_loss, rounding_loss
 
 
@@ -119,6 +119,9 @@ def fidelity_loss(
         gain_most = f.new_tensor([weights.lesion_gain_ct if mine else 1.0 for mine in of_ct])
         lost, counts = lesion_loss(colours, batch.a, batch.rgb, batch.sites, gain_most)
         weight = f.new_tensor([weights.lesions[kind] for kind in kinds])
+        if weights.lesion_surprise and batch.generated is not None:
+            expected = (batch.generated, batch.known, weights.lesion_surprise)
+            weight = weight * surprise_of(batch.sites, batch.a, batch.b, *expected)
         total = total + (weight * counts * lost).mean()
         for kind in sorted(set(kinds)):
             terms[f"lesions/{kind}"] = lost[[i for i, k in enumerate(kinds) if k == kind]].mean().detach()

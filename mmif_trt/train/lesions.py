@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmif_trt.measure.reader import MARGIN_PX, NOISE_DELTA_E, REACH_PX, SHIFTS_PX
 from mmif_trt.train.fidelity_losses import lab
+from mmif_trt.train.losses import surprise
 from mmif_trt.train.randomise import Crop, through
 
 WINDOW_PX = 2 * REACH_PX + 1  # a lesion and what the loss looks at lie within it
@@ -198,6 +199,21 @@ def lesion_loss(
     lost = (1 - agreement) / 2 + 1 - share + (AT_RISK - share).clamp(0, AT_RISK)
     counts = torch.exp(-((seen / JUST_SEEN).log() ** 2) / (2 * SEEN_SPREAD**2)) + TINY
     return lost, counts / counts.mean()
+
+
+def surprise_of(
+    sites: list[Site], a: Tensor, b: Tensor, generated: tuple[Tensor, Tensor], known: Tensor, strength: float
+) -> Tensor:
+    """How much each lesion counts by what the other modality does not explain of it, [L] with mean 1.
+
+    1 + strength * surprise in the middle of the lesion, of its own source; 1 where nothing is expected. a, b:
+    [2 n, 1, H, W], generated: what the diffusion model expects them to be, known [2 n] where it does.
+    """
+    maps = [surprise(*x) for x in zip((a, b), generated, strict=True)]
+    n = len(a) // 2
+    at = [maps["ab".index(s.source)][n + s.index, 0, s.y, s.x] * known[s.index].to(a) for s in sites]
+    counts = 1 + strength * torch.stack(at)
+    return counts / counts.mean()
 
 
 def detectability(without: Tensor, with_it: Tensor) -> Tensor:

@@ -204,6 +204,19 @@ def test_the_loss_wants_the_lesion_as_its_source_shows_it() -> None:
     assert costs[0] > 0.05 and costs[0] > costs[1] > costs[2] and costs[2] == pytest.approx(0, abs=2e-3)
 
 
+def test_a_lesion_that_the_other_modality_explains_counts_less() -> None:
+    a, b = (tensor(smooth(seed, side=80)).repeat(4, 1, 1, 1) for seed in (50, 51))
+    a[2:, 0, 20:29, 20:29] = 1
+    generated = (a.clone(), b.clone())
+    generated[0][2, 0, 20:29, 20:29] = 0
+    sites = [lesions.Site(0, 24, 24, "a"), lesions.Site(1, 24, 24, "a"), lesions.Site(0, 24, 24, "b")]
+    counts = lesions.surprise_of(sites, a, b, generated, torch.ones(4, dtype=torch.bool), 4.0)
+    assert counts.mean().item() == pytest.approx(1) and counts[0] > 3 * counts[1]
+    assert counts[1] == counts[2], "both as expected"
+    unknown = lesions.surprise_of(sites, a, b, generated, torch.zeros(4, dtype=torch.bool), 4.0)
+    assert unknown.tolist() == [1, 1, 1]
+
+
 def test_the_reader_is_that_of_the_measure() -> None:
     without = smooth(30, 3, 96)
     with_it = without.copy()
