@@ -40,6 +40,7 @@ class FusionConfig(loop.Schedule):
     crop_px: int = 128
     randomised: float = 0.0  # share of the crops that look as if of another scanner
     hold_out: tuple[str, ...] = ()  # cases of the training split left out, "MODALITY:CASE"
+    turns: tuple[str, ...] = ()  # modalities of successive crops, again and again; (): each set in turn
     model: LAGNConfig = field(default_factory=LAGNConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     fidelity: FidelityWeights = field(default_factory=FidelityWeights)
@@ -88,6 +89,15 @@ def objective(model: LAGN, config: FusionConfig, sets: list[coloured.ColouredPai
         return loss, terms
 
     return step_loss
+
+
+def in_turn(sets: list[coloured.ColouredPairs], turns: tuple[str, ...]) -> list[coloured.ColouredPairs]:
+    """The sets in the order in which they give crops. Raises InputError for a turn of a set that is not
+    there, and for a set that has none."""
+    named = {one.pairs.modality: one for one in sets}
+    if turns and set(turns) != named.keys():
+        raise InputError(f"--turns: {' '.join(turns)}; expected each of {', '.join(named)}, and no other")
+    return [named[modality] for modality in turns] or sets
 
 
 def fidelity_loss(
@@ -169,7 +179,7 @@ def train(
     elif config.loss.generated_fused or config.loss.predictability:
         raise InputError("--generated: none; expected a file of train/generate.py with these loss weights")
     sets = coloured.without(sets, config.hold_out)
-    in_colour = [coloured.read_colours(root, "train", pairs) for pairs in sets]
+    in_colour = in_turn([coloured.read_colours(root, "train", pairs) for pairs in sets], config.turns)
     out.mkdir(parents=True, exist_ok=True)
     state, path = new_state(config), out / "checkpoint.safetensors"
     if not loop.resume(path, state, config) and init is not None:
@@ -190,6 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--crop-px", type=int, default=defaults.crop_px)
     parser.add_argument("--randomised", type=float, default=0.0, help="share of crops as of other scanners")
     parser.add_argument("--hold-out", nargs="+", default=[], metavar="MODALITY:CASE", help="as ct:case37")
+    often = "modalities of successive crops, as ct pet ct spect; default: each in turn"
+    parser.add_argument("--turns", nargs="+", default=[], choices=data.SETS, metavar="MODALITY", help=often)
     for name, value in (asdict(defaults.loss) | asdict(defaults.fidelity)).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"
@@ -202,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
         crop_px=given.crop_px,
         randomised=given.randomised,
         hold_out=tuple(given.hold_out),
+        turns=tuple(given.turns),
         model=LAGNConfig(branches=given.branches),
         loss=loss,
         fidelity=fidelity,

@@ -14,7 +14,7 @@ from training_data import write_sets
 from mmif_trt.image import InputError
 from mmif_trt.measure import colourspace, fidelity, reader, uptake
 from mmif_trt.stages import colour
-from mmif_trt.train import coloured, data, lesions, randomise
+from mmif_trt.train import coloured, data, fusion, lesions, randomise
 from mmif_trt.train import fidelity_losses as terms
 from mmif_trt.train.randomise import Crop
 
@@ -299,6 +299,15 @@ def test_flat_pairs_are_flat_and_one_is_of_equal_levels() -> None:
     assert a.shape == b.shape == (2, 1, coloured.FLAT_PX, coloured.FLAT_PX)
     assert (a.std((2, 3)) == 0).all() and (b.std((2, 3)) == 0).all()
     assert torch.equal(a[1], b[1]) and a[0].mean() != b[0].mean() and a[0].mean() != a[1].mean()
+
+
+def test_the_sets_take_the_turns_that_are_asked_for(sets: list[coloured.ColouredPairs]) -> None:
+    turns = fusion.in_turn(sets, ("ct", "pet", "ct", "spect"))
+    assert coloured.batch(turns, 0, 3, 4, SIDE, 0.0, False).modalities == ["ct", "pet", "ct", "spect"]
+    assert fusion.in_turn(sets, ()) == sets
+    for wrong in (("ct", "pet"), ("ct", "pet", "spect", "mri")):
+        with pytest.raises(InputError, match=r"--turns: ct pet.*expected each of ct, pet, spect"):
+            fusion.in_turn(sets, wrong)
 
 
 def test_cases_are_held_out_by_name(sets: list[coloured.ColouredPairs]) -> None:
