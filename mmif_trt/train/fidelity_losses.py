@@ -45,6 +45,7 @@ LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3
 ACTIVITY_GAIN = 1.05  # over the pixel maximum
 LIKENESS_SIDE_PX, LIKENESS_SD = 7, 0.5 / 255  # the window of the SSIM of published tables, and half a level
 COLOUR_TOP, DETAIL_TOP = 10.0, 2.0  # how much more a pixel of the strongest fifth counts
+COLOUR_ENOUGH = 0.8  # of the chroma, outside that fifth: the MRI may have the rest for its light
 
 
 def similarity(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -120,8 +121,8 @@ def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) 
     """1 minus the share of the tracer's chroma, along its hue, that the coloured picture has; 0 for none.
 
     p = ab_F . ab_B / |ab_B|^2 in Oklab; min(p, 1 / p) counts, weighted by |ab_B|, under the top COLOUR_TOP
-    times more, and a pixel that is nearly washed out (p < WASHED) costs twice. A crop without any of the top
-    counts as what it is, the smaller part of a slice.
+    times more, outside it up to COLOUR_ENOUGH alone, and a pixel that is nearly washed out (p < WASHED) costs
+    twice. A crop without any of the top counts as what it is, the smaller part of a slice.
     """
     mine, theirs = oklab_chroma(coloured), oklab_chroma(rgb)
     power = theirs.square().sum(1, keepdim=True)
@@ -129,7 +130,8 @@ def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) 
     weight = (foreground + COLOUR_TOP * top) * chroma
     usual = (1 + COLOUR_TOP * (1 - TOP_UPTAKE)) * (foreground * chroma).sum((1, 2, 3))
     share = (mine * theirs).sum(1, keepdim=True) / power.clamp(min=CHROMA_MIN**2)
-    lost = 1 - torch.minimum(share, 1 / share.clamp(min=1)) + (WASHED - share).clamp(min=0)
+    kept = torch.minimum(share, 1 / share.clamp(min=1))
+    lost = torch.where(top > 0, 1 - kept, (COLOUR_ENOUGH - kept).clamp(min=0)) + (WASHED - share).clamp(min=0)
     return (weight * lost).sum((1, 2, 3)) / (torch.maximum(weight.sum((1, 2, 3)), usual) + TINY)
 
 
@@ -162,7 +164,7 @@ def soft_tissue_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (1 - similarity(gradients(f), gradients(a), mask)) * mask.amax((1, 2, 3))
 
 
-def bone_loss(f: Tensor, b: Tensor, level: float = 200 / 255) -> Tensor:
+def bone_loss(f: Tensor, b: Tensor, level: float = 170 / 255) -> Tensor:
     """Mean distance of the fused image to the CT over bone, in the range's unit; 0 where there is none."""
     bone = (b >= level).to(b)
     return ((f - b).abs() * bone).sum((1, 2, 3)) / bone.sum((1, 2, 3)).clamp(min=1)

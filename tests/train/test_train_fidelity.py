@@ -102,7 +102,11 @@ def test_the_terms_are_what_the_measures_judge() -> None:
     assert washed > 1.5
     assert 1 < terms.colour_loss(slight, rgb, foreground, foreground).item() < 1.65
     outside = terms.colour_loss(torch.ones_like(rgb), rgb, foreground, nothing).item()
-    assert outside == pytest.approx(washed / (1 + 0.2 * terms.COLOUR_TOP), rel=0.01)
+    less = washed - (1 - terms.COLOUR_ENOUGH)
+    assert outside == pytest.approx(less / (1 + 0.2 * terms.COLOUR_TOP), rel=0.01)
+    a_little = 0.15 * tensor(colour.luma(crop.rgb)) + 0.85 * rgb
+    assert terms.colour_loss(a_little, rgb, foreground, nothing).item() < 0.02, "enough outside the top"
+    assert terms.colour_loss(a_little, rgb, foreground, foreground).item() > 0.05
 
     b, f = 0.1 + 0.4 * smooth(8), 0.5 * smooth(9) + 0.4 * smooth(10)
     mri = smooth(9)
