@@ -45,7 +45,7 @@ LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3
 ACTIVITY_GAIN = 1.05  # over the pixel maximum
 LIKENESS_SIDE_PX, LIKENESS_SD = 7, 0.5 / 255  # the window of the SSIM of published tables, and half a level
 COLOUR_TOP, DETAIL_TOP = 10.0, 2.0  # how much more a pixel of the strongest fifth counts
-COLOUR_ENOUGH = 0.8  # of the chroma, outside that fifth: the MRI may have the rest for its light
+COLOUR_ENOUGH = 0.75  # of the chroma, outside that fifth: the MRI may have the rest for its light
 
 
 def similarity(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -170,6 +170,14 @@ def bone_loss(f: Tensor, b: Tensor, level: float = 170 / 255) -> Tensor:
     return ((f - b).abs() * bone).sum((1, 2, 3)) / bone.sum((1, 2, 3)).clamp(min=1)
 
 
+def outside_loss(f: Tensor, a: Tensor, b: Tensor, foreground: Tensor) -> Tensor:
+    """Mean distance of the fused image to the brighter source where the tracer shows nothing, in the range's
+    unit; 0 where it shows something all over. The faint noise there is no uptake to mix in."""
+    outside = 1 - foreground
+    distance = (f - torch.maximum(a, b)).abs() * outside
+    return distance.sum((1, 2, 3)) / outside.sum((1, 2, 3)).clamp(min=1)
+
+
 def activity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """How far the root mean square gradient of f falls short of 1.05 times that of the pixel maximum."""
     mine, most = (gradients(x).square().mean((1, 2, 3)) for x in (f, torch.maximum(a, b)))
@@ -212,6 +220,8 @@ class FidelityWeights:
     soft_ct: float = 0.0
     bone_ct: float = 0.0
     activity_ct: float = 0.0
+    outside_pet: float = 0.0
+    outside_spect: float = 0.0
     likeness_ct: float = 0.0
     likeness_pet: float = 0.0
     likeness_spect: float = 0.0
@@ -228,9 +238,12 @@ class FidelityWeights:
 
 
 def tracer_terms(
-    coloured: Tensor, a: Tensor, rgb: Tensor, uptake: Tensor, strong: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The colour and the detail term [B] of PET and SPECT; the strongest fifth counts most."""
+    f: Tensor, coloured: Tensor, a: Tensor, b: Tensor, rgb: Tensor, uptake: Tensor, strong: Tensor
+) -> dict[str, Tensor]:
+    """The terms [B] of PET and SPECT by name; the strongest fifth counts most."""
     foreground, top = uptake_masks(rgb, uptake, strong)
-    colour = colour_loss(coloured, rgb, foreground, top)
-    return colour, detail_under_uptake_loss(coloured, a, foreground + DETAIL_TOP * top)
+    return {
+        "colour": colour_loss(coloured, rgb, foreground, top),
+        "uptake_detail": detail_under_uptake_loss(coloured, a, foreground + DETAIL_TOP * top),
+        "outside": outside_loss(f, a, b, foreground),
+    }

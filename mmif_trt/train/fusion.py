@@ -116,8 +116,7 @@ def fidelity_loss(
             found["activity"] = activity_loss(y, a, b)
         else:
             tracer = (batch.rgb[mine], batch.uptake[mine], batch.strong[mine])
-            colour, detail = tracer_terms(colours[mine], a, *tracer)
-            found = {"colour": colour, "uptake_detail": detail}
+            found = tracer_terms(y, colours[mine], a, b, *tracer)
         if getattr(weights, f"likeness_{modality}"):
             found["likeness"] = likeness_loss(y, a, b)
         for name, term in found.items():

@@ -133,8 +133,8 @@ def test_gradients_stay_finite_on_flat_pictures(level: float) -> None:
     rgb[0] = 0
     place = terms.luma(rgb)
     shown = terms.recombined(y, rgb)
-    colour_lost, detail_lost = terms.tracer_terms(shown, a, rgb, place, torch.tensor([0.5, 2.0]))
-    total = colour_lost + detail_lost + terms.likeness_loss(y, a, place)
+    found = terms.tracer_terms(y, shown, a, place, rgb, place, torch.tensor([0.5, 2.0]))
+    total = sum(found.values(), terms.likeness_loss(y, a, place))
     total = total + terms.soft_tissue_loss(y, a, place) + terms.bone_loss(y, place)
     site = lesions.Site(0, 30, 30, "a")
     total.sum().backward(retain_graph=True)
@@ -148,11 +148,21 @@ def test_the_gradients_are_right_in_double() -> None:
     strong = torch.tensor([0.6]).double()
 
     def loss(y: torch.Tensor) -> torch.Tensor:
-        colour_lost, detail_lost = terms.tracer_terms(terms.recombined(y, rgb), a, rgb, place, strong)
-        return colour_lost + detail_lost + terms.likeness_loss(y, a, place)
+        found = terms.tracer_terms(y, terms.recombined(y, rgb), a, place, rgb, place, strong)
+        return found["colour"] + found["uptake_detail"] + terms.likeness_loss(y, a, place)
 
     y = (0.2 + 0.6 * tensor(smooth(15, side=32)).double()).requires_grad_()
     assert torch.autograd.gradcheck(loss, (y,), eps=1e-7, atol=1e-5, nondet_tol=0, fast_mode=True)
+
+
+def test_where_no_tracer_is_the_brighter_source_is_right() -> None:
+    a, b = tensor(smooth(42)), 0.02 * tensor(smooth(43))
+    foreground = torch.zeros_like(a)
+    foreground[..., :20] = 1
+    f = torch.maximum(a, b) + 0.5 * foreground
+    assert terms.outside_loss(f, a, b, foreground).item() == 0
+    assert terms.outside_loss(f + b, a, b, foreground).item() > 0.001
+    assert terms.outside_loss(a + 1, a, b, torch.ones_like(a)).item() == 0, "uptake all over"
 
 
 def test_likeness_sees_a_grain_of_one_level_in_flat_bone() -> None:
