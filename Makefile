@@ -86,11 +86,18 @@ $(RUNS)/generated/train.safetensors: .venv/done
 		--diffusion $(RUNS)/diffusion/checkpoint.safetensors
 
 WITH_DIFFUSION = --generated $(RUNS)/generated/train.safetensors --predictability 4 --generated-fused 0.2
-# What the last three stages hold: lesions, uptake, colour; half of their crops are as of other scanners.
+# What the last four stages hold: lesions, uptake, colour; half of their crops are as of other scanners.
 FAITHFUL = --generated $(RUNS)/generated/train.safetensors --predictability 4 --precision fp32 --crop-px 96 \
 	--batch-size 4 --randomised 0.5 --detail-pet 0 --detail-spect 0 --bone-ct 1 --edge 1 --edge-ct 1.4 \
 	--complement-ct 0.3
-# The second and the last stage bring bfloat16, as the CPU runs it, to within a level of FP32.
+# The last stage: all terms at once and longest, the forward pass in bfloat16; every second crop is of CT.
+READER = --predictability 4 --crop-px 96 --batch-size 4 --turns ct pet ct spect --randomised 0.5 --steps 4600 \
+	--learning-rate 1.2e-3 --seed 21 --rounding 8 --flat 3 --edge 1 --edge-ct 2.2 --complement 3 --complement-ct 0.3 \
+	--detail-pet 0 --detail-spect 0 --structure-ct 2.5 --bone-ct 40 --soft-ct 6 --activity-ct 3 --likeness-ct 2 \
+	--likeness-pet 0.5 --likeness-spect 0.5 --uptake-detail-pet 0.8 --uptake-detail-spect 0.9 --colour-pet 8 \
+	--colour-spect 6 --outside-pet 200 --outside-spect 200 --lesions-ct 5 --lesions-pet 3 --lesions-spect 2.5 \
+	--lesion-gain-ct 1.5
+# The second stage and three of the last four bring bfloat16, as the CPU runs it, to within a level of FP32.
 train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/rounded $(WITH_DIFFUSION) \
@@ -103,10 +110,12 @@ train-all: $(RUNS)/generated/train.safetensors
 		--init $(RUNS)/faithful/checkpoint.safetensors --steps 360 --learning-rate 5e-4 --seed 1 --soft-ct 2 \
 		--activity-ct 0.7 --complement 1.2 --uptake-detail-pet 1.2 --uptake-detail-spect 0.7 --colour-pet 3.2 --colour-spect 5 \
 		--lesions-ct 2.4 --lesions-pet 1.3 --lesions-spect 1.3
-	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/released $(FAITHFUL) --rounding 60 \
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/coloured $(FAITHFUL) --rounding 60 \
 		--init $(RUNS)/balanced/checkpoint.safetensors --steps 220 --learning-rate 8e-4 --seed 2 --soft-ct 2 \
 		--activity-ct 0.7 --complement 1.4 --uptake-detail-pet 0.9 --uptake-detail-spect 0.9 --colour-pet 7 --colour-spect 5 \
 		--structure-ct 4 --lesions-ct 2.4 --lesions-pet 1.3 --lesions-spect 1.3
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/released $(READER) \
+		--generated $(RUNS)/generated/train.safetensors --init $(RUNS)/coloured/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
