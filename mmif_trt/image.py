@@ -184,6 +184,14 @@ class Image:
         return f"Image({', '.join(parts)}; {self.source})"
 
 
+def stored_text(header: Any, keyword: str) -> str:
+    """A value of a DICOM header as it was read, "" where there is none. To decode it would put other bytes in
+    the place of those that are not of the declared character set."""
+    element = header.get_item(keyword) if keyword in header else None
+    value = b"" if element is None else element.value
+    return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip(" \0")
+
+
 def letter_of(direction: np.ndarray) -> str:
     """The patient side (R L A P S I) that a RAS+ direction [3] points to most."""
     axis = int(np.abs(direction).argmax())

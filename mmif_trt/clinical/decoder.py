@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmif_trt.clinical.child import Child
-from mmif_trt.clinical.header import PLAIN
+from mmif_trt.clinical.header import PLAIN, parsed
 from mmif_trt.files import TMP_SUFFIX, OutputError
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import registration as dicom_registration
@@ -125,9 +125,7 @@ class Decoder:
 
 
 def _image(answer: dict[str, Any], data: np.ndarray) -> Image:
-    from pydicom.dataset import Dataset
-
-    headers = tuple(Dataset.from_json(text) for text in answer["headers"])
+    headers = tuple(parsed(text) for text in answer["headers"])
     affine = None if answer["affine"] is None else np.array(answer["affine"])
     limits = None if answer["value_range"] is None else tuple(answer["value_range"])
     rest = {key: answer[key] for key in PLAIN}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
-from mmif_trt.io.dicom.write import KEPT
+from mmif_trt.io.dicom.write import KEPT, as_stored, keep_bytes
 
 PLAIN = ("modality", "source", "units", "frame", "space", "sha256")  # of Image, as they are
 REFERRED = (
@@ -30,51 +32,74 @@ IDENTITY = {
     "SOPInstanceUID",
     "SeriesInstanceUID",
 }
-MAX_BYTES = 65_536  # as JSON; a header of KEPT and REFERRED has about 2,000
+CHARACTER_SET = 0x00080005
+MAX_BYTES = 65_536  # a header of KEPT and REFERRED has about 1,000
 
 
 def header(dataset: Any) -> tuple[str, list[str]]:
-    """(the kept elements as DICOM JSON, the keywords that were left out: unreadable or, but for IDENTITY,
-    invalid)."""
+    """(the kept elements as an explicit little endian dataset in base64, their bytes as they were read; the
+    keywords that were left out: unreadable or, but for IDENTITY, invalid)."""
+    from pydicom.datadict import keyword_for_tag
     from pydicom.dataset import Dataset
 
     small, left_out = Dataset(), []
     for keyword in (*KEPT, *REFERRED):
         if keyword in dataset:
             try:
-                element = dataset[keyword]
-                if keyword not in IDENTITY:
-                    _check(element)
-                small[keyword] = element
+                element = as_stored(dataset, keyword)
+                _check(element, dataset.get("SpecificCharacterSet"), keyword in IDENTITY)
+                small[element.tag] = element
             except Exception:  # pydicom raises whatever the bytes lead it to
                 left_out.append(keyword)
-    if not (text := _json(small)):  # which of them?
-        for element in list(small):
+    if not (data := _written(small)):  # which of them?
+        for tag in list(small.keys()):
             alone = Dataset()
-            alone[element.tag] = element
-            if not _json(alone):
-                left_out.append(element.keyword)
-                del small[element.tag]
-        text = _json(small)
-    return text, left_out
+            alone[tag] = small.get_item(tag)
+            if not _written(alone):
+                left_out.append(keyword_for_tag(tag))
+                del small[tag]
+        data = _written(small)
+    return base64.b64encode(data).decode("ascii"), left_out
 
 
-def _json(dataset: Any) -> str:
-    """ "" where a value cannot be written, or is longer than any that KEPT names."""
+def parsed(text: str) -> Any:
+    """The dataset of `header`."""
+    from pydicom.filereader import read_dataset
+
+    return read_dataset(io.BytesIO(base64.b64decode(text)), is_implicit_VR=False, is_little_endian=True)
+
+
+def _written(dataset: Any) -> bytes:
+    """b"" where a value cannot be written, or the whole is longer than any that KEPT names would make it."""
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    stream = DicomBytesIO()
+    stream.is_implicit_VR, stream.is_little_endian = False, True
     try:
-        text: str = dataset.to_json()
+        keep_bytes(dataset)
+        write_dataset(stream, dataset)
     except Exception:
-        return ""
-    return text if len(text) <= MAX_BYTES else ""
+        return b""
+    data: bytes = stream.getvalue()
+    return data if len(data) <= MAX_BYTES else b""
 
 
-def _check(element: Any) -> None:
-    """Raises ValueError where a value is not of its Value Representation (PS3.5, 6.2)."""
+def _check(element: Any, charset: Any, is_identity: bool) -> None:
+    """Raises an error where a value cannot be converted or, but for IDENTITY, is not of its Value
+    Representation (PS3.5, 6.2). The element itself stays as it is."""
     from pydicom import config
+    from pydicom.dataset import Dataset
     from pydicom.valuerep import validate_value
 
-    values = element.value if element.VM > 1 else [element.value]
-    for value in values:
+    alone = Dataset()
+    if charset and element.tag != CHARACTER_SET:
+        alone.SpecificCharacterSet = charset
+    keep_bytes(alone)
+    alone[element.tag] = element
+    converted = alone[element.tag]
+    values = converted.value if converted.VM > 1 else [converted.value]
+    for value in values if not is_identity else ():
         if value not in (None, ""):
-            text = str(value) if element.VR in ("DS", "IS", "DA", "TM", "DT") else value
-            validate_value(element.VR, text, config.RAISE)
+            text = str(value) if converted.VR in ("DS", "IS", "DA", "TM", "DT") else value
+            validate_value(converted.VR, text, config.RAISE)

@@ -17,6 +17,7 @@ from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, wr
 from mmif_trt.image import Image, InputError
 from mmif_trt.io import raster
 from mmif_trt.io.dicom import write as dicom_write
+from mmif_trt.io.dicom.deidentify import deidentified
 from mmif_trt.volume import Fused, orient
 
 LUMA = "_luma"
@@ -134,7 +135,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
         sources_sha256="" if deidentify else dict(fused.image.label)["Source"],
         burn_in=burn_in,
     )
-    return dicom_write.deidentified(dataset) if deidentify else dataset
+    return deidentified(dataset) if deidentify else dataset
 
 
 def save_preview(path: str, fused: Fused) -> None:

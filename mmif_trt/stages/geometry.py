@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import RAS_LPS, Image, InputError
+from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 
 REGISTRATIONS = ("header", "rigid", "none")
 _SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
@@ -135,7 +135,7 @@ def _one_space(a: Image, b: Image) -> tuple[str, ...]:
 def _same_patient(a: Image, b: Image) -> None:
     """Raises InputError where both headers name a patient, and not the same one; no name in the message."""
     for keyword in ("PatientID", "IssuerOfPatientID"):
-        ours, theirs = (str(x.headers[0].get(keyword) or "") if x.headers else "" for x in (a, b))
+        ours, theirs = (stored_text(x.headers[0], keyword) if x.headers else "" for x in (a, b))
         if ours and theirs and ours != theirs:
             raise InputError(f"{a.source} and {b.source} are of two patients; expected one patient")
 

@@ -180,7 +180,7 @@ def test_command_line_on_nifti(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_lossy_methods_and_ratios_are_carried_over() -> None:
     """From the headers that leave the reading process, the highest ratio of each method."""
-    from mmif_trt.clinical.header import header
+    from mmif_trt.clinical.header import header, parsed
     from mmif_trt.io.dicom.write import _lossy_steps
 
     sources = []
@@ -192,5 +192,5 @@ def test_lossy_methods_and_ratios_are_carried_over() -> None:
         source = pydicom.Dataset()
         source.LossyImageCompression = "01"
         source.LossyImageCompressionMethod, source.LossyImageCompressionRatio = methods, ratios
-        sources.append(pydicom.Dataset.from_json(header(source)[0]))
+        sources.append(parsed(header(source)[0]))
     assert _lossy_steps(sources) == {"ISO_10918_1": 12.0, "ISO_15444_1": 7.5}

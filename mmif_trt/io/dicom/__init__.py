@@ -18,7 +18,7 @@ import numpy as np
 
 from mmif_trt import privacy
 from mmif_trt.files import one_sum, open_regular
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import Image, InputError, stored_text
 from mmif_trt.io.dicom import bare, objects, several
 from mmif_trt.io.dicom import values as dicom_values
 from mmif_trt.io.dicom.pixels import announced, frames, volume
@@ -246,25 +246,15 @@ def _series(datasets: list[Any], name: str, which: Which) -> Image:
 def _one_series(datasets: list[Any]) -> None:
     """Raises InputError where the files are of several series, which it names, or of several patients."""
     for label, keyword in ONE_OF:
-        count = len({_raw(dataset, keyword) for dataset in datasets})
+        count = len({stored_text(dataset, keyword) for dataset in datasets})
         if count > 1:
             came = f"{len(datasets)} DICOM files of {count} {label}"
-            if label == "patients" or len({_raw(x, "SeriesInstanceUID") for x in datasets}) == 1:
+            if label == "patients" or len({stored_text(x, "SeriesInstanceUID") for x in datasets}) == 1:
                 raise InputError(f"{came}; expected one series")
             raise InputError(
                 f"{came}: {objects.series_words(datasets)}; expected one series: choose by --series-a or "
                 "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...))"
             )
-
-
-def _raw(dataset: Any, keyword: str) -> str:
-    """A value as it was read: to decode it would lose bytes that are not of the declared character set."""
-    from pydicom.datadict import tag_for_keyword
-
-    tag = tag_for_keyword(keyword)
-    element = dataset.get_item(tag) if tag in dataset else None
-    value = element.value if element is not None else b""
-    return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip(" \0")
 
 
 def _each_once(datasets: list[Any]) -> tuple[list[Any], tuple[str, ...]]:

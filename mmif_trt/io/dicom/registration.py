@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt.image import RAS_LPS, Image, InputError
+from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 from mmif_trt.io import dicom
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.1"
@@ -25,7 +25,7 @@ class Side:
 
 def side_of(image: Image) -> Side:
     uids = tuple(str(header.get("SOPInstanceUID", "")) for header in image.headers)
-    patient = str(image.headers[0].get("PatientID") or "") if image.headers else ""
+    patient = stored_text(image.headers[0], "PatientID") if image.headers else ""
     return Side(image.source, image.frame, uids, patient)
 
 
@@ -42,7 +42,7 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
         if dataset.get("SOPClassUID") != SOP_CLASS:
             raise InputError(f"{name}: another SOP class; expected a Spatial Registration")
         for side in (a, b):
-            theirs = str(dataset.get("PatientID") or "")
+            theirs = stored_text(dataset, "PatientID")
             if side.patient and theirs and side.patient != theirs:
                 raise InputError(f"{name} and {side.name} are of two patients; expected one patient")
         into_a, into_b = (_into_registered(dataset, name, side) for side in (a, b))

@@ -43,6 +43,7 @@ KEPT = (
     "ReferringPhysicianName",
     "PositionReferenceIndicator",
 )
+TEXT = {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UI"}
 REQUIRED_EMPTY = (
     "PatientName",
     "PatientID",
@@ -82,8 +83,8 @@ def derived(
 
     dataset, first = Dataset(), sources[0]
     for keyword in KEPT:
-        if keyword in first:
-            dataset[keyword] = first[keyword]
+        if (element := as_stored(first, keyword)) is not None:
+            dataset[element.tag] = element
     for keyword in (
         *REQUIRED_EMPTY,
         "AccessionNumber",
@@ -97,11 +98,36 @@ def derived(
     _equipment(dataset, version, weights_sha256, sources_sha256)
     _geometry(dataset, image)
     _pixels(dataset, image, burn_in)
+    keep_bytes(dataset)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     return dataset
+
+
+def as_stored(dataset: Any, keyword: str) -> Any:
+    """An element of text with its bytes as they were read, for a dataset of explicit VR; None where it is not
+    there. They stay undecoded: what is not of the declared character set would come out as other bytes.
+
+    Raises ValueError for a value that is no text.
+    """
+    from pydicom.datadict import dictionary_VR
+
+    element = dataset.get_item(keyword) if keyword in dataset else None
+    if element is None or not element.is_raw:
+        return element
+    vr = element.VR if element.VR not in (None, "UN") else dictionary_VR(element.tag)
+    value = element.value or b""
+    if vr not in TEXT or len(value) > 65_534:  # whose length has 16 bits
+        raise ValueError(keyword)
+    return element._replace(VR=vr, length=len(value), value=value, is_implicit_VR=False)
+
+
+def keep_bytes(dataset: Any) -> None:
+    """Tells pydicom that the dataset is of explicit little endian already, in its own character set: then
+    what was read and not decoded since is written byte for byte."""
+    dataset.set_original_encoding(False, True, dataset._character_set)
 
 
 def encode(dataset: Any) -> bytes:
@@ -131,7 +157,7 @@ def _identity(dataset: Any, image: Image, sources: list[Any], settings: str) -> 
     dataset.InstanceNumber = 1
 
 
-def _code(value: str, meaning: str, scheme: str = "DCM") -> Any:
+def code(value: str, meaning: str, scheme: str = "DCM") -> Any:
     from pydicom.dataset import Dataset
 
     code = Dataset()
@@ -148,8 +174,8 @@ def _what_it_is(dataset: Any, sources: list[Any], description: str, derivation: 
     dataset.ImageComments = MARK
     dataset.DerivationDescription = derivation[:1024]
     # CID 7203 has no code for fusion and may be extended.
-    fusion = _code("FUSION", "Multi-modality image fusion", "99MMIF")
-    dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling"), fusion]
+    fusion = code("FUSION", "Multi-modality image fusion", "99MMIF")
+    dataset.DerivationCodeSequence = [code("113085", "Spatial resampling"), fusion]
     dataset.BurnedInAnnotation = "YES" if burn_in else "NO"
     dataset.RecognizableVisualFeatures = "YES"  # a head in thin slices can be rendered to a face
     lossy = any(str(source.get("LossyImageCompression", "00")) == "01" for source in sources)
@@ -168,7 +194,7 @@ def _what_it_is(dataset: Any, sources: list[Any], description: str, derivation: 
         by_series.setdefault(str(source.SeriesInstanceUID), []).append(reference)
         with_purpose = Dataset()
         with_purpose.update(reference)
-        purpose = _code("121322", "Source image for image processing operation")
+        purpose = code("121322", "Source image for image processing operation")
         with_purpose.PurposeOfReferenceCodeSequence = [purpose]
         references.append(with_purpose)
     dataset.SourceImageSequence = references
@@ -206,7 +232,7 @@ def _equipment(dataset: Any, version: str, weights_sha256: str, sources_sha256: 
     made_of = f"; {sources_sha256}" if sources_sha256 else ""
     used.ContributionDescription = f"image fusion, weights sha256 {weights_sha256}{made_of}; {LABEL}"
     used.ContributionDateTime = f"{dataset.ContentDate}{dataset.ContentTime}"
-    used.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    used.PurposeOfReferenceCodeSequence = [code("109102", "Processing Equipment")]
     dataset.ContributingEquipmentSequence = [used]
 
 
@@ -283,38 +309,3 @@ def marked(plane: np.ndarray) -> np.ndarray:
     for index, line in enumerate(reversed(lines)):
         cv2.putText(out, line, (1, height - 2 - index * pitch), font, scale, (white,) * 3, 1, cv2.LINE_8)
     return out
-
-
-def deidentified(dataset: Any) -> Any:
-    """The dataset by the Basic Profile of PS3.15 table E.1-1 (dicom-anonymizer), UIDs replaced.
-
-    What a profile on attributes cannot remove: a face that can be rendered from the pixels
-    (Recognizable Visual Features stays YES).
-    """
-    from dicomanonymizer import anonymize_dataset
-    from dicomanonymizer.simpledicomanonymizer import get_UID
-
-    def replace_references(data: Any, tag: Any) -> None:
-        """Action U. The library empties the items of a sequence, which leaves references to nothing."""
-        for element in data[tag].value:
-            for inner in element.iterall():
-                if inner.VR == "UI" and "ClassUID" not in inner.keyword:
-                    inner.value = get_UID(str(inner.value))
-
-    ours = {
-        keyword: dataset[keyword] for keyword in ("ImageComments", "SeriesDescription") if keyword in dataset
-    }
-    references = {(0x0008, 0x2112): replace_references, (0x0008, 0x1115): replace_references}
-    anonymize_dataset(dataset, references)
-    for element in dataset.iterall():
-        if element.VR == "DA" and element.value == "00010101":  # the library's dummy, which is no valid date
-            element.value = "19000101"
-    for keyword, element in ours.items():  # no value of the patient, and the label is in them
-        dataset[keyword] = element
-    dataset.PatientIdentityRemoved = "YES"
-    dataset.DeidentificationMethod = "PS3.15 Basic Profile, dicom-anonymizer"
-    dataset.DeidentificationMethodCodeSequence = [
-        _code("113100", "Basic Application Confidentiality Profile")
-    ]
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    return dataset
