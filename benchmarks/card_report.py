@@ -75,11 +75,18 @@ def network(results: list[dict[str, Any]]) -> str:
 
 def training(result: dict[str, Any]) -> str:
     rows = [
-        [row["kernels"], row["step_ms"]["p50"], row["step_ms"]["p95"], row["loss"][0], row["loss"][-1]]
+        [
+            row["kernels"],
+            row.get("captured", False),
+            row["step_ms"]["p50"],
+            row["step_ms"]["p95"],
+            row["loss"][0],
+            row["loss"][-1],
+        ]
         for row in result["rows"]
         if row["status"] == "measured"
     ]
-    table = report.markdown(["kernels", "step p50 ms", "p95", "first loss", "last loss"], rows)
+    table = report.markdown(["kernels", "captured", "step p50 ms", "p95", "first loss", "last loss"], rows)
     gap = result.get("gap")
     said = "" if gap is None else f"\n\nThe smoothed curves part by at most {100 * gap:.1f} % of the fall."
     title = f"{result['settings']['steps']} steps by the host's clock, data and optimiser included:"

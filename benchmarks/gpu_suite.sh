@@ -117,7 +117,7 @@ if [ "$part" = first ]; then
     $sections --metrics "$metrics" -f -o "$work/kernels" "$PYTHON" benchmarks/check_kernels.py --device "$DEVICE" --once
   step ncu_rows 15 ncu --import "$work/kernels.ncu-rep" --csv --page raw
   step tests 60 "$PYTHON" -m pytest -q -k "cuda" tests/ops/test_window_attention.py tests/ops/test_fusion_loss.py \
-    tests/ops/test_fusion_loss_op.py tests/ops/test_cuda_device.py
+    tests/ops/test_fusion_loss_op.py tests/ops/test_cuda_device.py tests/train/test_captured.py
   # Without torch's own pool of memory, in which an access beyond a tensor meets another one.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   small="$PYTHON benchmarks/check_kernels.py --device $DEVICE --small"

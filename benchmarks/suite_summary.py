@@ -117,7 +117,8 @@ def latency(result: dict[str, Any]) -> str:
 
 def training(result: dict[str, Any]) -> str:
     lines = [
-        f"kernels {r['kernels']}: {p50(r, 'step_ms')} ms a step, loss {r['loss'][0]} to {r['loss'][-1]}"
+        f"kernels {r['kernels']}, captured {r['captured']}: {p50(r, 'step_ms')} ms, "
+        f"loss {r['loss'][0]} to {r['loss'][-1]}"
         if r["status"] == "measured"
         else f"kernels {r['kernels']}: refused: {r['reason']}"
         for r in result["rows"]

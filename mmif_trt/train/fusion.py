@@ -10,6 +10,7 @@ in channels-last order; losses and weights are FP32. Where that leaves it too fa
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mmif_trt.image import InputError
 from mmif_trt.models.lagn import BRANCHES, LAGN, LAGNConfig
 from mmif_trt.train import coloured, data, generate, loop
+from mmif_trt.train.captured import CapturedForward
 from mmif_trt.train.fidelity_losses import (
     FidelityWeights,
     activity_loss,
@@ -57,7 +59,13 @@ def forward(model: LAGN, a: Tensor, b: Tensor, precision: str) -> Tensor:
     return fused
 
 
-def objective(model: LAGN, config: FusionConfig, sets: list[coloured.ColouredPairs]) -> loop.Objective:
+Forward = Callable[[LAGN, Tensor, Tensor, str], Tensor]
+
+
+def objective(
+    model: LAGN, config: FusionConfig, sets: list[coloured.ColouredPairs], forward: Forward = forward
+) -> loop.Objective:
+    """The loss of a step. forward: runs the network, as `forward` above and `captured.CapturedForward` do."""
     planted = any(config.fidelity.lesions.values())
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -162,15 +170,17 @@ def train(
     stop_after: int | None = None,
     checkpoint_every: int = 500,
     decode: str = "opencv",
+    capture: bool = False,
 ) -> Path:
     """Train to the end, or go on from out/checkpoint.safetensors; returns the checkpoint's path.
 
     init: a checkpoint of an earlier stage to start from. generated: the file that train/generate.py wrote
     for the training pairs. stop_after: end at this step, with the learning rate of the whole schedule.
-    decode: what reads the pictures, the same bits.
+    decode: what reads the pictures, the same bits. capture: run the network as CUDA graphs (captured.py).
     Raises InputError for data, generated images or checkpoints that do not fit,
     FloatingPointError on a loss that is not finite (the last checkpoint stays).
     """
+    run_network = CapturedForward() if capture else forward
     sets, validation = data.read_splits(root, decode)
     data.check_crop(config.crop_px, config.model.multiple, sets)
     if generated is not None:
@@ -184,7 +194,7 @@ def train(
     if not loop.resume(path, state, config) and init is not None:
         loop.start_from(init, state, config.model)
     assert isinstance(state.model, LAGN)
-    step = objective(state.model, config, in_colour)
+    step = objective(state.model, config, in_colour, run_network)
     return loop.run(
         state, config, path, step, lambda w: log_pictures(w, state, validation), stop_after, checkpoint_every
     )
@@ -201,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hold-out", nargs="+", default=[], metavar="MODALITY:CASE", help="as ct:case37")
     often = "modalities of successive crops, as ct pet ct spect; default: each in turn"
     parser.add_argument("--turns", nargs="+", default=[], choices=data.SETS, metavar="MODALITY", help=often)
+    parser.add_argument("--capture", action="store_true", help="run the network as CUDA graphs")
     for name, value in (asdict(defaults.loss) | asdict(defaults.fidelity)).items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"
@@ -221,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> Path:
         paths = (given.data, given.out, given.init, given.generated)
-        return train(config, *paths, given.stop_after, decode=given.decode)
+        return train(config, *paths, given.stop_after, decode=given.decode, capture=given.capture)
 
     return loop.main(given, config, run)
 

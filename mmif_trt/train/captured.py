@@ -1,0 +1,47 @@
+"""LAGN's forward and backward as CUDA graphs, for a training on a card.
+
+A step on small crops keeps a card busy for a few milliseconds and the host for many: it launches some hundred
+kernels one by one. A graph launches them at once. One is captured per shape and precision that a training
+uses; the losses, whose work differs with the batch, stay as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmif_trt.image import InputError
+from mmif_trt.models.lagn import LAGN
+
+
+class _InPrecision(nn.Module):
+    """The network in "bf16" (autocast) or "fp32", float32 out."""
+
+    def __init__(self, model: LAGN, precision: str) -> None:
+        super().__init__()
+        self.model, self.bf16 = model, precision == "bf16"
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        # Without autocast's cache: a cast weight that outlived the capture would never follow the optimiser.
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            fused: Tensor = self.model(a, b)
+        return fused
+
+
+class CapturedForward:
+    """Called as `fusion.forward` is: (model, a, b, precision) -> the fused image, differentiable in the
+    weights. Weights must stay where they are in memory, as an optimiser leaves them."""
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise InputError("--capture: no CUDA device; expected one, or leave the option out")
+        self._made: dict[tuple[str, tuple[int, ...]], nn.Module] = {}
+
+    def __call__(self, model: LAGN, a: Tensor, b: Tensor, precision: str) -> Tensor:
+        key = precision, tuple(a.shape)
+        if key not in self._made:
+            example = (torch.zeros_like(a), torch.zeros_like(b))
+            self._made[key] = torch.cuda.make_graphed_callables(_InPrecision(model, precision), example)  # type: ignore[assignment]
+        fused: Tensor = self._made[key](a, b)
+        # The graph's own buffer: the next replay writes over it.
+        return fused.clone()
