@@ -15,7 +15,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 SOURCES = sorted((REPO / "csrc" / "cuda").glob("*.cu"))
-ARCHITECTURES = ["80", "86", "89", "90", "120"]
+ARCHITECTURES = ["80", "86", "89", "90", "100", "120"]
 RESULT = REPO / "benchmarks" / "results" / "ptxas.txt"
 HEADER = f"{'kernel':58} {'sm':>3} {'registers':>9} {'shared':>7} {'spill stores':>12} {'spill loads':>11}"
 

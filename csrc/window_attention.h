@@ -24,12 +24,13 @@ struct WindowAttentionParams {
   void* out;  // [B, H, W, heads, D] contiguous
   void* lse;  // [B, heads, H, W] contiguous, wide: natural log of the softmax's denominator
 
+  int64_t chunks;  // runs of windows that differ by one in length at most; what one thread or block takes
+
   // Backward only.
   const void* d_out;        // [B, H, W, heads, D]
   int64_t d_out_stride[4];  // of B, H, W, heads
   void* d_qkv;              // [B, H, W, 3, heads, D] contiguous
   void* d_bias_partial;     // [chunks, heads, (2 window - 1)^2] wide, written whole; summed over chunks later
-  int64_t chunks;           // chunk c takes the windows [c windows / chunks, (c + 1) windows / chunks)
 };
 
 }  // namespace mmif

@@ -24,7 +24,7 @@ class Case:
     head_dim: int = 32
     window: int = 8
     shift: int = 4
-    layout: str = "contiguous"  # or sliced, unaligned
+    layout: str = "contiguous"  # or sliced, or unaligned, which is refused
     values: str = "normal"  # or constant, large
     chunks: int = 3
     seed: int = 1  # of the order of threads
@@ -121,7 +121,7 @@ def pack(case: Case, given: Inputs) -> bytes:
     header = [DTYPES[case.dtype], case.batch, case.height, case.width, case.heads, case.head_dim]
     header += [case.window, case.shift, *given.qkv.stride()[:5], given.qkv.storage_offset(), qkv.numel()]
     header += [*given.d_out.stride()[:4], given.d_out.storage_offset(), d_out.numel()]
-    header += [min(case.chunks, windows), case.seed]
+    header += [min(case.chunks, windows), case.seed, case.layout == "unaligned"]
     return struct.pack(f"{len(header)}q", *header) + raw(qkv) + raw(given.bias) + raw(d_out)
 
 

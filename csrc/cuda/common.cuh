@@ -90,10 +90,32 @@ __device__ __forceinline__ float2 unpack(unsigned both) {
   return make_float2(to_float(values[0]), to_float(values[1]));
 }
 
-__device__ __forceinline__ float fast_exp(float x) {
-  constexpr float kLog2e = 1.4426950408889634f;
-  return exp2f(x * kLog2e);
+// One instruction each, good to about 2^-22; subnormal numbers count as 0.
+#ifdef MMIF_EMULATOR
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_log2(float x) { return std::log2(x); }
+inline float fast_inverse(float x) { return 1 / x; }
+#else
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
+__device__ __forceinline__ float fast_log2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float fast_inverse(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * kLog2e); }
 
 // x / y, given about 1 / y: one step of Newton's, so that a sum of n equal terms over n is the term again.
 __device__ __forceinline__ float quotient(float x, float y, float inverse) {
@@ -101,10 +123,9 @@ __device__ __forceinline__ float quotient(float x, float y, float inverse) {
   return fmaf(fmaf(-q, y, x), inverse, q);
 }
 
-// Two neighbours, the first at an even index, rounded to T.
+// Two neighbours, the first at an even index.
 template <typename T>
-__device__ __forceinline__ void store_pair(T* to, float low, float high) {
-  const unsigned both = pack<T>(low, high);
+__device__ __forceinline__ void store_pair(T* to, unsigned both) {
   *reinterpret_cast<unsigned*>(to) = both;
 }
 
@@ -115,6 +136,12 @@ __device__ __forceinline__ int renewed(int x) {
   asm volatile("" : "+r"(x));
 #endif
   return x;
+}
+
+// threadIdx.x, which must fill the warp, through a shuffle that no compiler moves: what is computed from it
+// within a loop is computed there.
+__device__ __forceinline__ int renewed_thread() {
+  return __shfl_xor_sync(kAllLanes, static_cast<int>(threadIdx.x), 0);
 }
 
 // Starts a kernel; what came of it is returned, for the host part to check.

@@ -14,11 +14,26 @@
 namespace mmif {
 namespace {
 
-// Blocks a head in backward: about two waves of blocks on a large card at two heads. A constant, not a
-// property of the card, so that every card sums d_bias in the same order.
-constexpr int64_t kChunks = 512;
+// Blocks of a launch over all heads: about a wave on a large card in forward, two in backward. More windows make
+// a block's chunk longer, and what a block does once is shared by more of them. Constants, not properties of the
+// card, so that every card sums d_bias in the same order.
+constexpr int64_t kForwardBlocks = 1024, kBackwardBlocks = 1024;
+
+int64_t chunks(const WindowAttentionParams& p, int64_t blocks) {
+  return std::min((blocks + p.heads - 1) / p.heads, window_count(p));
+}
+
+// x, or a copy of it whose rows begin at multiples of 16 bytes, as the kernels read them. What torch makes is so;
+// a view of it may not be.
+at::Tensor with_aligned_rows(const at::Tensor& x) {
+  const int64_t vector = 16 / x.element_size();
+  bool aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned &= x.stride(i) % vector == 0;
+  return aligned ? x : x.clone(at::MemoryFormat::Contiguous);
+}
 
 WindowAttentionParams params(at::Tensor& qkv, at::Tensor& bias, int64_t window, int64_t shift) {
+  qkv = with_aligned_rows(qkv);
   const WindowAttentionParams p = window_attention_params(qkv, bias, window, shift);
   MMIF_CHECK("window_attention", "qkv", qkv.scalar_type(), "float32, float16, bfloat16 on CUDA",
              p.dtype != DType::kDouble);
@@ -35,6 +50,7 @@ std::tuple<at::Tensor, at::Tensor> window_attention(const at::Tensor& qkv_in, co
   if (out.numel() == 0) return {out, lse};
   p.out = out.data_ptr();
   p.lse = lse.data_ptr();
+  p.chunks = chunks(p, kForwardBlocks);
   MMIF_LAUNCH("window_attention", window_attention_fwd_launch(p, c10::cuda::getCurrentCUDAStream()));
   return {out, lse};
 }
@@ -44,15 +60,13 @@ std::tuple<at::Tensor, at::Tensor> window_attention_bwd(const at::Tensor& d_out_
                                                         const at::Tensor& lse, int64_t window,
                                                         int64_t shift) {
   const c10::cuda::CUDAGuard guard(qkv_in.device());
-  at::Tensor d_out = d_out_in, qkv = qkv_in, bias = bias_in;
-  // Its rows are read 16 bytes at a time: what forward made is aligned, a view of it may not be.
-  const bool aligned = reinterpret_cast<uintptr_t>(out_in.const_data_ptr()) % 16 == 0;
-  const at::Tensor out = aligned ? out_in : out_in.clone();
+  at::Tensor d_out = with_aligned_rows(d_out_in), qkv = qkv_in, bias = bias_in;
+  const at::Tensor out = out_in.is_contiguous() ? with_aligned_rows(out_in) : out_in;  // refused below
   WindowAttentionParams p = params(qkv, bias, window, shift);
   window_attention_add_gradient(p, d_out, qkv, out, lse);
   const at::Tensor d_qkv = at::empty(qkv.sizes(), qkv.options());
   if (out.numel() == 0) return {d_qkv, at::zeros(bias.sizes(), bias.options())};
-  p.chunks = std::min(kChunks, window_count(p));
+  p.chunks = chunks(p, kBackwardBlocks);
   const at::Tensor partial = at::empty({p.chunks, p.heads, bias.size(0)}, bias.options());
   const at::Tensor d_bias = at::empty(bias.sizes(), bias.options());
   p.d_qkv = d_qkv.data_ptr();

@@ -115,7 +115,7 @@ __device__ __forceinline__ float sum_of_offset(const float (&d_s)[kSlots][kSlots
 template <int D>
 __device__ __forceinline__ void float_window(FloatBackwardTiles<D>& tiles, const Window& window, float lse,
                                              float scale) {
-  const int thread = renewed(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const int thread = renewed_thread(), warp = thread / kWarp, lane = thread % kWarp;
   const int half = warp / 2, slot = kHalf * (warp % 2) + lane;
   float d_q[D];
   float_query(d_q, tiles, window, lse, scale, slot, kHalf * half);
@@ -158,30 +158,32 @@ __global__ void __launch_bounds__(kThreads, 3)
     window_attention_bwd_float_kernel(const WindowAttentionParams p, const Plan plan) {
   using TileRows = Rows<float, D, kThreads>;
   MMIF_SHARED_DYNAMIC(FloatBackwardTiles<D>, tiles);
-  const int head = blockIdx.x % p.heads, slot = threadIdx.x % kSlots;
-  const int chunk = blockIdx.x / p.heads, end = chunk_begin(p, plan.windows, chunk + 1);
-  const int64_t row = static_cast<int64_t>(p.heads) * D;
+  const int head = blockIdx.x, chunk = blockIdx.y;
+  const int row = p.heads * D;
   const int64_t out_stride[3] = {p.height * p.width * row, p.width * row, row};
   load_bias<kThreads>(tiles.bias, p, head);
 
   for (int cell = threadIdx.x; cell < kBiasCells; cell += kThreads) tiles.d_bias[cell] = 0.f;
+  Place place(plan, chunk_begin(plan, chunk));
 #pragma unroll 1
-  for (int number = chunk_begin(p, plan.windows, chunk); number < end; ++number) {
-    const Window window(p, plan, number);
-    TileRows::load_qkv(tiles.q, tiles.k, tiles.v, p, head, window, plan.aligned);
+  for (int left = chunk_windows(plan, chunk); left > 0; --left, place.next(plan)) {
+    const Window window(p, plan, place);
+    const int thread = renewed_thread();
+    TileRows::load_qkv(tiles.q, tiles.k, tiles.v, p, head, window, thread);
     TileRows::load(tiles.d_out, static_cast<const float*>(p.d_out) + head * p.d_out_stride[3], p.d_out_stride,
-                   window, plan.aligned);
-    TileRows::load(tiles.out, static_cast<const float*>(p.out) + head * D, out_stride, window, true);
-    const float lse = lse_of(p, window, head, slot);
+                   window, thread);
+    TileRows::load(tiles.out, static_cast<const float*>(p.out) + head * D, out_stride, window, thread);
+    const float lse = lse_of(p, window, head, thread % kSlots);
     wait_copies();
     __syncthreads();
-    float_window(tiles, window, lse, static_cast<float>(p.scale));
+    float_window(tiles, window, lse, plan.scale);
     __syncthreads();
-    const Window again(p, plan, renewed(number));
+    const int same = renewed_thread();
+    const Window again(p, plan, {place.batch, renewed(place.y), renewed(place.x)});
     float* d_base = static_cast<float*>(p.d_qkv) + head * D;
-    TileRows::store(tiles.q, d_base, 3 * row, p, again, 0, kSlots, threadIdx.x, kThreads);
-    TileRows::store(tiles.v, d_base + row, 3 * row, p, again, 0, kSlots, threadIdx.x, kThreads);
-    TileRows::store(tiles.d_out, d_base + 2 * row, 3 * row, p, again, 0, kSlots, threadIdx.x, kThreads);
+    TileRows::store(tiles.q, d_base, 3 * row, p, again, same);
+    TileRows::store(tiles.v, d_base + row, 3 * row, p, again, same);
+    TileRows::store(tiles.d_out, d_base + 2 * row, 3 * row, p, again, same);
     __syncthreads();  // the next window's rows may come
   }
   for (int cell = threadIdx.x; cell < kBiasCells; cell += kThreads)
@@ -189,17 +191,17 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 template <int D>
-cudaError_t launch_float(const WindowAttentionParams& p, unsigned blocks, cudaStream_t stream) {
-  return launch(window_attention_bwd_float_kernel<D>, blocks, kThreads, sizeof(FloatBackwardTiles<D>), stream,
+cudaError_t launch_float(const WindowAttentionParams& p, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(p.heads), static_cast<unsigned>(p.chunks));
+  return launch(window_attention_bwd_float_kernel<D>, grid, kThreads, sizeof(FloatBackwardTiles<D>), stream,
                 p, plan(p));
 }
 
 }  // namespace
 
-cudaError_t window_attention_bwd_float_launch(const WindowAttentionParams& p, unsigned blocks,
-                                              cudaStream_t stream) {
-  return p.head_dim == 16   ? launch_float<16>(p, blocks, stream)
-         : p.head_dim == 32 ? launch_float<32>(p, blocks, stream)
+cudaError_t window_attention_bwd_float_launch(const WindowAttentionParams& p, cudaStream_t stream) {
+  return p.head_dim == 16   ? launch_float<16>(p, stream)
+         : p.head_dim == 32 ? launch_float<32>(p, stream)
                             : cudaErrorInvalidValue;
 }
 

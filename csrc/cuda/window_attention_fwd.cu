@@ -1,5 +1,6 @@
-// Window attention, forward: one block per head and window; neighbouring blocks are heads of one window, so
-// that their rows, which lie side by side in memory, are read at about the same time.
+// Window attention, forward: a block takes a chunk of windows of one head, one after another; neighbouring
+// blocks are the heads of one chunk, so that their rows, which lie side by side in memory, are read at about
+// the same time.
 //
 // With s[i, j] = scale q_i . k_j + bias[i - j] over the j that i sees:
 //     out_i = sum_j exp(s[i, j] - lse_i) v_j,    lse_i = log sum_j exp(s[i, j])
@@ -18,14 +19,19 @@ namespace {
 // meets all 64 keys. An 8-wide tile of C is one row of keys. So with lane = 4 g + t a lane holds, of key row
 // j,
 //     queries (2 w + r, g), r = 0, 1      keys (j, 2 t + c), c = 0, 1
-// and needs the bias of dy = 2 w + r - j, dx = g - 2 t - c only: neighbouring lanes read neighbouring cells.
+// and needs the bias of dy = 2 w + r - j, dx = g - 2 t - c only: nine pairs.
 
-constexpr int kHalfThreads = 128;
+// Blocks per multiprocessor that must find registers: 72 per thread, or 64, where SM 9.0 does not spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int kHalfResident = 8;
+#else
+constexpr int kHalfResident = 7;
+#endif
 
 template <typename T, int D>
 struct alignas(16) HalfForwardTiles {
   T q[kSlots][D + 8], k[kSlots][D + 8], v[kSlots][D + 8];  // + 8: see load_a
-  float bias[kBiasCells];
+  BiasPairs bias;
 };
 
 // The four lanes that share a C row have its maximum, its sum.
@@ -55,39 +61,40 @@ __device__ __forceinline__ void half_scores(float (&s)[kSide][4], const HalfForw
   }
 }
 
-// Scores to unnormalised weights exp(s - max); leaves each row's maximum and sum. A row that sees nothing has
-// the sum 0: it does not exist and nothing of it will be written.
-__device__ __forceinline__ void half_softmax(float (&s)[kSide][4], float (&top)[2], float (&sum)[2],
-                                             const float (&bias)[kBiasCells], const Window& window,
-                                             float scale, int warp, int lane) {
-  const int g = lane / 4, t = lane % 4;
-  const unsigned seen_x = window.x.seen_by(g) >> 2 * t;
+// Scores to unnormalised weights; leaves each row's lse and the weights' sum. With m for the row's maximum and
+// m2 for m log2(e), rounded, a weight is 2^(s log2(e) - m2): one multiply-add and one power. It is
+// 2^(m log2(e) - m2) too large, as are all of its row, which only lse has to take back. A row that sees nothing
+// has the sum 0: it does not exist and nothing of it will be written.
+template <bool kWhole>
+__device__ __forceinline__ void half_softmax(float (&s)[kSide][4], float (&lse)[2], float (&sum)[2],
+                                             LaneBias bias, unsigned seen, float scale) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const unsigned seen_y = window.y.seen_by(2 * warp + r);
-    const int cell = (2 * warp + r + kSide - 1) * kOffsets + g - 2 * t + kSide - 1;  // of key (0, 2 t)
     float most = -INFINITY;
 #pragma unroll
     for (int j = 0; j < kSide; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const bool seen = (seen_y >> j & 1) && (seen_x >> c & 1);
         float& x = s[j][2 * r + c];
-        x = seen ? fmaf(x, scale, bias[cell - j * kOffsets - c]) : -INFINITY;
+        const float2 both = bias[r - j + kSide - 1][0];
+        x = fmaf(x, scale, c ? both.y : both.x);
+        if (!kWhole && !(seen >> (16 * r + 8 * c + j) & 1)) x = -INFINITY;
         most = fmaxf(most, x);
       }
     most = row_max(most);
-    top[r] = most == -INFINITY ? 0.f : most;
+    if (!kWhole && most == -INFINITY) most = 0.f;
+    const float most2 = most * kLog2e;
     float total = 0.f;
 #pragma unroll
     for (int j = 0; j < kSide; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float& x = s[j][2 * r + c];
-        x = fast_exp(x - top[r]);
+        x = fast_exp2(fmaf(x, kLog2e, -most2));
         total += x;
       }
     sum[r] = row_sum(total);
+    lse[r] = fmaf(fast_log2(sum[r]) - fmaf(most, kLog2e, -most2), kLn2, most);
   }
 }
 
@@ -110,41 +117,57 @@ __device__ __forceinline__ void half_weighted_sum(float (&o)[D / 8][4], const fl
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(kHalfThreads)
+__global__ void __launch_bounds__(kHalfThreads, kHalfResident)
     window_attention_fwd_half_kernel(const WindowAttentionParams p, const Plan plan) {
-  using TileRows = Rows<T, D, kHalfThreads>;
+  using Rows = LaneRows<T, D>;
   using Tiles = HalfForwardTiles<T, D>;
   MMIF_SHARED(Tiles, tiles);
-  const int head = blockIdx.x % p.heads, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const Window window(p, plan, blockIdx.x / p.heads);
+  const int head = blockIdx.x;
+  load_bias_pairs(tiles.bias, p, head);
+  const T* const qkv = static_cast<const T*>(p.qkv) + head * p.qkv_stride[4];
+  T* const out = static_cast<T*>(p.out) + head * D;
 
-  TileRows::load_qkv(tiles.q, tiles.k, tiles.v, p, head, window, plan.aligned);
-  load_bias<kHalfThreads>(tiles.bias, p, head);
-  wait_copies();
-  __syncthreads();
+  Place place(plan, chunk_begin(plan, blockIdx.y));
+#pragma unroll 1
+  for (int left = chunk_windows(plan, blockIdx.y); left > 0; --left, place.next(plan)) {
+    const int thread = renewed_thread(), warp = thread / kWarp, lane = thread % kWarp;  // registers are short
+    const int g = lane / 4, t = lane % 4;
+    const Window window(p, plan, place);
+    const LaneSlots slots(window, warp, lane);
+    const int token[2] = {slots.token(p, place.batch, 0), slots.token(p, place.batch, 1)};
+    Rows::load({tiles.q, tiles.k, tiles.v}, qkv + place.batch * p.qkv_stride[0],
+               {slots.offset(0, p.qkv_stride[1], p.qkv_stride[2]),
+                slots.offset(1, p.qkv_stride[1], p.qkv_stride[2])},
+               static_cast<int>(p.qkv_stride[3]), slots, warp, lane);
+    wait_copies();
+    __syncthreads();
 
-  float s[kSide][4] = {}, top[2], sum[2], o[D / 8][4] = {};
-  half_scores(s, tiles, warp, lane);
-  half_softmax(s, top, sum, tiles.bias, window, static_cast<float>(p.scale), warp, lane);
-  half_weighted_sum<T, D>(o, s, tiles, lane);
+    float s[kSide][4] = {}, lse[2], sum[2], o[D / 8][4] = {};
+    half_scores(s, tiles, warp, lane);
+    const LaneBias bias = lane_bias(tiles.bias, warp, lane);
+    if (window.whole())
+      half_softmax<true>(s, lse, sum, bias, 0, plan.scale);
+    else
+      half_softmax<false>(s, lse, sum, bias, seen_by_lane(window, warp, lane), plan.scale);
+    half_weighted_sum<T, D>(o, s, tiles, lane);
 
-  // The warp's own rows of the q tile, read by no other warp, take the result, to be written in whole rows.
-  const int g = lane / 4, t = lane % 4;
-  __syncwarp();
+    // The warp's own rows of the q tile, read by no other warp, take the result, to be written in whole rows.
+    __syncwarp();
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int slot = 16 * warp + 8 * r + g;
-    const float inverse = 1.f / sum[r];
+    for (int r = 0; r < 2; ++r) {
+      const float inverse = fast_inverse(sum[r]);
 #pragma unroll
-    for (int n = 0; n < D / 8; ++n)
-      store_pair(&tiles.q[slot][8 * n + 2 * t], quotient(o[n][2 * r], sum[r], inverse),
-                 quotient(o[n][2 * r + 1], sum[r], inverse));
-    if (t == 0 && window.exists(slot))
-      static_cast<float*>(p.lse)[window.lse_index(p, head, slot)] = top[r] + logf(sum[r]);
+      for (int n = 0; n < D / 8; ++n)
+        store_pair(&tiles.q[16 * warp + 8 * r + g][8 * n + 2 * t],
+                   pack<T>(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse));
+      if (t == 0 && slots.exists[r])
+        static_cast<float*>(p.lse)[lse_index(p, place.batch, head, token[r])] = lse[r];
+    }
+    __syncwarp();
+    Rows::store(tiles.q, out, {wide_product(token[0], p.heads * D), wide_product(token[1], p.heads * D)},
+                slots, warp, lane);
+    __syncthreads();  // the next window's rows may come
   }
-  __syncwarp();
-  TileRows::store(tiles.q, static_cast<T*>(p.out) + head * D, static_cast<int64_t>(p.heads) * D, p, window,
-                  16 * warp, 16, lane, kWarp);
 }
 
 // ---- float32: plain multiply-adds ---------------------------------------------------------------
@@ -243,52 +266,58 @@ __global__ void __launch_bounds__(kWarp)
   using TileRows = Rows<float, D, kWarp>;
   using Tiles = FloatForwardTiles<D>;
   MMIF_SHARED(Tiles, tiles);
-  const int head = blockIdx.x % p.heads, lane = threadIdx.x;
-  const Window window(p, plan, blockIdx.x / p.heads);
-
-  TileRows::load_qkv(tiles.q, tiles.k, tiles.v, p, head, window, plan.aligned);
+  const int head = blockIdx.x, lane = threadIdx.x;
   load_bias<kWarp>(tiles.bias, p, head);
-  wait_copies();
-  __syncthreads();
 
-  FloatQuery<D> query[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int d = 0; d < D; ++d) {
-      query[i].q[d] = tiles.q[lane + kWarp * i][d];
-      query[i].sum[d] = 0.f;
-    }
-  const float scale = static_cast<float>(p.scale);
+  Place place(plan, chunk_begin(plan, blockIdx.y));
 #pragma unroll 1
-  for (int i = 0; i < kSlots; i += kKeys)
-    if (window.y.exists(i / kSide)) float_keys(query, tiles, i / kSide, i % kSide, window, scale, lane);
+  for (int left = chunk_windows(plan, blockIdx.y); left > 0; --left, place.next(plan)) {
+    const Window window(p, plan, place);
+    TileRows::load_qkv(tiles.q, tiles.k, tiles.v, p, head, window, lane);
+    wait_copies();
+    __syncthreads();
 
-  // A lane's own rows of the q tile take its results, to be written in whole rows by the warp.
+    FloatQuery<D> query[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int slot = lane + kWarp * i;
-    const float inverse = 1.f / query[i].total;
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
-    for (int d = 0; d < D; ++d) tiles.q[slot][d] = quotient(query[i].sum[d], query[i].total, inverse);
-    if (window.exists(slot))
-      static_cast<float*>(p.lse)[window.lse_index(p, head, slot)] = query[i].top + logf(query[i].total);
+      for (int d = 0; d < D; ++d) {
+        query[i].q[d] = tiles.q[lane + kWarp * i][d];
+        query[i].sum[d] = 0.f;
+      }
+#pragma unroll 1
+    for (int i = 0; i < kSlots; i += kKeys)
+      if (window.y.exists(i / kSide))
+        float_keys(query, tiles, i / kSide, i % kSide, window, plan.scale, lane);
+
+    // A lane's own rows of the q tile take its results, to be written in whole rows by the warp.
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int slot = lane + kWarp * i;
+      const float inverse = 1.f / query[i].total;
+#pragma unroll
+      for (int d = 0; d < D; ++d) tiles.q[slot][d] = quotient(query[i].sum[d], query[i].total, inverse);
+      if (window.exists(slot))
+        static_cast<float*>(p.lse)[window.lse_index(p, head, slot)] = query[i].top + logf(query[i].total);
+    }
+    __syncthreads();
+    TileRows::store(tiles.q, static_cast<float*>(p.out) + head * D, p.heads * D, p, window, lane);
+    __syncthreads();  // the next window's rows may come
   }
-  __syncthreads();
-  TileRows::store(tiles.q, static_cast<float*>(p.out) + head * D, static_cast<int64_t>(p.heads) * D, p,
-                  window, 0, kSlots, lane, kWarp);
 }
 
 template <int D>
-cudaError_t launch_by_type(const WindowAttentionParams& p, unsigned blocks, cudaStream_t stream) {
+cudaError_t launch_by_type(const WindowAttentionParams& p, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(p.heads), static_cast<unsigned>(p.chunks));
+  const Plan shares = plan(p);
   switch (p.dtype) {
     case DType::kFloat:
-      return launch(window_attention_fwd_float_kernel<D>, blocks, kWarp, 0, stream, p, plan(p));
+      return launch(window_attention_fwd_float_kernel<D>, grid, kWarp, 0, stream, p, shares);
     case DType::kHalf:
-      return launch(window_attention_fwd_half_kernel<__half, D>, blocks, kHalfThreads, 0, stream, p, plan(p));
+      return launch(window_attention_fwd_half_kernel<__half, D>, grid, kHalfThreads, 0, stream, p, shares);
     case DType::kBFloat16:
-      return launch(window_attention_fwd_half_kernel<__nv_bfloat16, D>, blocks, kHalfThreads, 0, stream, p,
-                    plan(p));
+      return launch(window_attention_fwd_half_kernel<__nv_bfloat16, D>, grid, kHalfThreads, 0, stream, p,
+                    shares);
     default:
       return cudaErrorInvalidValue;
   }
@@ -297,12 +326,10 @@ cudaError_t launch_by_type(const WindowAttentionParams& p, unsigned blocks, cuda
 }  // namespace
 
 cudaError_t window_attention_fwd_launch(const WindowAttentionParams& p, cudaStream_t stream) {
-  const int64_t windows = window_count(p);
-  if (windows * p.heads == 0) return cudaSuccess;
-  if (!launchable(p, windows)) return cudaErrorInvalidValue;
-  const unsigned blocks = static_cast<unsigned>(windows * p.heads);
-  return p.head_dim == 16   ? launch_by_type<16>(p, blocks, stream)
-         : p.head_dim == 32 ? launch_by_type<32>(p, blocks, stream)
+  if (window_count(p) * p.heads == 0) return cudaSuccess;
+  if (!launchable(p)) return cudaErrorInvalidValue;
+  return p.head_dim == 16   ? launch_by_type<16>(p, stream)
+         : p.head_dim == 32 ? launch_by_type<32>(p, stream)
                             : cudaErrorInvalidValue;
 }
 

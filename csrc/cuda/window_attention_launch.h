@@ -9,8 +9,9 @@ inline int64_t window_count(const WindowAttentionParams& p) {
   return p.batch * ((p.height + p.window - 1) / p.window) * ((p.width + p.window - 1) / p.window);
 }
 
+// p.chunks is of the caller's choice, of each of the two: 1 to window_count(p), 65535 at most. Rows of D elements
+// begin at multiples of 16 bytes everywhere.
 cudaError_t window_attention_fwd_launch(const WindowAttentionParams& p, cudaStream_t stream);
-// p.chunks is of the caller's choice: 1 to window_count(p).
 cudaError_t window_attention_bwd_launch(const WindowAttentionParams& p, cudaStream_t stream);
 // d_bias_table [cells, heads] = the sum of p.d_bias_partial over chunks, in one order always.
 cudaError_t window_attention_d_bias_launch(const WindowAttentionParams& p, float* d_bias_table,

@@ -16,7 +16,7 @@ struct Header {
   int64_t dtype, batch, height, width, heads, head_dim, window, shift;
   int64_t qkv_stride[5], qkv_offset, qkv_elements;
   int64_t d_out_stride[4], d_out_offset, d_out_elements;
-  int64_t chunks, seed;
+  int64_t chunks, seed, refused;  // refused: what the kernels cannot read must not be launched
 };
 
 void run(const Header& h, std::FILE* cases, std::FILE* results) {
@@ -37,6 +37,10 @@ void run(const Header& h, std::FILE* cases, std::FILE* results) {
   std::memcpy(p.qkv_stride, h.qkv_stride, sizeof(p.qkv_stride));
   p.out = out.data(), p.lse = lse.data(), p.chunks = h.chunks;
   emu::state.seed = static_cast<unsigned>(h.seed);
+  if (h.refused) {
+    check(mmif::window_attention_fwd_launch(p, nullptr) == cudaErrorInvalidValue, "forward was launched");
+    return;
+  }
   check(mmif::window_attention_fwd_launch(p, nullptr) == cudaSuccess, "forward was not launched");
 
   p.d_out = d_out.data() + h.d_out_offset * element;

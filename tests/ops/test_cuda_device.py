@@ -88,14 +88,21 @@ def test_double_takes_the_reference() -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_out_at_any_address(dtype: torch.dtype) -> None:
-    """The raw operation, given an `out` one element into its buffer: a fault there would be sticky."""
+def test_tensors_at_any_address(dtype: torch.dtype) -> None:
+    """The raw operation, given tensors one element into their buffers: a fault there would be sticky."""
     qkv, bias, d_out = (x.detach() for x in inputs(dtype))
     out, lse = torch.ops.mmif_trt.window_attention(qkv, bias, 8, 4)
     expected = torch.ops.mmif_trt.window_attention_bwd(d_out, qkv, bias, out, lse, 8, 4)
-    view = torch.cat([out.flatten()[:1], out.flatten()])[1:].view(out.shape)
-    assert view.data_ptr() % 16
-    result = torch.ops.mmif_trt.window_attention_bwd(d_out, qkv, bias, view, lse, 8, 4)
+
+    def shifted(x: Tensor) -> Tensor:
+        view = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
+        assert view.data_ptr() % 16
+        return view
+
+    again = torch.ops.mmif_trt.window_attention(shifted(qkv), bias, 8, 4)
+    result = torch.ops.mmif_trt.window_attention_bwd(
+        shifted(d_out), shifted(qkv), bias, shifted(out), lse, 8, 4
+    )
     torch.cuda.synchronize()
-    for x, y in zip(result, expected, strict=True):
+    for x, y in zip((*again, *result), (out, lse, *expected), strict=True):
         assert torch.equal(x, y)
