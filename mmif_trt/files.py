@@ -14,11 +14,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from mmif_trt import processes
 from mmif_trt.image import InputError
 
-# A file being written is ".<pid>-<random>" and this, beside its target; one that stays was left by a kill.
+# A file being written is ".<place>-<pid>-<random>" and this, beside its target; one that stays was left by a
+# kill. place: of the process, see processes.py.
 TMP_SUFFIX = ".mmif-tmp"
 _STARTED = time.time()
+
+
+def temporary_prefix(number: int | None = None) -> str:
+    """How the name of a temporary file of this process begins, or of the process `number` of this machine."""
+    return f".{processes.here().tag}-{number or os.getpid()}-"
 
 
 class OutputError(InputError, OSError):
@@ -96,7 +103,8 @@ def write_atomic(
     """
     name = name_of(path)
     target = os.path.realpath(name)
-    temporary = os.path.join(os.path.dirname(target), f".{os.getpid()}-{secrets.token_hex(8)}{TMP_SUFFIX}")
+    name_aside = f"{temporary_prefix()}{secrets.token_hex(8)}{TMP_SUFFIX}"
+    temporary = os.path.join(os.path.dirname(target), name_aside)
     try:
         if os.path.exists(target) and not os.path.isfile(target):  # never replace a folder or a device
             raise OutputError(f"{name}: exists and is no regular file; expected a file name")
@@ -169,28 +177,20 @@ def prove_writable(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files of `write_atomic` whose process is gone; those of other runs at work there stay.
 
-    Containers hand out the same process number again: one of ours, older than we are, is left over.
+    Of a process of another machine (a shared file system) the file's age decides. Containers hand out the
+    same process number again: one of ours, older than we are, is left over.
     """
     for entry in os.scandir(folder):
-        pid = entry.name[1:].split("-", 1)[0]
-        if entry.name.startswith(".") and entry.name.endswith(TMP_SUFFIX) and pid.isdecimal():
-            with contextlib.suppress(OSError):  # another run may be clearing up as well
-                written = entry.stat().st_mtime
-                if int(pid) == os.getpid():
+        if not (entry.name.startswith(".") and entry.name.endswith(TMP_SUFFIX)):
+            continue
+        tag, number, *_ = (*entry.name[1:].split("-"), "")
+        with contextlib.suppress(OSError):  # another run may be clearing up as well
+            written = entry.stat().st_mtime
+            left = written < time.time() - processes.LEASE_S
+            if tag == processes.here().tag and number.isdecimal():
+                if int(number) == os.getpid():
                     left = written < _STARTED
                 else:
-                    left = written < time.time() - 3600 or not _is_running(int(pid))
-                if left:
-                    os.unlink(entry)
-
-
-def _is_running(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # os.kill(pid, 0) would end the process there; old files go by their age
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+                    left |= not processes.is_running(int(number))
+            if left:
+                os.unlink(entry)

@@ -15,9 +15,9 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # From the ground up. A module imports its own room and the rooms of lower floors; rooms of one floor do not
 # know each other. A longer name wins: a module may live on another floor than its room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("image", "about"),
+    ("image", "about", "processes"),
     ("machine", "files", "running", "privacy", "http_server"),
-    ("stages", "weights", "ops", "overwriting"),
+    ("stages", "weights", "ops", "overwriting", "storage"),
     ("models", "io", "label"),
     ("runtimes", "samples"),
     ("volume",),

@@ -76,8 +76,8 @@ def test_batch_leaves_a_foreign_file_alone(
 
 def test_batch_finds_its_own_after_a_kill_and_a_failure(here: Path) -> None:
     """As a kill leaves it between the claim and the record; and a case that fails keeps its claim."""
-    from mmif_trt.clinical.case import Case
-    from mmif_trt.clinical.cases import _claimed
+    from mmif_trt.clinical import records
+    from mmif_trt.storage import Folder
 
     manifest(here, "k")
     out = here / "out"
@@ -90,7 +90,7 @@ def test_batch_finds_its_own_after_a_kill_and_a_failure(here: Path) -> None:
     (here / "p1_pet.nii").write_bytes(b"damaged")
     assert main(["batch", "m.csv", "-o", "out", "--quiet", "--overwrite", "--palette", "PET"]) == 1
     assert json.loads((out / "k.json").read_text())["status"] == "failed"
-    assert _claimed(out, Case("k", (), ())) == {"k.json", "k.nii", "k_luma.nii"}
+    assert records.claimed(records.Output(Folder(out), ".nii"), "k") == {"k.json", "k.nii", "k_luma.nii"}
 
 
 def test_fuse_of_volumes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

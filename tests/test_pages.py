@@ -21,6 +21,7 @@ NEEDS = {
     "training": ("torch", "safetensors", "tensorboard"),
     "volumes": ("pydicom", "nibabel", "SimpleITK"),
     "node": ("pynetdicom",),
+    "cluster": ("pydicom", "nibabel", "SimpleITK"),
     "README": ("pynetdicom",),
 }
 RUNNABLE = [page for page in pages.PAGES if any(block.language in pages.RUN for block in pages.blocks(page))]

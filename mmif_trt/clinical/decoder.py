@@ -19,7 +19,7 @@ import numpy as np
 
 from mmif_trt.clinical.child import Child
 from mmif_trt.clinical.header import PLAIN, parsed
-from mmif_trt.files import TMP_SUFFIX, OutputError
+from mmif_trt.files import TMP_SUFFIX, OutputError, temporary_prefix
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.io.which import ANY, Which
@@ -51,7 +51,7 @@ class Decoder:
         self.megabytes, self.seconds = megabytes or _megabytes(), seconds
         try:  # O_TMPFILE where the file system has it; else a name for a moment
             self._pixels = tempfile.TemporaryFile(  # noqa: SIM115
-                dir=folder, prefix=f".{os.getpid()}-", suffix=TMP_SUFFIX
+                dir=folder, prefix=temporary_prefix(), suffix=TMP_SUFFIX
             )
         except OSError as error:
             where = folder or tempfile.gettempdir()

@@ -15,6 +15,7 @@ from mmif_trt.clinical import choice, keys, pseudonym
 from mmif_trt.clinical.case import Case
 from mmif_trt.io.dicom.values import MODALITY
 
+STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 PLACE = 13  # numbers of each image, see keys._places
 
 
@@ -77,11 +78,12 @@ class Tie:
 @dataclass
 class Found:
     """All series, in the order of patient and study, the same on every machine, whatever the key; ties, the
-    newest first; left: what was left out and why, in words."""
+    newest first; left: what was left out and why, in words; others: how many instances of what kind were."""
 
     series: list[Series]
     ties: list[Tie]
     left: list[str]
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
@@ -92,10 +94,10 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
     ties: list[Tie] = []
     others: Counter[str] = Counter()
     for path, header in found:
-        parts = [str(header.get(key, "")) for key in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")]
+        study = study_of(header)
         if tied := header.get(keys.TIED):
             when = f"{header.get('ContentDate', '')} {header.get('ContentTime', '')}"
-            ties.append(Tie("\0".join(parts), frozenset(tied), when, path))
+            ties.append(Tie(study, frozenset(tied), when, path))
             continue
         modality = MODALITY.get(str(header.get("Modality")))
         kind = tuple(str(value) for value in header.get("ImageType", None) or [])
@@ -105,7 +107,7 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
             ] += 1
             continue
         frame = str(header.get("FrameOfReferenceUID", ""))
-        group = "\0".join([*parts, frame])
+        group = f"{study}\0{frame}"
         # A series whose instances name two patients or two frames becomes two: neither is paired unseen.
         name = f"{header.get('SeriesInstanceUID', '')}/{group}/{modality}"
         if name not in series:
@@ -120,9 +122,13 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
     for name, one in series.items():
         one.places = np.array(places[name], float).reshape(-1, PLACE)
     ordered = sorted(series.values(), key=lambda one: (one.group, one.modality, one.number, one.uid))
-    left = [f"{count} x {kind}" for kind, count in sorted(others.items())]
-    left += [f"{choice.words(one)}: {one.copies} copies of its instances" for one in ordered if one.copies]
-    return Found(ordered, sorted(ties, key=lambda tie: (tie.when, tie.path), reverse=True), left)
+    left = [f"{choice.words(one)}: {one.copies} copies of its instances" for one in ordered if one.copies]
+    return Found(ordered, sorted(ties, key=lambda tie: (tie.when, tie.path), reverse=True), left, others)
+
+
+def study_of(header: Any) -> str:
+    """Patient and study of one instance, as in Series.study: what is paired lies in one."""
+    return "\0".join(str(header.get(key, "")) for key in STUDY)
 
 
 def _new(header: Any, modality: str, group: str, frame: str, kind: tuple[str, ...], secret: bytes) -> Series:

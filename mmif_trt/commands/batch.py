@@ -1,30 +1,45 @@
-"""`mmif-trt batch MANIFEST.csv|STUDY_ROOT -o OUT`."""
+"""`mmif-trt batch MANIFEST.csv|STUDY_ROOT|PLAN -o OUT`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmif_trt.clinical import pseudonym
 from mmif_trt.commands.arguments import add_how, add_pairing, options_of
+from mmif_trt.commands.planned import Network, part_of, plan_of
 from mmif_trt.image import InputError
 from mmif_trt.running import stop_on_signal
+
+if TYPE_CHECKING:
+    from mmif_trt.clinical.case import Case
+    from mmif_trt.clinical.cases import Settled
+    from mmif_trt.clinical.plan_folder import PlanFolder
+    from mmif_trt.clinical.records import Output, Run
+    from mmif_trt.clinical.spill import Spill
+
+    Plan = PlanFolder | Spill
+
+MANY = 4096  # cases; above, a case's outputs are compared with its own sources alone
+TO_DO, DONE, OTHERWISE = range(3)
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "batch",
-        help="fuse many volumes: a manifest, or a folder of DICOM studies",
+        help="fuse many volumes: a manifest, a folder of DICOM studies, or a plan",
         description="Pair series by patient, study and frame of reference, and fuse each pair. A case whose "
         "report says done is skipped: start it again after a stop or a kill.",
     )
     parser.add_argument(
-        "source", metavar="MANIFEST.csv|STUDY_ROOT", help="columns: name,a,b and optional ones"
+        "source",
+        metavar="MANIFEST.csv|STUDY_ROOT|PLAN",
+        help="columns: name,a,b and optional ones; or what mmif-trt plan wrote",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--format", choices=("nii", "nii.gz", "dcm"), default="nii", help="default: nii")
@@ -33,7 +48,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help=what)
     what = f"of names; default: one made as OUT/{pseudonym.FILE}"
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
-    parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th case from the I-th on")
+    what = "every N-th case from the I-th on; of a PLAN the I-th of N shares"
+    parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
     add_how(parser)
     add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
@@ -42,101 +58,150 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def part_of(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
-    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= index <= count:
-        raise InputError(f"--part {text}: expected I/N with 1 <= I <= N")
-    return index, count
-
-
-def _secret(args: argparse.Namespace) -> bytes:
-    """The key of the names, kept with the output. A dry run makes none: its names are for that one look."""
-    from mmif_trt.files import prove_writable
-
-    key = pseudonym.key_in(args.output, args.pseudonym_key, make=False)
-    if key is None and not args.dry_run and os.path.isdir(args.source):
-        prove_writable(args.output)
-        key = pseudonym.key_in(args.output)
-    return key or pseudonym.fresh_key()
-
-
 def run(args: argparse.Namespace) -> int:
-    index, count = part_of(args.part)
-    from tqdm import tqdm
+    part = part_of(args.part)
+    from mmif_trt.clinical import records
 
+    with plan_of(args) as plan:
+        how = records.Run(options_of(args), args.runtime, args.precision)
+        network = Network(_run_of(plan, how, args))
+        store, suffix = records.Folder(args.output), f".{args.format}"
+        output = records.output_in(store, suffix, len(plan), keep=not args.dry_run)
+        if args.dry_run:
+            _show(plan, part, output, network)
+            return 0
+        if not len(plan):
+            left = "; ".join(plan.left()) or "no series"
+            raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
+        return _carry(args, plan, part, output, network)
+
+
+def _run_of(plan: Plan, stated: Run, args: argparse.Namespace) -> Run:
+    """A plan's own options; then the command line states none."""
+    from mmif_trt.clinical.plan_folder import PlanFolder
+    from mmif_trt.clinical.records import Run
+
+    if not isinstance(plan, PlanFolder):
+        return stated
+    if stated != Run():
+        raise InputError(f"{args.source}: a plan says how its cases are fused; expected no option for that")
+    return plan.run
+
+
+def _state(output: Output, case: Case, network: Network) -> tuple[int, str]:
+    """(TO_DO, DONE or OTHERWISE, what differs in words)."""
+    from mmif_trt.clinical import records
+
+    record = records.is_done(output, case)
+    if record is None:
+        return TO_DO, ""
+    how = records.difference(record, case, network.run)
+    return (OTHERWISE if how else DONE), how
+
+
+def _carry(
+    args: argparse.Namespace,
+    plan: Plan,
+    part: tuple[int, int],
+    output: Output,
+    network: Network,
+) -> int:
     from mmif_trt.clinical import cases as work
-    from mmif_trt.files import prove_writable
-    from mmif_trt.fuser import Fuser
-    from mmif_trt.machine import usable_cores
+    from mmif_trt.clinical.records import Owner
+    from mmif_trt.files import prove_writable, remove_leftovers
 
-    found, left = work.plan(args.source, _secret(args), args.registration == "rigid")
-    mine = found[index - 1 :: count]
-    suffix = f".{args.format}"
-    how = work.Run(options_of(args), args.runtime, args.precision)
-    differs = {case.name: work.difference(case, args.output, suffix, how) for case in mine}
-    todo = [case for case in mine if differs[case.name] is None or args.overwrite and differs[case.name]]
-    if args.dry_run:
-        _show(mine, differs, left)
-        return 0
-    if not found:
-        raise InputError(
-            f"{args.source}: no pair ({'; '.join(left) or 'no series'}); expected an MRI and a partner"
-        )
-    others = [name for name, what in differs.items() if what and not args.overwrite]
-    if others:
-        raise InputError(
-            f"{args.output}: {len(others)} cases were fused otherwise, as {others[0]} "
-            f"({differs[others[0]]}); expected the same options, another folder, or --overwrite"
-        )
-    log_path = args.output / f"batch-{index}-of-{count}.log"
-    read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
-    work.refuse_overwriting(mine, args.output, suffix, str(log_path), read)
+    states = _states(args, plan, part, output, network)
+    log_path = args.output / f"batch-{part[0]}-of-{part[1]}.log"
+    if len(states) <= MANY:
+        read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
+        work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
     prove_writable(args.output)
+    remove_leftovers(args.output)
+    todo = sum(state != DONE for state in states)
     start = time.monotonic()
-    total = {"done": 0, "failed": 0}
-    with (
-        stop_on_signal() as (stop, received),
-        tqdm(total=len(todo), unit="case", disable=args.quiet) as bar,
-    ):
-        log = log_path.open("ab", buffering=0)
-
-        def on_case(case: Any, error: str) -> None:
-            bar.update()
-            if error:
-                with tqdm.external_write_mode(file=sys.stderr):
-                    print(f"mmif-trt: failed: {case.name}: {error}", file=sys.stderr)
-            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {case.name} {error or 'done'}\n"
-            log.write(line.encode(errors="replace"))
-
+    total: Counter[str] = Counter()
+    with stop_on_signal() as (stop, received), _Progress(todo, log_path, args.quiet) as on_case:
         if todo:
-            fuser = Fuser(args.runtime, args.precision, streams=usable_cores())
-            total = work.carry(todo, args.output, suffix, fuser, stop, on_case, how)
-        log.close()
-    seconds = time.monotonic() - start
+            owner = Owner.new(os.environ.get("SLURM_JOB_ID", ""))  # a job that is requeued keeps its number
+            with work.Runner(output, network.run, network.fuser, owner, stop, args.overwrite) as runner:
+                waiting = (x for x, state in zip(plan.cases(*part), states, strict=True) if state != DONE)
+                total = work.carry(waiting, runner, on_case)
+            owner.ends()
     if stop.reason:
         print(f"mmif-trt: stopped: {stop.reason}", file=sys.stderr)
     if not args.quiet:
-        _say_totals(total, len(mine) - len(todo), seconds)
+        _say_totals(total, len(states) - todo, time.monotonic() - start)
     if received:
         return 128 + received[0]
-    return 1 if total["failed"] or sum(total.values()) < len(todo) else 0
+    return 0 if total["done"] + total["before"] == todo else 1
 
 
-def _say_totals(total: dict[str, int], skipped: int, seconds: float) -> None:
+def _states(
+    args: argparse.Namespace,
+    plan: Plan,
+    part: tuple[int, int],
+    output: Output,
+    network: Network,
+) -> bytearray:
+    """Of each case of the part, one byte. Raises InputError where one was fused otherwise."""
+    states, others = bytearray(), list[tuple[str, str]]()
+    for case in plan.cases(*part):
+        state, how = _state(output, case, network)
+        states.append(state)
+        if state == OTHERWISE and not args.overwrite:
+            others = [*others[:1], (case.name, how)]
+    if others:
+        count = sum(state == OTHERWISE for state in states)
+        raise InputError(
+            f"{args.output}: {count} cases were fused otherwise, as {others[0][0]} ({others[0][1]}); "
+            "expected the same options, another folder, or --overwrite"
+        )
+    return states
+
+
+class _Progress:
+    """The bar, the log, and a line for each failure."""
+
+    def __init__(self, cases: int, log: Path, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar: Any = tqdm(total=cases, unit="case", disable=quiet)
+        self._log = log.open("ab", buffering=0)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._log.close()
+
+    def __call__(self, settled: Settled) -> None:
+        self._bar.update()
+        error = settled.message if settled.status == "failed" else ""
+        if error:
+            with self._bar.external_write_mode(file=sys.stderr):
+                print(f"mmif-trt: failed: {settled.name}: {error}", file=sys.stderr)
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {settled.name} {error or settled.status}\n"
+        self._log.write(line.encode(errors="replace"))
+
+
+def _say_totals(total: Counter[str], skipped: int, seconds: float) -> None:
     rate = f", {total['done'] / seconds:.2f} cases/s" if total["done"] else ""
+    skipped += total["before"]
     counts = f"{total['done']} fused, {skipped} skipped (done before), {total['failed']} failed{rate}"
+    if total["elsewhere"]:
+        counts += f"; {total['elsewhere']} left to another run that is at work on them"
     print(f"mmif-trt: {counts}", file=sys.stderr)
 
 
-def _show(cases: list[Any], differs: dict[str, str | None], left: list[str]) -> None:
-    """The plan. differs: see cases.difference; left: what is not paired."""
-    for case in cases:
-        how = differs[case.name]
-        state = "to do" if how is None else f"done with {how}" if how else "done"
+def _show(plan: Plan, part: tuple[int, int], output: Output, network: Network) -> None:
+    """The plan, and what is not paired."""
+    for case in plan.cases(*part):
+        state, how = _state(output, case, network)
+        words = {TO_DO: "to do", DONE: "done", OTHERWISE: f"done with {how}"}[state]
         tie = f", by {case.registration}" if case.registration else ""
-        print(f"{case.name}: {case.words or f'{_words(case.a)} + {_words(case.b)}'}{tie} ({state})")
-    for line in left:
+        print(f"{case.name}: {case.words or f'{_words(case.a)} + {_words(case.b)}'}{tie} ({words})")
+    for line in plan.left():
         print(f"left out: {line}")
 
 

@@ -6,10 +6,32 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mmif_trt.image import InputError
 
 SHOWN = 3
+
+
+class Seen(Protocol):
+    """What a walk asks of a set of (device, inode)."""
+
+    def __contains__(self, key: tuple[int, int]) -> bool: ...
+
+    def add(self, key: tuple[int, int]) -> None: ...
+
+
+class Names(list[str]):
+    """The first names of many and how many there are, for a message: of a million no more than these stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def append(self, name: str) -> None:
+        self.number += 1
+        if len(self) < SHOWN:
+            super().append(name)
 
 
 @dataclass
@@ -31,14 +53,23 @@ class Walk:
 
 
 def shown(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    count = names.number if isinstance(names, Names) else len(names)
+    more = f" and {count - SHOWN} more" if count > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def walk(root: str) -> Walk:
     """Every regular file once, whatever links lead to it. Nothing is opened: a pipe would never answer."""
-    found, seen = Walk(), set[tuple[int, int]]()
-    for path, status in _entries(root, found, seen):
+    found = Walk()
+    found.files.extend(stream(root, found, set()))
+    found.files.sort()
+    return found
+
+
+def stream(root: str, found: Walk, seen: Seen, part: tuple[int, int] = (1, 1)) -> Iterator[str]:
+    """The files of `walk` one by one, folder by folder, into `found` what is left out. Holds the names of one
+    folder per level. part: (I, N): of the entries of `root` every N-th from the I-th on."""
+    for path, status in _entries(root, found, seen, part):
         key = (status.st_dev, status.st_ino)
         if not stat.S_ISREG(status.st_mode):
             found.passed.append(f"{path}: {_kind(status.st_mode)}")
@@ -46,40 +77,43 @@ def walk(root: str) -> Walk:
             found.passed.append(f"{path}: another name of a file that was read")
         else:
             seen.add(key)
-            found.files.append(path)
-    found.files.sort()
-    return found
+            yield path
 
 
-def _entries(folder: str, found: Walk, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
-    waiting = [folder]
+def _entries(
+    root: str, found: Walk, seen: Seen, part: tuple[int, int]
+) -> Iterator[tuple[str, os.stat_result]]:
+    waiting = [(root, iter(_names(root, found, seen)[part[0] - 1 :: part[1]]))]
     while waiting:
-        at = waiting.pop(0)
-        try:
-            here = os.stat(at)
-            if (here.st_dev, here.st_ino) in seen:
-                found.passed.append(f"{at}: a link to a folder that was read")
-                continue
-            seen.add((here.st_dev, here.st_ino))
-            names = sorted(os.listdir(at))
-        except OSError as error:
-            found.lost.append(f"{at}: {error.strerror}")
+        folder, names = waiting[-1]
+        name = next(names, None)
+        if name is None:
+            waiting.pop()
             continue
-        folders = []
-        for name in names:
-            path = os.path.join(at, name)
-            try:
-                status = os.stat(path)
-            except OSError as error:
-                (found.passed if _leads_to_itself(path) else found.lost).append(
-                    f"{path}: {_why(path, error)}"
-                )
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                folders.append(path)
-            else:
-                yield path, status
-        waiting = folders + waiting
+        path = os.path.join(folder, name)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            (found.passed if _leads_to_itself(path) else found.lost).append(f"{path}: {_why(path, error)}")
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            waiting.append((path, iter(_names(path, found, seen))))
+        else:
+            yield path, status
+
+
+def _names(folder: str, found: Walk, seen: Seen) -> list[str]:
+    """What lies in a folder, in order of name; nothing where it was read before or cannot be."""
+    try:
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:
+            found.passed.append(f"{folder}: a link to a folder that was read")
+            return []
+        seen.add((here.st_dev, here.st_ino))
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        found.lost.append(f"{folder}: {error.strerror}")
+        return []
 
 
 def _leads_to_itself(path: str) -> bool:

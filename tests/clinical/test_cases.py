@@ -18,7 +18,7 @@ from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write
 
 import mmif_trt
 from mmif_trt.cli import main
-from mmif_trt.clinical import cases, decoder, outputs
+from mmif_trt.clinical import decoder, outputs, planning
 from mmif_trt.files import OutputError
 from mmif_trt.image import Image, InputError
 from mmif_trt.io import dicom
@@ -49,7 +49,7 @@ def test_series_are_paired_by_patient_study_and_frame(
     write_pet(root / "other study", affine_of(), StudyInstanceUID="1.2.4")
     write_mr(root / "localizer", small, (12, 60, 48), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     (root / "notes.txt").write_text("no DICOM")
-    found, left = cases.plan(str(root), SECRET)
+    found, left = planning.plan(str(root), SECRET)
     assert len(found) == 1 and len(found[0].a) == 24 and len(found[0].b) == 20
     assert {Path(path).parent.name for path in (*found[0].a, *found[0].b)} == {"mr", "pt"}
     assert sum("no MRI of its patient, study and frame" in line for line in left) == 3
@@ -74,7 +74,7 @@ def test_parts_are_the_same_whatever_the_key(tmp_path: Path) -> None:
         who = {"PatientID": f"P{number}", "StudyInstanceUID": f"1.2.{number}"}
         write_mr(tmp_path / "root" / f"mr{number}", AFFINE, (4, 40, 36), **who)
         write_pet(tmp_path / "root" / f"pt{number}", AFFINE, (4, 40, 36), **who)
-    plans = [cases.plan(str(tmp_path / "root"), bytes([number]) * 32)[0] for number in range(5)]
+    plans = [planning.plan(str(tmp_path / "root"), bytes([number]) * 32)[0] for number in range(5)]
     assert len(plans[0]) == 4 and len({case.name for plan in plans for case in plan}) == 20
     assert {tuple(case.a for case in plan) for plan in plans} == {tuple(case.a for case in plans[0])}
 
@@ -158,7 +158,7 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
 def test_a_wrong_manifest_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(InputError, match=words):
-        cases.plan(str(tmp_path / "m.csv"), SECRET)
+        planning.plan(str(tmp_path / "m.csv"), SECRET)
     assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "o"), "--part", "3/2"]) == 2
 
 

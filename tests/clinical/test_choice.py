@@ -10,7 +10,7 @@ import phantoms
 import pytest
 from phantoms import affine_of, grid, head, slices, write_mr, write_series
 
-from mmif_trt.clinical import cases
+from mmif_trt.clinical import planning
 
 SECRET = bytes(range(32))
 SHAPE = (24, 60, 48)
@@ -36,7 +36,7 @@ def ct(folder: Path, **tags: Any) -> Path:
 
 
 def plan(root: Path) -> tuple[list[Any], list[str]]:
-    return cases.plan(str(root), SECRET)
+    return planning.plan(str(root), SECRET)
 
 
 def chosen(root: Path) -> str:

@@ -20,7 +20,7 @@ from conftest import REPO
 from pictures import png_file
 
 from mmif_trt import io
-from mmif_trt.files import TMP_SUFFIX
+from mmif_trt.files import TMP_SUFFIX, temporary_prefix
 from mmif_trt.image import Image
 
 MMIF = [sys.executable, "-m", "mmif_trt"]
@@ -269,7 +269,7 @@ def test_kill_in_the_middle_then_a_second_run(tmp_path: Path, long: tuple[Path, 
     process = start_and_wait(out, *long)
     process.kill()
     process.communicate()
-    left = f".{process.pid}-0123456789abcdef{TMP_SUFFIX}"  # what a kill during a write leaves
+    left = f"{temporary_prefix(process.pid)}0123456789abcdef{TMP_SUFFIX}"  # what a kill during a write leaves
     (out / left).write_bytes(b"\x89PNG half a file")
     finished = len(list(out.glob("*.png")))
     assert process.returncode == -signal.SIGKILL and 5 <= finished < LONG

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmif_trt import io
-from mmif_trt.files import TMP_SUFFIX, remove_leftovers, write_atomic
+from mmif_trt import io, processes
+from mmif_trt.files import TMP_SUFFIX, remove_leftovers, temporary_prefix, write_atomic
 from mmif_trt.folders.pairs import Pair, plan_pairs, prepare_output
 from mmif_trt.folders.run import Result, run_pairs, totals, write_report
 from mmif_trt.image import Image, InputError
@@ -265,16 +265,19 @@ def test_no_input_is_an_output(tmp_path: Path) -> None:
 def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    gone = [f".{dead.pid}-00ff{TMP_SUFFIX}", f".{os.getpid()}-01ff{TMP_SUFFIX}"]
+    ours, old = temporary_prefix(), time.time() - 2 * processes.LEASE_S
+    gone = [f"{temporary_prefix(dead.pid)}00ff{TMP_SUFFIX}", f"{ours}01ff{TMP_SUFFIX}"]
+    elsewhere = [f".0123abcd-{dead.pid}-{end}{TMP_SUFFIX}" for end in ("00ff", "01ff")]
     kept = [
-        f".{os.getppid()}-02ff{TMP_SUFFIX}",
-        f".{os.getpid()}-03ff{TMP_SUFFIX}",
-        ".x" + TMP_SUFFIX,
+        f"{temporary_prefix(os.getppid())}02ff{TMP_SUFFIX}",
+        f"{ours}03ff{TMP_SUFFIX}",
+        elsewhere[0],  # of another machine, where a process of that number may well run
         "y.png",
     ]
-    for name in gone + kept:
+    for name in (*gone, *kept, elsewhere[1]):
         (tmp_path / name).write_bytes(b"half")
     os.utime(tmp_path / gone[1], (1, 1))  # our number, but before our time
+    os.utime(tmp_path / elsewhere[1], (old, old))
     remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted(kept)
 

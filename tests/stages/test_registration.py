@@ -17,7 +17,7 @@ from phantoms import affine_of, grid, head, uptake, write_mr, write_pet, write_r
 import mmif_trt
 from mmif_trt import volume
 from mmif_trt.cli import main
-from mmif_trt.clinical import cases
+from mmif_trt.clinical import planning
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.image import Image, InputError
 from mmif_trt.stages import geometry
@@ -147,7 +147,7 @@ def test_an_array_is_taken_as_it_is() -> None:
 
 
 def planned(root: Path, *options: str) -> tuple[list[Any], list[str]]:
-    return cases.plan(str(root), SECRET, "rigid" in options)
+    return planning.plan(str(root), SECRET, "rigid" in options)
 
 
 def test_a_study_across_frames(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,137 @@
+"""A plan in files: made once, by one process or several, and read by all that make its cases.
+
+PLAN/plan-I-of-N.json says how many cases part I has and how they are fused, and is written last;
+PLAN/cases-I-of-N-NUMBER.jsonl.gz hold CHUNK cases each, one per line; PLAN/left-I-of-N.txt.gz what is left
+out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from mmif_trt.about import VERSION
+from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.records import Run
+from mmif_trt.clinical.spill import Spill, case_of, entry_of
+from mmif_trt.image import InputError
+from mmif_trt.storage import Folder
+from mmif_trt.volume import Options
+
+FORMAT, CHUNK = 1, 256
+HEAD = re.compile(r"plan-(\d+)-of-(\d+)\.json")
+
+
+def is_plan(store: Folder) -> bool:
+    return any(HEAD.fullmatch(name) for name in store.names())
+
+
+def write(store: Folder, spill: Spill, run: Run, part: tuple[int, int]) -> None:
+    """One part of a plan, its head last. run: resolved. Raises InputError where it is there."""
+    name = "{}-of-{}".format(*part)
+    if store.holds(f"plan-{name}.json"):
+        raise InputError(f"{store.where(f'plan-{name}.json')}: exists; expected a new folder for a plan")
+    for number, lines in enumerate(_chunks(json.dumps(entry_of(case)) for case in spill.cases())):
+        store.write(f"cases-{name}-{number:06}.jsonl.gz", _packed(lines))
+    store.write(f"left-{name}.txt.gz", _packed(spill.left()))
+    head = {"mmif_trt": VERSION, "format": FORMAT, "cases": len(spill), "chunk": CHUNK}
+    store.write(f"plan-{name}.json", (json.dumps({**head, "run": asdict(run)}, indent=1) + "\n").encode())
+
+
+def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(lines)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
+
+
+def _packed(lines: Iterable[str]) -> bytes:
+    return gzip.compress("".join(f"{line}\n" for line in lines).encode(errors="replace"), 6, mtime=0)
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    cases: int
+    chunk: int
+
+
+class PlanFolder:
+    """A whole plan. run: how its cases are fused. Memory holds one chunk. Raises InputError for a folder that
+    is none, and for one that lacks a part."""
+
+    def __init__(self, store: Folder) -> None:
+        self._store = store
+        heads = [found for name in store.names() if (found := HEAD.fullmatch(name))]
+        if not heads:
+            raise InputError(f"{store.where('')}: no plan; expected a folder as mmif-trt plan writes it")
+        counts = {int(head[2]) for head in heads}
+        missing = sorted(set(range(1, max(counts) + 1)) - {int(head[1]) for head in heads})
+        if len(counts) > 1 or missing:
+            what = f"parts of {sorted(counts)}" if len(counts) > 1 else f"part {missing[0]} is missing"
+            raise InputError(f"{store.where('')}: {what}; expected all parts of one plan")
+        read = [self._head(head[0]) for head in sorted(heads, key=lambda head: int(head[1]))]
+        self._parts = [part for part, _ in read]
+        self.run = read[0][1]
+        if any(run != self.run for _, run in read):
+            raise InputError(f"{store.where('')}: its parts differ in options; expected the same of all")
+
+    def _head(self, name: str) -> tuple[Part, Run]:
+        try:
+            head = json.loads(self._store.read(name))
+            if head["format"] != FORMAT:
+                where = self._store.where(name)
+                raise InputError(f"{where}: format {head['format']}; expected {FORMAT}, of this version")
+            part = name.removeprefix("plan-").removesuffix(".json")
+            return Part(part, int(head["cases"]), int(head["chunk"])), _run_of(head["run"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._store.where(name)}: damaged ({type(error).__name__}); expected what plan wrote"
+            ) from None
+
+    def __len__(self) -> int:
+        return sum(part.cases for part in self._parts)
+
+    def cases(self, index: int = 1, count: int = 1) -> Iterator[Case]:
+        """The index-th of `count` shares, neighbours in the plan: a share reads its own files alone."""
+        total = len(self)
+        yield from self._between(total * (index - 1) // count, total * index // count)
+
+    def _between(self, first: int, end: int) -> Iterator[Case]:
+        before = 0
+        for part in self._parts:
+            for at in range(0, part.cases, part.chunk):
+                size = min(part.chunk, part.cases - at)
+                begin, stop = max(first - before - at, 0), min(end - before - at, size)
+                if begin < stop:
+                    lines = self._lines(f"cases-{part.name}-{at // part.chunk:06}.jsonl.gz")
+                    yield from (self._case(line) for line in lines[begin:stop])
+            before += part.cases
+
+    def _lines(self, name: str) -> list[str]:
+        try:
+            return gzip.decompress(self._store.read(name)).decode().splitlines()
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(
+                f"{self._store.where(name)}: damaged ({type(error).__name__}); expected what plan wrote"
+            ) from None
+
+    def _case(self, line: str) -> Case:
+        try:
+            return case_of(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{self._store.where('')}: a damaged case; expected what plan wrote") from None
+
+    def left(self) -> Iterator[str]:
+        for part in self._parts:
+            yield from self._lines(f"left-{part.name}.txt.gz")
+
+
+def _run_of(entry: Any) -> Run:
+    options = entry["options"].items()
+    stated: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in options}
+    return Run(Options(**stated), str(entry["runtime"]), str(entry["precision"]))

@@ -1,0 +1,144 @@
+"""Which cases are to be made: of a manifest or a folder of DICOM studies, streamed, whatever their number."""
+
+from __future__ import annotations
+
+import csv
+import io as text_io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.decoder import HEADERS_AT_ONCE, Decoder
+from mmif_trt.clinical.outputs import LUMA
+from mmif_trt.clinical.series import collect, pair, study_of
+from mmif_trt.clinical.spill import Spill
+from mmif_trt.files import open_regular
+from mmif_trt.image import InputError
+from mmif_trt.io.walk import Names, Walk, shown, stream
+
+COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
+
+
+def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], list[str]]:
+    """`fill` as two lists: cases, and what is not paired. For few cases."""
+    with Spill() as spill:
+        fill(spill, source, secret, across)
+        return list(spill.cases()), list(spill.left())
+
+
+def fill(
+    spill: Spill, source: str, secret: bytes, across: bool = False, part: tuple[int, int] = (1, 1)
+) -> None:
+    """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired, into `spill`.
+
+    secret: the key of the names (pseudonym.py). across: see series.pair. part: (I, N), of a folder's entries
+    every N-th from the I-th on; no study may lie in several of them then. Headers are read in a child
+    process, as pixels are. Raises InputError.
+    """
+    if os.path.isdir(source):
+        with Decoder() as decoder:
+            _paired(spill, source, decoder, secret, across, part)
+    elif source.lower().endswith(".csv"):
+        for case in _manifest(source):
+            spill.put(case)
+        spill.sort()
+    else:
+        raise InputError(f"{source}: expected a manifest .csv or a folder of DICOM studies")
+    if twins := spill.twins(LUMA):
+        raise InputError(
+            f"{source}: the luma of {twins[0]!r} is also the output of {twins[1]!r}; expected a file for each"
+        )
+
+
+def _paired(
+    spill: Spill, root: str, decoder: Decoder, secret: bytes, across: bool, part: tuple[int, int]
+) -> None:
+    there = Walk(lost=Names(), passed=Names())
+    damaged = Names()
+    for paths in _at_once(_dicom_of(stream(root, there, spill, part), there.lost)):
+        got = set()
+        for path, header in decoder.headers(paths):
+            got.add(path)
+            spill.put_header(study_of(header), path, header)
+        for path in paths:
+            if path not in got:
+                damaged.append(path)
+    others: Counter[str] = Counter()
+    for study in spill.studies():
+        found = collect(study, secret)
+        others += found.others
+        cases, left = pair(found, across)
+        for case in cases:
+            spill.put(case)
+        for line in left:
+            spill.leave_out(line)
+    for kind, count in sorted(others.items()):
+        spill.leave_out(f"{count} x {kind}")
+    for what, names in (
+        ("files that cannot be read", there.lost),
+        ("DICOM files with a damaged header", damaged),
+        ("passed over", there.passed),
+    ):
+        if names:
+            assert isinstance(names, Names)
+            spill.leave_out(f"{names.number} {what}: {shown(names)}")
+
+
+def _at_once(paths: Iterator[str]) -> Iterator[list[str]]:
+    waiting = []
+    for path in paths:
+        waiting.append(path)
+        if len(waiting) == HEADERS_AT_ONCE:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _dicom_of(files: Iterator[str], lost: list[str]) -> Iterator[str]:
+    """The DICOM files by their first bytes; into `lost` those that cannot be opened and why."""
+    from mmif_trt.io import dicom
+
+    for path in files:
+        try:
+            if dicom.begins_as_dicom(path):
+                yield path
+        except (OSError, InputError) as error:
+            lost.append(f"{path}: {getattr(error, 'strerror', None) or 'no regular file'}")
+
+
+def _manifest(path: str) -> Iterator[Case]:
+    base = Path(path).parent
+    try:
+        with open_regular(path) as file:
+            text = text_io.TextIOWrapper(file, "utf-8-sig", newline="")
+            for line, row in enumerate(csv.DictReader(text), 2):
+                yield _case_of(row, f"{path}, line {line}", path, base)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: cannot be read ({type(error).__name__}); expected a CSV in UTF-8"
+        ) from None
+
+
+def _case_of(row: dict[str, str], where: str, path: str, base: Path) -> Case:
+    if None in row or not {"name", "a", "b"} <= set(row) <= set(COLUMNS):
+        raise InputError(
+            f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}, the first three needed"
+        )
+    name = row["name"] or ""
+    if not name or name != os.path.basename(name) or name.startswith(".") or not (row["a"] and row["b"]):
+        raise InputError(f"{where}: name {name!r}; expected a file name, and paths in a and b")
+    own: dict[str, Any] = {key: row[key] for key in ("modality_b", "palette") if row.get(key)}
+    for side in "ab":
+        texts = [row.get(f"{end}_{side}") or "" for end in ("low", "high")]
+        if any(texts):
+            try:
+                own[f"value_range_{side}"] = (float(texts[0]), float(texts[1]))
+            except ValueError:
+                raise InputError(f"{where}: range {texts}; expected two numbers") from None
+    return Case(name, (str(base / row["a"]),), (str(base / row["b"]),), own)

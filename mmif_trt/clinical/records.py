@@ -1,0 +1,237 @@
+"""The record of a case, OUT/NAME.json: what became of it, written last, and the only truth about it.
+
+A record is also the claim on its case: who starts one creates it as "running", with the process that runs it.
+Two runs over one output share the cases out by it. A claim whose process is gone is taken over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mmif_trt import processes, weights
+from mmif_trt.clinical import outputs
+from mmif_trt.clinical.case import Case
+from mmif_trt.files import OutputError
+from mmif_trt.image import InputError
+from mmif_trt.storage import Folder
+from mmif_trt.volume import Options
+
+DONE, FAILED, RUNNING = "done", "failed", "running"
+LAYOUT = ".layout"
+SHARD_ABOVE, SHARD_DIGITS = 4096, 2
+_at_work: set[str] = set()  # runs of this process
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides all cases of a run: how volumes are fused, and what runs the network. "auto" is resolved
+    before the first case, for machines differ."""
+
+    options: Options = field(default_factory=Options)
+    runtime: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def is_resolved(self) -> bool:
+        return "auto" not in (self.runtime, self.precision)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who works: a run and its process. token: the same for all workers of one driver, which gives a case to
+    one of them at a time."""
+
+    token: str
+    process: processes.Process
+
+    @classmethod
+    def new(cls, token: str = "") -> Owner:
+        owner = cls(token or secrets.token_hex(8), processes.this())
+        _at_work.add(owner.token)
+        return owner
+
+    def ends(self) -> None:
+        _at_work.discard(self.token)
+
+
+@dataclass(frozen=True)
+class Output:
+    """digits: of the hash of a case's name that name its folder; 0: all lie in one. cases: of the whole plan,
+    for those who ask how much is left. suffix: with its dot."""
+
+    store: Folder
+    suffix: str
+    digits: int = 0
+    cases: int = 0
+
+    def at(self, name: str) -> str:
+        if not self.digits:
+            return name
+        return f"{hashlib.sha256(name.encode(errors='replace')).hexdigest()[: self.digits]}/{name}"
+
+    def record(self, name: str) -> str:
+        return f"{self.at(name)}.json"
+
+    def target(self, name: str) -> str:
+        return f"{self.at(name)}{self.suffix}"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record; None where there is none of ours."""
+        return read_record(self.store, self.record(name), name)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Raises OutputError."""
+        self.store.write(self.record(record["name"]), _text(record))
+
+    def files(self, name: str) -> list[str]:
+        """All that a case writes, its record last, as full names."""
+        made = outputs.names(self.store.where(self.target(name)))
+        return [*made, self.store.where(self.record(name))]
+
+
+def output_in(store: Folder, suffix: str, cases: int, keep: bool = True) -> Output:
+    """The layout that the folder has; of a new one that for so many cases, which is kept in it. keep: False
+    writes nothing."""
+    try:
+        digits = int(json.loads(store.read(LAYOUT))["shard_digits"])
+    except FileNotFoundError:
+        digits = SHARD_DIGITS if cases > SHARD_ABOVE and not _has_records(store) else 0
+        if (
+            digits
+            and keep
+            and not store.create(LAYOUT, _text({"mmif_trt": "layout", "shard_digits": digits}))
+        ):
+            return output_in(store, suffix, cases)
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        where = store.where(LAYOUT)
+        raise InputError(f"{where}: damaged; expected a layout as batch wrote it, or no file") from None
+    return Output(store, suffix, digits, cases)
+
+
+def _has_records(store: Folder) -> bool:
+    return any(name.endswith(".json") for name in store.names())
+
+
+def read_record(store: Folder, at: str, name: str | None = None) -> dict[str, Any] | None:
+    """name: whose it is to be; None: anybody's. An empty file has nothing to lose: it counts as a record."""
+    try:
+        text = store.read(at)
+        own = name or os.path.basename(at).removesuffix(".json")
+        record = json.loads(text) if text else {"name": own, "status": "", "files": []}
+    except (InputError, OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or "status" not in record or name not in (None, record.get("name")):
+        return None
+    return record
+
+
+def all_records(store: Folder) -> Iterator[dict[str, Any]]:
+    """Every record of an output, one by one."""
+    for folder in ("", *store.folders()):
+        for at in store.names(folder):
+            if at.endswith(".json") and not os.path.basename(at).startswith("."):
+                record = read_record(store, at)
+                if record is not None and "name" in record:
+                    yield record
+
+
+def asked(case: Case, run: Run) -> dict[str, Any]:
+    """All that decides what a case looks like, beside its files, as JSON has it."""
+    own = {
+        "runtime": run.runtime,
+        "precision": run.precision,
+        "spatial_registration": case.registration or None,
+        "weights": weights.in_use()["lagn"]["sha256"],
+    }
+    wanted: dict[str, Any] = json.loads(json.dumps({**asdict(case.options(run.options)), **own}))
+    return wanted
+
+
+def is_done(output: Output, case: Case) -> dict[str, Any] | None:
+    """The record of a case that is done and lies there."""
+    record = output.read(case.name)
+    if record is None or record["status"] != DONE or not output.store.holds(output.target(case.name)):
+        return None
+    return record
+
+
+def difference(record: dict[str, Any], case: Case, run: Run) -> str:
+    """What of a done case differs from now, in words, empty if nothing."""
+    was, now = record.get("asked") or {}, asked(case, run)
+    return ", ".join(
+        key if isinstance(now.get(key), dict) else f"{key} {was.get(key)}, now {now.get(key)}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    )
+
+
+def claim(output: Output, case: Case, owner: Owner) -> dict[str, Any] | None:
+    """The record that says that `owner` is at it; None where another is. Raises OutputError."""
+    while True:
+        before = output.read(case.name)
+        if before is not None and before["status"] == RUNNING and _is_others(before, owner):
+            return None
+        record = {
+            "name": case.name,
+            "status": RUNNING,
+            "message": "",
+            "files": sorted(claimed(output, case.name) - {f"{case.name}.json"} | _own(output, case)),
+            "of": output.cases,
+            **stamp(owner),
+            "began": time.time(),
+        }
+        if before is not None:
+            output.write(
+                record
+            )  # two that take over at once both make it: the same, whole, one after the other
+        elif not output.store.create(output.record(case.name), _text(record)):
+            if output.read(case.name) is None:
+                raise OutputError(
+                    f"{output.store.where(output.record(case.name))}: no record of this program; expected a "
+                    "new name, or move it"
+                )
+            continue
+        return record
+
+
+def stamp(owner: Owner) -> dict[str, Any]:
+    return {"run": owner.token, "process": owner.process.entry()}
+
+
+def _own(output: Output, case: Case) -> set[str]:
+    return {os.path.basename(path) for path in output.files(case.name)[:-1]}
+
+
+def _is_others(record: dict[str, Any], owner: Owner) -> bool:
+    return record.get("run") != owner.token and is_at_work(record)
+
+
+def is_at_work(record: dict[str, Any]) -> bool:
+    """Whether a "running" record's process may still be at it."""
+    process, token = processes.of(record.get("process")), record.get("run")
+    if process is None:
+        return False
+    if process == processes.this():
+        return token in _at_work
+    return processes.runs(process, float(record.get("began") or 0))
+
+
+def claimed(output: Output, name: str) -> set[str]:
+    """The base names that a record of ours says are this case's; its own too."""
+    record = output.read(name)
+    if record is None:
+        return set()
+    files = record.get("files")
+    names = (os.path.basename(str(x)) for x in (files if isinstance(files, list) else ()))
+    return {f"{name}.json", *names}
+
+
+def _text(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, indent=1) + "\n").encode()

@@ -1,0 +1,62 @@
+"""`mmif-trt plan MANIFEST.csv|STUDY_ROOT -o PLAN`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.clinical import pseudonym
+from mmif_trt.commands.arguments import add_how, add_pairing, options_of
+from mmif_trt.commands.planned import Network, part_of, secret_of
+from mmif_trt.image import InputError
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="write down once which volumes are to be fused, and how, for many `batch`",
+        description="Pair the series of a folder of DICOM studies, or read a manifest, and write the cases "
+        "with their options into the folder PLAN, for `mmif-trt batch PLAN` on one machine or many.",
+    )
+    parser.add_argument("source", metavar="MANIFEST.csv|STUDY_ROOT", help="as of batch")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="PLAN", help="folder to write")
+    what = "every N-th entry of STUDY_ROOT from the I-th on; no study may lie in several of them"
+    parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
+    what = f"of names; default: one made as PLAN/{pseudonym.FILE}"
+    parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
+    add_how(parser)
+    add_pairing(parser)
+    parser.add_argument("--quiet", action="store_true", help="no summary")
+    what = "what is to run the network on all machines; default: auto, what it is on this one"
+    parser.add_argument("--runtime", default="auto", help=what)
+    what = "bf16, fp16 or fp32, on all machines; default: auto, what it is on this one"
+    parser.add_argument("--precision", default="auto", help=what)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    part = part_of(args.part)
+    from mmif_trt.clinical import plan_folder, planning
+    from mmif_trt.clinical.records import Run
+    from mmif_trt.clinical.spill import Spill
+    from mmif_trt.files import prove_writable
+    from mmif_trt.storage import Folder
+
+    if not args.output.exists():  # it names paths, and what series are called: for its owner alone
+        args.output.mkdir(mode=0o700, parents=True, exist_ok=True)
+    prove_writable(args.output)
+    key = secret_of(args.source, args.output, args.pseudonym_key, make=True)
+    how = Network(Run(options_of(args), args.runtime, args.precision)).run
+    with Spill() as spill:
+        planning.fill(spill, args.source, key, args.registration == "rigid", part)
+        if not len(spill) and part == (1, 1):
+            left = "; ".join(spill.left()) or "no series"
+            raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
+        plan_folder.write(Folder(args.output), spill, how, part)
+        if not args.quiet:
+            left_out = sum(1 for _ in spill.left())
+            words = f"{len(spill)} cases, {left_out} lines of what is left out, {how.runtime} {how.precision}"
+            print(f"mmif-trt: {words} -> {args.output}", file=sys.stderr)
+    return 0

@@ -1,0 +1,80 @@
+"""What `plan` and `batch` share: the source of cases, parts, and what `auto` means on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmif_trt.clinical import pseudonym
+from mmif_trt.image import InputError
+
+if TYPE_CHECKING:
+    from mmif_trt.clinical.plan_folder import PlanFolder
+    from mmif_trt.clinical.records import Run
+    from mmif_trt.clinical.spill import Spill
+    from mmif_trt.fuser import Fuser
+
+
+def part_of(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise InputError(f"--part {text}: expected I/N with 1 <= I <= N")
+    return index, count
+
+
+def secret_of(source: str, root: Path, given: str | None, make: bool) -> bytes:
+    """The key of the names, kept with what they name. make: False for a look, whose names are its own."""
+    from mmif_trt.files import prove_writable
+
+    key = pseudonym.key_in(root, given, make=False)
+    if key is None and make and os.path.isdir(source):
+        prove_writable(root)
+        key = pseudonym.key_in(root)
+    return key or pseudonym.fresh_key()
+
+
+@contextmanager
+def plan_of(args: argparse.Namespace) -> Iterator[PlanFolder | Spill]:
+    """The plan that the source is, or that is made of it for this run. Raises InputError."""
+    from mmif_trt.clinical import plan_folder, planning
+    from mmif_trt.clinical.spill import Spill
+    from mmif_trt.storage import Folder
+
+    if os.path.isdir(args.source) and plan_folder.is_plan(Folder(args.source)):
+        yield plan_folder.PlanFolder(Folder(args.source))
+        return
+    key = secret_of(args.source, args.output, args.pseudonym_key, not args.dry_run)
+    with Spill() as spill:
+        planning.fill(spill, args.source, key, args.registration == "rigid")
+        yield spill
+
+
+class Network:
+    """The network that a run asks for, loaded when it is needed, and the run with its "auto" resolved."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._fuser: Fuser | None = None
+
+    @property
+    def fuser(self) -> Fuser:
+        from mmif_trt.fuser import Fuser
+        from mmif_trt.machine import usable_cores
+
+        if self._fuser is None:
+            self._fuser = Fuser(self._run.runtime, self._run.precision, streams=usable_cores())
+        return self._fuser
+
+    @property
+    def run(self) -> Run:
+        if not self._run.is_resolved:
+            runtime = self.fuser.runtime
+            self._run = replace(self._run, runtime=runtime.name, precision=runtime.precision)
+        return self._run
