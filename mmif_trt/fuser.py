@@ -146,13 +146,14 @@ class Fuser:
             _refuse_for_pictures(options)
             return self.fuse_images(image_a, image_b)
         _refuse_for_pictures(options)
+        # TensorRT alone takes arrays where they lie: on its card nothing goes through the host.
+        on_card = getattr(self.runtime, "fuse_on_card", None)
+        fused = on_card(a, b, range_a, range_b) if on_card else None
+        if fused is not None:
+            return _as_tensor(fused, a) if _is_tensor(a) else fused
         array_a, array_b = _as_array(a, "a"), _as_array(b, "b")
         fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
-        if isinstance(a, np.ndarray):
-            return fused
-        import torch  # a is a tensor: torch is here
-
-        return torch.from_numpy(fused).to(a.device)
+        return fused if isinstance(a, np.ndarray) else _as_tensor(fused, a)
 
     def _fuse_arrays(
         self, a: np.ndarray, b: np.ndarray, range_a: ValueRange | None, range_b: ValueRange | None
@@ -202,6 +203,9 @@ def fuse(
         volume.Options. b is resampled on a's grid by their geometry; registration: "header", "rigid", "none",
         the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to b's.
     runtime, precision: see `Fuser`.
+    Arrays on the card: with runtime "tensorrt" also those of CuPy, DALI and others that offer DLPack or
+        `__cuda_array_interface__`, both uint8 or both float32; nothing of them goes through the host, and the
+        result, which has `__cuda_array_interface__`, lies there too.
     Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor stays on its
         device), in the wider dtype of the two, RGB where b is RGB.
     Raises InputError, naming the argument or file, what was found and what is expected.
@@ -275,7 +279,7 @@ def _as_registration(x: Any, a: Image, b: Image) -> Any:
 def _as_array(x: Any, name: str) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
-    if type(x).__module__.split(".")[0] == "torch" and hasattr(x, "detach"):
+    if _is_tensor(x):
         try:
             array: np.ndarray = x.detach().cpu().numpy()
         except TypeError:  # bfloat16 and other types that NumPy does not have
@@ -284,6 +288,17 @@ def _as_array(x: Any, name: str) -> np.ndarray:
     raise InputError(
         f"{name}: {type(x).__name__}; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image"
     )
+
+
+def _is_tensor(x: Any) -> bool:
+    return type(x).__module__.split(".")[0] == "torch" and hasattr(x, "detach")
+
+
+def _as_tensor(fused: Any, like: Any) -> Any:
+    """An array of the host, or one on the card without a copy, as a tensor on `like`'s device."""
+    import torch  # `like` is a tensor: torch is here
+
+    return torch.as_tensor(fused, device=like.device)
 
 
 def _is_batch(x: np.ndarray) -> bool:

@@ -99,11 +99,12 @@ class TensorRtRuntime:
         types, shapes = zip(*(_seen(x, name) for x, name in ((a, "a"), (b, "b"))), strict=True)
         if is_colour(shapes[0]):
             raise InputError(f"a has shape {shapes[0]}, in colour; expected a grey MRI on the card")
+        by_host = all(type(x).__module__.split(".")[0] == "torch" for x in (a, b))  # can go that way too
         given = [x for x in (range_a, range_b) if x is not None]
         whole = all(tuple(x) == DTYPE_RANGE["uint8"] for x in given)
         if types not in (("uint8", "uint8"), ("float32", "float32")) or (types[0] == "uint8" and not whole):
-            if all(type(x).__module__.split(".")[0] == "torch" for x in (a, b)):
-                return None  # the host's way takes them
+            if by_host:
+                return None
             raise InputError(
                 f"a is {types[0]} and b {types[1]} on the card, value ranges {range_a} and {range_b}; "
                 "expected both uint8 from 0 to 255, or both float32"
@@ -113,7 +114,10 @@ class TensorRtRuntime:
                 raise InputError(f"{name} {x}; expected (black, white), black < white")
         form = Form(types[0], "rgb-last" if is_colour(shapes[1]) else "grey")
         ranges = (range_a, range_b) if form.ranges else ()
-        return self._engine(form)(a, b, *ranges)
+        engine = self._engine(form)
+        if by_host and not _fits(shapes[0], engine.manifest):
+            return None  # in tiles, or one by one
+        return engine(a, b, *ranges)
 
     def _engine(self, form: Form) -> Engine:
         with self._loading:
@@ -130,6 +134,13 @@ def _seen(x: Any, name: str) -> tuple[str, tuple[int, ...]]:
 def is_colour(shape: tuple[int, ...]) -> bool:
     """As everywhere a last axis of 3: no side may be under 16."""
     return len(shape) in (3, 4) and shape[-1] == 3
+
+
+def _fits(shape: tuple[int, ...], manifest: engine_file.Manifest) -> bool:
+    """[H, W] or [N, H, W] within what the engine was built for."""
+    counted = shape if len(shape) == 3 else (1, *shape)
+    limits = zip(manifest.smallest, counted, manifest.largest, strict=True)
+    return len(shape) in (2, 3) and all(low <= n <= high for low, n, high in limits)
 
 
 def _close(engines: dict[Form, Engine]) -> None:
