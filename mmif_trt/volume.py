@@ -173,10 +173,15 @@ def nearest_plane(affine: np.ndarray) -> str:
 
 def orient(data: np.ndarray, affine: np.ndarray, plane: str) -> tuple[np.ndarray, np.ndarray]:
     """A view of [S, H, W(, 3)] as slices of `plane` in display order, and its affine."""
+    return turned(data, affine, PLANES[plane])
+
+
+def turned(data: np.ndarray, affine: np.ndarray, sides: str) -> tuple[np.ndarray, np.ndarray]:
+    """A view of [S, H, W(, 3)] whose axes run nearest to `sides`, three letters such as "SAR"; its affine."""
     from nibabel import orientations
 
     ours = orientations.io_orientation(affine)
-    turn = orientations.ornt_transform(ours, orientations.axcodes2ornt(tuple(PLANES[plane])))
+    turn = orientations.ornt_transform(ours, orientations.axcodes2ornt(tuple(sides)))
     view = data
     for axis, (_, flip) in enumerate(turn):
         view = np.flip(view, axis) if flip < 0 else view

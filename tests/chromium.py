@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 
+# WebGL without a graphics card, by the browser's own software renderer.
+WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+
 
 @contextmanager
-def browser() -> Iterator[Any]:
+def browser(*options: str) -> Iterator[Any]:
+    """options: further ones of Chromium, such as WEBGL."""
     sync = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'mmif-trt[dev]'")
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     with sync.sync_playwright() as playwright:
         # No sandbox: tests run as root in containers, on pages of our own.
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *options])
         yield started
         started.close()
 

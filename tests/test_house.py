@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models", "io", "label"),
     ("runtimes", "samples"),
     ("volume",),
-    ("fuser",),
+    ("fuser", "view"),
     ("measure", "folders", "clinical"),
     ("train", "report", "node"),
     ("study",),

@@ -20,6 +20,7 @@ NEEDS = {
     "integrators": ("tensorrt_rtx", "onnx"),
     "training": ("torch", "safetensors", "tensorboard"),
     "volumes": ("pydicom", "nibabel", "SimpleITK"),
+    "viewer": ("pydicom", "nibabel", "SimpleITK"),
     "node": ("pynetdicom",),
     "cluster": ("pydicom", "nibabel", "SimpleITK"),
     "README": ("pynetdicom",),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mmif_trt import runtimes, weights
+from mmif_trt import io, runtimes, weights
 from mmif_trt.about import RESEARCH_USE, VERSION
-from mmif_trt.commands import volumes
+from mmif_trt.commands import look, volumes
 from mmif_trt.commands.arguments import (
     add_runtime,
     check_text_output,
@@ -59,6 +60,8 @@ def add(commands: Any) -> None:
     fuse.add_argument("--decode", choices=decoders, default="auto", help="what reads the files")
     fuse.add_argument("--overwrite", action="store_true", help="fuse finished pairs again")
     fuse.add_argument("--report", metavar="REPORT.json", help="write what became of each pair, as JSON")
+    what = "of two files: also write a page to look at them, see mmif-trt view"
+    fuse.add_argument("--view", metavar="PAGE.html", help=what)
     fuse.add_argument(
         "--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay"
     )
@@ -80,6 +83,8 @@ def _value_range(args: argparse.Namespace, side: str) -> tuple[float, float] | N
 
 def run(args: argparse.Namespace) -> int:
     range_a, range_b = _value_range(args, "a"), _value_range(args, "b")
+    if args.view:
+        check_text_output("--view", args.view, ".html", ".htm")
     if volumes.wanted(args):
         return volumes.run(args, lambda: load_fuser(args, args.threads or usable_cores()), range_a, range_b)
     from mmif_trt.folders import run as batch
@@ -88,11 +93,14 @@ def run(args: argparse.Namespace) -> int:
 
     suffix = f".{args.format}" if args.format else None
     plan = plan_pairs(args.a, args.b, args.output, suffix=suffix, overwrite=args.overwrite)
+    if args.view and (os.path.isdir(args.a) or os.path.isdir(args.b)):
+        raise InputError(f"--view {args.view}: folders in A and B; expected two files")
     if args.report:
         check_text_output("--report", args.report, ".json")
+    for path in filter(None, (args.report, args.view)):
         inputs = [path for pair in plan.pairs for path in (pair.a, pair.b)]
-        outputs = [*(pair.out for pair in plan.pairs), args.report]
-        refuse_overwriting(inputs, outputs, args.report if not args.overwrite else None)
+        outputs = [*(pair.out for pair in plan.pairs), path]
+        refuse_overwriting(inputs, outputs, path if not args.overwrite else None)
     prepare_output(plan)
     workers = args.workers or batch.default_workers()
     with stop_on_signal() as (stop, received):
@@ -115,6 +123,10 @@ def run(args: argparse.Namespace) -> int:
         if args.report:
             head = _report_head(args, workers, plan, runtime, stop, total)
             batch.write_report(args.report, head, results)
+    if args.view and all(result.status != "failed" for result in results):
+        pair = plan.pairs[0]
+        shown = look.of_pictures(*(io.read(path) for path in (pair.a, pair.b, pair.out)), range_a, range_b)
+        look.save(args.view, shown, (pair.a, pair.b, pair.out))
     if stop.reason:
         say(f"stopped: {stop.reason}; {total['not_started']} of {total['pairs']} pairs were not started")
     if not args.quiet:

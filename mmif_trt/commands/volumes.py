@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt import overwriting
+from mmif_trt.commands import look
 from mmif_trt.commands.arguments import REGISTRATIONS, add_how, count_to, options_of, say
 from mmif_trt.files import write_atomic
 from mmif_trt.image import MODALITIES, InputError
@@ -82,19 +84,22 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     kind = outputs.kind_of(args.output)
     if (args.burn_in or args.deidentify) and kind != "dicom":
         raise InputError(f"--burn-in and --deidentify: expected with -o NAME.dcm, not {args.output}")
-    for path in (args.output, args.preview, args.report):
+    for path in (args.output, args.preview, args.report, args.view):
         if path:
             prove_writable(Path(path).absolute().parent)
     if _is_there(args.output) and not args.overwrite:
         print(f"mmif-trt: {args.output}: exists, skipped; --overwrite fuses it again", file=sys.stderr)
         return 0
-    made = [*outputs.names(args.output), *filter(None, (args.preview, args.report))]
+    made = [*outputs.names(args.output), *filter(None, (args.preview, args.report, args.view))]
     inputs = [args.a, args.b, *([args.registration] if os.path.isfile(args.registration) else [])]
     overwriting.check(
         inputs,
         made,
         lambda path: (
-            args.overwrite or os.path.isdir(path) or path == args.report and overwriting.is_ours(path)
+            args.overwrite
+            or os.path.isdir(path)
+            or path in (args.report, args.view)
+            and overwriting.is_ours(path)
         ),
     )
     run_options = options_of(args, value_range_a=range_a, value_range_b=range_b)
@@ -115,8 +120,14 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     )
     if args.preview:
         outputs.save_preview(args.preview, fused)
+    record = outputs.report_of(fused, files)
     if args.report:
-        write_atomic(args.report, outputs.report_of(fused, files))
+        write_atomic(args.report, record)
+    if args.view:
+        from mmif_trt.view import triple
+
+        shown = triple.of_volumes(loaded.a, loaded.b, fused.image, json.loads(record), loaded.options)
+        look.save(args.view, shown, (args.a, args.b, args.output))
     _summarise(args, fused)
     return 0
 
@@ -146,8 +157,9 @@ def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:
             f"-o NAME with one of {' '.join(PICTURES)}, not {args.output}"
         )
     stated = set(loaded.options.changed()) - {"value_range_a", "value_range_b"}
-    if stated or args.preview or args.report:
-        raise InputError(f"{', '.join(sorted(stated)) or '--preview, --report'}: expected with volumes only")
+    if stated or args.preview or args.report or args.view:
+        what = ", ".join(sorted(stated)) or "--preview, --report, --view"
+        raise InputError(f"{what}: expected with volumes only")
     a, b = (
         _as_picture(image, limits)
         for image, limits in (

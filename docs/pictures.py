@@ -1,0 +1,113 @@
+"""The pictures of the pages, of a head that nobody has: python docs/pictures.py [NAME ...]
+
+Fuses synthetic volumes (benchmarks/synthetic_head.py), opens what the commands write in Chromium, and writes
+docs/NAME.png. Needs Chromium, playwright and the clinical and study extras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DOCS = Path(__file__).resolve().parent
+REPO = DOCS.parent
+sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "benchmarks")]
+
+import chromium  # noqa: E402
+import synthetic_head  # noqa: E402
+
+from mmif_trt import io as mmif_io  # noqa: E402
+from mmif_trt.cli import main as mmif  # noqa: E402
+from mmif_trt.image import Image  # noqa: E402
+
+SHAPE, SPACING_MM = (120, 144, 120), 1.5
+COLOURS = 200  # of a picture, so that it stays small
+
+
+def run(*words: str | Path) -> None:
+    if mmif([str(word) for word in words]):
+        raise SystemExit(f"failed: mmif-trt {' '.join(map(str, words))}")
+
+
+def volumes(folder: Path) -> dict[str, Path]:
+    """The synthetic head as NIfTI; the PET lies 9 mm off."""
+    head = synthetic_head.make(SHAPE, SPACING_MM)
+    off = head.affine.copy()
+    off[:3, 3] += (7.0, -5.0, 3.0)
+    made = {}
+    for name, data, affine in (
+        ("mri", head.mri, head.affine),
+        ("ct", head.ct, head.affine),
+        ("pet", head.pet, head.affine),
+        ("pet_off", head.pet, off),
+    ):
+        made[name] = folder / f"{name}.nii"
+        mmif_io.write(made[name], Image(data.astype(np.float32), (0, 1000), affine=affine), durable=False)
+    return made
+
+
+def keep(shown: Any, name: str) -> None:
+    from PIL import Image as Pil
+
+    shown.wait_for_timeout(700)
+    picture = Pil.open(io.BytesIO(shown.screenshot())).convert("RGB")
+    picture.quantize(COLOURS, dither=Pil.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
+    print(f"docs/{name}.png")
+
+
+def page_of(shown: Any, path: Path) -> None:
+    shown.goto(path.as_uri())
+    shown.wait_for_selector("body[data-ready]", timeout=120_000)
+
+
+def view(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    limits = ("--value-range-a", 0, 950, "--value-range-b", 0, 9, "--modality-b", "pet")
+    run("fuse", made["mri"], made["pet"], "-o", folder / "f.nii", "--view", folder / "v.html", *limits)
+    page_of(shown, folder / "v.html")
+    for key in ("ArrowLeft",) * 13 + ("PageUp",) * 2:
+        shown.keyboard.press(key)
+    keep(shown, "view")
+
+
+def registration(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    limits = ("--value-range-a", 0, 950, "--value-range-b", 0, 9, "--modality-b", "pet")
+    how = ("--registration", "rigid", "--view", folder / "r.html")
+    run("fuse", made["mri"], made["pet_off"], "-o", folder / "r.nii", *how, *limits)
+    page_of(shown, folder / "r.html")
+    shown.select_option("#mode", "edges")
+    shown.select_option("#planes", "axial")
+    shown.keyboard.press("x")
+    shown.locator("#amount").fill("70")
+    shown.click("#before")
+    shown.locator("#check-h").scroll_into_view_if_needed()
+    keep(shown, "registration")
+
+
+PICTURES: dict[str, Callable[[Any, dict[str, Path], Path], None]] = {
+    "view": view,
+    "registration": registration,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; default: all")
+    names = parser.parse_args().names or list(PICTURES)
+    with tempfile.TemporaryDirectory() as scratch, chromium.browser(*chromium.WEBGL) as started:
+        made = volumes(Path(scratch))
+        for name in names:
+            shown = started.new_page(viewport={"width": 1280, "height": 800})
+            PICTURES[name](shown, made, Path(scratch))
+            shown.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

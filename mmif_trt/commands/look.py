@@ -1,0 +1,75 @@
+"""Pages to look at: what `view`, `fuse --view` and `batch --view` share."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmif_trt.commands.arguments import say
+from mmif_trt.image import Image, InputError
+
+if TYPE_CHECKING:
+    from mmif_trt.view.triple import Triple
+
+RECORD_KEYS = {"registration", "a", "b"}
+
+
+def save(path: str, triple: Triple, files: tuple[str, str, str], title: str | None = None) -> int:
+    """The page of a, b and fused, and what is in doubt on stderr; returns its bytes."""
+    from mmif_trt.view import page
+
+    named = {side: Path(file).name or file for side, file in zip(("a", "b", "fused"), files, strict=True)}
+    size = page.write(path, triple, title or named["fused"], named)
+    if triple.in_doubt:
+        say(f"warning: {triple.in_doubt}")
+    return size
+
+
+def of_pictures(a: Image, b: Image, fused: Image, range_a: Any = None, range_b: Any = None) -> Triple:
+    """range_a, range_b: (black, white) in place of the images' own."""
+    from mmif_trt.view import triple
+
+    a, b = (
+        image if limits is None else image.with_data(image.data, value_range=limits)
+        for image, limits in ((a, range_a), (b, range_b))
+    )
+    return triple.of_pictures(a, b, fused, palette_of(b))
+
+
+def palette_of(b: Image) -> Any:
+    """[256, 3] on 0..255 that a coloured picture shows, or None."""
+    if not b.is_colour or b.data.dtype.name != "uint8":
+        return None
+    from mmif_trt.measure.uptake import recover
+
+    found = recover(b.data)
+    return None if found is None else found.rgb
+
+
+def beside(fused: str) -> str | None:
+    """The record that batch writes beside its fused volume, where there is one."""
+    name = fused
+    for suffix in (".gz", ".nii", ".dcm"):
+        name = name.removesuffix(suffix)
+    path = f"{name}.json"
+    return path if os.path.isfile(path) else None
+
+
+def read_record(path: str | None, is_given: bool = True) -> dict[str, Any]:
+    """A fusion's record; {} for no path. Raises InputError where a file that was named holds none."""
+    if path is None:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.keys() >= RECORD_KEYS and "matrix" in found["registration"]:
+            return found
+    except (OSError, ValueError, TypeError) as error:
+        if is_given:
+            raise InputError(
+                f"--report {path}: {type(error).__name__}; expected the JSON of fuse --report or batch"
+            ) from error
+    if is_given:
+        raise InputError(f"--report {path}: no record of a fused volume; expected that of fuse or batch")
+    return {}

@@ -1,0 +1,376 @@
+"""The viewer: what is packed comes back, three files lie on one grid, and in a real browser the page
+shows where things are, by pointer and keys, and asks nobody for anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io as bytes_io
+import json
+import re
+import zlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chromium import WEBGL, browser, check_accessible, check_not_clipped, watched
+from phantoms import HOT_MM, RIGHT_MM, affine_of, grid, head, uptake, write_nifti
+from shell import mmif
+
+from mmif_trt import io
+from mmif_trt.cli import main
+from mmif_trt.image import Image, InputError
+from mmif_trt.view import pack, page, triple
+
+SHAPE = (36, 48, 40)
+AFFINE = affine_of("SPL", (4, 4, 4), SHAPE)
+NASTY = "</script><b>$x$&\"'"
+
+
+def codes_of(packed: pack.Packed) -> np.ndarray:
+    planes = [np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8) for text in packed.planes]
+    if packed.kind == "rgb":
+        green = planes[0]
+        return np.stack([planes[1] + green, green, planes[2] + green], axis=-1)
+    code = planes[0].astype(np.uint16)
+    return code + 256 * planes[1].astype(np.uint16) if len(planes) == 2 else code
+
+
+@pytest.mark.parametrize(
+    ("values", "levels", "slope"),
+    (
+        (np.arange(-1000, 3000).astype(np.float32), 4096, 1.0),  # HU: exact
+        (np.arange(-1000, 3000).astype(np.float32), 256, 16.0),
+        (np.arange(65536).astype(np.uint16), 4096, 17.0),
+        (np.linspace(0, 7.3, 5000, dtype=np.float32), 4096, 7.3 / 4095),
+        (np.full(10, -2.5, np.float32), 256, 1.0),
+        (np.arange(256).astype(np.uint8), 4096, 1.0),
+    ),
+)
+def test_grey_comes_back_to_half_a_step(values: np.ndarray, levels: int, slope: float) -> None:
+    packed = pack.grey(values, levels)
+    assert packed.slope == pytest.approx(slope)
+    back = codes_of(packed) * packed.slope + packed.inter
+    assert np.abs(back - values).max() <= (0 if slope == 1 else packed.slope / 2 * 1.001)
+    assert len(packed.planes) == (1 if np.ptp(values) / packed.slope < 256 else 2)
+
+
+def test_colour_comes_back_exactly() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 3), np.uint8)
+    np.testing.assert_array_equal(codes_of(pack.rgb(pixels)), pixels)
+
+
+def volumes() -> tuple[Image, Image, Image]:
+    points = grid(AFFINE, SHAPE)
+    a = Image(head(points).astype(np.float32), (0, 1000), "mri", affine=AFFINE, source="mri.nii")
+    b = Image((uptake(points) / 100).astype(np.float32), (0, 8), "pet", affine=AFFINE, source="pet.nii")
+    pixels = np.repeat((head(points) / 4).astype(np.uint8)[..., None], 3, axis=-1)
+    pixels[..., 2] = 255 - pixels[..., 0] // 2
+    return a, b, Image(pixels, affine=AFFINE, source="fused.nii")
+
+
+def test_three_volumes_lie_on_one_grid_whatever_their_axes() -> None:
+    a, b, fused = volumes()
+    turned = fused.with_data(
+        fused.data.transpose(2, 1, 0, 3)[::-1],
+        affine=fused.affine[:, [2, 1, 0, 3]]
+        @ np.array([[-1, 0, 0, 39], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    )
+    found = triple.of_volumes(a, b, turned)
+    assert [image.orientation for image in (found.a, found.b, found.fused)] == ["SAR"] * 3
+    np.testing.assert_array_equal(found.fused.data, triple.of_volumes(a, b, fused).fused.data)
+    np.testing.assert_array_equal(found.fused.data[..., 0], (found.a.data / 4).astype(np.uint8))
+    assert found.before is None and found.overlap == 1.0 and not found.in_doubt
+    with pytest.raises(InputError, match="covers 0%.*expected the fusion of A"):
+        far = AFFINE.copy()
+        far[0, 3] += 1000
+        triple.of_volumes(a, b, fused.with_data(fused.data, affine=far))
+
+
+def test_b_lies_where_the_record_says_and_before_it() -> None:
+    """A movement of 20 mm to the patient's right, undone by the record; without, half of B is elsewhere."""
+    a, b, fused = volumes()
+    away = np.eye(4)
+    away[0, 3] = 20.0
+    off = b.with_data(b.data, affine=away @ AFFINE)
+    record = {
+        "registration": {"registration": "rigid", "matrix": away.tolist(), "inside": 1.0},
+        "palette": None,
+    }
+    found = triple.of_volumes(a, off, fused, record)
+    expected = triple.of_volumes(a, b, fused)
+    np.testing.assert_allclose(found.b.data, expected.b.data, atol=1e-4)
+    assert found.before is not None and found.palette is None
+    shift = np.abs(found.before.data[:, :, 5:] - expected.b.data[:, :, :-5]).max()
+    assert shift < 1e-3
+    gone = away.copy()
+    gone[1, 3] = 110.0
+    lost = triple.of_volumes(a, b.with_data(b.data, affine=gone @ AFFINE), fused)
+    assert lost.overlap < 0.5 and "expected at least 50%" in lost.in_doubt
+
+
+def test_a_page_has_the_levels_that_fit() -> None:
+    a, b, fused = volumes()
+    noise = np.random.default_rng(0).uniform(0, 1000, SHAPE)
+    found = triple.of_volumes(a.with_data(noise.astype(np.float32)), b, fused)
+    budget, slopes = 100_000_000, []
+    for _ in page.LEVELS:
+        packed = page._packed(found, budget)
+        slopes.append(packed["a"].slope)
+        budget = sum(one.size for one in packed.values()) - 1
+    assert slopes == pytest.approx([1000 / (levels - 1) for levels in page.LEVELS], rel=1e-3)
+    assert page._packed(found, 0)["a"].slope == slopes[-1], "the least there is"
+    text = page.render(found, NASTY, {"a": NASTY, "b": "b", "fused": "f"})
+    assert text.count("</script>") == 1 + 7 + 3 and NASTY not in text
+
+
+def test_the_bundled_viewer_is_the_released_one() -> None:
+    folder = resources.files("mmif_trt.view")
+    digest = hashlib.sha256(folder.joinpath("niivue.js").read_bytes()).hexdigest()
+    assert digest in folder.joinpath("niivue-licences.txt").read_text()
+
+
+def made(folder: Path) -> tuple[Path, Path, Path]:
+    points = grid(AFFINE, SHAPE)
+    a = write_nifti(folder / "mri.nii.gz", head(points), AFFINE, "<i2")
+    b = write_nifti(folder / "pet.nii", uptake(points) / 100, AFFINE)
+    return a, b, folder / "fused.nii"
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A phantom, fused, with a page of --view beside it and the record."""
+    folder = tmp_path_factory.mktemp("view")
+    a, b, out = made(folder)
+    limits = ["--value-range-a", "0", "1000", "--value-range-b", "0", "8", "--modality-b", "pet"]
+    record = ["--report", str(folder / "record.json"), "--view", str(folder / "fused.html")]
+    assert main(["fuse", str(a), str(b), "-o", str(out), *limits, *record, "--quiet"]) == 0
+    return a, b, out
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text())
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_view_and_fuse_make_the_same_page(fused: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    a, b, out = fused
+    record = out.with_name("record.json")
+    done = mmif("view", a, b, out, "--report", record, "--modality-b", "pet", "-o", tmp_path / "v.html")
+    assert re.search(r"v\.html \(\d\.\d MB\)", done.stdout)
+    found, direct = data_of(tmp_path / "v.html"), data_of(out.with_name("fused.html"))
+    assert found == direct and found["shape"] == [40, 48, 36] and found["paletteName"] == "PET"
+    text = (tmp_path / "v.html").read_text()
+    assert "Registration</dt><dd>header" in text and "lagn, released" in text and "research use only" in text
+    assert "No record" not in text
+    mmif("view", a, b, out, "--modality-b", "pet", "-o", tmp_path / "v.html")
+    assert "No record of the fusion" in (tmp_path / "v.html").read_text()
+
+
+def test_what_is_wrong_is_said(fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any) -> None:
+    a, b, out = map(str, fused)
+    (tmp_path / "other.html").write_text("somebody's")
+    (tmp_path / "record.json").write_text("[]")
+    io.write(tmp_path / "p.png", Image(np.zeros((40, 40), np.uint8)))
+    io.write(tmp_path / "q.png", Image(np.zeros((40, 41), np.uint8)))
+    pictures = [str(tmp_path / name) for name in ("p.png", "p.png", "q.png")]
+    for given, words in (
+        ([a, b, out, "-o", str(tmp_path / "v.txt")], "ends in .html"),
+        ([a, b, out, "-o", str(tmp_path / "other.html")], "other.html"),
+        ([a, b, out, "-o", str(tmp_path / "v.html"), "--report", str(tmp_path / "record.json")], "no record"),
+        ([a, b, str(tmp_path / "p.png"), "-o", str(tmp_path / "v.html")], "expected the fused volume"),
+        ([*pictures, "-o", str(tmp_path / "v.html")], "40 x 41 px; expected 40 x 40"),
+        ([a, b, out, "-o", str(tmp_path / "v.html"), "--value-range-a", "5", "5"], "LOW < HIGH"),
+    ):
+        assert main(["view", *given]) == 2
+        assert words in capsys.readouterr().err, given
+    assert not (tmp_path / "v.html").exists()
+
+
+def test_a_movement_that_is_in_doubt_is_a_warning(
+    fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    a, b, out = map(str, fused)
+    far = AFFINE.copy()
+    far[1, 3] += 110
+    write_nifti(tmp_path / "far.nii", uptake(grid(AFFINE, SHAPE)) / 100, far)
+    given = ["view", a, str(tmp_path / "far.nii"), out, "--modality-b", "pet", "--value-range-b", "0", "8"]
+    assert main([*given, "-o", str(tmp_path / "v.html")]) == 0
+    assert "warning: the foregrounds of A and B share" in capsys.readouterr().err
+    assert 'class="warning">The foregrounds' in (tmp_path / "v.html").read_text()
+
+
+def opened(context: Any, path: Path) -> tuple[Any, list[str], list[str]]:
+    shown, wrong = watched(context)
+    asked: list[str] = []
+    shown.on("request", lambda request: asked.append(request.url[:60]))
+    shown.goto(path.as_uri())
+    shown.wait_for_selector("body[data-ready]", timeout=120_000)
+    return shown, wrong, asked
+
+
+def values_of(shown: Any) -> dict[str, str]:
+    names, texts = (shown.locator(f"#values {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    return dict(zip(names, texts, strict=True))
+
+
+def settled(shown: Any) -> None:
+    shown.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def pixels_of(shown: Any, pane: str) -> np.ndarray:
+    from PIL import Image as Pil
+
+    settled(shown)
+    data = shown.locator(f"#pane-{pane} .pane").screenshot()
+    return np.asarray(Pil.open(bytes_io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def test_the_page_in_a_browser(fused: tuple[Path, Path, Path]) -> None:
+    a, b, out = fused
+    with browser(*WEBGL) as chromium:
+        context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
+        shown, wrong, asked = opened(context, out.with_name("fused.html"))
+        check_accessible(shown, "view")
+        check_not_clipped(shown, "view")
+        check_values(shown, a, b, out)
+        check_places(shown)
+        check_pointer(shown)
+        check_comparison(shown)
+        assert not wrong and len(asked) == 1 and asked[0].startswith("file:"), (wrong, asked)
+
+
+def check_values(shown: Any, *paths: Path) -> None:
+    """What the page says at a voxel is what the files hold there; keys reach it."""
+    a, b, fused = (triple._turned(io.read(path)).data for path in paths)
+    for key, times in (("PageUp", 3), ("ArrowUp", 2), ("ArrowLeft", 4)):
+        for _ in range(times):
+            shown.keyboard.press(key)
+    settled(shown)
+    z, y, x = 18 + 3, 24 + 2, 20 + 4  # to the left of the picture: the patient's right
+    said = values_of(shown)
+    assert said["A"] == str(int(a[z, y, x]))
+    assert float(said["B"]) == pytest.approx(b[z, y, x], abs=0.01)
+    assert said["Fused"] == ", ".join(map(str, fused[z, y, x]))
+    assert float(said["Uptake read back"]) == pytest.approx(b[z, y, x], abs=2.0)
+    assert said["Place"] == "18.0 R, 10.0 A, 14.0 S mm"
+    assert shown.locator("#slices output").all_inner_texts() == ["22 of 36", "27 of 48", "25 of 40"]
+
+
+def check_places(shown: Any) -> None:
+    """The hot spot at the patient's left is on the right, and the one in front is above: as letters say."""
+    shown.select_option("#planes", "axial")
+    shown.uncheck("#crosshair")
+    for pane, place in (("b", HOT_MM), ("a", RIGHT_MM)):
+        shown.click(f"[data-pane={pane}]")
+        slider = shown.locator("#slices input").nth(0)
+        slider.fill(str(int(18 + place[2] // 4 + 1)))
+        light = pixels_of(shown, pane).sum(axis=2)
+        light[:40], light[-40:], light[:, :40], light[:, -40:] = 0, 0, 0, 0  # letters and scale
+        row, column = np.unravel_index(light.argmax(), light.shape)
+        height, width = light.shape
+        per_mm = height / (48 * 4)
+        assert column - width / 2 == pytest.approx(-place[0] * per_mm, abs=8 * per_mm)
+        assert height / 2 - row == pytest.approx(place[1] * per_mm, abs=8 * per_mm)
+    shown.click("[data-pane=all]")
+    shown.select_option("#planes", "three")
+    shown.check("#crosshair")
+
+
+def check_pointer(shown: Any) -> None:
+    """The crosshair goes to a click, in all panes; wheel, windows, hovering."""
+    box = shown.locator("#pane-a canvas").bounding_box()
+    before = shown.locator("#slices output").all_inner_texts()
+    shown.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.2)
+    assert shown.inner_text("#where-from") == "under the pointer"
+    shown.mouse.wheel(0, -100)
+    settled(shown)
+    moved = shown.locator("#slices output").all_inner_texts()
+    assert sum(x != y for x, y in zip(before, moved, strict=True)) == 1
+    said = values_of(shown)
+    shown.mouse.down()
+    shown.mouse.up()
+    shown.hover("h1")
+    settled(shown)
+    assert shown.inner_text("#where-from") == "at the crosshair" and values_of(shown) == said
+    assert shown.locator("#slices output").all_inner_texts() != moved
+    dark = pixels_of(shown, "a").mean()
+    level, width = shown.locator("#windows input").nth(0), shown.locator("#windows input").nth(1)
+    assert (level.input_value(), width.input_value()) == ("500", "1000")
+    width.fill("400")
+    width.press("Enter")
+    level.fill("200")
+    level.press("Enter")
+    assert pixels_of(shown, "a").mean() > dark * 1.4
+    shown.mouse.move(box["x"] + 100, box["y"] + 100)
+    shown.keyboard.down("Shift")
+    shown.mouse.down()
+    shown.mouse.move(box["x"] + 140, box["y"] + 100)
+    shown.mouse.up()
+    shown.keyboard.up("Shift")
+    assert float(width.input_value()) == pytest.approx(400 + 40 * 1000 / 400)
+    shown.locator("#windows select").nth(0).select_option("0")
+    assert width.input_value() == "1000"
+
+
+def check_comparison(shown: Any) -> None:
+    """Overlay is the mean of its two, swipe and fields show each in its part, edges lie on the second."""
+    shown.uncheck("#crosshair")
+    shown.keyboard.press("1")
+    one = pixels_of(shown, "a")
+    shown.keyboard.press("2")
+    two = pixels_of(shown, "b")
+    shown.keyboard.press("4")
+    width = one.shape[1]
+
+    def far(shown_now: np.ndarray, from_what: np.ndarray) -> float:
+        """All but letters and scale, which are half transparent."""
+        return float(np.quantile(np.abs(shown_now - from_what)[:-40].max(axis=2), 0.99))
+
+    assert far(one, two) > 30
+    assert far(pixels_of(shown, "check"), (one + two) / 2) <= 3
+    shown.fill("#amount", "20")
+    assert far(pixels_of(shown, "check"), 0.8 * one + 0.2 * two) <= 3
+    shown.keyboard.press("c")
+    swiped, at = pixels_of(shown, "check"), width // 2
+    assert far(swiped[:, : at - 3], one[:, : at - 3]) <= 3 and far(swiped[:, at + 3 :], two[:, at + 3 :]) <= 3
+    shown.keyboard.press("c")
+    fields = pixels_of(shown, "check")
+    is_first, is_second = (np.abs(fields - x).max(axis=2)[:-40] <= 3 for x in (one, two))
+    differ = (np.abs(one - two).max(axis=2) > 12)[:-40]
+    assert (is_first | is_second).mean() > 0.99 and 0.3 < is_first[differ].mean() < 0.7
+    shown.keyboard.press("c")
+    marked = np.abs(pixels_of(shown, "check") - [255, 190, 92]).max(axis=2) < 40
+    assert 0.0005 < marked.mean() < 0.1
+    shown.keyboard.press("c")
+    assert shown.input_value("#mode") == "overlay"
+
+
+def test_pictures_and_a_browser_without_webgl(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 255, (40, 60), np.uint8)
+    coloured = rng.integers(0, 255, (40, 60, 3), np.uint8)
+    for name, data in (("a", a), ("b", coloured), ("f", coloured[::-1])):
+        io.write(tmp_path / f"{name}.png", Image(np.ascontiguousarray(data)))
+    paths = [str(tmp_path / f"{name}.png") for name in "abf"]
+    assert main(["view", *paths, "-o", str(tmp_path / "v.html"), "--title", NASTY]) == 0
+    with browser(*WEBGL) as chromium:
+        context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
+        shown, wrong, _ = opened(context, tmp_path / "v.html")
+        assert shown.inner_text("h1") == NASTY
+        values = values_of(shown)
+        assert values["Pixel"] == "row 20, column 31" and values["A"] == str(a[19, 30])
+        assert values["Fused"] == ", ".join(map(str, coloured[::-1][19, 30]))
+        check_accessible(shown, "picture")
+        assert not wrong
+    with browser("--disable-3d-apis") as chromium:
+        shown, _ = watched(chromium.new_context())
+        shown.goto((tmp_path / "v.html").as_uri())
+        shown.wait_for_selector("#busy.wrong")
+        assert "WebGL 2" in shown.inner_text("[role=alert]") and "Expected" in shown.inner_text(
+            "[role=alert]"
+        )
