@@ -58,7 +58,10 @@ def test_nothing_goes_through_the_host(
     assert came.__cuda_array_interface__["shape"] == b.shape
     batch_a, batch_b = (x if len(x.shape) > 2 and x.shape[0] == 3 else x[None] for x in (a, b))
     form = Form(dtype, "rgb-last" if b.shape[-1] == 3 else "grey")
-    true = fused(form, {"a": batch_a[:, None], "b": batch_b if form.layout != "grey" else batch_b[:, None]})
+    given = {"a": batch_a[:, None], "b": batch_b if form.layout != "grey" else batch_b[:, None]}
+    if form.ranges:  # of float32: 0 to 1
+        given |= dict.fromkeys(("range_a", "range_b"), np.array([0, 1], np.float32))
+    true = fused(form, given)
     np.testing.assert_allclose(
         read(card, came).reshape(true.shape), true, rtol=1e-6 * ranges, atol=1e-6 * ranges
     )
