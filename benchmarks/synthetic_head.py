@@ -68,9 +68,9 @@ def make(shape: tuple[int, int, int], spacing_mm: float, seed: int = 0) -> Head:
 
 def _blurred(volume: np.ndarray, sigma: float) -> np.ndarray:
     """A Gaussian along all axes; sigma in voxels."""
-    flat = cv2.GaussianBlur(np.ascontiguousarray(volume.transpose(1, 2, 0)), (0, 0), sigma)
-    depth = flat.reshape(-1, flat.shape[2])
-    return cv2.GaussianBlur(depth, (0, 0), sigmaX=sigma, sigmaY=1e-6).reshape(flat.shape).transpose(2, 0, 1)
+    flat = np.stack([cv2.GaussianBlur(plane, (0, 0), sigma) for plane in volume])
+    depth = np.ascontiguousarray(flat.reshape(len(flat), -1))
+    return cv2.GaussianBlur(depth, (0, 0), sigmaX=1e-6, sigmaY=sigma).reshape(volume.shape)
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], sigma: float) -> np.ndarray:

@@ -65,9 +65,14 @@ class Folder:
             for entry in entries:
                 yield f"{folder}/{entry.name}" if folder else entry.name
 
-    def folders(self) -> Iterator[str]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
-            yield from sorted(entry.name for entry in entries if entry.is_dir())
+    def folders(self, folder: str = "") -> Iterator[str]:
+        """Those below, at any depth; a folder before what is in it."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            inner = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            for name in inner:
+                below = f"{folder}/{name}" if folder else name
+                yield below
+                yield from self.folders(below)
 
 
 def folder_of(text: str) -> Folder:

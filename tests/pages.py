@@ -68,6 +68,13 @@ def sandbox(folder: Path, page: Path) -> Path:
     for root in [folder] * ("MRI_SERIES" in text) + [folder / "STUDY_ROOT"] * ("STUDY_ROOT" in text):
         phantoms.write_mr(root / "MRI_SERIES", phantoms.affine_of())
         phantoms.write_pet(root / "PET_SERIES", phantoms.affine_of())
+    if "BIDS_ROOT" in text:
+        subject = folder / "BIDS_ROOT/sub-01"
+        for kind, name, values in (("anat", "T1w", phantoms.head), ("pet", "pet", phantoms.uptake)):
+            (subject / kind).mkdir(parents=True)
+            grid = phantoms.grid(phantoms.affine_of(), (24, 60, 48))
+            phantoms.write_nifti(subject / kind / f"sub-01_{name}.nii", values(grid), phantoms.affine_of())
+        (subject.parent / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     for block in blocks(page):
         if block.language == "json":
             (folder / "study.json").write_text(block.code)

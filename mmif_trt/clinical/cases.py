@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmif_trt import overwriting
-from mmif_trt.clinical import outputs, records
-from mmif_trt.clinical.case import Case, VolumeFuser, fuse, load
+from mmif_trt.clinical import bids, outputs, records
+from mmif_trt.clinical.case import Case, Loaded, VolumeFuser, fuse, load
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.clinical.records import DONE, FAILED, Output, Owner, Run
 from mmif_trt.files import disk_is_full, open_regular
+from mmif_trt.image import Image
 from mmif_trt.running import Stop, explain
+from mmif_trt.view import page, triple
 
 STAGES = 3  # read, fuse, write
 BEFORE, ELSEWHERE, LEFT = "before", "elsewhere", "left"
@@ -113,9 +115,21 @@ class Runner:
             target = self.output.target(case.name)
             self.output.store.make_room(target)
             files = outputs.save(self.output.store.where(target), fused, loaded.a, loaded.b)
-        told = json.loads(outputs.report_of(fused, files))
+            told = json.loads(outputs.report_of(fused, files))
+            if self.output.bids:
+                told |= bids.sidecar(case, self.output.bids)
+            if self.output.page:
+                files = [*files, self._page(case, loaded, fused.image, told)]
+                told["files"] = files
         hashes = {os.path.basename(path): _sha256(path) for path in files}
         return {**told, "status": DONE, "sha256": hashes, "asked": records.asked(case, self.run)}
+
+    def _page(self, case: Case, loaded: Loaded, fused: Image, record: dict[str, Any]) -> str:
+        """The page to look at; it names the case, for paths may name a patient."""
+        path = self.output.store.where(self.output.page_of(case.name))
+        shown = triple.of_volumes(loaded.a, loaded.b, fused, record, loaded.options)
+        page.write(path, shown, case.name, dict.fromkeys(("a", "b", "fused"), f"of {case.name}"))
+        return path
 
     def _commit(self, record: dict[str, Any], start: float) -> Settled:
         record |= {"seconds": round(time.monotonic() - start, 3), "finished": round(time.time(), 3)}

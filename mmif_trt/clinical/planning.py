@@ -1,4 +1,4 @@
-"""Which cases are to be made: of a manifest or a folder of DICOM studies, streamed, whatever their number."""
+"""Which cases are to be made: of a manifest, a folder of DICOM studies or a BIDS data set."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmif_trt.clinical import bids
 from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.decoder import HEADERS_AT_ONCE, Decoder
 from mmif_trt.clinical.outputs import LUMA
@@ -32,13 +33,17 @@ def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], 
 def fill(
     spill: Spill, source: str, secret: bytes, across: bool = False, part: tuple[int, int] = (1, 1)
 ) -> None:
-    """Cases of a manifest (.csv) or a folder of DICOM studies, and what is not paired, into `spill`.
+    """Cases of a manifest (.csv), a BIDS data set or a folder of DICOM studies, and what is not paired, into
+    `spill`.
 
     secret: the key of the names (pseudonym.py). across: see series.pair. part: (I, N), of a folder's entries
     every N-th from the I-th on; no study may lie in several of them then. Headers are read in a child
     process, as pixels are. Raises InputError.
     """
-    if os.path.isdir(source):
+    if bids.is_dataset(source):
+        for found in list(bids.cases(source, across))[part[0] - 1 :: part[1]]:
+            spill.leave_out(found) if isinstance(found, str) else spill.put(found)
+    elif os.path.isdir(source):
         with Decoder() as decoder:
             _paired(spill, source, decoder, secret, across, part)
     elif source.lower().endswith(".csv"):
@@ -46,7 +51,7 @@ def fill(
             spill.put(case)
         spill.sort()
     else:
-        raise InputError(f"{source}: expected a manifest .csv or a folder of DICOM studies")
+        raise InputError(f"{source}: expected a manifest .csv, a folder of DICOM studies, or of BIDS")
     if twins := spill.twins(LUMA):
         raise InputError(
             f"{source}: the luma of {twins[0]!r} is also the output of {twins[1]!r}; expected a file for each"

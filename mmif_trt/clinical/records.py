@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mmif_trt import processes, weights
-from mmif_trt.clinical import outputs
+from mmif_trt.clinical import bids, outputs
 from mmif_trt.clinical.case import Case
 from mmif_trt.files import OutputError
 from mmif_trt.image import InputError
@@ -64,14 +64,19 @@ class Owner:
 @dataclass(frozen=True)
 class Output:
     """digits: of the hash of a case's name that name its folder; 0: all lie in one. cases: of the whole plan,
-    for those who ask how much is left. suffix: with its dot."""
+    for those who ask how much is left. suffix: with its dot. page: each case has one to look at, NAME.html.
+    bids: the data set whose cases these are, which lie as in a derived one then; or ""."""
 
     store: Folder
     suffix: str
     digits: int = 0
     cases: int = 0
+    page: bool = False
+    bids: str = ""
 
     def at(self, name: str) -> str:
+        if self.bids:
+            return f"{bids.folder_of(name)}/{name}"
         if not self.digits:
             return name
         return f"{hashlib.sha256(name.encode(errors='replace')).hexdigest()[: self.digits]}/{name}"
@@ -81,6 +86,9 @@ class Output:
 
     def target(self, name: str) -> str:
         return f"{self.at(name)}{self.suffix}"
+
+    def page_of(self, name: str) -> str:
+        return f"{self.at(name)}.html"
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The record; None where there is none of ours."""
@@ -93,6 +101,7 @@ class Output:
     def files(self, name: str) -> list[str]:
         """All that a case writes, its record last, as full names."""
         made = outputs.names(self.store.where(self.target(name)))
+        made += [self.store.where(self.page_of(name))] if self.page else []
         return [*made, self.store.where(self.record(name))]
 
 
@@ -155,9 +164,10 @@ def asked(case: Case, run: Run) -> dict[str, Any]:
 
 
 def is_done(output: Output, case: Case) -> dict[str, Any] | None:
-    """The record of a case that is done and lies there."""
+    """The record of a case that is done and lies there, with its page where it is to have one."""
     record = output.read(case.name)
-    if record is None or record["status"] != DONE or not output.store.holds(output.target(case.name)):
+    made = [output.target(case.name), *([output.page_of(case.name)] if output.page else [])]
+    if record is None or record["status"] != DONE or not all(map(output.store.holds, made)):
         return None
     return record
 

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,14 @@ TO_DO, DONE, OTHERWISE = range(3)
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "batch",
-        help="fuse many volumes: a manifest, a folder of DICOM studies, or a plan",
-        description="Pair series by patient, study and frame of reference, and fuse each pair. A case whose "
-        "report says done is skipped: start it again after a stop or a kill.",
+        help="fuse many volumes: a manifest, a folder of DICOM studies or of BIDS, or a plan",
+        description="Pair series by patient, study and frame of reference (BIDS: anat with pet and ct of a "
+        "session), and fuse each pair. A case whose report says done is skipped: start it again after a stop "
+        "or a kill.",
     )
     parser.add_argument(
         "source",
-        metavar="MANIFEST.csv|STUDY_ROOT|PLAN",
+        metavar="MANIFEST.csv|STUDY_ROOT|BIDS_ROOT|PLAN",
         help="columns: name,a,b and optional ones; or what mmif-trt plan wrote",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder to write")
@@ -50,6 +52,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
     what = "every N-th case from the I-th on; of a PLAN the I-th of N shares"
     parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
+    what = "also a page per case to look at it, NAME.html, see mmif-trt view"
+    parser.add_argument("--view", action="store_true", help=what)
     add_how(parser)
     add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
@@ -67,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         network = Network(_run_of(plan, how, args))
         store, suffix = records.Folder(args.output), f".{args.format}"
         output = records.output_in(store, suffix, len(plan), keep=not args.dry_run)
+        output = replace(output, page=args.view, bids=_dataset(args))
         if args.dry_run:
             _show(plan, part, output, network)
             return 0
@@ -74,6 +79,21 @@ def run(args: argparse.Namespace) -> int:
             left = "; ".join(plan.left()) or "no series"
             raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
         return _carry(args, plan, part, output, network)
+
+
+def _dataset(args: argparse.Namespace) -> str:
+    """The BIDS data set that the source is, or ""."""
+    from mmif_trt.clinical import bids
+
+    if not bids.is_dataset(args.source):
+        return ""
+    if args.format == "dcm":
+        raise InputError("--format dcm: not of BIDS; expected nii or nii.gz")
+    if os.path.realpath(args.source) == os.path.realpath(args.output):
+        raise InputError(
+            f"{args.output}: the data set itself; expected another folder, as {args.source}/derivatives/NAME"
+        )
+    return str(args.source)
 
 
 def _run_of(plan: Plan, stated: Run, args: argparse.Namespace) -> Run:
@@ -106,6 +126,7 @@ def _carry(
     output: Output,
     network: Network,
 ) -> int:
+    from mmif_trt.clinical import bids
     from mmif_trt.clinical import cases as work
     from mmif_trt.clinical.records import Owner
     from mmif_trt.files import prove_writable, remove_leftovers
@@ -117,6 +138,8 @@ def _carry(
         work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
     prove_writable(args.output)
     remove_leftovers(args.output)
+    if output.bids:
+        bids.describe(output.store, output.bids)
     todo = sum(state != DONE for state in states)
     start = time.monotonic()
     total: Counter[str] = Counter()

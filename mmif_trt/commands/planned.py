@@ -30,11 +30,13 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def secret_of(source: str, root: Path, given: str | None, make: bool) -> bytes:
-    """The key of the names, kept with what they name. make: False for a look, whose names are its own."""
+    """The key of the names, kept with what they name. make: False for a look, whose names are its own. BIDS
+    has names of its own."""
+    from mmif_trt.clinical import bids
     from mmif_trt.files import prove_writable
 
     key = pseudonym.key_in(root, given, make=False)
-    if key is None and make and os.path.isdir(source):
+    if key is None and make and os.path.isdir(source) and not bids.is_dataset(source):
         prove_writable(root)
         key = pseudonym.key_in(root)
     return key or pseudonym.fresh_key()

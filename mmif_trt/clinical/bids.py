@@ -1,0 +1,138 @@
+"""BIDS: which files of a data set belong together, and where their fusion lies in a derived one.
+
+Brain Imaging Data Structure 1.10, bids-specification.readthedocs.io: sub-<label>/[ses-<label>/]<datatype>/
+<entities>_<suffix>.nii[.gz]. CT has no datatype there yet; its files are looked for in ct/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.about import RESEARCH_USE, VERSION
+from mmif_trt.clinical.case import Case
+from mmif_trt.files import read_regular
+from mmif_trt.image import InputError
+from mmif_trt.storage import Folder
+
+VERSION_OF_BIDS = "1.10.0"
+DESCRIPTION = "dataset_description.json"
+ANATOMY = ("T1w", "T2w", "FLAIR")  # the first that is there is A
+OTHERS = {"pet": "pet", "ct": "ct"}  # datatype and suffix of B, its modality
+# Beside the volumes lie lumas, pages and logs, of which BIDS knows nothing.
+IGNORED = "*_luma.nii\n*_luma.nii.gz\n*.html\n*.log\n"
+NAME = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?((?:_[a-z]+-[A-Za-z0-9+]+)*)_([A-Za-z0-9]+)")
+
+
+@dataclass(frozen=True)
+class File:
+    """One image. entities: between session and suffix, such as "_acq-3d_run-1"."""
+
+    path: str
+    subject: str
+    session: str
+    entities: str
+    suffix: str
+
+
+def is_dataset(root: str) -> bool:
+    """Whether a folder is a BIDS data set, by its description."""
+    return os.path.isfile(os.path.join(root, DESCRIPTION))
+
+
+def files_of(folder: Path) -> list[File]:
+    """The images in sub-*/[ses-*]/DATATYPE, by name; others are passed over."""
+    found = []
+    for path in sorted(folder.glob("*.nii*")):
+        stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
+        if stem != path.name and (parts := NAME.fullmatch(stem)):
+            subject, session, entities, suffix = parts.groups()
+            found.append(File(str(path), subject, session or "", entities, suffix))
+    return found
+
+
+def cases(root: str, across: bool = False) -> Iterator[Case | str]:
+    """Cases in the order of subjects and sessions, and in words what is left out and why.
+
+    Every PET and CT goes with the MRI of its session: T1w before T2w before FLAIR, then by name. across:
+    where its session has none, with that of the subject's first session with one (to be registered).
+    """
+    for subject in sorted(Path(root).glob("sub-*")):
+        sessions = sorted(subject.glob("ses-*")) or [subject]
+        anatomy = {session: _anatomy(files_of(session / "anat")) for session in sessions}
+        for session in sessions:
+            mri, where = anatomy[session], session
+            if mri is None and across:
+                mri, where = next(((one, at) for at, one in anatomy.items() if one), (None, session))
+            others = [one for kind in OTHERS for one in files_of(session / kind) if one.suffix == kind]
+            for one in others:
+                if mri is None:
+                    yield f"{one.path}: no T1w, T2w or FLAIR of its session"
+                    continue
+                words = f"{mri.path} + {one.path}" + ("" if where == session else ", of another session")
+                modality = OTHERS[one.suffix]
+                yield Case(name_of(mri, one), (mri.path,), (one.path,), {"modality_b": modality}, words=words)
+            if mri is not None and where == session and not others:
+                yield f"{mri.path}: no PET or CT of its session"
+
+
+def _anatomy(files: list[File]) -> File | None:
+    ranked = [one for suffix in ANATOMY for one in files if one.suffix == suffix]
+    return ranked[0] if ranked else None
+
+
+def name_of(mri: File, other: File) -> str:
+    """The MRI's name with a desc- of the other's modality and entities: sub-1_desc-fusedpettrcFDG_T1w."""
+    kept = re.sub(r"_desc-[A-Za-z0-9+]+", "", mri.entities)
+    what = re.sub(r"[^A-Za-z0-9]", "", other.entities)
+    session = f"_{other.session or mri.session}" if other.session or mri.session else ""
+    return f"{mri.subject}{session}{kept}_desc-fused{other.suffix}{what}_{mri.suffix}"
+
+
+def folder_of(name: str) -> str:
+    """Where a name of `name_of` lies in its data set. Raises InputError for another name."""
+    parts = NAME.fullmatch(name)
+    if parts is None:
+        raise InputError(f"{name}: no name of BIDS; expected sub-<label>[_ses-<label>][_<entities>]_<suffix>")
+    return "/".join(filter(None, (parts[1], parts[2], "anat")))
+
+
+def sidecar(case: Case, root: str) -> dict[str, Any]:
+    """What BIDS asks of a derived image, beside our record."""
+    sources = [f"bids:raw:{os.path.relpath(path, root)}" for path in (*case.a, *case.b)]
+    what = str(case.own.get("modality_b", "another volume")).upper()
+    return {
+        "Description": f"MRI fused with {what}. {RESEARCH_USE}",
+        "Sources": sources,
+        "SkullStripped": _is_stripped(case.a[0]),
+    }
+
+
+def _is_stripped(path: str) -> bool:
+    """What the MRI's own sidecar says; raw ones are not."""
+    try:
+        told = json.loads(read_regular(re.sub(r"\.nii(\.gz)?$", ".json", path)))
+        return told.get("SkullStripped") is True
+    except (InputError, OSError, ValueError, AttributeError):
+        return False
+
+
+def describe(store: Folder, root: str) -> None:
+    """The derived data set's description and what validators are to pass over, where they are not there yet.
+    Raises OutputError."""
+    link = os.path.relpath(os.path.realpath(root), os.path.realpath(store.root))
+    text = {
+        "Name": "MRI fused with PET or CT",
+        "BIDSVersion": VERSION_OF_BIDS,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "mmif-trt", "Version": VERSION, "Description": RESEARCH_USE}],
+        "DatasetLinks": {"raw": link},
+    }
+    store.create(DESCRIPTION, (json.dumps(text, indent=1) + "\n").encode())
+    store.create(".bidsignore", IGNORED.encode())
+    store.create("README", f"MRI fused with PET or CT by mmif-trt {VERSION}. {RESEARCH_USE}\n".encode())
