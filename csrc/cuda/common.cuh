@@ -37,6 +37,13 @@ __host__ __device__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+// Of numbers that are not negative: one instruction.
+__device__ __forceinline__ int64_t wide_product(int a, int b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned>(a)) * static_cast<unsigned>(b));
+}
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ int clamped(int x, int last) { return x < 0 ? 0 : smaller(x, last); }
+
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

@@ -17,21 +17,29 @@ struct BackwardTiles {
   float horizontal[kRingHeight][kRingWidth], vertical[kRingHeight][kRingWidth];
 };
 
-// A pixel (y, x) takes G * m of the windows (y - 10 .. y, x - 10 .. x), by the place of their first pixel;
-// there are none outside the image, so 0 stands there.
+// Starts to load the moments. A pixel (y, x) takes G * m of the windows (y - 10 .. y, x - 10 .. x), by the place of
+// their first pixel; there are none outside the image, so 0 stands there. Warps and lanes as in forward.
 __device__ __forceinline__ void load_moments(BackwardTiles& tiles, const FusionLossParams& p,
                                              const Tile& tile) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int height = tile.height - kSsimWindow + 1, width = tile.width - kSsimWindow + 1;
-  const int64_t plane = static_cast<int64_t>(height) * width;
-  const float* const moments = static_cast<const float*>(p.moments) + tile.image * kMoments * plane;
-  for (int i = threadIdx.x; i < kHaloHeight * kHaloWidth; i += kTileThreads) {
-    const int row = i / kHaloWidth, column = i % kHaloWidth;
-    const int y = tile.y + row - kSsimWindow + 1, x = tile.x + column - kSsimWindow + 1;
-    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
-    const int64_t place = static_cast<int64_t>(y) * width + x;
+  const int plane = height * width, x = tile.x + lane - kSsimWindow + 1;
+  const bool in = x >= 0 && x < width, more_in = x + kWarp >= 0 && x + kWarp < width;
 #pragma unroll
-    for (int m = 0; m < kMoments; ++m)
-      tiles.moments[m][row][column] = inside ? moments[m * plane + place] : 0.f;
+  for (int m = 0; m < kMoments; ++m) {
+    const float* const moments =
+        static_cast<const float*>(p.moments) + wide_product(tile.image * kMoments + m, plane);
+    const float* const from = moments + clamped(x, width - 1);
+    const float* const more = moments + clamped(x + kWarp, width - 1);
+#pragma unroll
+    for (int row = 0; row < kHaloHeight; row += kTileWarps) {
+      const bool has = row + kTileWarps <= kHaloHeight || row + warp < kHaloHeight;
+      const int y = tile.y + row + warp - kSsimWindow + 1, near = clamped(y, height - 1);
+      float* const to = &tiles.moments[m][0][0] + (row + warp) * kPitch + lane;
+      copy_4_bytes(to, below(from, near, width), in && y == near, has);
+      copy_4_bytes(to + kWarp, below(more, near, width), more_in && y == near,
+                   has && lane < kHaloWidth - kWarp);
+    }
   }
 }
 
@@ -39,25 +47,30 @@ __device__ __forceinline__ float signed_weight(int choices, int up, int down, fl
   return choices & up ? weight : choices & down ? -weight : 0.f;
 }
 
-__device__ __forceinline__ int choices_at(const FusionLossParams& p, const Tile& tile, int y, int x) {
-  return p.choices[(tile.image * tile.height + y) * tile.width + x];
+// Outside the image stands the border, negated along the axis of the difference.
+template <bool weighted>
+__device__ __forceinline__ void load_sign(BackwardTiles& tiles, const FusionLossParams& p, const Tile& tile,
+                                          int row, int column) {
+  const int y = clamped(tile.y + row - 1, tile.height - 1), x = clamped(tile.x + column - 1, tile.width - 1);
+  const int choices = p.choices[tile.place(y, x)];
+  const float weight = choices & kGradientFromB ? weight_at<weighted>(p.wb, tile.image, y, x)
+                                                : weight_at<weighted>(p.wa, tile.image, y, x);
+  const float horizontal = signed_weight(choices, kHorizontalUp, kHorizontalDown, weight);
+  const float vertical = signed_weight(choices, kVerticalUp, kVerticalDown, weight);
+  tiles.horizontal[row][column] = x == tile.x + column - 1 ? horizontal : -horizontal;
+  tiles.vertical[row][column] = y == tile.y + row - 1 ? vertical : -vertical;
 }
 
-// Outside the image stands the border, negated along the axis of the difference.
+// A warp takes every eighth row; what a row has beyond 32 columns, the first threads of the block.
 template <bool weighted>
 __device__ __forceinline__ void load_signs(BackwardTiles& tiles, const FusionLossParams& p,
                                            const Tile& tile) {
-  for (int i = threadIdx.x; i < kRingHeight * kRingWidth; i += kTileThreads) {
-    const int row = i / kRingWidth, column = i % kRingWidth;
-    const int y = clamped(tile.y + row - 1, tile.height), x = clamped(tile.x + column - 1, tile.width);
-    const int choices = choices_at(p, tile, y, x);
-    const float weight = choices & kGradientFromB ? weight_at<weighted>(p.wb, tile.image, y, x)
-                                                  : weight_at<weighted>(p.wa, tile.image, y, x);
-    const float horizontal = signed_weight(choices, kHorizontalUp, kHorizontalDown, weight);
-    const float vertical = signed_weight(choices, kVerticalUp, kVerticalDown, weight);
-    tiles.horizontal[row][column] = x == tile.x + column - 1 ? horizontal : -horizontal;
-    tiles.vertical[row][column] = y == tile.y + row - 1 ? vertical : -vertical;
-  }
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, thread = threadIdx.x;
+#pragma unroll
+  for (int row = 0; row < kRingHeight; row += kTileWarps)
+    if (row + kTileWarps <= kRingHeight || row + warp < kRingHeight)
+      load_sign<weighted>(tiles, p, tile, row + warp, lane);
+  if (thread < 2 * kRingHeight) load_sign<weighted>(tiles, p, tile, thread / 2, kWarp + thread % 2);
 }
 
 __device__ __forceinline__ void mean_rows(BackwardTiles& tiles, const Constants& constants) {
@@ -91,21 +104,21 @@ __device__ __forceinline__ float transposed_sobel(const BackwardTiles& tiles, in
 struct Factors {
   float intensity, gradient, structure;
 
-  __device__ __forceinline__ Factors(const FusionLossParams& p, int64_t image) {
+  __device__ __forceinline__ Factors(const FusionLossParams& p, const Constants& by, int image) {
     const float* const d_terms = static_cast<const float*>(p.d_terms) + 3 * image;
-    const float pixels = static_cast<float>(p.height * p.width);
-    const float windows = static_cast<float>((p.height - kSsimWindow + 1) * (p.width - kSsimWindow + 1));
-    intensity = d_terms[0] / pixels, gradient = d_terms[1] / pixels, structure = d_terms[2] / windows;
+    intensity = d_terms[0] * by.per_pixel, gradient = d_terms[1] * by.per_pixel;
+    structure = d_terms[2] * by.per_window;
   }
 };
 
 template <bool weighted>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 3)
     fusion_loss_bwd_kernel(const FusionLossParams p, const Constants constants) {
-  MMIF_SHARED(BackwardTiles, tiles);
+  MMIF_SHARED_DYNAMIC(BackwardTiles, tiles);
   const Tile tile(p);
   load_moments(tiles, p, tile);
   load_signs<weighted>(tiles, p, tile);
+  wait_copies();
   __syncthreads();  // the moments are whole, and the signs
   mean_rows(tiles, constants);
   __syncthreads();  // the means are whole
@@ -117,23 +130,23 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
     for (int m = 0; m < kMoments; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], constants);
 
-  const Factors by(p, tile.image);
-  const float* const f = plane(p.f, tile.image);
-  const float* const a = plane(p.a, tile.image);
-  const float* const b = plane(p.b, tile.image);
+  float sobel[kRun];
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) sobel[i] = transposed_sobel(tiles, first + i + 1, column + 1);
+
+  const Factors by(p, constants, tile.image);
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
     const int y = tile.y + first + i;
     if (x >= tile.width || y >= tile.height) continue;
-    const float structure = mean[0][i] + 2 * f[y * p.f.row_stride + x] * mean[1][i] +
-                            a[y * p.a.row_stride + x] * mean[2][i] + b[y * p.b.row_stride + x] * mean[3][i];
-    const int choices = choices_at(p, tile, y, x);
+    const float structure = mean[0][i] + 2 * at(p.f, tile.image, y, x) * mean[1][i] +
+                            at(p.a, tile.image, y, x) * mean[2][i] + at(p.b, tile.image, y, x) * mean[3][i];
+    const int choices = p.choices[tile.place(y, x)];
     const float weight = choices & kIntensityFromB ? weight_at<weighted>(p.wb, tile.image, y, x)
                                                    : weight_at<weighted>(p.wa, tile.image, y, x);
     const float intensity = signed_weight(choices, kIntensityUp, kIntensityDown, weight);
-    static_cast<float*>(p.d_f)[(tile.image * tile.height + y) * tile.width + x] =
-        by.intensity * intensity + by.gradient * transposed_sobel(tiles, first + i + 1, column + 1) +
-        by.structure * structure;
+    static_cast<float*>(p.d_f)[tile.place(y, x)] =
+        by.intensity * intensity + by.gradient * sobel[i] + by.structure * structure;
   }
 }
 
@@ -142,9 +155,8 @@ __global__ void __launch_bounds__(kTileThreads)
 cudaError_t fusion_loss_bwd_launch(const FusionLossParams& p, cudaStream_t stream) {
   if (p.batch == 0) return cudaSuccess;
   if (!launchable(p)) return cudaErrorInvalidValue;
-  const dim3 tiles(static_cast<unsigned>(p.batch * p.chunks));
   const auto kernel = p.wa.data == nullptr ? fusion_loss_bwd_kernel<false> : fusion_loss_bwd_kernel<true>;
-  return launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, Constants(p));
+  return launch(kernel, tile_grid(p), dim3(kTileThreads), sizeof(BackwardTiles), stream, p, Constants(p));
 }
 
 }  // namespace mmif

@@ -1,40 +1,49 @@
 // The fusion loss, forward: one block per tile of the image, then one small block an image for the last sums.
 //
 // What moves: f, a, b (wa, wb) once in, with the tiles' halo from L2; moments and choices once out. Sums are
-// taken in a fixed order, in float within a tile (a tree of 512 pixels), in double over tiles: no atomics, so
+// taken in a fixed order, in float within a tile (a tree of 1024 pixels), in double over tiles: no atomics, so
 // equal bits in every run. What is computed, and the derivation of the moments, stands in ../fusion_loss.h.
 #include "fusion_loss.cuh"
 
 namespace mmif {
 namespace {
 
-enum Mean { kF, kFF, kFA, kFB, kA, kAA, kB, kBB, kMeans };
+// Off: the square of f - a, or f - b. The variances of f and a are that of f - a and twice the covariance.
+enum Mean { kF, kA, kB, kFA, kFB, kOffA, kOffB, kMeans };
 enum Picture { kFused, kSourceA, kSourceB, kPictures };
-constexpr int kTerms = 3, kWarps = kTileThreads / kWarp;
+constexpr int kTerms = 3;
 
 struct ForwardTiles {
   Halo pictures[kPictures];
   alignas(16) Columns means[kMeans];
-  float sums[kTerms][kWarps];
+  float sums[kTerms][kTileWarps];
 };
 
-// The tile and its surroundings, the border replicated: right for Sobel, and never part of a whole window.
+// Starts to load the tile and its surroundings, the border replicated: right for Sobel, and never part of a whole
+// window. A warp takes every eighth row; what a row has beyond 32 columns, its first lanes.
 __device__ __forceinline__ void load_pictures(ForwardTiles& tiles, const FusionLossParams& p,
                                               const Tile& tile) {
-  const float* const f = plane(p.f, tile.image);
-  const float* const a = plane(p.a, tile.image);
-  const float* const b = plane(p.b, tile.image);
-  for (int i = threadIdx.x; i < kHaloHeight * kHaloWidth; i += kTileThreads) {
-    const int row = i / kHaloWidth, column = i % kHaloWidth;
-    const int64_t y = clamped(tile.y + row - kSsimEdge, tile.height);
-    const int x = clamped(tile.x + column - kSsimEdge, tile.width);
-    tiles.pictures[kFused][row][column] = f[y * p.f.row_stride + x];
-    tiles.pictures[kSourceA][row][column] = a[y * p.a.row_stride + x];
-    tiles.pictures[kSourceB][row][column] = b[y * p.b.row_stride + x];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int x = clamped(tile.x + lane - kSsimEdge, tile.width - 1);
+  const int beyond = clamped(tile.x + lane + kWarp - kSsimEdge, tile.width - 1);
+  const FusionLossImage* const images[kPictures] = {&p.f, &p.a, &p.b};
+#pragma unroll
+  for (int i = 0; i < kPictures; ++i) {
+    const float* const from = plane(*images[i], tile.image) + x;
+    const float* const more = plane(*images[i], tile.image) + beyond;
+#pragma unroll
+    for (int row = 0; row < kHaloHeight; row += kTileWarps) {
+      const bool has = row + kTileWarps <= kHaloHeight || row + warp < kHaloHeight;
+      const int y = clamped(tile.y + row + warp - kSsimEdge, tile.height - 1);
+      float* const to = &tiles.pictures[i][0][0] + (row + warp) * kPitch + lane;
+      copy_4_bytes(to, below(from, y, static_cast<int>(images[i]->row_stride)), true, has);
+      copy_4_bytes(to + kWarp, below(more, y, static_cast<int>(images[i]->row_stride)), true,
+                   has && lane < kHaloWidth - kWarp);
+    }
   }
 }
 
-// The eight means along x.
+// The means along x.
 __device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Constants& constants) {
   for (int task = threadIdx.x; task < kHaloHeight * kGroups; task += kTileThreads) {
     const int row = task / kGroups, column = task % kGroups * kRun;
@@ -44,7 +53,7 @@ __device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Constants& 
       const float f = tiles.pictures[kFused][row][column + k];
       const float a = tiles.pictures[kSourceA][row][column + k];
       const float b = tiles.pictures[kSourceB][row][column + k];
-      const float values[kMeans] = {f, f * f, f * a, f * b, a, a * a, b, b * b};
+      const float values[kMeans] = {f, a, b, f * a, f * b, (f - a) * (f - a), (f - b) * (f - b)};
 #pragma unroll
       for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, values[m], constants);
     }
@@ -59,19 +68,19 @@ __device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Constants& 
 struct Ssim {
   float value, by_mean, by_ff, by_fs;
 };
-__device__ __forceinline__ Ssim ssim(float mf, float ff, float ms, float ss, float fs, float c1, float c2) {
+__device__ __forceinline__ Ssim ssim(float mf, float ms, float fs, float off, float c1, float c2) {
   const float n1 = 2 * (mf * ms) + c1, n2 = 2 * (fs - mf * ms) + c2;
-  const float d1 = mf * mf + ms * ms + c1, d2 = (ff - mf * mf) + (ss - ms * ms) + c2;
-  const float inverse = 1 / (d1 * d2), value = n1 * n2 * inverse;
+  const float d1 = mf * mf + ms * ms + c1, d2 = n2 + (off - (mf - ms) * (mf - ms));
+  const float inverse = fast_inverse(d1 * d2), value = n1 * n2 * inverse;
   return {value, 2 * inverse * (ms * n2 - mf * value * d2), -value * d1 * inverse, 2 * n1 * inverse};
 }
 
 // One pixel's structure term; writes its four moments, `plane` elements apart.
 __device__ __forceinline__ float structure(const float (&mean)[kMeans], const Constants& by, float wa,
                                            float wb, float* moments, int64_t plane) {
-  const Ssim sa = ssim(mean[kF], mean[kFF], mean[kA], mean[kAA], mean[kFA], by.c1, by.c2);
-  const Ssim sb = ssim(mean[kF], mean[kFF], mean[kB], mean[kBB], mean[kFB], by.c1, by.c2);
-  wa /= 2, wb /= 2;
+  const Ssim sa = ssim(mean[kF], mean[kA], mean[kFA], mean[kOffA], by.c1, by.c2);
+  const Ssim sb = ssim(mean[kF], mean[kB], mean[kFB], mean[kOffB], by.c1, by.c2);
+  wa *= 0.5f, wb *= 0.5f;
   const float by_ff = -(wa * sa.by_ff + wb * sb.by_ff), by_fa = -wa * sa.by_fs, by_fb = -wb * sb.by_fs;
   moments[0] =
       -(wa * sa.by_mean + wb * sb.by_mean) - 2 * mean[kF] * by_ff - mean[kA] * by_fa - mean[kB] * by_fb;
@@ -93,8 +102,8 @@ __device__ __forceinline__ float structure_run(const ForwardTiles& tiles, const 
     for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], constants);
 
   const int x = tile.x + column, inner_width = tile.width - kSsimWindow + 1;
-  const int64_t inner = static_cast<int64_t>(tile.height - kSsimWindow + 1) * inner_width;
-  float* const moments = static_cast<float*>(p.moments) + tile.image * 4 * inner;
+  const int inner = (tile.height - kSsimWindow + 1) * inner_width;
+  float* const moments = static_cast<float*>(p.moments) + wide_product(tile.image * 4, inner);
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
@@ -106,42 +115,49 @@ __device__ __forceinline__ float structure_run(const ForwardTiles& tiles, const 
     for (int m = 0; m < kMeans; ++m) at[m] = mean[m][i];
     sum += structure(at, constants, weight_at<weighted>(p.wa, tile.image, y, x),
                      weight_at<weighted>(p.wb, tile.image, y, x),
-                     moments + static_cast<int64_t>(y - kSsimEdge) * inner_width + x - kSsimEdge, inner);
+                     moments + ((y - kSsimEdge) * inner_width + x - kSsimEdge), inner);
   }
   return sum;
 }
 
-struct Sobel {
-  float x, y;
+// A picture's three columns around a pixel's, of three rows: those of a run slide down it.
+struct Around {
+  float left[3], middle[3], right[3], across[3];  // across: right - left
+
+  __device__ __forceinline__ void take(int i, const float* pixel) {
+    left[i] = pixel[-1], middle[i] = pixel[0], right[i] = pixel[1], across[i] = right[i] - left[i];
+  }
+  // Row i of a run, of rows that come in turn, is the lowest of the three: the derivatives at the middle one, in
+  // the reference's order.
+  __device__ __forceinline__ float x(int i) const {
+    return (across[(i + 1) % 3] + across[i % 3]) + 2 * across[(i + 2) % 3];
+  }
+  __device__ __forceinline__ float y(int i) const {
+    const int above = (i + 1) % 3, below = i % 3;
+    return ((left[below] - left[above]) + (right[below] - right[above])) +
+           2 * (middle[below] - middle[above]);
+  }
 };
-// The derivative at the middle of a picture's 3 x 3 pixels, in the reference's order.
-__device__ __forceinline__ Sobel sobel(const Halo& picture, int row, int column) {
-  const float* const above = &picture[row - 1][column];
-  const float* const here = &picture[row][column];
-  const float* const below = &picture[row + 1][column];
-  return {((above[1] - above[-1]) + (below[1] - below[-1])) + 2 * (here[1] - here[-1]),
-          ((below[-1] - above[-1]) + (below[1] - above[1])) + 2 * (below[0] - above[0])};
-}
 
 struct Edges {
   float intensity, gradient;
   int choices;
 };
 
-// Intensity and gradient of the pixel at a place in the halo.
+// Intensity and gradient of the pixel above the last of the rows taken, row i.
 template <bool weighted>
-__device__ __forceinline__ Edges edges(const ForwardTiles& tiles, int row, int column, float wa, float wb) {
-  const float f = tiles.pictures[kFused][row][column];
-  const float a = tiles.pictures[kSourceA][row][column], b = tiles.pictures[kSourceB][row][column];
+__device__ __forceinline__ Edges edges(const Around (&around)[kPictures], int i, float wa, float wb) {
+  const float f = around[kFused].middle[(i + 2) % 3];
+  const float a = around[kSourceA].middle[(i + 2) % 3], b = around[kSourceB].middle[(i + 2) % 3];
   const bool brighter_a = weighted ? wa * a >= wb * b : a >= b;
   const float off = f - (brighter_a ? a : b);
 
-  const Sobel sf = sobel(tiles.pictures[kFused], row, column);
-  const Sobel sa = sobel(tiles.pictures[kSourceA], row, column);
-  const Sobel sb = sobel(tiles.pictures[kSourceB], row, column);
-  const float strength_a = fabsf(sa.x) + fabsf(sa.y), strength_b = fabsf(sb.x) + fabsf(sb.y);
+  const float ax = around[kSourceA].x(i), ay = around[kSourceA].y(i);
+  const float bx = around[kSourceB].x(i), by = around[kSourceB].y(i);
+  const float strength_a = fabsf(ax) + fabsf(ay), strength_b = fabsf(bx) + fabsf(by);
   const bool stronger_a = weighted ? wa * strength_a >= wb * strength_b : strength_a >= strength_b;
-  const float off_x = sf.x - (stronger_a ? sa.x : sb.x), off_y = sf.y - (stronger_a ? sa.y : sb.y);
+  const float off_x = around[kFused].x(i) - (stronger_a ? ax : bx);
+  const float off_y = around[kFused].y(i) - (stronger_a ? ay : by);
 
   const int choices = (off > 0 ? kIntensityUp : 0) | (off < 0 ? kIntensityDown : 0) |
                       (brighter_a ? 0 : kIntensityFromB) | (off_x > 0 ? kHorizontalUp : 0) |
@@ -156,15 +172,18 @@ template <bool weighted>
 __device__ __forceinline__ void edges_run(const ForwardTiles& tiles, const FusionLossParams& p,
                                           const Tile& tile, float& intensity, float& gradient) {
   const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun, x = tile.x + column;
+  Around around[kPictures];
   intensity = gradient = 0;
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    const int y = tile.y + first + i;
-    if (x >= tile.width || y >= tile.height) continue;
-    const Edges at = edges<weighted>(tiles, first + i + kSsimEdge, column + kSsimEdge,
-                                     weight_at<weighted>(p.wa, tile.image, y, x),
+  for (int i = 0; i < kRun + 2; ++i) {
+#pragma unroll
+    for (int picture = 0; picture < kPictures; ++picture)
+      around[picture].take(i % 3, &tiles.pictures[picture][first + i + kSsimEdge - 1][column + kSsimEdge]);
+    const int y = tile.y + first + i - 2;
+    if (i < 2 || x >= tile.width || y >= tile.height) continue;
+    const Edges at = edges<weighted>(around, i, weight_at<weighted>(p.wa, tile.image, y, x),
                                      weight_at<weighted>(p.wb, tile.image, y, x));
-    p.choices[(tile.image * tile.height + y) * tile.width + x] = static_cast<uint8_t>(at.choices);
+    p.choices[tile.place(y, x)] = static_cast<uint8_t>(at.choices);
     intensity += at.intensity, gradient += at.gradient;
   }
 }
@@ -177,11 +196,12 @@ __device__ __forceinline__ T warp_sum(T x) {  // the same bits in every lane
 }
 
 template <bool weighted>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 3)
     fusion_loss_fwd_kernel(const FusionLossParams p, const Constants constants) {
-  MMIF_SHARED(ForwardTiles, tiles);
+  MMIF_SHARED_DYNAMIC(ForwardTiles, tiles);
   const Tile tile(p);
   load_pictures(tiles, p, tile);
+  wait_copies();
   __syncthreads();  // the pictures are whole
   mean_rows(tiles, constants);
   float sums[kTerms];
@@ -198,8 +218,9 @@ __global__ void __launch_bounds__(kTileThreads)
   __syncthreads();  // the warps' sums are whole
   if (threadIdx.x >= kTerms) return;
   double sum = 0;
-  for (int warp = 0; warp < kWarps; ++warp) sum += tiles.sums[threadIdx.x][warp];
-  p.partial[static_cast<int64_t>(blockIdx.x) * kTerms + threadIdx.x] = sum;
+  for (int warp = 0; warp < kTileWarps; ++warp) sum += tiles.sums[threadIdx.x][warp];
+  const int64_t chunk = (static_cast<int64_t>(tile.image) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  p.partial[chunk * kTerms + threadIdx.x] = sum;
 }
 
 // One block an image, one warp per term.
@@ -221,9 +242,10 @@ __global__ void __launch_bounds__(kTerms* kWarp) fusion_loss_terms_kernel(const 
 cudaError_t fusion_loss_fwd_launch(const FusionLossParams& p, cudaStream_t stream) {
   if (p.batch == 0) return cudaSuccess;
   if (!launchable(p)) return cudaErrorInvalidValue;
-  const dim3 tiles(static_cast<unsigned>(p.batch * p.chunks)), images(static_cast<unsigned>(p.batch));
+  const dim3 images(static_cast<unsigned>(p.batch));
   const auto kernel = p.wa.data == nullptr ? fusion_loss_fwd_kernel<false> : fusion_loss_fwd_kernel<true>;
-  const cudaError_t error = launch(kernel, tiles, dim3(kTileThreads), 0, stream, p, Constants(p));
+  const cudaError_t error =
+      launch(kernel, tile_grid(p), dim3(kTileThreads), sizeof(ForwardTiles), stream, p, Constants(p));
   if (error != cudaSuccess) return error;
   return launch(fusion_loss_terms_kernel, images, dim3(kTerms * kWarp), 0, stream, p);
 }

@@ -11,7 +11,7 @@
 
 namespace mmif {
 
-constexpr int kTileWidth = 32, kTileHeight = 16;  // px
+constexpr int kTileWidth = 32, kTileHeight = 32;  // px
 
 // FusionLossParams::chunks on CUDA: the tiles of one image.
 inline int64_t fusion_loss_chunks(int64_t height, int64_t width) {

@@ -52,6 +52,10 @@ __device__ inline void copy_16_bytes(void* to, const void* from, bool take) {
   emu::copy_async(to, from, take ? 16 : 0, take ? 0 : 16);
 }
 
+__device__ inline void copy_4_bytes(void* to, const void* from, bool take, bool write) {
+  if (write) emu::copy_async(to, from, take ? 4 : 0, take ? 0 : 4);
+}
+
 __device__ inline void wait_copies() { emu::wait_copies(); }
 
 #else
@@ -93,6 +97,17 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, bool t
   const int bytes = take ? 16 : 0;  // what is not read is written as zeros
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
                : "memory");
+}
+
+// The same for 4 bytes; nothing unless `write`, without a branch.
+__device__ __forceinline__ void copy_4_bytes(void* to, const void* from, bool take, bool write) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const int bytes = take ? 4 : 0;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p cp.async.ca.shared.global [%0], [%1], 4, %2;\n}" ::"r"(
+          address),
+      "l"(from), "r"(bytes), "r"(static_cast<int>(write))
+      : "memory");
 }
 
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }

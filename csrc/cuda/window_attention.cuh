@@ -62,13 +62,6 @@ inline bool launchable(const WindowAttentionParams& p) {
          aligned(p);
 }
 
-// Of numbers that are not negative: one instruction.
-__device__ __forceinline__ int64_t wide_product(int a, int b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned>(a)) * static_cast<unsigned>(b));
-}
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
-__device__ __forceinline__ int clamped(int x, int last) { return x < 0 ? 0 : smaller(x, last); }
-
 // One axis of one window. Bit i of a set stands for slot i.
 struct Axis {
   int begin;         // coordinate of slot 0

@@ -196,7 +196,7 @@ PLANTS = [
     ("moments before they are whole", "_bwd.cu", "__syncthreads();  // the moments are whole,", "//"),
     ("backward's means before they are whole", "_bwd.cu", "__syncthreads();  // the means are whole", "//"),
     ("the border is not negated", "_bwd.cu", "vertical : -vertical", "vertical : vertical"),
-    ("a window too far", "_bwd.cu", "tile.x + column - kSsimWindow + 1;", "tile.x + column - kSsimWindow;"),
+    ("a window too far", "_bwd.cu", "tile.x + lane - kSsimWindow + 1;", "tile.x + lane - kSsimWindow;"),
 ]
 PLANTED_CASES = [Case(17, 35, 1, "ties", seed=seed) for seed in (1, 3, 2)]
 
