@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,13 @@ LEVEL = 1 / 255
 
 
 def has_bf16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether OpenVINO runs it: the processor has it, and ONEDNN_MAX_CPU_ISA does not deny it."""
+    x = np.zeros((64, 64), np.float32)
+    try:
+        runtimes.load("openvino", "bf16", 1).infer(x, x)
+    except InputError:
+        return False
+    return True
 
 
 def error_on_golden(runtime: runtimes.Runtime) -> float:
@@ -68,13 +73,38 @@ def test_openvino_auto_stays_within_one_level_and_says_its_precision() -> None:
     assert runtime.name == "openvino" and runtime.precision in ("fp32", "bf16") and runtime.note
     assert error_on_golden(runtime) <= (LEVEL if runtime.precision == "bf16" else 1e-4)
     if not has_bf16():
-        assert runtime.precision == "fp32" and "no bfloat16" in runtime.note
+        assert runtime.precision == "fp32" and "bfloat16" in runtime.note
+
+
+def test_instructions_denied_to_onednn_leave_fp32() -> None:
+    """OpenVINO sees the processor's bfloat16, oneDNN must not use it: a graph in it does not compile."""
+    code = """
+import numpy as np
+from mmif_trt import InputError, runtimes
+runtime = runtimes.load("openvino", "auto", 1)
+print(runtime.precision, "|", runtime.note)
+x = np.zeros((64, 64), np.float32)
+assert not runtime.infer(x, x).any()
+try:
+    runtimes.load("openvino", "bf16", 1).infer(x, x)
+except InputError as error:
+    print(error)
+"""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    auto, bf16 = done.stdout.strip().splitlines()
+    assert auto.startswith("fp32 | ") and "bfloat16" in auto
+    assert bf16.startswith("precision 'bf16': ") and bf16.endswith("expected auto, fp32")
 
 
 def test_openvino_bf16_is_used_or_refused() -> None:
     if not has_bf16():
-        with pytest.raises(InputError, match="precision 'bf16': this CPU has no bfloat16"):
-            runtimes.load("openvino", "bf16", 1)
+        with pytest.raises(InputError, match="precision 'bf16': .*expected auto, fp32"):
+            x = np.zeros((64, 64), np.float32)
+            runtimes.load("openvino", "bf16", 1).infer(x, x)
         return
     runtime = runtimes.load("openvino", "bf16", 1)
     assert (runtime.precision, runtime.note) == ("bf16", "asked for")
