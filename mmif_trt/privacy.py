@@ -6,9 +6,12 @@ off, the first module that names pydicom or pynetdicom silences what they say of
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 
 # Read by the libraries when they are imported. ONNX Runtime keeps a device id and a database of events in the
@@ -26,6 +29,14 @@ def usage_data_off() -> None:
         os.environ.setdefault(name, value)
     for package in USAGE_PACKAGES:
         sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+
+
+def font_list_off() -> None:
+    """Before matplotlib is imported by us: its list of fonts goes into a folder that ends with the process,
+    not into the user's home. Who imported it before, or says where (MPLCONFIGDIR), keeps what is there."""
+    if "matplotlib" not in sys.modules and "MPLCONFIGDIR" not in os.environ:
+        folder = os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="mmif-fonts-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def patient_values_off() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import platform
 import signal
 import time
 import traceback
@@ -53,6 +55,12 @@ def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
         # which the interpreter's shutdown puts in the place of every handler but "ignore".
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if received else handler)
+
+
+def refuse_without_posix(what: str, otherwise: str) -> None:
+    """Raises InputError on Windows, which has none of the limits and locks that `what` rests on."""
+    if importlib.util.find_spec("resource") is None:
+        raise InputError(f"{what}: not on {platform.system()}; expected Linux or macOS (or WSL). {otherwise}")
 
 
 def explain(error: BaseException) -> str:

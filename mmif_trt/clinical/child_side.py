@@ -21,7 +21,8 @@ def serve(megabytes: int, answer: Callable[[str], str], prepare: Callable[[], ob
     import resource
 
     limit = megabytes << 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with contextlib.suppress(ValueError, OSError):  # macOS has none: the parent's time limit stays
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _end_with_the_parent()
     answers, errors = os.fdopen(os.dup(1), "w"), os.dup(2)

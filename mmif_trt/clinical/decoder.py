@@ -23,6 +23,7 @@ from mmif_trt.files import TMP_SUFFIX, OutputError, temporary_prefix
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.io.which import ANY, Which
+from mmif_trt.running import refuse_without_posix
 from mmif_trt.stages import geometry
 
 MEGABYTES, SECONDS = 6144, 300.0
@@ -48,6 +49,10 @@ class Decoder:
     def __init__(
         self, megabytes: int | None = None, seconds: float = SECONDS, folder: Path | None = None
     ) -> None:
+        refuse_without_posix(
+            "reading volumes in a process with limits",
+            "Python's mmif_trt.read and mmif_trt.fuse read them in their own process",
+        )
         self.megabytes, self.seconds = megabytes or _megabytes(), seconds
         try:  # O_TMPFILE where the file system has it; else a name for a moment
             self._pixels = tempfile.TemporaryFile(  # noqa: SIM115

@@ -148,8 +148,10 @@ def run(args: argparse.Namespace) -> int:
     import threading
 
     from mmif_trt.files import prove_writable
+    from mmif_trt.running import one_line, refuse_without_posix, stop_on_signal
+
+    refuse_without_posix("node", "Its locks and limits are POSIX's")
     from mmif_trt.node.run import serve
-    from mmif_trt.running import one_line, stop_on_signal
 
     settings = settings_of(args)
     os.umask(0o077)  # the spool, its scratch files and the audit trail are nobody else's

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmif_trt import overwriting
+from mmif_trt import overwriting, privacy
 from mmif_trt.image import MODALITIES, InputError
 
 
@@ -56,6 +56,7 @@ def _report(args: argparse.Namespace) -> int:
         raise InputError(f"--method: {', '.join(args.method)}; expected each name once")
     if args.output.suffix != ".html":
         raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; expected .html")
+    privacy.font_list_off()
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmif_trt import privacy
 from mmif_trt.commands.arguments import refuse_overwriting
 from mmif_trt.image import InputError
 
@@ -91,6 +92,7 @@ def _open(folder: Path) -> Store:
 
 def _needs_extra() -> None:
     """One line where the extra is not installed, before anything is written."""
+    privacy.font_list_off()
     try:
         import fastapi  # noqa: F401
         import jinja2  # noqa: F401

@@ -3,20 +3,29 @@ instead."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import TYPE_CHECKING
 
 from mmif_trt import weights
+from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
     from mmif_trt.models.lagn import LAGN
+
+NEEDS = ("torch", "safetensors")
 
 
 def load_model(name: str = "lagn", device: str = "cpu") -> LAGN:
     """The trained network in eval mode on `device`; its dimensions are those of the weight file.
 
-    Raises InputError for an unknown name or a weight file that is not the manifest's.
+    Raises InputError for an unknown name, a weight file that is not the manifest's, and without torch.
     """
+    if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise InputError(
+            f"load_model: {' and '.join(missing)} not installed; try pip install 'mmif-trt[train]' "
+            "(mmif_trt.fuse needs neither)"
+        )
     from safetensors import safe_open
 
     from mmif_trt.models.lagn import LAGN, LAGNConfig

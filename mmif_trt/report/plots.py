@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmif_trt import privacy
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,6 +25,7 @@ MANY_POINTS = 600  # of a plot; above it the boxes stand alone
 @contextmanager
 def _figure(width: float, height: float, words: str) -> Iterator[tuple[Any, Any, list[str]]]:
     """Yields (figure, axes, result); the SVG, labelled by `words`, is in result[0] afterwards."""
+    privacy.font_list_off()
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from mmif_trt import privacy
 from mmif_trt.study.paired import Row, alpha
 
 
@@ -77,7 +78,9 @@ def _test(blocks: ndarray, methods: list[str]) -> dict[str, Any] | None:
 def _icc(units: ndarray) -> tuple[float, float, float] | None:
     """ICC(2,1), absolute agreement, with its 95 % interval (pingouin), over units that all readers rated."""
     import pandas
-    import pingouin
+
+    privacy.font_list_off()
+    import pingouin  # imports matplotlib
 
     whole = units[:, np.isfinite(units).all(0)]
     if whole.shape[0] < 2 or whole.shape[1] < 5 or np.ptp(whole) == 0:

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmif_trt.image import InputError
+from mmif_trt.machine import usable_cores
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
 from mmif_trt.train import autoencoder, data, diffusion, loop
@@ -238,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     slow = "fp32 is ten times faster on a processor that only emulates bfloat16"
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help=slow)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
     what = "the same bits by both"
     parser.add_argument("--decode", choices=data.DECODERS, default="opencv", help=what)
     given = parser.parse_args(arguments)

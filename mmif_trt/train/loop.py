@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from mmif_trt import ops
 from mmif_trt.image import InputError
+from mmif_trt.machine import usable_cores
 from mmif_trt.train.data import DECODERS
 
 Objective = Callable[[int], tuple[Tensor, dict[str, Tensor]]]  # step -> loss, terms for the log
@@ -277,7 +278,7 @@ def parser(module: str, about: str, defaults: Any) -> argparse.ArgumentParser:
     out.add_argument("--out", type=Path, required=True, help="run folder; an unfinished run in it goes on")
     out.add_argument("--stop-after", type=int, help="end at this step of the schedule")
     out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-    out.add_argument("--threads", type=int, default=os.cpu_count())
+    out.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
     for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("seed", int)):
         out.add_argument(f"--{name}", type=kind, default=getattr(defaults, name.replace("-", "_")))
     out.add_argument("--precision", choices=("bf16", "fp32"), default=defaults.precision)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import phantoms
 import pydicom
 import pytest
+from conftest import REPO
 from phantoms import affine_of, encoded, grid, head, slices, write_mr, write_series
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -89,6 +92,15 @@ def test_a_mosaic_is_its_volume(tmp_path: Path, turn: tuple[float, float, float]
     image = mmif_trt.read(write_series(tmp_path / "m", [mosaic(affine, sign)]))
     assert image.data.shape == SHAPE
     is_the_head(image)
+
+
+def test_reading_a_mosaic_warns_of_nothing(tmp_path: Path) -> None:
+    """nibabel calls its reader of CSA headers experimental, once per process: in one of its own."""
+    folder = write_series(tmp_path / "m", [mosaic(affine_of(shape=SHAPE))])
+    code = f"import mmif_trt; print(mmif_trt.read({str(folder)!r}).data.shape)"
+    command = [sys.executable, "-W", "always", "-c", code]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == str(SHAPE) and "experimental" not in done.stderr, done.stderr
 
 
 def test_a_real_mosaic_is_what_dcm2niix_makes_of_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ as large as the whole mosaic, about the middle of the first tile (the same rule 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,8 @@ def tiles(
 
 
 def _csa(dataset: Any) -> dict[str, Any] | None:
+    # nibabel calls its DICOM readers experimental at each first import; the rule is held by our own tests.
+    warnings.filterwarnings("ignore", "The DICOM readers are highly experimental", UserWarning)
     from nibabel.nicom import csareader
 
     try:

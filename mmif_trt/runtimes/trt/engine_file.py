@@ -21,6 +21,7 @@ from mmif_trt import weights
 from mmif_trt.files import read_regular, write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.models.pixels import LUMA
+from mmif_trt.runtimes.trt import trust
 
 SUFFIX = ".engine"
 REBUILD = "expected an engine of `mmif-trt engine build`"
@@ -60,6 +61,7 @@ class Manifest:
     built: str
     bytes: int = field(default=0)
     form: str = str(LUMA)
+    signature: str = ""  # see trust.py
 
     @property
     def psnr(self) -> str:
@@ -111,6 +113,7 @@ def load_checked(engine: Path, flavour: str, version: str, capability: str) -> t
     capability: of the card, such as "8.9". Raises InputError that names what does not match.
     """
     manifest = read_manifest(engine)
+    refuse_untrusted(engine, manifest)
     refuse_other_version(engine, manifest, flavour, version)
     if capability not in manifest.compute_capabilities:
         expected = ", ".join(manifest.compute_capabilities)
@@ -123,6 +126,12 @@ def load_checked(engine: Path, flavour: str, version: str, capability: str) -> t
             f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"
         )
     return data, manifest
+
+
+def refuse_untrusted(engine: Path, manifest: Manifest) -> None:
+    """Raises InputError where others could have changed the files, or an expected signature is missing."""
+    trust.refuse_strangers(engine, manifest_path(engine))
+    trust.refuse_unsigned(engine, manifest)
 
 
 def refuse_other_version(engine: Path, manifest: Manifest, flavour: str, version: str) -> None:
@@ -148,11 +157,14 @@ def refuse_other_network(engine: Path, manifest: Manifest) -> None:
 def save(engine: Path, data: bytes, manifest: Manifest) -> None:
     """Both files, the manifest last; a failure leaves no half file. Raises InputError, as on a full disk."""
     try:
-        engine.parent.mkdir(parents=True, exist_ok=True)
+        manifest = trust.signed(manifest)
+        engine.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # never an old manifest beside a new engine
             manifest_path(engine).unlink()
         write_atomic(engine, data)
         write_atomic(manifest_path(engine), (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+        for path in (engine, manifest_path(engine)):  # whatever the umask: see trust.py
+            os.chmod(path, path.stat().st_mode & ~0o022)
     except InputError:  # write_atomic's, with its reason
         raise
     except OSError as error:
@@ -174,7 +186,7 @@ def locked(engine: Path) -> Iterator[None]:
 
     path = engine.with_name(engine.name + ".lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = open(path, "a")  # noqa: SIM115
     except OSError as error:
         expected = "expected a folder that takes files and has room"

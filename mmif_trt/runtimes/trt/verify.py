@@ -24,6 +24,7 @@ def files(engine: Path) -> Manifest:
     """The manifest, after the engine's hash, the installed weights and the installed TensorRT (where there is
     one) were compared with it; needs no card. Raises InputError."""
     manifest = engine_file.read_manifest(engine)
+    engine_file.refuse_untrusted(engine, manifest)
     received = hashlib.sha256(read_regular(engine)).hexdigest()
     if received != manifest.engine_sha256:
         raise InputError(
