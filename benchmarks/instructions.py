@@ -2,9 +2,9 @@
 
     python benchmarks/instructions.py    writes benchmarks/results/instructions.txt
 
-Needs nvcc and cuobjdump (on PyPI: nvidia-cuda-cuobjdump; CUOBJDUMP may name the program), no GPU and no torch.
-Nothing here is a time. An instruction counts once per trip of its loops, whose trips stand below in the order of
-the loops' last addresses. Of two ways each counts by its share: that of border windows for the second. What a
+Needs nvcc and cuobjdump (on PyPI: nvidia-cuda-cuobjdump; CUOBJDUMP may name it), no GPU and no torch. Nothing
+here is a time. An instruction counts once per trip of its loops, whose trips stand below in the order of the
+the loops' last addresses. Of two ways each counts by its share: the second is that of border windows. What a
 branch skips counts as executed, unless it is a slow path that calls a subroutine.
 """
 
@@ -124,11 +124,8 @@ def rows() -> list[Row]:
         )
         made += [Row(**{**vars(x), "unit": unit, "per": each}) for x in (forward, backward)]
         sums, turns = -(-HEADS * OFFSETS // 32), chunks // 32  # eight at a time, after what is left over
-        made.append(
-            Row(
-                "window_attention_d_bias_kernel", scale, sums, 1024, (chunks // 32 % 8, chunks // 256), tables
-            )
-        )
+        trips = turns % 8, turns // 8
+        made.append(Row("window_attention_d_bias_kernel", scale, sums, 1024, trips, tables))
         side = CROP * scale
         tiles = BATCH * (side // TILE) ** 2
         pixels, inner = BATCH * side**2 / 1e6, BATCH * (side - 10) ** 2 / 1e6
