@@ -6,12 +6,16 @@ const NORMALS = { axial: 2, coronal: 1, sagittal: 0 }; // the axis of the grid t
 const SLICE_TYPES = { axial: 0, coronal: 1, sagittal: 2, three: 3 }; // NiiVue's
 const OF_NIIVUE = ["axial", "coronal", "sagittal"]; // its axCorSag
 const CROSSHAIR_PX = 1.4; // a thinner line falls between the pixels
+// Texture units in which NiiVue prepares the gradients of a volume rendering, 2 x 4 bytes per voxel at each change of a
+// window. There is none here: one pixel per slice will do.
+const GRADIENT_UNITS = [33990, 33992];
 const SCALES_MM = [100, 50, 20, 10, 5, 2, 1];
 const WEBGL = "This page draws with WebGL 2, and this browser offers none. Expected: a current Firefox, Chrome, " +
   "Edge or Safari with hardware acceleration, or its software renderer, switched on.";
 
-function hasWebGl2() {
-  return Boolean(document.createElement("canvas").getContext("webgl2"));
+// NiiVue gets the same context when it asks.
+function hasWebGl2(canvas) {
+  return Boolean(canvas.getContext("webgl2", { alpha: true, antialias: false }));
 }
 
 // One plane of bytes: deflated bytes, or their base64.
@@ -66,6 +70,15 @@ function nifti(grid, facts, codes) {
   return buffer;
 }
 
+// NiiVue looks through all voxels for a window of its own; the page has one.
+if (globalThis.niivue) {
+  niivue.NVImage.prototype.calMinMax = function () {
+    const { cal_min: low, cal_max: high } = this.hdr;
+    Object.assign(this, { cal_min: low, cal_max: high, robust_min: low, robust_max: high, global_min: low, global_max: high });
+    return [low, high, low, high];
+  };
+}
+
 class Desk {
   // data: see page.py. load(key): the planes of a volume, as inflate takes them.
   constructor(data, load) {
@@ -111,6 +124,9 @@ class Desk {
       fontColor: [0.79, 0.81, 0.84, 1], fontMinPx: 11, tileMargin: 2, backColor: [0, 0, 0, 1],
       sliceType: this.data.isVolume ? SLICE_TYPES.three : SLICE_TYPES.axial, isNearestInterpolation: !this.data.isVolume,
     });
+    const textures = nv.rgbaTex.bind(nv);
+    nv.rgbaTex = (old, unit, dims, ...rest) =>
+      textures(old, unit, GRADIENT_UNITS.includes(unit) ? [dims[0], 1, 1, dims[3]] : dims, ...rest);
     await nv.attachToCanvas(canvas);
     const pane = { name, canvas, nv, key: null, loaded: {} };
     this.panes.set(name, pane);

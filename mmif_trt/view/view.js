@@ -308,7 +308,7 @@ desk.onDraw(() => { showValues(); sliders.forEach((update) => update()); compare
 desk.onPoint(showValues);
 new ResizeObserver(() => desk.redraw()).observe(at("stage"));
 async function begin() {
-  if (!hasWebGl2()) throw new Error(WEBGL);
+  if (!hasWebGl2(canvasOf("fused"))) throw new Error(WEBGL);
   for (const name of ["fused", "a", "b"]) {
     await desk.show(name, canvasOf(name), name);
     if (name === "fused") performance.mark("first-paint");
