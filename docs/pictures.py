@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import numpy as np
 
 DOCS = Path(__file__).resolve().parent
 REPO = DOCS.parent
-sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "benchmarks")]
+sys.path[:0] = [str(REPO), *(str(REPO / name) for name in ("tests", "tests/study", "benchmarks"))]
 
 import chromium  # noqa: E402
 import synthetic_head  # noqa: E402
@@ -90,10 +91,39 @@ def registration(shown: Any, made: dict[str, Path], folder: Path) -> None:
     keep(shown, "registration")
 
 
-PICTURES: dict[str, Callable[[Any, dict[str, Path], Path], None]] = {
-    "view": view,
-    "registration": registration,
-}
+def study(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    from study_load import serving
+    from test_study_server import free_port
+
+    from mmif_trt.stages import palettes
+    from mmif_trt.study.config import read_config
+    from mmif_trt.study.create import create
+
+    limits = ("--value-range-a", 0, 950, "--value-range-b", 0, 9, "--modality-b", "pet")
+    places = {"mri": made["mri"], "pet": made["pet"]}
+    for kind, path in places.items():
+        (folder / "sources" / kind).mkdir(parents=True)
+        (folder / "sources" / kind / "head.nii").write_bytes(path.read_bytes())
+    run("fuse", made["mri"], made["pet"], "-o", folder / "network" / "head.nii", "--quiet", *limits)
+    mri, pet = (mmif_io.read(path) for path in places.values())
+    half = (np.clip(mri.data / 950, 0, 1)[..., None] + palettes.apply(np.clip(pet.data / 9, 0, 1), "PET")) / 2
+    pixels = np.rint(half * 255).astype(np.uint8)
+    (folder / "overlay").mkdir()
+    mmif_io.write(folder / "overlay" / "head.nii", Image(pixels, affine=mri.affine), durable=False)
+    one = {"modality": "pet", "sources": "sources", "methods": {m: m for m in ("network", "overlay")}}
+    config = {"title": "Network or overlay", "sets": [one], "readers": 1, "window": "logged"}
+    config["value_range"] = {"mri": [0, 950], "pet": [0, 9]}
+    (folder / "study.json").write_text(json.dumps(config))
+    create(read_config(folder / "study.json"), folder / "study")
+    with serving(folder / "study", free_port()) as (_, links):
+        shown.goto(links[0])
+        shown.click("text=Begin")
+        shown.wait_for_selector("body.ready", timeout=120_000)
+        keep(shown, "study")
+
+
+Picture = Callable[[Any, dict[str, Path], Path], None]
+PICTURES: dict[str, Picture] = {"view": view, "registration": registration, "study": study}
 
 
 def main() -> int:

@@ -174,14 +174,21 @@ def source_folders(sources: Path) -> tuple[Path, Path]:
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
-    """Name without suffix -> path; hidden files and those without a picture's suffix are passed over."""
+    """Name without suffix -> path; hidden files, those without a picture's or volume's suffix, and the lumas
+    that `fuse` writes beside its volumes are passed over."""
     found: dict[str, Path] = {}
+    suffixes = sorted(io.FORMATS, key=len, reverse=True)
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in io.FORMATS and not path.name.startswith(".") and path.is_file():
-            if path.stem in found:
-                came = f"{found[path.stem].name} and {path.name} differ in the suffix only"
-                raise InputError(f"{folder}: {came}; expected one file per name")
-            found[path.stem] = path
+        suffix = next((one for one in suffixes if path.name.lower().endswith(one)), None)
+        if suffix is None or path.name.startswith(".") or not path.is_file():
+            continue
+        stem = path.name[: -len(suffix)]
+        if io.FORMATS[suffix].is_volume and stem.endswith("_luma"):
+            continue
+        if stem in found:
+            came = f"{found[stem].name} and {path.name} differ in the suffix only"
+            raise InputError(f"{folder}: {came}; expected one file per name")
+        found[stem] = path
     if not found:
         expected = " ".join("*" + suffix for suffix in io.FORMATS)
         raise InputError(f"{folder}: no pictures; expected files named {expected}")

@@ -23,6 +23,7 @@ from mmif_trt.stages.normalise import as_rgb8
 from mmif_trt.study.config import Config, Set
 from mmif_trt.study.plan import Used, reader_items
 from mmif_trt.study.store import FILE, initialise, insert_items, token_hash
+from mmif_trt.study.volumes import are_volumes, volumes_of
 
 LINKS = "links.csv"
 
@@ -80,13 +81,17 @@ def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
     db = initialise(folder / FILE)
     try:
         db.execute("BEGIN")
+        volumes = are_volumes([path for case in cases for path in case.paths.values()])
         meta = {**config.shown(), "created": _now(), "mmif_trt": __version__, "cases": len(cases)}
+        meta["volumes"] = volumes
         db.executemany(
             "INSERT INTO meta VALUES (?,?)", [(key, json.dumps(value)) for key, value in meta.items()]
         )
         db.executemany("INSERT INTO method VALUES (?,?)", list(enumerate(config.methods, 1)))
         for number, case in enumerate(cases, 1):
-            _insert_case(db, number, case, config)
+            files = volumes_of(case.paths, case.modality, config.value_range) if volumes else None
+            pictures = _pictures(db, case, config) if files is None else _insert_volumes(db, case, files)
+            _insert_case(db, number, case, config, pictures)
         used: Used = Counter()
         tokens = [secrets.token_urlsafe(24) for _ in range(config.readers)]
         for reader, token in enumerate(tokens, 1):
@@ -112,7 +117,16 @@ def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
     return tokens
 
 
-def _insert_case(db: sqlite3.Connection, number: int, case: Case, config: Config) -> None:
+def _insert_case(
+    db: sqlite3.Connection, number: int, case: Case, config: Config, pictures: dict[str, int]
+) -> None:
+    row = (number, f"{case.modality}/{case.name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
+    db.execute("INSERT INTO cases VALUES (?,?,?,?,?)", row)
+    for method, name in enumerate(config.methods, 1):  # by name: each set has an order of its own
+        db.execute("INSERT INTO fused VALUES (?,?,?)", (number, method, pictures[name]))
+
+
+def _pictures(db: sqlite3.Connection, case: Case, config: Config) -> dict[str, int]:
     pictures = {}
     size: tuple[int, int] | None = None
     for key, path in case.paths.items():
@@ -124,18 +138,19 @@ def _insert_case(db: sqlite3.Connection, number: int, case: Case, config: Config
             sizes = ["{} x {} px".format(*pair) for pair in (image.size, size)]
             raise InputError(f"{path}: {sizes[0]}; expected the size of {case.paths['mri']}, {sizes[1]}")
         size = image.size
-        pictures[key] = _insert_picture(db, image, path)
-    row = (number, f"{case.modality}/{case.name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
-    db.execute("INSERT INTO cases VALUES (?,?,?,?,?)", row)
-    for method, name in enumerate(config.methods, 1):  # by name: each set has an order of its own
-        db.execute("INSERT INTO fused VALUES (?,?,?)", (number, method, pictures[name]))
+        # Pixels alone, as 8-bit RGB: neither metadata nor the kind of file tells a method.
+        png = io.FORMATS[".png"].encode(Image(as_rgb8(image), source="picture"))
+        pictures[key] = _insert_picture(db, png, path)
+    return pictures
 
 
-def _insert_picture(db: sqlite3.Connection, image: Image, path: str) -> int:
-    """Pixels alone, as 8-bit RGB: neither metadata nor the kind of file tells a method."""
-    png = io.FORMATS[".png"].encode(Image(as_rgb8(image), source="picture"))
+def _insert_volumes(db: sqlite3.Connection, case: Case, files: dict[str, bytes]) -> dict[str, int]:
+    return {key: _insert_picture(db, data, case.paths[key]) for key, data in files.items()}
+
+
+def _insert_picture(db: sqlite3.Connection, data: bytes, path: str) -> int:
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    row = (secrets.token_hex(16), png, digest)
+    row = (secrets.token_hex(16), data, digest)
     number = db.execute("INSERT INTO picture VALUES (NULL,?,?,?)", row).lastrowid
     assert number is not None
     return number

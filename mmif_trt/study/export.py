@@ -40,6 +40,11 @@ DICTIONARY = {
     "zoom": "magnification when the answer was given; empty: not told",
     "brightness": "of the display filter where the study logs the window; 1 is unchanged",
     "contrast": "of the display filter where the study logs the window; 1 is unchanged",
+    "seen_axial": "of volumes: axial slices that were on the screen, from 1 at the feet, as 12-40 55",
+    "seen_coronal": "of volumes: coronal slices seen, from 1 at the back",
+    "seen_sagittal": "of volumes: sagittal slices seen, from 1 at the patient's left",
+    "window_mri": "of volumes, where the study logs the window: black to white of the MRI at the answer",
+    "window_other": "of volumes, where the study logs the window: black to white of the other source",
     **{
         name: f"{scale.title}, 1 ({scale.anchors[0]}) to 5 ({scale.anchors[4]})"
         for name, scale in SCALES.items()

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.image import SHOWN
+from mmif_trt.study import volumes
 from mmif_trt.study.config import SCALES
 from mmif_trt.study.gate import Gate, LimitBody, SameSite, client
 from mmif_trt.study.plan import PAIRED
@@ -34,10 +35,13 @@ STATIC = {
     "study.css": ("mmif_trt.study", "pages/study.css", "text/css"),
     "study.js": ("mmif_trt.study", "pages/study.js", "text/javascript"),
     "panzoom.js": ("mmif_trt.report", "panzoom.js", "text/javascript"),
+    "volumes.js": ("mmif_trt.study", "pages/volumes.js", "text/javascript"),
+    "desk.js": ("mmif_trt.view", "desk.js", "text/javascript"),
+    "niivue.js": ("mmif_trt.view", "niivue.js", "text/javascript"),
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; "
-    "style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     # Not "no-referrer": a browser then sends "Origin: null" with a form, which the gate refuses.
@@ -80,7 +84,7 @@ class Site:
         self.store = store
         self.gate = Gate()
         self.responses = responses
-        self.meta = store.meta
+        self.meta = {"volumes": False, **store.meta}  # a study of an earlier version has pictures
         names = ("message", "welcome", "item", "done", "switch")
         self.templates = {name: load(f"{name}.html") for name in names}
 
@@ -204,7 +208,8 @@ class Site:
         page = self.store.page(reader, int(wanted))
         if page is None or slot not in page.pictures:
             return self.refuse(404)
-        response = self.responses.Response(self.store.picture(page.pictures[slot]), media_type="image/png")
+        kind = "application/octet-stream" if self.meta["volumes"] else "image/png"
+        response = self.responses.Response(self.store.picture(page.pictures[slot]), media_type=kind)
         # Equal headers for every picture; kept by this browser, since one is asked for again on the way back.
         response.headers["Cache-Control"] = "private, max-age=3600"
         return response
@@ -227,10 +232,11 @@ def number(text: str, low: float, high: float) -> float | None:
 
 
 def view_of(form: dict[str, str]) -> str:
-    """Zoom and window when the answer was given, as JSON; {} where the page sent none that make sense."""
+    """Zoom, window and slices seen when the answer was given, as JSON; {} where none make sense."""
     limits = {"zoom": (1, 64), "brightness": (0.1, 10), "contrast": (0.1, 10)}
     found = {name: number(form.get(name, ""), *limit) for name, limit in limits.items()}
-    return json.dumps({name: value for name, value in found.items() if value is not None})
+    told = {name: value for name, value in found.items() if value is not None}
+    return json.dumps({**told, **volumes.seen_of(form)})
 
 
 async def form_of(request: Request) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The study's database: the only module that speaks SQL. Answers are appended, never changed.
 
 Every answer is one transaction that is on the disk (WAL, synchronous=FULL) before the call returns, so a
-killed server has lost nothing that a reader saw accepted. Pictures lie in the database too: no path exists
-to guess.
+killed server has lost nothing that a reader saw accepted. Pictures lie in the database too (picture.png; of a
+volume what view/pack.py makes): no path exists to guess.
 """
 
 from __future__ import annotations

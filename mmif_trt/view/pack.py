@@ -1,31 +1,36 @@
-"""Voxels as text for a page: quantised, split into planes of bytes that compress, deflated, base64."""
+"""Voxels for a page: quantised, split into planes of bytes that compress, deflated."""
 
 from __future__ import annotations
 
-import base64
+import json
+import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from mmif_trt.image import Image
+from mmif_trt.stages import normalise
 
 LEVEL = 6  # of deflate; 9 takes five times as long for one per cent less
 
 
 @dataclass(frozen=True)
 class Packed:
-    """planes: base64 of deflated bytes. kind "grey": value = slope * code + inter, codes of one plane (uint8)
+    """planes: deflated bytes. kind "grey": value = slope * code + inter, codes of one plane (uint8)
     or two (low bytes, high bytes). kind "rgb": green, red - green and blue - green, each modulo 256."""
 
     kind: str
-    planes: tuple[str, ...]
+    planes: tuple[bytes, ...]
     slope: float = 1.0
     inter: float = 0.0
 
     @property
     def size(self) -> int:
-        """Bytes in the page."""
-        return sum(len(plane) for plane in self.planes)
+        """Bytes in a page, as base64."""
+        return sum(-(-len(plane) // 3) * 4 for plane in self.planes)
 
 
 def grey(values: np.ndarray, levels: int) -> Packed:
@@ -39,7 +44,7 @@ def grey(values: np.ndarray, levels: int) -> Packed:
     codes = np.rint((values.astype(np.float64) - low) / slope).astype("<u2")
     few = codes.max() < 256
     planes = [codes.astype(np.uint8)] if few else [codes & 255, codes >> 8]
-    return Packed("grey", _texts(plane.astype(np.uint8) for plane in planes), slope, low)
+    return Packed("grey", _deflated(plane.astype(np.uint8) for plane in planes), slope, low)
 
 
 def is_whole(values: np.ndarray) -> bool:
@@ -50,8 +55,31 @@ def is_whole(values: np.ndarray) -> bool:
 def rgb(pixels: np.ndarray) -> Packed:
     """pixels: [..., 3] uint8. Lossless; where the picture is grey two of the planes are zero."""
     red, green, blue = (pixels[..., channel] for channel in range(3))
-    return Packed("rgb", _texts((green, red - green, blue - green)))
+    return Packed("rgb", _deflated((green, red - green, blue - green)))
 
 
-def _texts(planes: Iterable[np.ndarray]) -> tuple[str, ...]:
-    return tuple(base64.b64encode(zlib.compress(plane.tobytes(), LEVEL)).decode() for plane in planes)
+def _deflated(planes: Iterable[np.ndarray]) -> tuple[bytes, ...]:
+    return tuple(zlib.compress(plane.tobytes(), LEVEL) for plane in planes)
+
+
+def pack_of(image: Image, levels: int) -> Packed:
+    """Colour as 8 bits by its value range, grey in its own values."""
+    if not image.is_colour:
+        return grey(image.data, levels)
+    pixels = image.data
+    if pixels.dtype != np.uint8:
+        low_high = image.value_range or (0.0, float(pixels.max()) or 1.0)
+        pixels = normalise.from_unit(normalise.unit(pixels, low_high), np.dtype(np.uint8), (0, 255))
+    return rgb(pixels)
+
+
+MAGIC = b"MMIFVOL1"
+
+
+def to_file(packed: Packed, facts: dict[str, Any]) -> bytes:
+    """One volume on its own: MAGIC, the length of a JSON text (uint32, little endian), the text, the planes.
+    The text has facts, and kind, slope, inter and the planes' sizes in bytes."""
+    sizes = [len(plane) for plane in packed.planes]
+    head = {**facts, "kind": packed.kind, "slope": packed.slope, "inter": packed.inter, "sizes": sizes}
+    text = json.dumps(head, allow_nan=False).encode()
+    return b"".join([MAGIC, struct.pack("<I", len(text)), text, *packed.planes])

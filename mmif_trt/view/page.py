@@ -17,7 +17,6 @@ import numpy as np
 from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.files import write_atomic
 from mmif_trt.image import SHOWN, Image
-from mmif_trt.stages import normalise
 from mmif_trt.view import pack
 from mmif_trt.view.triple import Triple
 
@@ -38,7 +37,9 @@ def write(path: str | Path, triple: Triple, title: str, files: dict[str, str]) -
 def render(triple: Triple, title: str, files: dict[str, str], page_bytes: int = PAGE_BYTES) -> str:
     """The page's text. What a file or a user named reaches it through escaping only."""
     packed = _packed(triple, page_bytes - 3_000_000)
-    blocks = [(f"{key}{i}", text) for key, one in packed.items() for i, text in enumerate(one.planes)]
+    blocks = [
+        (f"{key}{i}", _text(plane)) for key, one in packed.items() for i, plane in enumerate(one.planes)
+    ]
     scripts = [_asset(name) for name in SCRIPTS]
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
@@ -76,31 +77,24 @@ def inert_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _text(plane: bytes) -> str:
+    return base64.b64encode(plane).decode()
+
+
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
 def _packed(triple: Triple, budget: int) -> dict[str, pack.Packed]:
-    fused = pack_of(triple.fused, 256)
+    fused = pack.pack_of(triple.fused, 256)
     packed: dict[str, pack.Packed] = {}
     for levels in LEVELS:
-        packed = {"a": pack_of(triple.a, levels), "b": pack_of(triple.b, levels), "fused": fused}
+        packed = {"a": pack.pack_of(triple.a, levels), "b": pack.pack_of(triple.b, levels), "fused": fused}
         if triple.before is not None:
-            packed["before"] = pack_of(triple.before, 256)
+            packed["before"] = pack.pack_of(triple.before, 256)
         if sum(one.size for one in packed.values()) <= budget:
             break
     return packed
-
-
-def pack_of(image: Image, levels: int) -> pack.Packed:
-    """Colour as 8 bits by its value range, grey in its own values."""
-    if not image.is_colour:
-        return pack.grey(image.data, levels)
-    pixels = image.data
-    if pixels.dtype != np.uint8:
-        low_high = image.value_range or (0.0, float(pixels.max()) or 1.0)
-        pixels = normalise.from_unit(normalise.unit(pixels, low_high), np.dtype(np.uint8), (0, 255))
-    return pack.rgb(pixels)
 
 
 def _data(triple: Triple, packed: dict[str, pack.Packed]) -> dict[str, Any]:

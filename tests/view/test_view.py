@@ -4,7 +4,6 @@ shows where things are, by pointer and keys, and asks nobody for anything.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io as bytes_io
 import json
@@ -31,7 +30,7 @@ NASTY = "</script><b>$x$&\"'"
 
 
 def codes_of(packed: pack.Packed) -> np.ndarray:
-    planes = [np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8) for text in packed.planes]
+    planes = [np.frombuffer(zlib.decompress(plane), np.uint8) for plane in packed.planes]
     if packed.kind == "rgb":
         green = planes[0]
         return np.stack([planes[1] + green, green, planes[2] + green], axis=-1)

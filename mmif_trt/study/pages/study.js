@@ -2,7 +2,8 @@
 "use strict";
 
 const form = document.getElementById("form");
-const motion = panZoom(document.getElementById("panes"));
+const panes = document.getElementById("panes");
+const motion = panes.querySelector("canvas") ? volumeViewer(panes) : panZoom(panes);
 const zoomText = document.getElementById("zoomed");
 const pictures = [...document.querySelectorAll(".pane img")];
 let ready = false; // keys wait until all pictures of the item are there
@@ -13,7 +14,7 @@ let since = document.hidden ? null : performance.now();
 document.querySelector(".zooms").hidden = false;
 motion.onChange((view) => { zoomText.textContent = view.zoom.toFixed(1) + "×"; });
 
-Promise.all(pictures.map((img) => img.decode().catch(() => { img.closest("figure").classList.add("missing"); throw img; })))
+(motion.loaded || Promise.all(pictures.map((img) => img.decode().catch(() => { img.closest("figure").classList.add("missing"); throw img; }))))
   .then(() => { ready = true; document.body.classList.add("ready"); }, () => { document.body.classList.add("broken"); });
 
 document.addEventListener("visibilitychange", () => {
@@ -26,6 +27,7 @@ form.addEventListener("submit", (event) => {
   const seconds = (visible + (since === null ? 0 : performance.now() - since)) / 1000;
   form.elements.visible_s.value = seconds.toFixed(3);
   form.elements.zoom.value = motion.view.zoom.toFixed(3);
+  motion.fill?.(form);
 });
 window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
@@ -53,7 +55,8 @@ document.addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   const step = { ArrowLeft: [0.08, 0], ArrowRight: [-0.08, 0], ArrowUp: [0, 0.08], ArrowDown: [0, -0.08] }[event.key];
   if (event.shiftKey && step) { motion.pan(...step); event.preventDefault(); return; }
-  if (event.target.matches("input[type=range]")) return;
+  if (event.target.matches("input[type=range], select")) return;
+  if (motion.key?.(event)) { event.preventDefault(); return; }
   if ("+=".includes(event.key)) zooms.in();
   else if (event.key === "-") zooms.out();
   else if (event.key === "0") zooms.whole();
