@@ -3,7 +3,7 @@
     python benchmarks/instructions.py    writes benchmarks/results/instructions.txt
 
 Needs nvcc and cuobjdump (on PyPI: nvidia-cuda-cuobjdump; CUOBJDUMP may name it), no GPU and no torch. Nothing
-here is a time. An instruction counts once per trip of its loops, whose trips stand below in the order of the
+here is a time. An instruction counts once per trip of its loops, whose trips stand below in the order of
 the loops' last addresses. Of two ways each counts by its share: the second is that of border windows. What a
 branch skips counts as executed, unless it is a slow path that calls a subroutine.
 """

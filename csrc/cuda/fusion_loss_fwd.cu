@@ -71,7 +71,9 @@ struct Ssim {
 __device__ __forceinline__ Ssim ssim(float mf, float ms, float fs, float off, float c1, float c2) {
   const float n1 = 2 * (mf * ms) + c1, n2 = 2 * (fs - mf * ms) + c2;
   const float d1 = mf * mf + ms * ms + c1, d2 = n2 + (off - (mf - ms) * (mf - ms));
-  const float inverse = fast_inverse(d1 * d2), value = n1 * n2 * inverse;
+  // One step of Newton's: the mean over an image must not feel which way the hardware's inverse errs.
+  const float d = d1 * d2, about = fast_inverse(d), inverse = fmaf(fmaf(-d, about, 1.f), about, about);
+  const float value = n1 * n2 * inverse;
   return {value, 2 * inverse * (ms * n2 - mf * value * d2), -value * d1 * inverse, 2 * n1 * inverse};
 }
 
