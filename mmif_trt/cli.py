@@ -17,12 +17,27 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mmif_trt.about import RESEARCH_USE, VERSION
-from mmif_trt.commands import batch, demo, engine, eval, fuse, info, node, plan, report, status, study, view
+from mmif_trt.commands import (
+    batch,
+    demo,
+    engine,
+    eval,
+    fetch,
+    fuse,
+    info,
+    node,
+    plan,
+    report,
+    status,
+    store,
+    study,
+    view,
+)
 from mmif_trt.commands.arguments import say
 from mmif_trt.image import InputError
 from mmif_trt.running import explain
 
-COMMANDS = (fuse, eval, info, batch, plan, status, node, demo, engine, report, study, view)
+COMMANDS = (fuse, eval, info, batch, plan, status, node, fetch, store, demo, engine, report, study, view)
 
 
 class _Parser(argparse.ArgumentParser):

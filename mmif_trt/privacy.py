@@ -20,7 +20,8 @@ NO_USAGE_DATA = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "
 # OpenVINO forks a process that looks up an analytics host at each import, and writes a client id into the
 # user's home. It takes its own stub where this package cannot be imported.
 USAGE_PACKAGES = ("openvino_telemetry",)
-QUOTING = ("pydicom", "pynetdicom")  # their warnings and loggers quote the values of data sets
+# Their warnings and loggers quote the values of data sets, or URLs with the UIDs of studies.
+QUOTING = ("pydicom", "pynetdicom", "dicomweb_client", "urllib3")
 
 
 def usage_data_off() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -87,7 +88,9 @@ class Certificates:
 
 
 class Orthanc:
-    def __init__(self, folder: Path) -> None:
+    """more: settings of orthanc.json; with RegisteredUsers the tests' own requests log in as the first."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
         needs("Orthanc")
         folder.mkdir(parents=True, exist_ok=True)
         self.dicom, self.http, self.folder = free_port(), free_port(), folder
@@ -102,7 +105,13 @@ class Orthanc:
             "AuthenticationEnabled": False,
             "DicomAlwaysAllowStore": True,
             "DicomAlwaysAllowFind": True,
+            **more,
         }
+        user = next(iter(more.get("RegisteredUsers", {}).items()), None)
+        self.headers = {}
+        if user:
+            settings["AuthenticationEnabled"] = True
+            self.headers = {"Authorization": "Basic " + base64.b64encode(":".join(user).encode()).decode()}
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -119,7 +128,8 @@ class Orthanc:
             self.process = None
 
     def raw(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", headers=self.headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return bytes(answer.read())
 
     def get(self, path: str) -> Any:
@@ -144,12 +154,12 @@ class Node:
         command += [
             "--port",
             str(self.port),
-            "--send-to",
-            f"PACS@127.0.0.1:{self.pacs_port}",
             "--quiet-s",
             "2",
         ]
         command += ["--spool", str(self.folder / "spool"), "--http-port", str(self.http), "--retry-s", "1"]
+        if "--dicomweb" not in self.options:
+            command += ["--send-to", f"PACS@127.0.0.1:{self.pacs_port}"]
         if not {"--peer", "--any-peer"} & set(self.options):
             command.append("--any-peer")
         with (self.folder / "log").open("ab") as log:

@@ -17,7 +17,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "about", "processes"),
     ("machine", "files", "running", "privacy", "http_server"),
-    ("stages", "weights", "ops", "overwriting", "storage"),
+    ("stages", "weights", "ops", "overwriting", "storage", "dicomweb"),
     ("models", "io", "label"),
     ("runtimes", "samples"),
     ("volume",),

@@ -75,6 +75,25 @@ def add_how(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
         parser.add_argument(f"--percentiles-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
 
 
+def add_dicomweb(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--dicomweb", metavar="URL", help=what)
+    what = "a file with 'Bearer TOKEN' or 'Basic USER:PASSWORD', mode 0600"
+    parser.add_argument("--dicomweb-auth", metavar="FILE", help=what)
+    what = "PEM file of who signed the service's certificate; default: the well-known authorities"
+    parser.add_argument("--dicomweb-ca", metavar="FILE", help=what)
+
+
+def dicomweb_of(args: argparse.Namespace) -> Any:
+    """The dicomweb.Service that is stated, or None. Raises InputError."""
+    if args.dicomweb is None:
+        if args.dicomweb_auth or args.dicomweb_ca:
+            raise InputError("--dicomweb-auth and --dicomweb-ca: expected with --dicomweb URL")
+        return None
+    from mmif_trt import dicomweb
+
+    return dicomweb.service(args.dicomweb, args.dicomweb_auth, args.dicomweb_ca)
+
+
 def add_pairing(parser: argparse.ArgumentParser) -> None:
     """How the series of a study are paired and registered."""
     what = "of B to A; rigid also pairs series of a study across frames of reference; default: header"

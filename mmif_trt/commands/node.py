@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.commands.arguments import add_how, add_pairing, options_of
+from mmif_trt.commands.arguments import add_dicomweb, add_how, add_pairing, dicomweb_of, options_of
 from mmif_trt.image import InputError
 
 MB = 1 << 20
@@ -26,7 +26,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--port", type=int, required=True, help="to listen on, for DICOM")
     what = "address to listen on; default: 127.0.0.1, this machine only"
     parser.add_argument("--host", default="127.0.0.1", help=what)
-    parser.add_argument("--send-to", required=True, metavar="AET@HOST:PORT", help="the PACS")
+    parser.add_argument("--send-to", metavar="AET@HOST:PORT", help="the PACS; or --dicomweb")
+    add_dicomweb(parser, "results go to this DICOMweb service, by STOW-RS, in place of --send-to")
     parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
     what = "who may store, from which address, and its port for storage commitments; once per peer"
     parser.add_argument("--peer", action="append", default=[], metavar="AET[@HOST[:PORT]]", help=what)
@@ -93,8 +94,11 @@ def _peer(text: str) -> Any:
 def settings_of(args: argparse.Namespace) -> Any:
     from mmif_trt.node.settings import Settings
 
-    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to)
-    if not to or not 0 < int(to[3]) < 65536:
+    service = dicomweb_of(args)
+    if (service is None) == (args.send_to is None):
+        raise InputError("--send-to or --dicomweb: expected one of them")
+    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to or "")
+    if args.send_to and (not to or not 0 < int(to[3]) < 65536):
         raise InputError(f"--send-to {args.send_to}: expected AET@HOST:PORT")
     if args.any_peer and args.peer:
         raise InputError("--any-peer with --peer: expected one of them")
@@ -115,7 +119,8 @@ def settings_of(args: argparse.Namespace) -> Any:
         port=args.port,
         host=args.host,
         spool=args.spool,
-        send_to=(to[1], to[2], int(to[3])),
+        send_to=(to[1], to[2], int(to[3])) if to else None,
+        dicomweb=service,
         peers=None if args.any_peer else peers,
         quiet_s=args.quiet_s,
         hold_s=args.hold_s,

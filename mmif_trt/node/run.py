@@ -67,7 +67,7 @@ def _say_start(settings: Settings, audit: Audit) -> None:
         "configuration",
         tls=settings.tls is not None,
         peers=named,
-        pacs="{}@{}:{}".format(*settings.send_to),
+        pacs=settings.pacs,
         http=None if settings.http_port is None else f"{settings.http_host}:{settings.http_port}",
     )
     log.info("listening on %s%s", where, " with TLS" if settings.tls else "")

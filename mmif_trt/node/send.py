@@ -1,4 +1,4 @@
-"""C-STORE of the fused series to the PACS, by pynetdicom."""
+"""The fused series to the PACS: C-STORE by pynetdicom, or STOW-RS."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmif_trt import dicomweb
+from mmif_trt.dicomweb import REFUSED, SENT, UNREACHABLE
 from mmif_trt.node import tls
 from mmif_trt.node.settings import Settings
 from mmif_trt.running import Stop
@@ -17,7 +19,7 @@ log = logging.getLogger("mmif_trt.node")
 TIMEOUT_S = 30
 FIND_S, MAX_ANSWERS = 60.0, 100  # a C-FIND by instance has one answer
 MAX_SEND_S = 900.0  # of one case, asking included
-SENT, THERE, REFUSED, UNREACHABLE = "sent", "there", "refused", "unreachable"
+THERE = "there"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model (PS3.4 C.6.2)
 
 
@@ -35,6 +37,11 @@ def send(
 
     dataset = pydicom.dcmread(path)
     uid = str(dataset.SOPInstanceUID)
+    if settings.dicomweb is not None:
+        if in_doubt and dicomweb.holds(settings.dicomweb, dataset):
+            return THERE, uid
+        before()
+        return dicomweb.store(settings.dicomweb, dataset), uid
     if in_doubt and _is_there(settings, dataset, stop):
         return THERE, uid
     association = _associate(settings, dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
@@ -61,6 +68,7 @@ def _associate(settings: Settings, *context: str) -> Any:
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
     ae.connection_timeout = TIMEOUT_S
     ae.add_requested_context(*context)
+    assert settings.send_to is not None
     title, host, port = settings.send_to
     handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
     secured = tls.for_pacs(settings)

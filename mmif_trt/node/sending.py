@@ -7,9 +7,10 @@ import logging
 import time
 from pathlib import Path
 
+from mmif_trt.dicomweb import SENT, UNREACHABLE
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.pauses import Pauses
-from mmif_trt.node.send import MAX_SEND_S, SENT, THERE, UNREACHABLE, send
+from mmif_trt.node.send import MAX_SEND_S, THERE, send
 from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
@@ -59,7 +60,7 @@ def _send_one(
         answer, uid = UNREACHABLE, ""
     done = answer in (SENT, THERE)
     counters.add("sent_total" if done else "send_errors_total")
-    title, host, _ = settings.send_to
+    title, host, _ = settings.send_to or ("", settings.pacs, 0)
     audit("send", "success" if done else f"failure {answer}", case=path.stem, peer=host, called_aet=title)
     if answer == UNREACHABLE:
         log.warning("the PACS does not answer, next try in %.0f s", again.later(UNREACHABLE))

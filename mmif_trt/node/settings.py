@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmif_trt.dicomweb import Service
 from mmif_trt.node.admission import Peer
 from mmif_trt.volume import Options
 
@@ -14,7 +15,8 @@ class Settings:
     aet: str
     port: int
     spool: Path
-    send_to: tuple[str, str, int]  # AE title, host, port
+    send_to: tuple[str, str, int] | None  # AE title, host, port; None: by dicomweb
+    dicomweb: Service | None = None
     host: str = "127.0.0.1"
     peers: tuple[Peer, ...] | None = ()  # who may ask; None: anybody
     quiet_s: float = 10.0
@@ -40,3 +42,10 @@ class Settings:
     tls_any_peer: bool = False  # peers need no certificate of their own
     tls_plain_pacs: bool = False  # the PACS is spoken to without TLS
     pseudonym_key: str | None = None  # file; None: one in the spool
+
+    @property
+    def pacs(self) -> str:
+        """Where results go, for the audit trail."""
+        if self.send_to is not None:
+            return "{}@{}:{}".format(*self.send_to)
+        return self.dicomweb.url if self.dicomweb else ""

@@ -15,7 +15,7 @@ log = logging.getLogger("mmif_trt.node")
 
 def for_peers(settings: Settings) -> ssl.SSLContext | None:
     """Of the listener; peers must show a certificate that the authority signed, unless tls_any_peer."""
-    context = _context(settings, ssl.Purpose.CLIENT_AUTH)
+    context = _context(settings.tls, ssl.Purpose.CLIENT_AUTH)
     if context is not None and not settings.tls_any_peer:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
@@ -23,10 +23,17 @@ def for_peers(settings: Settings) -> ssl.SSLContext | None:
 
 def for_pacs(settings: Settings) -> tuple[ssl.SSLContext, str] | None:
     """As pynetdicom takes it: the context, and the name that the PACS's certificate must bear."""
-    if settings.tls_plain_pacs:
+    if settings.tls_plain_pacs or settings.send_to is None:
         return None
-    context = _context(settings, ssl.Purpose.SERVER_AUTH)
+    context = _context(settings.tls, ssl.Purpose.SERVER_AUTH)
     return None if context is None else (context, settings.send_to[1])
+
+
+def to_pacs(files: tuple[str, str, str]) -> ssl.SSLContext:
+    """files: certificate, key and authority, as --tls has them. Raises InputError."""
+    context = _context(files, ssl.Purpose.SERVER_AUTH)
+    assert context is not None
+    return context
 
 
 def readable_by_others(path: str) -> bool:
@@ -36,10 +43,10 @@ def readable_by_others(path: str) -> bool:
         return False
 
 
-def _context(settings: Settings, purpose: Any) -> ssl.SSLContext | None:
-    if settings.tls is None:
+def _context(files: tuple[str, str, str] | None, purpose: Any) -> ssl.SSLContext | None:
+    if files is None:
         return None
-    certificate, key, authority = settings.tls
+    certificate, key, authority = files
     if readable_by_others(key):
         log.warning("--tls: the key can be read by other users; expected mode 0600 (chmod 600)")
     try:

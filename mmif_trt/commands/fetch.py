@@ -1,0 +1,99 @@
+"""`mmif-trt fetch --study UID --from PACS@HOST:PORT -o DIR`: a study to files, by DIMSE or DICOMweb."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.commands.arguments import add_dicomweb, count_to, dicomweb_of, say
+from mmif_trt.image import InputError
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "fetch",
+        help="a study from a PACS or a DICOMweb service to files",
+        description="Asks by C-FIND and fetches by C-GET or C-MOVE, or by QIDO-RS and WADO-RS. The files are "
+        "what was stored, under names that say nothing. Exit code 1: some instances did not come.",
+    )
+    parser.add_argument("--study", required=True, metavar="UID", help="Study Instance UID")
+    parser.add_argument(
+        "--series", action="append", default=[], metavar="UID", help="of it this series alone; repeatable"
+    )
+    parser.add_argument("--from", dest="pacs", metavar="AET@HOST:PORT", help="the PACS")
+    parser.add_argument("--aet", default="MMIF", help="our AE title; default: MMIF")
+    what = "C-MOVE to this port of ours, which the PACS knows by --aet; default: C-GET"
+    parser.add_argument("--move-port", type=count_to(65535), metavar="PORT", help=what)
+    what = "PEM files; TLS to the PACS, whose certificate CA signed"
+    parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
+    add_dicomweb(parser, "fetch from this DICOMweb service in place of --from")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    for option, uid in (("--study", args.study), *(("--series", uid) for uid in args.series)):
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid) or len(uid) > 64:
+            raise InputError(f"{option}: no UID; expected numbers between points, 64 characters at most")
+    service = dicomweb_of(args)
+    if (service is None) == (args.pacs is None):
+        raise InputError("--from or --dicomweb: expected one of them")
+    from mmif_trt.files import prove_writable
+    from mmif_trt.running import stop_on_signal
+
+    os.umask(0o077)  # patients are in these files
+    prove_writable(args.output)
+    with stop_on_signal() as (stop, received):
+        if service is not None:
+            count, missing = _by_web(service, args, stop)
+        else:
+            count, missing = _by_dimse(args, stop)
+    say(f"{count} instances -> {args.output}" + (f"; {missing} did not come" if missing else ""))
+    if received:
+        return 128 + received[0]
+    return 1 if missing else 0
+
+
+def _by_dimse(args: argparse.Namespace, stop: Any) -> tuple[int, int]:
+    from mmif_trt.node import retrieve, tls
+
+    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.pacs)
+    if not to or not 0 < int(to[3]) < 65536:
+        raise InputError(f"--from {args.pacs}: expected AET@HOST:PORT")
+    secured = (tls.to_pacs(tuple(args.tls)), to[2]) if args.tls else None
+    pacs = retrieve.Pacs(to[1], to[2], int(to[3]), args.aet, secured)
+    there = retrieve.series_of(pacs, args.study, stop)
+    if absent := sorted(set(args.series) - set(there)):
+        raise InputError(f"--series: {len(absent)} are not in the study; expected of its {len(there)} series")
+    came = retrieve.fetch(
+        pacs, args.study, args.series, lambda uid, data: _keep(args.output, uid, data), stop, args.move_port
+    )
+    return came.count, came.failed
+
+
+def _by_web(service: Any, args: argparse.Namespace, stop: Any) -> tuple[int, int]:
+    import pydicom
+
+    from mmif_trt import dicomweb
+
+    expected = dicomweb.announced(service, args.study)
+    count = 0
+    for dataset in dicomweb.instances(service, args.study, args.series):
+        if stop.reason:
+            break
+        stream = io.BytesIO()
+        pydicom.dcmwrite(stream, dataset)  # what was not decoded is written as it came
+        _keep(args.output, str(dataset.SOPInstanceUID), stream.getvalue())
+        count += 1
+    return count, 0 if args.series or expected is None else max(0, expected - count)
+
+
+def _keep(folder: Path, uid: str, data: bytes) -> None:
+    from mmif_trt.files import write_atomic
+
+    write_atomic(folder / f"{hashlib.sha256(uid.encode()).hexdigest()[:24]}.dcm", data)

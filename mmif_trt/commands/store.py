@@ -1,0 +1,91 @@
+"""`mmif-trt store OUT --dicomweb URL`: fused DICOM objects, of `batch` or `fuse`, to a PACS or service."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmif_trt.commands.arguments import add_dicomweb, dicomweb_of, say
+from mmif_trt.image import InputError
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "store",
+        help="fused DICOM objects to a PACS or a DICOMweb service",
+        description="Sends the fused objects of a folder (batch --format dcm) or single ones, by C-STORE or "
+        "STOW-RS. The peer is asked first, and what it has is not sent again: a run that was stopped is "
+        "started again. Exit code 1: some were not stored.",
+    )
+    parser.add_argument("source", nargs="+", metavar="FOLDER|FILE", help="what is no fused object stays")
+    parser.add_argument("--to", dest="pacs", metavar="AET@HOST:PORT", help="the PACS")
+    parser.add_argument("--aet", default="MMIF", help="our AE title; default: MMIF")
+    what = "PEM files; TLS to the PACS, whose certificate CA signed"
+    parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
+    add_dicomweb(parser, "store in this DICOMweb service in place of --to")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    service = dicomweb_of(args)
+    if (service is None) == (args.pacs is None):
+        raise InputError("--to or --dicomweb: expected one of them")
+    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.pacs or "")
+    if args.pacs and (not to or not 0 < int(to[3]) < 65536):
+        raise InputError(f"--to {args.pacs}: expected AET@HOST:PORT")
+    from mmif_trt.node.send import send
+    from mmif_trt.node.settings import Settings
+    from mmif_trt.running import stop_on_signal
+
+    settings = Settings(
+        args.aet,
+        1,
+        Path(),
+        (to[1], to[2], int(to[3])) if to else None,
+        dicomweb=service,
+        tls=tuple(args.tls) if args.tls else None,
+    )
+    count: Counter[str] = Counter()
+    with stop_on_signal() as (stop, received):
+        for path in _files(args.source):
+            if stop.reason:
+                break
+            if not _is_fused(path):
+                count["passed over"] += 1
+                continue
+            answer, _ = send(settings, path, True, lambda: None, stop)
+            count[answer] += 1
+            if answer in ("refused", "unreachable"):
+                say(f"{path}: {answer}")
+    words = ", ".join(f"{number} {what}" for what, number in sorted(count.items())) or "nothing to store"
+    say(f"{words} -> {settings.pacs}")
+    if received:
+        return 128 + received[0]
+    return 0 if count["sent"] + count["there"] == sum(count.values()) - count["passed over"] else 1
+
+
+def _files(sources: list[str]) -> Iterator[Path]:
+    for source in sources:
+        if os.path.isdir(source):
+            yield from sorted(Path(source).rglob("*.dcm"))
+        elif os.path.isfile(source):
+            yield Path(source)
+        else:
+            raise InputError(f"{source}: no such file or folder; expected fused DICOM objects")
+
+
+def _is_fused(path: Path) -> bool:
+    """Whether we made it: no source is ever sent."""
+    import pydicom
+
+    from mmif_trt.io.dicom.write import MARK
+
+    try:
+        return str(pydicom.dcmread(path, stop_before_pixels=True).get("ImageComments", "")) == MARK
+    except Exception:  # pydicom raises whatever the bytes lead it to
+        return False

@@ -1,0 +1,196 @@
+"""DICOMweb (PS3.18) by dicomweb-client: results out by STOW-RS, sources in by QIDO-RS and WADO-RS.
+
+The service gets what is stated and nothing else: no proxy, no .netrc and no redirect is followed, so neither
+patients nor credentials go anywhere but there. Every answer has a deadline and a most bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from mmif_trt import privacy
+from mmif_trt.files import read_regular
+from mmif_trt.image import InputError
+
+privacy.patient_values_off()
+TIMEOUT_S = (10.0, 60.0)  # to connect; between two parts of an answer
+MAX_ANSWER_S = 3600.0
+MAX_QUERY_BYTES, MAX_STUDY_BYTES = 64 << 20, 16 << 30
+SENT, REFUSED, UNREACHABLE = "sent", "refused", "unreachable"
+# The instance's fault, and not that of the service, its load or our credentials (PS3.18 10.5.3).
+FOR_THE_INSTANCE = {400, 409, 411, 413, 415, 422}
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+@dataclass(frozen=True)
+class Service:
+    """authorization: a header's value. authority: PEM file of who signed the service's certificate; None:
+    those that Python's certifi trusts."""
+
+    url: str
+    authorization: str = field(default="", repr=False)
+    authority: str | None = None
+
+
+def service(url: str, auth: str | None = None, authority: str | None = None) -> Service:
+    """auth: a file with one line, "Bearer TOKEN" or "Basic USER:PASSWORD", mode 0600. Raises InputError."""
+    try:
+        parts = urlsplit(url)
+        named = parts.port != 0 and bool(parts.hostname)  # .port raises ValueError where it is no number
+    except ValueError:
+        named = False
+    if not named or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        raise InputError("--dicomweb: no URL of a service; expected http(s)://HOST[:PORT]/PATH")
+    if parts.username or parts.password:
+        raise InputError("--dicomweb: a URL with a user or password; expected them in --dicomweb-auth FILE")
+    if authority is not None and not os.path.isfile(authority):
+        raise InputError(f"--dicomweb-ca {authority}: no such file; expected PEM")
+    if auth is None:
+        return Service(url.rstrip("/"), authority=authority)
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+        raise InputError("--dicomweb-auth: over plain http, where others can read it; expected https")
+    return Service(url.rstrip("/"), _authorization(auth), authority)
+
+
+def _authorization(path: str) -> str:
+    try:
+        text = read_regular(path).decode("utf-8").strip()
+        others = hasattr(os, "geteuid") and bool(os.stat(path).st_mode & 0o077)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--dicomweb-auth {path}: cannot be read ({type(error).__name__}); expected a text file"
+        ) from None
+    if others:
+        raise InputError(f"--dicomweb-auth {path}: others can read it; expected mode 0600 (chmod 600)")
+    kind, _, rest = text.partition(" ")
+    if "\n" in text or not rest or kind not in ("Bearer", "Basic") or kind == "Basic" and ":" not in rest:
+        raise InputError(
+            f"--dicomweb-auth {path}: expected one line, 'Bearer TOKEN' or 'Basic USER:PASSWORD'"
+        )
+    return text if kind == "Bearer" else f"Basic {base64.b64encode(rest.encode()).decode()}"
+
+
+class _Bounded:
+    """urllib3's response, whose body has an end."""
+
+    def __init__(self, raw: Any, most: int) -> None:
+        self._raw, self._most = raw, most
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def stream(self, *args: Any, **words: Any) -> Iterator[bytes]:
+        import requests
+
+        got, end = 0, time.monotonic() + MAX_ANSWER_S
+        for part in self._raw.stream(*args, **words):
+            got += len(part)
+            if got > self._most or time.monotonic() > end:
+                self._raw.close()
+                raise requests.ConnectionError("an answer without an end")
+            yield part
+
+
+def _client(of: Service, most: int) -> Any:
+    try:
+        import requests
+        from dicomweb_client.api import DICOMwebClient
+    except ModuleNotFoundError as error:
+        raise InputError(f"--dicomweb: needs {error.name}; try pip install 'mmif-trt[clinical]'") from None
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def send(self, *args: Any, **words: Any) -> Any:
+            response = super().send(*args, **words)
+            response.raw = _Bounded(response.raw, most)
+            return response
+
+    session = requests.Session()
+    session.trust_env, session.max_redirects = False, 0
+    session.verify = of.authority or True
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
+    headers = {"Authorization": of.authorization} if of.authorization else None
+    client = DICOMwebClient(of.url, session=session, headers=headers, timeout=TIMEOUT_S)
+    client.set_http_retry_params(retry=False)  # the callers have pauses of their own
+    return client
+
+
+def store(of: Service, dataset: Any) -> str:
+    """One instance by STOW-RS: SENT, REFUSED by its answer, or UNREACHABLE: nothing certain is known."""
+    import requests
+
+    try:
+        answer = _client(of, MAX_QUERY_BYTES).store_instances([dataset])
+        return REFUSED if answer.get("FailedSOPSequence") else SENT
+    except requests.HTTPError as error:
+        code = error.response.status_code if error.response is not None else 0
+        return REFUSED if code in FOR_THE_INSTANCE else UNREACHABLE
+    except (requests.RequestException, OSError, ValueError, LookupError):
+        return UNREACHABLE
+
+
+def holds(of: Service, dataset: Any) -> bool:
+    """Whether the service says, by QIDO-RS, that it has an instance."""
+    import requests
+
+    uid = str(dataset.SOPInstanceUID)
+    try:
+        found = _client(of, MAX_QUERY_BYTES).search_for_instances(
+            str(dataset.StudyInstanceUID),
+            str(dataset.SeriesInstanceUID),
+            search_filters={"SOPInstanceUID": uid},
+        )
+        return any(uid in (item.get("00080018") or {}).get("Value", []) for item in found)
+    except (requests.RequestException, OSError, ValueError, LookupError, AttributeError):
+        return False
+
+
+def announced(of: Service, study: str) -> int | None:
+    """How many instances the service says a study has, by QIDO-RS; None where it does not say. Raises
+    InputError where there is no such study."""
+    import requests
+
+    words = {"search_filters": {"StudyInstanceUID": study}, "fields": ["NumberOfStudyRelatedInstances"]}
+    try:
+        found = _client(of, MAX_QUERY_BYTES).search_for_studies(**words)
+    except (requests.RequestException, OSError, ValueError) as error:
+        raise InputError(f"{of.url}: {_why(error)}; expected a DICOMweb service") from None
+    if not found:
+        raise InputError(f"{of.url}: no such study; expected a Study Instance UID that it has")
+    try:
+        return int(found[0]["00201208"]["Value"][0])
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def instances(of: Service, study: str, series: list[str]) -> Iterator[Any]:
+    """The datasets of a study, or of some of its series, as they are stored, by WADO-RS.
+
+    Raises InputError.
+    """
+    import requests
+
+    client = _client(of, MAX_STUDY_BYTES)
+    stored = {"media_types": (("application/dicom", "*"),)}
+    try:
+        for one in series:
+            yield from client.iter_series(study, one, **stored)
+        if not series:
+            yield from client.iter_study(study, **stored)
+    except (requests.RequestException, ValueError) as error:
+        raise InputError(f"{of.url}: {_why(error)}; expected the whole study") from None
+
+
+def _why(error: Exception) -> str:
+    """Without the text of the error: it quotes URLs, which name patients' studies."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"answers {response.status_code}"
+    kind = type(error).__name__
+    return "its certificate is not trusted" if kind == "SSLError" else f"does not answer ({kind})"

@@ -1,0 +1,208 @@
+"""A study from a PACS: C-FIND asks whether it is there, C-GET or C-MOVE brings it (PS3.4, annex C)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmif_trt import privacy
+from mmif_trt.image import InputError
+from mmif_trt.node import guard
+from mmif_trt.running import Stop
+
+privacy.patient_values_off()
+ROOT = "1.2.840.10008.5.1.4.1.2.2"  # Study Root Query/Retrieve
+FIND, MOVE, GET = f"{ROOT}.1", f"{ROOT}.2", f"{ROOT}.3"
+TIMEOUT_S, FIND_S, MAX_ANSWERS = 60, 60.0, 10_000
+MAX_BYTES = 16 << 30
+Keep = Callable[[str, bytes], None]  # SOP Instance UID, the bytes of a PS3.10 file
+
+
+@dataclass
+class Pacs:
+    """title, host, port: of the PACS. aet: ours. tls: as pynetdicom takes it."""
+
+    title: str
+    host: str
+    port: int
+    aet: str = "MMIF"
+    tls: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.title}@{self.host}:{self.port}"
+
+
+@dataclass
+class Came:
+    """What arrived. failed: that the PACS says it could not send; error: that could not be kept."""
+
+    count: int = 0
+    size: int = 0
+    failed: int = 0
+    error: str = ""
+    series: set[str] = field(default_factory=set)
+
+
+def series_of(pacs: Pacs, study: str, stop: Stop) -> list[str]:
+    """The Series Instance UIDs of a study, by C-FIND. Raises InputError where there is none, or no answer."""
+    from pydicom.dataset import Dataset
+
+    query = Dataset()
+    query.QueryRetrieveLevel, query.StudyInstanceUID, query.SeriesInstanceUID = "SERIES", study, ""
+    found: list[str] = []
+    with _association(pacs, [FIND]) as association:
+        end = time.monotonic() + FIND_S
+        for status, answer in association.send_c_find(query, FIND):
+            if "Status" not in status:
+                raise InputError(f"{pacs}: ends without an answer to a C-FIND; expected one")
+            if status.Status not in (0x0000, 0xFF00, 0xFF01):
+                raise InputError(f"{pacs}: C-FIND failed (status {status.Status:04X}); expected an answer")
+            if answer is not None:
+                found.append(str(answer.get("SeriesInstanceUID", "")))
+            if stop.reason or len(found) > MAX_ANSWERS or time.monotonic() > end:
+                association.abort()
+                raise InputError(f"{pacs}: {stop.reason or 'does not stop answering a C-FIND'}")
+    if not found:
+        raise InputError(f"{pacs}: no such study; expected a Study Instance UID that it has")
+    return sorted({uid for uid in found if uid})
+
+
+def fetch(
+    pacs: Pacs, study: str, series: list[str], keep: Keep, stop: Stop, move_port: int | None = None
+) -> Came:
+    """All instances of a study, or of some of its series, to `keep`. move_port: by C-MOVE to ours, where the
+    PACS knows our AE title at this port; None: by C-GET. Raises InputError."""
+    came = Came()
+    on_store = [_handler(came, keep, stop)]
+    if move_port is None:
+        with _association(pacs, [GET], storage=True, handlers=on_store) as association:
+            for query in _queries(study, series):
+                _ask(pacs, association, association.send_c_get(query, GET), came, stop)
+        return came
+    with _listening(pacs, move_port, on_store), _association(pacs, [MOVE]) as association:
+        for query in _queries(study, series):
+            _ask(pacs, association, association.send_c_move(query, pacs.aet, MOVE), came, stop)
+    return came
+
+
+def _queries(study: str, series: list[str]) -> Iterator[Any]:
+    from pydicom.dataset import Dataset
+
+    for uid in series or [""]:
+        query = Dataset()
+        query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES" if uid else "STUDY", study
+        if uid:
+            query.SeriesInstanceUID = uid
+        yield query
+
+
+def _ask(pacs: Pacs, association: Any, answers: Any, came: Came, stop: Stop) -> None:
+    for status, _ in answers:
+        code = status.get("Status")
+        if stop.reason or came.error:
+            association.abort()
+            raise InputError(came.error or f"{pacs}: {stop.reason}")
+        if code is None:
+            raise InputError(f"{pacs}: ended the association; expected all instances")
+        if code == 0xFF00:
+            continue
+        came.failed += int(status.get("NumberOfFailedSuboperations") or 0)
+        if code not in (0x0000, 0xB000):
+            raise InputError(f"{pacs}: refused (status {code:04X}); expected C-GET, or C-MOVE by --move-port")
+
+
+def _handler(came: Came, keep: Keep, stop: Stop) -> Any:
+    from pynetdicom import evt
+
+    def on_store(event: Any) -> int:
+        if stop.reason or came.error:
+            return 0xA700
+        try:
+            data = event.encoded_dataset()
+            came.size += len(data)
+            if came.size > MAX_BYTES:
+                raise InputError(f"over {MAX_BYTES} bytes; expected a study of that at most")
+            keep(str(event.request.AffectedSOPInstanceUID), data)
+        except (InputError, OSError) as error:
+            came.error = str(error)
+            return 0xA700
+        came.count += 1
+        return 0x0000
+
+    return evt.EVT_C_STORE, on_store
+
+
+@contextmanager
+def _association(pacs: Pacs, models: list[str], storage: bool = False, handlers: Any = ()) -> Iterator[Any]:
+    from pynetdicom import AE, build_role, evt
+
+    ae = AE(pacs.aet)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = TIMEOUT_S
+    for model in models:
+        ae.add_requested_context(model)
+    classes = _storage() if storage else []
+    for uid in classes:
+        ae.add_requested_context(uid, _syntaxes())
+    association = ae.associate(
+        pacs.host,
+        pacs.port,
+        ae_title=pacs.title,
+        ext_neg=[build_role(uid, scp_role=True) for uid in classes],
+        tls_args=pacs.tls,
+        evt_handlers=[(evt.EVT_CONN_OPEN, guard.bound), *handlers],
+    )
+    if not association.is_established:
+        raise InputError(f"{pacs}: no association; expected a PACS that knows the AE title {pacs.aet}")
+    if not association.accepted_contexts or association.accepted_contexts[0].abstract_syntax not in models:
+        association.release()
+        raise InputError(f"{pacs}: does not offer what is asked for; expected C-FIND with C-GET or C-MOVE")
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+@contextmanager
+def _listening(pacs: Pacs, port: int, handlers: Any) -> Iterator[None]:
+    """A storage SCP for the PACS's answer to a C-MOVE, for one address only."""
+    from pynetdicom import AE
+
+    ae = AE(pacs.aet)
+    ae.require_calling_aet, ae.require_called_aet = [pacs.title], True
+    ae.maximum_associations = 4
+    for uid in _storage():
+        ae.add_supported_context(uid, _syntaxes())
+    try:
+        server: Any = ae.start_server(("", port), block=False, evt_handlers=list(handlers))
+    except OSError as error:
+        raise InputError(f"--move-port {port}: {error.strerror}; expected a free port") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+
+
+def _storage() -> list[str]:
+    """What a fusion reads, and the Spatial Registrations that it pairs by."""
+    from pydicom import uid
+
+    names = (
+        *("MRImageStorage", "EnhancedMRImageStorage", "EnhancedMRColorImageStorage"),
+        *("CTImageStorage", "EnhancedCTImageStorage", "LegacyConvertedEnhancedCTImageStorage"),
+        *("PositronEmissionTomographyImageStorage", "EnhancedPETImageStorage", "NuclearMedicineImageStorage"),
+        *("LegacyConvertedEnhancedPETImageStorage", "LegacyConvertedEnhancedMRImageStorage"),
+        *("SecondaryCaptureImageStorage", "MultiFrameGrayscaleByteSecondaryCaptureImageStorage"),
+        *("MultiFrameGrayscaleWordSecondaryCaptureImageStorage", "SpatialRegistrationStorage"),
+        "MultiFrameTrueColorSecondaryCaptureImageStorage",
+    )
+    return [str(getattr(uid, name)) for name in names]
+
+
+def _syntaxes() -> list[str]:
+    from mmif_trt.io.dicom.syntaxes import readable
+
+    return [str(syntax) for syntax in readable()]

@@ -1,0 +1,312 @@
+"""Results out and sources in by DICOMweb and DIMSE, with Orthanc as the peer; services that misbehave."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from peers import Certificates, Node, Orthanc, free_port, needs, storescu, until
+from phantoms import PLANTED, STUDY, affine_of, write_mr, write_pet
+
+from mmif_trt import cli, dicomweb
+from mmif_trt.image import InputError
+from mmif_trt.io.dicom.write import MARK
+from mmif_trt.node import send
+from mmif_trt.node.settings import Settings
+from mmif_trt.running import Stop
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+SHAPE = (3, 20, 20)
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    needs("Orthanc")
+    if not PLUGIN.exists():
+        pytest.skip("the DICOMweb plugin is not installed (apt-get install orthanc-dicomweb)")
+    move = free_port()
+    server = Orthanc(
+        tmp_path_factory.mktemp("orthanc"),
+        Plugins=[str(PLUGIN)],
+        DicomWeb={"Enable": True, "Root": "/dicom-web/"},
+        RegisteredUsers={"fusion": "secret"},
+        DicomModalities={"mmif": ["MMIF", "127.0.0.1", move]},
+        DicomAlwaysAllowMove=True,
+        DicomAlwaysAllowGet=True,
+    )
+    server.move = move  # type: ignore[attr-defined]
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def login(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("login") / "auth"
+    path.write_text("Basic fusion:secret\n")
+    path.chmod(0o600)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def sources(orthanc: Orthanc, login: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study, stored by us in Orthanc by STOW-RS."""
+    folder = tmp_path_factory.mktemp("sources")
+    affine = affine_of(shape=SHAPE, spacing=(5.0, 6.0, 6.0))
+    write_mr(folder / "mr", affine, SHAPE)
+    write_pet(folder / "pt", affine, SHAPE)
+    service = dicomweb.service(url_of(orthanc), login)
+    for path in (*(folder / "mr").iterdir(), *(folder / "pt").iterdir()):
+        dataset = pydicom.dcmread(path)
+        assert not dicomweb.holds(service, dataset)
+        assert dicomweb.store(service, dataset) == dicomweb.SENT
+        assert dicomweb.holds(service, pydicom.dcmread(path))
+    return folder
+
+
+def url_of(orthanc: Orthanc) -> str:
+    return f"http://127.0.0.1:{orthanc.http}/dicom-web"
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    found = [pydicom.dcmread(path) for path in folder.rglob("*") if path.is_file()]
+    return {str(dataset.SOPInstanceUID): dataset for dataset in found}
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = contents(a), contents(b)
+    names = ("PatientName", "PatientID", "SpecificCharacterSet", "PixelData", "SeriesInstanceUID")
+    stored = all(one[uid].get_item(x).value == two[uid].get_item(x).value for uid in one for x in names)
+    return one.keys() == two.keys() and stored
+
+
+def test_a_study_by_web_is_what_was_stored(
+    orthanc: Orthanc, login: str, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fetch", "--study", STUDY, "--dicomweb", url_of(orthanc), "--dicomweb-auth", login]
+    assert cli.main([*command, "-o", str(tmp_path / "all")]) == 0
+    assert same(sources, tmp_path / "all")
+    series = str(pydicom.dcmread(next((sources / "pt").iterdir())).SeriesInstanceUID)
+    assert cli.main([*command, "--series", series, "-o", str(tmp_path / "one")]) == 0
+    assert same(sources / "pt", tmp_path / "one")
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "all").iterdir())
+    said = capsys.readouterr().err
+    assert "6 instances" in said and not [x for x in (*PLANTED.values(), STUDY) if x in said]
+    assert not [name for name in os.listdir(tmp_path / "all") if STUDY in name]
+
+
+@pytest.mark.parametrize("how", ["get", "move"])
+def test_a_study_by_dimse_is_what_was_stored(
+    how: str, orthanc: Orthanc, sources: Path, tmp_path: Path
+) -> None:
+    command = ["fetch", "--study", STUDY, "--from", f"PACS@127.0.0.1:{orthanc.dicom}"]
+    if how == "move":
+        command += ["--move-port", str(orthanc.move)]  # type: ignore[attr-defined]
+    assert cli.main([*command, "-o", str(tmp_path / "all")]) == 0
+    assert same(sources, tmp_path / "all")
+
+
+def test_what_is_not_there_is_said_in_one_line(
+    orthanc: Orthanc, login: str, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("Basic fusion:wrong")
+    wrong.chmod(0o600)
+    pacs, web = f"PACS@127.0.0.1:{orthanc.dicom}", url_of(orthanc)
+    for words, expected in (
+        (["--study", "1.2.3", "--from", pacs], "no such study"),
+        (["--study", "1.2.3", "--dicomweb", web, "--dicomweb-auth", login], "no such study"),
+        (
+            ["--study", STUDY, "--series", "1.2.3", "--from", pacs],
+            "not in the study; expected of its 2 series",
+        ),
+        (["--study", STUDY, "--dicomweb", web, "--dicomweb-auth", str(wrong)], "answers 401"),
+        (["--study", STUDY, "--dicomweb", web], "answers 401"),
+        (["--study", STUDY, "--from", f"PACS@127.0.0.1:{free_port()}"], "no association"),
+        (["--study", STUDY, "--dicomweb", f"http://127.0.0.1:{free_port()}/x"], "does not answer"),
+        (["--study", "x", "--from", pacs], "--study: no UID"),
+        (["--study", STUDY], "expected one of them"),
+        (["--study", STUDY, "--dicomweb", "ftp://x/y"], "expected http"),
+        (["--study", STUDY, "--dicomweb", "http://u:zzpass@x/y"], "expected them in --dicomweb-auth"),
+        (["--study", STUDY, "--dicomweb", "http://pacs/x", "--dicomweb-auth", login], "expected https"),
+        (["--study", STUDY, "--dicomweb-auth", login, "--from", pacs], "expected with --dicomweb"),
+    ):
+        assert cli.main(["fetch", *words, "-o", str(tmp_path / "out")]) == 2, words
+        said = capsys.readouterr().err
+        assert expected in said and said.count("\n") == 1 and "zzpass" not in said, said
+
+
+def test_the_node_sends_by_web_and_asks_before_it_sends_again(
+    orthanc: Orthanc, login: str, sources: Path, tmp_path: Path
+) -> None:
+    settings = Settings("MMIF", 1, tmp_path, None, dicomweb=dicomweb.service(url_of(orthanc), login))
+    dataset = pydicom.dcmread(next((sources / "mr").iterdir()))
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.826.0.1.3680043.8.498.99"
+    path, before, there = tmp_path / "x.dcm", list[int](), orthanc.get("/statistics")["CountInstances"]
+    dataset.save_as(path)
+
+    def sent(in_doubt: bool) -> str:
+        return send.send(settings, path, in_doubt, lambda: before.append(1), Stop())[0]
+
+    assert [sent(True), sent(True), sent(False)] == ["sent", "there", "sent"] and len(before) == 2
+    assert orthanc.get("/statistics")["CountInstances"] == there + 1
+
+
+def test_results_of_a_folder_are_stored_once(
+    orthanc: Orthanc, login: str, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By STOW-RS, then by C-STORE: the second asks and finds them there; no source is ever sent."""
+    (tmp_path / "out").mkdir()
+    for index, path in enumerate((sources / "mr").iterdir()):
+        fused = pydicom.dcmread(path)
+        uid = f"1.2.826.0.1.3680043.8.498.7{index}"
+        fused.SOPInstanceUID = fused.file_meta.MediaStorageSOPInstanceUID = uid
+        fused.ImageComments = MARK if index else "somebody else's"
+        fused.save_as(tmp_path / "out" / f"{index}.dcm")
+    before = orthanc.get("/statistics")["CountInstances"]
+    web = ["--dicomweb", url_of(orthanc), "--dicomweb-auth", login]
+    for to in (web, ["--to", f"PACS@127.0.0.1:{orthanc.dicom}"]):
+        assert cli.main(["store", str(tmp_path / "out"), *to]) == 0
+    said = capsys.readouterr().err
+    assert "1 passed over, 2 sent ->" in said and "1 passed over, 2 there ->" in said
+    assert orthanc.get("/statistics")["CountInstances"] == before + 2
+    assert cli.main(["store", str(tmp_path / "out"), "--to", f"PACS@127.0.0.1:{free_port()}"]) == 1
+    assert "unreachable" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_the_whole_node_by_web(orthanc: Orthanc, login: str, tmp_path: Path) -> None:
+    affine = affine_of(shape=SHAPE, spacing=(5.0, 6.0, 6.0))
+    write_mr(tmp_path / "in" / "mr", affine, SHAPE, StudyInstanceUID="1.2.826.0.1.3680043.8.498.5")
+    write_pet(tmp_path / "in" / "pt", affine, SHAPE, StudyInstanceUID="1.2.826.0.1.3680043.8.498.5")
+    before = orthanc.get("/statistics")["CountInstances"]
+    node = Node(tmp_path / "node", 0, "--dicomweb", url_of(orthanc), "--dicomweb-auth", login)
+    node.start()
+    try:
+        assert storescu(node.port, tmp_path / "in") == 0
+        until(lambda: orthanc.get("/statistics")["CountInstances"] == before + 1)
+        until(lambda: node.metric("sent_total") == 1)
+        assert not [x for x in (*PLANTED.values(), "secret") if x in node.log]
+    finally:
+        assert node.stop() == 0
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """Answers as its server's `answer` says: (status, headers, body or parts of it)."""
+
+    def do_POST(self) -> None:
+        self.server.seen.append((self.path, dict(self.headers)))  # type: ignore[attr-defined]
+        status, headers, parts = self.server.answer  # type: ignore[attr-defined]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        try:
+            for part in parts:
+                self.wfile.write(part)
+        except OSError:  # hung up on
+            pass
+
+    do_GET = do_POST
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def stub() -> Iterator[Any]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    server.seen = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def dataset() -> Any:
+    made = pydicom.Dataset()
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    made.StudyInstanceUID, made.SeriesInstanceUID = "1.2", "1.2.1"
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    return made
+
+
+NOTHING, JSON = {"Content-Length": "0"}, {"Content-Type": "application/dicom+json"}
+OK = (200, {**JSON, "Content-Length": "2"}, [b"{}"])
+ANSWERS = {
+    "refused": ((409, NOTHING, []), dicomweb.REFUSED),
+    "not ours to store": ((403, NOTHING, []), dicomweb.UNREACHABLE),
+    "busy": ((503, NOTHING, []), dicomweb.UNREACHABLE),
+    "another place": (
+        (307, {"Location": "http://127.0.0.1:9/", "Content-Length": "0"}, []),
+        dicomweb.UNREACHABLE,
+    ),
+    "no end": (
+        (200, {"Content-Type": "application/dicom+json"}, [b" " * 65_536] * 2_000),
+        dicomweb.UNREACHABLE,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_what_a_service_may_answer(kind: str, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub.answer, expected = ANSWERS[kind]
+    service = dicomweb.service(f"http://127.0.0.1:{stub.server_port}/x")
+    assert dicomweb.store(service, dataset()) == expected
+    assert len(stub.seen) == 1, "no second try here, and no redirect followed"
+    assert not dicomweb.holds(service, dataset())
+
+
+def test_a_token_goes_to_the_service_and_into_no_message(
+    stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login other password else")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    auth = tmp_path / "auth"
+    auth.write_text("Bearer zz-token")
+    auth.chmod(0o600)
+    stub.answer = OK
+    service = dicomweb.service(f"http://127.0.0.1:{stub.server_port}/x", str(auth))
+    dicomweb.store(service, dataset())
+    (path, headers), *_ = stub.seen
+    assert path == "/x/studies" and headers["Authorization"] == "Bearer zz-token"
+    assert "zz-token" not in repr(service)
+    auth.chmod(0o644)
+    with pytest.raises(InputError, match="others can read it; expected mode 0600"):
+        dicomweb.service("http://127.0.0.1/x", str(auth))
+    for text in ("zz-token", "Basic nocolon", "Bearer a\nBearer b", ""):
+        auth.write_text(text)
+        auth.chmod(0o600)
+        with pytest.raises(InputError, match="expected one line") as caught:
+            dicomweb.service("http://127.0.0.1/x", str(auth))
+        assert "token" not in str(caught.value).replace("TOKEN", "").lower().replace(
+            str(tmp_path).lower(), ""
+        )
+
+
+def test_only_a_certificate_that_is_trusted(stub: Any, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path / "tls")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.ours("pacs")[:2])
+    stub.socket = context.wrap_socket(stub.socket, server_side=True)
+    stub.answer = OK
+    url = f"https://127.0.0.1:{stub.server_port}/x"
+    assert dicomweb.store(dicomweb.service(url), dataset()) == dicomweb.UNREACHABLE
+    stranger = str(tmp_path / "tls" / "stranger-ca.pem")
+    assert dicomweb.store(dicomweb.service(url, None, stranger), dataset()) == dicomweb.UNREACHABLE
+    with pytest.raises(InputError, match="its certificate is not trusted"):
+        dicomweb.announced(dicomweb.service(url), "1.2")
+    assert not stub.seen, "nothing was sent to it"
+    ours = certificates.ours("pacs")[2]
+    assert dicomweb.store(dicomweb.service(url, None, ours), dataset()) == dicomweb.SENT
