@@ -1,14 +1,26 @@
-"""Where outputs and their records lie: a folder. A name in it is whole or not there."""
+"""Where plans, outputs and records lie: a folder, or s3://BUCKET/PREFIX. A name is whole or not there."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from mmif_trt.files import TMP_SUFFIX, make_folder, read_regular, sync_folder, temporary_prefix, write_atomic
+from mmif_trt.files import (
+    TMP_SUFFIX,
+    OutputError,
+    make_folder,
+    read_regular,
+    sync_folder,
+    temporary_prefix,
+    write_atomic,
+)
 from mmif_trt.image import InputError
 
 
@@ -75,8 +87,131 @@ class Folder:
                 yield from self.folders(below)
 
 
-def folder_of(text: str) -> Folder:
+class Bucket:
+    """As Folder, on an object store that speaks S3. Where it is and who asks is said by the environment:
+    AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws. It pickles."""
+
+    def __init__(self, url: str) -> None:
+        self.root = url.rstrip("/")
+
+    @property
+    def files(self) -> Any:
+        """Of fsspec, for this process; nothing is remembered of a listing."""
+        return _s3(os.getpid())
+
+    def where(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def read(self, name: str) -> bytes:
+        data: bytes = self.files.cat_file(self.where(name))
+        return data
+
+    def holds(self, name: str) -> bool:
+        return bool(self.files.exists(self.where(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        with _as_output_error(self.where(name)):
+            self.files.pipe_file(self.where(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """By If-None-Match: of two writers that know nothing of each other, one gets True."""
+        try:
+            with _as_output_error(self.where(name)):
+                self.files.pipe_file(self.where(name), data, mode="create")
+        except OutputError as error:
+            if not _is_there_already(error.__cause__):
+                raise
+            return False
+        return True
+
+    def put(self, name: str, path: str) -> None:
+        """A file of this machine, under a name."""
+        with _as_output_error(self.where(name)):
+            self.files.put_file(path, self.where(name))
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            self.files.rm_file(self.where(name))
+
+    def make_room(self, name: str) -> None:
+        """An object store has no folders."""
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        for entry in self._entries(folder):
+            if entry["type"] == "file":
+                base = entry["name"].rpartition("/")[2]
+                yield f"{folder}/{base}" if folder else base
+
+    def folders(self) -> Iterator[str]:
+        yield from sorted(e["name"].rpartition("/")[2] for e in self._entries("") if e["type"] != "file")
+
+    def _entries(self, folder: str) -> list[Any]:
+        try:
+            found: list[Any] = self.files.ls(self.where(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        return found
+
+
+Store = Folder | Bucket
+
+
+def _is_there_already(error: BaseException | None) -> bool:
+    """Servers differ in what they tell beside the code."""
+    while error is not None:
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
+        if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
+            return True
+        error = error.__cause__
+    return False
+
+
+@contextmanager
+def _as_output_error(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:  # botocore has many, and not all are OSError
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise OutputError(
+            f"{where}: cannot be written ({why}); expected a bucket that takes objects"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _s3(process: int) -> Any:
+    """process: a fork has connections of its own."""
+    try:
+        import fsspec
+        import s3fs  # noqa: F401
+    except ImportError:
+        raise InputError("s3://: not installed: pip install 'mmif-trt[s3]'") from None
+    return fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+
+
+def is_url(text: str) -> bool:
+    """Raises InputError for a URL of another kind."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme and scheme[1] != "s3":
+        raise InputError(f"{text}: {scheme[1]}://; expected a path or s3://BUCKET/PREFIX")
+    return bool(scheme)
+
+
+def join(base: str, name: str) -> str:
+    """`name` as seen from `base`, a folder or URL; an absolute path or a URL stays what it is."""
+    if is_url(name) or os.path.isabs(name):
+        return name
+    return f"{base.rstrip('/')}/{name}" if is_url(base) else str(Path(base) / name)
+
+
+def parent(name: str) -> str:
+    """The folder or URL in which a file lies."""
+    return name.rpartition("/")[0] if is_url(name) else str(Path(name).parent)
+
+
+def store_of(text: str) -> Store:
     """Raises InputError."""
     if not text:
-        raise InputError("-o: an empty name; expected a folder")
-    return Folder(text)
+        raise InputError("an empty name; expected a folder or s3://BUCKET/PREFIX")
+    return Bucket(text) if is_url(text) else Folder(text)

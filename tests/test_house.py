@@ -16,14 +16,14 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # know each other. A longer name wins: a module may live on another floor than its room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "about", "processes"),
-    ("machine", "files", "running", "privacy", "http_server"),
+    ("machine", "files", "running", "privacy", "http_server", "scratch"),
     ("stages", "weights", "ops", "overwriting", "storage", "dicomweb"),
     ("models", "io", "label"),
     ("runtimes", "samples"),
     ("volume",),
     ("fuser", "view"),
     ("measure", "folders", "clinical"),
-    ("train", "report", "node"),
+    ("train", "report", "node", "cluster"),
     ("study",),
     ("commands",),
     ("cli",),

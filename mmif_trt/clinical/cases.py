@@ -10,22 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mmif_trt import overwriting
-from mmif_trt.clinical import bids, outputs, records
+from mmif_trt import overwriting, scratch
+from mmif_trt.clinical import bids, outputs, records, staging
 from mmif_trt.clinical.case import Case, Loaded, VolumeFuser, fuse, load
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.clinical.records import DONE, FAILED, Output, Owner, Run
 from mmif_trt.files import disk_is_full, open_regular
-from mmif_trt.image import Image
+from mmif_trt.image import InputError
 from mmif_trt.running import Stop, explain
+from mmif_trt.storage import Bucket, Folder
 from mmif_trt.view import page, triple
+from mmif_trt.volume import Fused
 
 STAGES = 3  # read, fuse, write
 BEFORE, ELSEWHERE, LEFT = "before", "elsewhere", "left"
@@ -42,24 +47,33 @@ class Settled:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class How:
+    """run: resolved. overwrite: what was fused otherwise. take_over: see records.claim."""
+
+    output: Output
+    run: Run
+    overwrite: bool = False
+    take_over: bool = False
+
+
 class Runner:
     """One case from its files to its record: the only way a case is made. Close it, or use `with`.
 
-    Several threads may call it: one reads, one fuses, one writes. run: resolved.
+    Several threads may call it: one reads, one fuses, one writes.
     """
 
     def __init__(
         self,
-        output: Output,
-        run: Run,
+        how: How,
         fuser: VolumeFuser,
         owner: Owner,
         stop: Stop | None = None,
-        overwrite: bool = False,
     ) -> None:
-        self.output, self.run, self.owner, self.stop = output, run, owner, stop or Stop()
-        self._fuser, self._overwrite = fuser, overwrite
-        self._decoder = Decoder()
+        self.output, self.run, self.owner, self.stop = how.output, how.run, owner, stop or Stop()
+        self._fuser, self._how = fuser, how
+        self._decoder, self._ends = Decoder(), ExitStack()
+        self._scratch: Path | None = None
         self._reading, self._fusing, self._writing = (threading.Lock() for _ in range(STAGES))
 
     def __enter__(self) -> Runner:
@@ -70,6 +84,14 @@ class Runner:
 
     def close(self) -> None:
         self._decoder.close()
+        self._ends.close()
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on this machine for what comes from an object store, or goes to one."""
+        if self._scratch is None:
+            self._scratch = self._ends.enter_context(scratch.folder("cases"))
+        return self._scratch
 
     def __call__(self, case: Case) -> Settled:
         start = time.monotonic()
@@ -79,10 +101,11 @@ class Runner:
                 how = records.difference(done, case, self.run)
                 if not how:
                     return Settled(case.name, BEFORE)
-                if not self._overwrite:
+                if not self._how.overwrite:
                     return Settled(case.name, FAILED, f"was fused otherwise ({how}); expected --overwrite")
+                self.output.forget(case.name)
             self._guard(case)
-            record = records.claim(self.output, case, self.owner)
+            record = records.claim(self.output, case, self.owner, self._how.take_over)
             if record is None:
                 return Settled(case.name, ELSEWHERE)
         except Exception as error:
@@ -99,6 +122,8 @@ class Runner:
 
     def _guard(self, case: Case) -> None:
         """Raises InputError where an output is a source of the case, or somebody's file."""
+        if isinstance(self.output.store, Bucket):
+            return
         inputs = [path for path in (*case.a, *case.b, case.registration) if path]
         ours = records.claimed(self.output, case.name)
         overwriting.check(inputs, self.output.files(case.name), lambda path: os.path.basename(path) in ours)
@@ -106,38 +131,80 @@ class Runner:
     def _make(self, case: Case) -> dict[str, Any] | None:
         """What the record is to say of the fused case; None where the run was stopped by a full disk."""
         with self._reading:
-            loaded = load(case, self._decoder, self.run.options)
+            loaded = self._load(case)
         with self._fusing:
             fused = fuse(loaded, self._fuser)
         with self._writing:
             if self.stop.reason == FULL.format(self.output.store.root):
                 return None
-            target = self.output.target(case.name)
-            self.output.store.make_room(target)
-            files = outputs.save(self.output.store.where(target), fused, loaded.a, loaded.b)
-            told = json.loads(outputs.report_of(fused, files))
-            if self.output.bids:
-                told |= bids.sidecar(case, self.output.bids)
-            if self.output.page:
-                files = [*files, self._page(case, loaded, fused.image, told)]
-                told["files"] = files
-        hashes = {os.path.basename(path): _sha256(path) for path in files}
+            told, hashes = self._save(case, fused, loaded)
         return {**told, "status": DONE, "sha256": hashes, "asked": records.asked(case, self.run)}
 
-    def _page(self, case: Case, loaded: Loaded, fused: Image, record: dict[str, Any]) -> str:
-        """The page to look at; it names the case, for paths may name a patient."""
-        path = self.output.store.where(self.output.page_of(case.name))
-        shown = triple.of_volumes(loaded.a, loaded.b, fused, record, loaded.options)
-        page.write(path, shown, case.name, dict.fromkeys(("a", "b", "fused"), f"of {case.name}"))
-        return path
+    def _load(self, case: Case) -> Loaded:
+        if not staging.is_remote(case):
+            return load(case, self._decoder, self.run.options)
+        folder, names = self.scratch / "in", dict[str, str]()
+        folder.mkdir()
+        try:
+            local, names = staging.fetched(case, folder)
+            return load(local, self._decoder, self.run.options)
+        except InputError as error:
+            raise type(error)(staging.named(str(error), names)) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _save(self, case: Case, fused: Fused, loaded: Loaded) -> tuple[dict[str, Any], dict[str, str]]:
+        """(the report with its files, the SHA-256 of each file by its base name)."""
+        store, target = self.output.store, self.output.target(case.name)
+        if isinstance(store, Folder):
+            store.make_room(target)
+            told = self._write(store.where(target), case, fused, loaded)
+            return told, {os.path.basename(path): _sha256(path) for path in told["files"]}
+        folder = self.scratch / "out"
+        folder.mkdir()
+        try:
+            made = self._write(str(folder / f"x{self.output.suffix}"), case, fused, loaded)
+            hashes = [_sha256(path) for path in made["files"]]
+            digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+            names = outputs.names(self.output.target(case.name, digest))
+            names += [self.output.page_of(case.name, digest)] if self.output.page else []
+            for name, path in zip(names, made["files"], strict=True):
+                store.put(name, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        bases = (os.path.basename(name) for name in names)
+        return {**made, "files": [store.where(x) for x in names]}, dict(zip(bases, hashes, strict=True))
+
+    def _write(self, path: str, case: Case, fused: Fused, loaded: Loaded) -> dict[str, Any]:
+        """The files of a case under `path`, and what their report says."""
+        files = outputs.save(path, fused, loaded.a, loaded.b)
+        told: dict[str, Any] = json.loads(outputs.report_of(fused, files))
+        if self.output.bids:
+            told |= bids.sidecar(case, self.output.bids)
+        if self.output.page:
+            shown = triple.of_volumes(loaded.a, loaded.b, fused.image, told, loaded.options)
+            beside = path.removesuffix(self.output.suffix) + ".html"
+            # It names the case, for paths may name a patient.
+            page.write(beside, shown, case.name, dict.fromkeys(("a", "b", "fused"), f"of {case.name}"))
+            told["files"] = [*files, beside]
+        return told
 
     def _commit(self, record: dict[str, Any], start: float) -> Settled:
         record |= {"seconds": round(time.monotonic() - start, 3), "finished": round(time.time(), 3)}
         try:
-            self.output.write(record)
+            if not self.output.write(record):  # another came before, and may have made other bytes
+                self._withdraw(record)
+                return Settled(record["name"], BEFORE)
         except Exception as error:
             return self._not_written(Case(record["name"], (), ()), error)
         return Settled(record["name"], record["status"], record["message"])
+
+    def _withdraw(self, record: dict[str, Any]) -> None:
+        """What was uploaded in vain; not where the other's outputs are the same."""
+        store, kept = self.output.store, self.output.read(record["name"])
+        if isinstance(store, Bucket) and kept is not None:
+            for url in set(record["files"]) - set(kept["files"]):
+                store.remove(url.removeprefix(store.root + "/"))
 
     def _not_written(self, case: Case, error: Exception) -> Settled:
         full = FULL.format(self.output.store.root)

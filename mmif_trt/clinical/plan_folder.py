@@ -20,18 +20,18 @@ from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.records import Run
 from mmif_trt.clinical.spill import Spill, case_of, entry_of
 from mmif_trt.image import InputError
-from mmif_trt.storage import Folder
+from mmif_trt.storage import Store
 from mmif_trt.volume import Options
 
 FORMAT, CHUNK = 1, 256
 HEAD = re.compile(r"plan-(\d+)-of-(\d+)\.json")
 
 
-def is_plan(store: Folder) -> bool:
+def is_plan(store: Store) -> bool:
     return any(HEAD.fullmatch(name) for name in store.names())
 
 
-def write(store: Folder, spill: Spill, run: Run, part: tuple[int, int]) -> None:
+def write(store: Store, spill: Spill, run: Run, part: tuple[int, int]) -> None:
     """One part of a plan, its head last. run: resolved. Raises InputError where it is there."""
     name = "{}-of-{}".format(*part)
     if store.holds(f"plan-{name}.json"):
@@ -64,7 +64,7 @@ class PlanFolder:
     """A whole plan. run: how its cases are fused. Memory holds one chunk. Raises InputError for a folder that
     is none, and for one that lacks a part."""
 
-    def __init__(self, store: Folder) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         heads = [found for name in store.names() if (found := HEAD.fullmatch(name))]
         if not heads:

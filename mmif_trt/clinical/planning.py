@@ -7,10 +7,10 @@ import io as text_io
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from mmif_trt.clinical import bids
+from mmif_trt import scratch
+from mmif_trt.clinical import bids, staging
 from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.decoder import HEADERS_AT_ONCE, Decoder
 from mmif_trt.clinical.outputs import LUMA
@@ -19,6 +19,7 @@ from mmif_trt.clinical.spill import Spill
 from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
 from mmif_trt.io.walk import Names, Walk, shown, stream
+from mmif_trt.storage import is_url, join, parent
 
 COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
 
@@ -43,13 +44,13 @@ def fill(
     if bids.is_dataset(source):
         for found in list(bids.cases(source, across))[part[0] - 1 :: part[1]]:
             spill.leave_out(found) if isinstance(found, str) else spill.put(found)
-    elif os.path.isdir(source):
-        with Decoder() as decoder:
-            _paired(spill, source, decoder, secret, across, part)
-    elif source.lower().endswith(".csv"):
+    elif source.lower().endswith(".csv") and not os.path.isdir(source):
         for case in _manifest(source):
             spill.put(case)
         spill.sort()
+    elif is_url(source) or os.path.isdir(source):
+        with Decoder() as decoder:
+            _paired(spill, source, decoder, secret, across, part)
     else:
         raise InputError(f"{source}: expected a manifest .csv, a folder of DICOM studies, or of BIDS")
     if twins := spill.twins(LUMA):
@@ -63,14 +64,12 @@ def _paired(
 ) -> None:
     there = Walk(lost=Names(), passed=Names())
     damaged = Names()
-    for paths in _at_once(_dicom_of(stream(root, there, spill, part), there.lost)):
-        got = set()
-        for path, header in decoder.headers(paths):
-            got.add(path)
+    read = _remote_headers if is_url(root) else _local_headers
+    for path, header in read(root, decoder, there, spill, part):
+        if header is None:
+            damaged.append(path)
+        else:
             spill.put_header(study_of(header), path, header)
-        for path in paths:
-            if path not in got:
-                damaged.append(path)
     others: Counter[str] = Counter()
     for study in spill.studies():
         found = collect(study, secret)
@@ -90,6 +89,35 @@ def _paired(
         if names:
             assert isinstance(names, Names)
             spill.leave_out(f"{names.number} {what}: {shown(names)}")
+
+
+Headers = Iterator[tuple[str, Any]]  # None in the place of a header that cannot be read
+
+
+def _local_headers(root: str, decoder: Decoder, there: Walk, spill: Spill, part: tuple[int, int]) -> Headers:
+    for paths in _at_once(_dicom_of(stream(root, there, spill, part), there.lost)):
+        got = dict(decoder.headers(paths))
+        yield from ((path, got.get(path)) for path in paths)
+
+
+def _remote_headers(root: str, decoder: Decoder, there: Walk, spill: Spill, part: tuple[int, int]) -> Headers:
+    """By the first bytes of each object, many at once; whole where they do not do."""
+    with scratch.folder("headers") as folder:
+        for urls in _at_once(staging.objects(root, part)):
+            todo, whole = urls, False
+            while todo:
+                names = staging.heads(todo, folder, whole)
+                for url in set(todo) - set(names.values()):
+                    there.lost.append(f"{url}: cannot be fetched")
+                is_dicom = list(_dicom_of(iter(names), there.lost))
+                got = dict(decoder.headers(is_dicom))
+                yield from ((names[path], got[path]) for path in is_dicom if path in got)
+                todo = [names[path] for path in is_dicom if path not in got]
+                if whole:
+                    yield from ((url, None) for url in todo)
+                    todo = []
+                whole = True
+                staging.empty(folder)
 
 
 def _at_once(paths: Iterator[str]) -> Iterator[list[str]]:
@@ -116,9 +144,9 @@ def _dicom_of(files: Iterator[str], lost: list[str]) -> Iterator[str]:
 
 
 def _manifest(path: str) -> Iterator[Case]:
-    base = Path(path).parent
+    base = parent(path)
     try:
-        with open_regular(path) as file:
+        with staging.opened(path) if is_url(path) else open_regular(path) as file:
             text = text_io.TextIOWrapper(file, "utf-8-sig", newline="")
             for line, row in enumerate(csv.DictReader(text), 2):
                 yield _case_of(row, f"{path}, line {line}", path, base)
@@ -130,7 +158,7 @@ def _manifest(path: str) -> Iterator[Case]:
         ) from None
 
 
-def _case_of(row: dict[str, str], where: str, path: str, base: Path) -> Case:
+def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:
     if None in row or not {"name", "a", "b"} <= set(row) <= set(COLUMNS):
         raise InputError(
             f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}, the first three needed"
@@ -146,4 +174,4 @@ def _case_of(row: dict[str, str], where: str, path: str, base: Path) -> Case:
                 own[f"value_range_{side}"] = (float(texts[0]), float(texts[1]))
             except ValueError:
                 raise InputError(f"{where}: range {texts}; expected two numbers") from None
-    return Case(name, (str(base / row["a"]),), (str(base / row["b"]),), own)
+    return Case(name, (join(base, row["a"]),), (join(base, row["b"]),), own)

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mmif_trt.clinical import records
-from mmif_trt.storage import Folder
+from mmif_trt.storage import Store
 
 WINDOW_S = 3600.0  # over which a rate is told
 MINUTE_S = 60.0
@@ -37,7 +37,7 @@ class Progress:
         return self.left / self.rate if self.rate else None
 
 
-def of(store: Folder) -> Progress:
+def of(store: Store) -> Progress:
     """Reads every record once; memory grows with the minutes of the run, not with its cases."""
     found, minutes, machines = Progress(), Counter[int](), set[str]()
     newest, first, last = 0.0, float("inf"), 0.0

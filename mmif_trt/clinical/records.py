@@ -20,11 +20,11 @@ from mmif_trt.clinical import bids, outputs
 from mmif_trt.clinical.case import Case
 from mmif_trt.files import OutputError
 from mmif_trt.image import InputError
-from mmif_trt.storage import Folder
+from mmif_trt.storage import Bucket, Store
 from mmif_trt.volume import Options
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
-LAYOUT = ".layout"
+LAYOUT, STATE = ".layout", ".state.json"
 SHARD_ABOVE, SHARD_DIGITS = 4096, 2
 _at_work: set[str] = set()  # runs of this process
 
@@ -65,9 +65,14 @@ class Owner:
 class Output:
     """digits: of the hash of a case's name that name its folder; 0: all lie in one. cases: of the whole plan,
     for those who ask how much is left. suffix: with its dot. page: each case has one to look at, NAME.html.
-    bids: the data set whose cases these are, which lie as in a derived one then; or ""."""
+    bids: the data set whose cases these are, which lie as in a derived one then; or "".
 
-    store: Folder
+    On an object store nothing can be replaced on a condition, only created. There the record of a done case
+    is created, NAME.json, once and for all; claims and failures lie in NAME.state.json; and the outputs have
+    their hash in their names, so that two writers that know nothing of each other never meet.
+    """
+
+    store: Store
     suffix: str
     digits: int = 0
     cases: int = 0
@@ -84,19 +89,51 @@ class Output:
     def record(self, name: str) -> str:
         return f"{self.at(name)}.json"
 
-    def target(self, name: str) -> str:
-        return f"{self.at(name)}{self.suffix}"
+    def state(self, name: str) -> str:
+        """Where claims and failures lie."""
+        return f"{self.at(name)}{STATE}" if isinstance(self.store, Bucket) else self.record(name)
 
-    def page_of(self, name: str) -> str:
-        return f"{self.at(name)}.html"
+    def target(self, name: str, digest: str = "") -> str:
+        return f"{self.at(name)}{digest and f'-{digest}'}{self.suffix}"
+
+    def page_of(self, name: str, digest: str = "") -> str:
+        return f"{self.at(name)}{digest and f'-{digest}'}.html"
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The record; None where there is none of ours."""
-        return read_record(self.store, self.record(name), name)
+        record = read_record(self.store, self.record(name), name)
+        if record is None and isinstance(self.store, Bucket):
+            return read_record(self.store, self.state(name), name)
+        return record
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Raises OutputError."""
-        self.store.write(self.record(record["name"]), _text(record))
+    def write(self, record: dict[str, Any]) -> bool:
+        """False where another writer's record came before, on an object store. Raises OutputError."""
+        name = record["name"]
+        if not isinstance(self.store, Bucket):
+            self.store.write(self.record(name), _text(record))
+        elif record["status"] != DONE:
+            self.store.write(self.state(name), _text(record))
+        elif self.store.create(self.record(name), _text(record)):
+            self.store.remove(self.state(name))
+        else:
+            there = self.read(name)
+            return there is not None and (there.get("run"), there.get("sha256")) == (
+                record["run"],
+                record["sha256"],
+            )  # our own: the answer to the first try was lost
+        return True
+
+    def forget(self, name: str) -> None:
+        """Before a done case is made again: an object store replaces nothing."""
+        if isinstance(self.store, Bucket):
+            self.store.remove(self.record(name))
+
+    def lies_there(self, record: dict[str, Any]) -> bool:
+        """Whether the outputs that a record of ours names are there."""
+        files = record.get("files")
+        folder = self.at(record["name"]).rpartition("/")[0]
+        names = [os.path.basename(str(file)) for file in files] if isinstance(files, list) else []
+        return bool(names) and all(self.store.holds(f"{folder}/{x}" if folder else x) for x in names)
 
     def files(self, name: str) -> list[str]:
         """All that a case writes, its record last, as full names."""
@@ -105,7 +142,7 @@ class Output:
         return [*made, self.store.where(self.record(name))]
 
 
-def output_in(store: Folder, suffix: str, cases: int, keep: bool = True) -> Output:
+def output_in(store: Store, suffix: str, cases: int, keep: bool = True) -> Output:
     """The layout that the folder has; of a new one that for so many cases, which is kept in it. keep: False
     writes nothing."""
     try:
@@ -124,11 +161,11 @@ def output_in(store: Folder, suffix: str, cases: int, keep: bool = True) -> Outp
     return Output(store, suffix, digits, cases)
 
 
-def _has_records(store: Folder) -> bool:
+def _has_records(store: Store) -> bool:
     return any(name.endswith(".json") for name in store.names())
 
 
-def read_record(store: Folder, at: str, name: str | None = None) -> dict[str, Any] | None:
+def read_record(store: Store, at: str, name: str | None = None) -> dict[str, Any] | None:
     """name: whose it is to be; None: anybody's. An empty file has nothing to lose: it counts as a record."""
     try:
         text = store.read(at)
@@ -141,14 +178,17 @@ def read_record(store: Folder, at: str, name: str | None = None) -> dict[str, An
     return record
 
 
-def all_records(store: Folder) -> Iterator[dict[str, Any]]:
+def all_records(store: Store) -> Iterator[dict[str, Any]]:
     """Every record of an output, one by one."""
     for folder in ("", *store.folders()):
-        for at in store.names(folder):
-            if at.endswith(".json") and not os.path.basename(at).startswith("."):
-                record = read_record(store, at)
-                if record is not None and "name" in record:
-                    yield record
+        there = {at for at in store.names(folder) if at.endswith(".json")}
+        for at in sorted(there):
+            settled = at.removesuffix(STATE) + ".json" if at.endswith(STATE) else ""
+            if settled in there or os.path.basename(at).startswith("."):
+                continue  # its record came after its state
+            record = read_record(store, at)
+            if record is not None and "name" in record:
+                yield record
 
 
 def asked(case: Case, run: Run) -> dict[str, Any]:
@@ -166,10 +206,12 @@ def asked(case: Case, run: Run) -> dict[str, Any]:
 def is_done(output: Output, case: Case) -> dict[str, Any] | None:
     """The record of a case that is done and lies there, with its page where it is to have one."""
     record = output.read(case.name)
-    made = [output.target(case.name), *([output.page_of(case.name)] if output.page else [])]
-    if record is None or record["status"] != DONE or not all(map(output.store.holds, made)):
+    if record is None or record["status"] != DONE or not output.lies_there(record):
         return None
-    return record
+    made = [str(file) for file in record["files"]]
+    wanted = (output.suffix, *([".html"] if output.page else []))
+    # Of another format it is another case.
+    return record if all(any(x.endswith(end) for x in made) for end in wanted) else None
 
 
 def difference(record: dict[str, Any], case: Case, run: Run) -> str:
@@ -182,11 +224,12 @@ def difference(record: dict[str, Any], case: Case, run: Run) -> str:
     )
 
 
-def claim(output: Output, case: Case, owner: Owner) -> dict[str, Any] | None:
-    """The record that says that `owner` is at it; None where another is. Raises OutputError."""
+def claim(output: Output, case: Case, owner: Owner, take_over: bool = False) -> dict[str, Any] | None:
+    """The record that says that `owner` is at it; None where another is. take_over: from whoever claimed it.
+    Raises OutputError."""
     while True:
         before = output.read(case.name)
-        if before is not None and before["status"] == RUNNING and _is_others(before, owner):
+        if before is not None and before["status"] == RUNNING and not take_over and _is_others(before, owner):
             return None
         record = {
             "name": case.name,
@@ -201,10 +244,10 @@ def claim(output: Output, case: Case, owner: Owner) -> dict[str, Any] | None:
             output.write(
                 record
             )  # two that take over at once both make it: the same, whole, one after the other
-        elif not output.store.create(output.record(case.name), _text(record)):
+        elif not output.store.create(output.state(case.name), _text(record)):
             if output.read(case.name) is None:
                 raise OutputError(
-                    f"{output.store.where(output.record(case.name))}: no record of this program; expected a "
+                    f"{output.store.where(output.state(case.name))}: no record of this program; expected a "
                     "new name, or move it"
                 )
             continue

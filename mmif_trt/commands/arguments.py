@@ -13,6 +13,7 @@ from mmif_trt.files import prove_writable
 from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
+    from mmif_trt.cluster.ray_engine import Size
     from mmif_trt.fuser import Fuser
     from mmif_trt.volume import Options
 
@@ -98,6 +99,32 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
     """How the series of a study are paired and registered."""
     what = "of B to A; rigid also pairs series of a study across frames of reference; default: header"
     parser.add_argument("--registration", choices=REGISTRATIONS[:2], default="header", help=what)
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Where the work is done, if not in this process."""
+    group = parser.add_argument_group("many machines")
+    what = "do it by workers of this engine; -o is a folder that all machines see"
+    group.add_argument("--on", choices=("ray",), help=what)
+    what = "of a running cluster; default: one on this machine alone, for this run"
+    group.add_argument("--address", metavar="HOST:PORT", help=what)
+    what = "CPUs that the engine reserves for a worker, and its threads"
+    group.add_argument("--cpus-per-worker", type=count_to(1024), default=1, metavar="C", help=what)
+    group.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="G", help="0.5: two share one")
+
+
+def cluster_of(args: argparse.Namespace) -> Size | None:
+    """What `add_cluster` states; None without --on. Raises InputError."""
+    from mmif_trt.cluster.ray_engine import Size
+
+    size = Size(args.workers or 1, args.cpus_per_worker, args.gpus_per_worker)
+    if args.on is None:
+        if args.address or (size.cpus, size.gpus) != (1, 0):
+            raise InputError("--address, --cpus-per-worker, --gpus-per-worker: expected with --on only")
+        return None
+    if not 0 <= size.gpus <= 64:
+        raise InputError(f"--gpus-per-worker {size.gpus:g}; expected 0 to 64")
+    return size
 
 
 def options_of(args: argparse.Namespace, **given: Any) -> Options:

@@ -7,22 +7,25 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt.clinical import pseudonym
-from mmif_trt.commands.arguments import add_how, add_pairing, options_of
-from mmif_trt.commands.planned import Network, part_of, plan_of
+from mmif_trt.commands.arguments import add_cluster, add_how, add_pairing, cluster_of, count_to, options_of
+from mmif_trt.commands.planned import Network, absolute, part_of, plan_of
 from mmif_trt.image import InputError
-from mmif_trt.running import stop_on_signal
+from mmif_trt.running import Stop, stop_on_signal
+from mmif_trt.storage import Folder, is_url
 
 if TYPE_CHECKING:
     from mmif_trt.clinical.case import Case
-    from mmif_trt.clinical.cases import Settled
+    from mmif_trt.clinical.cases import How, Settled
     from mmif_trt.clinical.plan_folder import PlanFolder
     from mmif_trt.clinical.records import Output, Run
     from mmif_trt.clinical.spill import Spill
+    from mmif_trt.cluster.ray_engine import Size
 
     Plan = PlanFolder | Spill
 
@@ -43,13 +46,15 @@ def add(commands: Any) -> None:
         metavar="MANIFEST.csv|STUDY_ROOT|BIDS_ROOT|PLAN",
         help="columns: name,a,b and optional ones; or what mmif-trt plan wrote",
     )
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write, or s3://")
     parser.add_argument("--format", choices=("nii", "nii.gz", "dcm"), default="nii", help="default: nii")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
     what = "fuse again what was fused with other options or weights"
     parser.add_argument("--overwrite", action="store_true", help=what)
     what = f"of names; default: one made as OUT/{pseudonym.FILE}"
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
+    what = "make cases too that a run of another machine claimed, which is known to be dead"
+    parser.add_argument("--take-over", action="store_true", help=what)
     what = "every N-th case from the I-th on; of a PLAN the I-th of N shares"
     parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
     what = "also a page per case to look at it, NAME.html, see mmif-trt view"
@@ -59,17 +64,25 @@ def add(commands: Any) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
     parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
     parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
+    what = "with --on: processes, each with a network of its own; default: 1"
+    parser.add_argument("--workers", type=count_to(1024), metavar="N", help=what)
+    add_cluster(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    part = part_of(args.part)
+    part, size = part_of(args.part), cluster_of(args)
+    if args.workers and size is None:
+        raise InputError("--workers: expected with --on only")
     from mmif_trt.clinical import records
+    from mmif_trt.storage import store_of
 
     with plan_of(args) as plan:
         how = records.Run(options_of(args), args.runtime, args.precision)
         network = Network(_run_of(plan, how, args))
-        store, suffix = records.Folder(args.output), f".{args.format}"
+        if size is not None:
+            args.output = absolute(args.output)
+        store, suffix = store_of(args.output), f".{args.format}"
         output = records.output_in(store, suffix, len(plan), keep=not args.dry_run)
         output = replace(output, page=args.view, bids=_dataset(args))
         if args.dry_run:
@@ -78,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if not len(plan):
             left = "; ".join(plan.left()) or "no series"
             raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
-        return _carry(args, plan, part, output, network)
+        return _carry(args, plan, part, output, network, size)
 
 
 def _dataset(args: argparse.Namespace) -> str:
@@ -87,6 +100,8 @@ def _dataset(args: argparse.Namespace) -> str:
 
     if not bids.is_dataset(args.source):
         return ""
+    if is_url(args.output):
+        raise InputError(f"{args.output}: of a BIDS data set; expected a folder")
     if args.format == "dcm":
         raise InputError("--format dcm: not of BIDS; expected nii or nii.gz")
     if os.path.realpath(args.source) == os.path.realpath(args.output):
@@ -125,31 +140,34 @@ def _carry(
     part: tuple[int, int],
     output: Output,
     network: Network,
+    size: Size | None,
 ) -> int:
     from mmif_trt.clinical import bids
     from mmif_trt.clinical import cases as work
-    from mmif_trt.clinical.records import Owner
     from mmif_trt.files import prove_writable, remove_leftovers
 
     states = _states(args, plan, part, output, network)
-    log_path = args.output / f"batch-{part[0]}-of-{part[1]}.log"
-    if len(states) <= MANY:
-        read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
-        work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
-    prove_writable(args.output)
-    remove_leftovers(args.output)
-    if output.bids:
+    log_path = None
+    if not is_url(args.output):
+        log_path = Path(args.output) / f"batch-{part[0]}-of-{part[1]}.log"
+        if len(states) <= MANY:
+            read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
+            work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
+        prove_writable(Path(args.output))
+        remove_leftovers(Path(args.output))
+    if output.bids and isinstance(output.store, Folder):
         bids.describe(output.store, output.bids)
     todo = sum(state != DONE for state in states)
+    waiting = (x for x, state in zip(plan.cases(*part), states, strict=True) if state != DONE)
     start = time.monotonic()
     total: Counter[str] = Counter()
     with stop_on_signal() as (stop, received), _Progress(todo, log_path, args.quiet) as on_case:
         if todo:
-            owner = Owner.new(os.environ.get("SLURM_JOB_ID", ""))  # a job that is requeued keeps its number
-            with work.Runner(output, network.run, network.fuser, owner, stop, args.overwrite) as runner:
-                waiting = (x for x, state in zip(plan.cases(*part), states, strict=True) if state != DONE)
-                total = work.carry(waiting, runner, on_case)
-            owner.ends()
+            how = work.How(output, network.run, args.overwrite, args.take_over)
+            if size is None:
+                total = _here(waiting, how, network, stop, on_case)
+            else:
+                total = _on_cluster(waiting, how, args.address, size, stop, on_case)
     if stop.reason:
         print(f"mmif-trt: stopped: {stop.reason}", file=sys.stderr)
     if not args.quiet:
@@ -157,6 +175,35 @@ def _carry(
     if received:
         return 128 + received[0]
     return 0 if total["done"] + total["before"] == todo else 1
+
+
+def _here(
+    waiting: Iterable[Case], how: How, network: Network, stop: Stop, on_case: Callable[[Settled], None]
+) -> Counter[str]:
+    from mmif_trt.clinical import cases as work
+    from mmif_trt.clinical.records import Owner
+
+    owner = Owner.new(os.environ.get("SLURM_JOB_ID", ""))  # a job that is requeued keeps its number
+    try:
+        with work.Runner(how, network.fuser, owner, stop) as runner:
+            return work.carry(waiting, runner, on_case)
+    finally:
+        owner.ends()
+
+
+def _on_cluster(
+    waiting: Iterable[Case],
+    how: How,
+    address: str | None,
+    size: Size,
+    stop: Stop,
+    on_case: Callable[[Settled], None],
+) -> Counter[str]:
+    from mmif_trt import cluster
+    from mmif_trt.cluster.ray_engine import connected
+
+    with connected(address, size) as ray:
+        return cluster.cases(ray, waiting, how, size, stop, on_case)
 
 
 def _states(
@@ -183,13 +230,13 @@ def _states(
 
 
 class _Progress:
-    """The bar, the log, and a line for each failure."""
+    """The bar, the log (a bucket has none), and a line for each failure."""
 
-    def __init__(self, cases: int, log: Path, quiet: bool) -> None:
+    def __init__(self, cases: int, log: Path | None, quiet: bool) -> None:
         from tqdm import tqdm
 
         self._bar: Any = tqdm(total=cases, unit="case", disable=quiet)
-        self._log = log.open("ab", buffering=0)
+        self._log: Any = open(os.devnull if log is None else log, "ab", buffering=0)  # noqa: SIM115
 
     def __enter__(self) -> _Progress:
         return self

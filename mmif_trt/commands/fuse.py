@@ -15,8 +15,10 @@ from mmif_trt import io, runtimes, weights
 from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.commands import look, volumes
 from mmif_trt.commands.arguments import (
+    add_cluster,
     add_runtime,
     check_text_output,
+    cluster_of,
     count_to,
     load_fuser,
     refuse_overwriting,
@@ -26,12 +28,13 @@ from mmif_trt.image import InputError
 from mmif_trt.machine import conditions, usable_cores
 
 if TYPE_CHECKING:
+    from mmif_trt.cluster.ray_engine import Size
     from mmif_trt.folders.pairs import Plan
     from mmif_trt.folders.run import Result
     from mmif_trt.running import Stop
 
 FORMATS = ("png", "tif", "jp2", "jpg")
-MAX_WORKERS = 64
+MAX_WORKERS = 1024
 
 
 def add(commands: Any) -> None:
@@ -54,7 +57,9 @@ def add(commands: Any) -> None:
         fuse.add_argument(option, type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
     add_runtime(fuse)
     fuse.add_argument(
-        "--workers", type=count_to(MAX_WORKERS), help="pairs in hand at once; default: by the cores"
+        "--workers",
+        type=count_to(MAX_WORKERS),
+        help="pairs in hand at once; default: by the cores; with --on: processes, default: 1",
     )
     decoders = ("auto", "dali", "opencv")
     fuse.add_argument("--decode", choices=decoders, default="auto", help="what reads the files")
@@ -65,6 +70,7 @@ def add(commands: Any) -> None:
     fuse.add_argument(
         "--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay"
     )
+    add_cluster(fuse)
     volumes.add_options(fuse)
     fuse.set_defaults(run=run)
 
@@ -102,22 +108,26 @@ def run(args: argparse.Namespace) -> int:
         outputs = [*(pair.out for pair in plan.pairs), path]
         refuse_overwriting(inputs, outputs, path if not args.overwrite else None)
     prepare_output(plan)
-    workers = args.workers or batch.default_workers()
+    size = cluster_of(args)
+    workers = args.workers or (batch.default_workers() if size is None else size.workers)
     with stop_on_signal() as (stop, received):
-        streams = batch.network_streams(plan.unfinished, workers, args.threads)
+        streams = 1 if size else batch.network_streams(plan.unfinished, workers, args.threads)
         fuser = load_fuser(args, streams) if plan.unfinished else None
         start = time.perf_counter()
         with _progress(plan, args.quiet) as on_result:
-            results = batch.run_pairs(
-                plan.pairs,
-                fuser,
-                workers=workers,
-                range_a=range_a,
-                range_b=range_b,
-                stop=stop,
-                on_result=on_result,
-                decode=args.decode,
-            )
+            if size is not None and fuser is not None:
+                results = _on_cluster(args, size, plan, fuser.runtime, (range_a, range_b), stop, on_result)
+            else:
+                results = batch.run_pairs(
+                    plan.pairs,
+                    fuser,
+                    workers=workers,
+                    range_a=range_a,
+                    range_b=range_b,
+                    stop=stop,
+                    on_result=on_result,
+                    decode=args.decode,
+                )
         total = batch.totals(results, len(plan.pairs), time.perf_counter() - start)
         runtime = runtimes.describe(fuser.runtime) if fuser else None
         if args.report:
@@ -134,6 +144,24 @@ def run(args: argparse.Namespace) -> int:
     if received:
         return 128 + received[0]
     return 1 if total["failed"] or total["not_started"] else 0
+
+
+def _on_cluster(
+    args: argparse.Namespace,
+    size: Size,
+    plan: Plan,
+    runtime: runtimes.Runtime,
+    ranges: tuple[Any, Any],
+    stop: Stop,
+    on_result: Any,
+) -> list[Result]:
+    """What `auto` is on this machine holds on all."""
+    from mmif_trt import cluster
+    from mmif_trt.cluster.ray_engine import connected
+
+    with connected(args.address, size) as ray:
+        how = (runtime.name, runtime.precision)
+        return cluster.pairs(ray, plan.pairs, how, ranges, size, stop, on_result)
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from mmif_trt.clinical import pseudonym
 from mmif_trt.commands.arguments import add_how, add_pairing, options_of
-from mmif_trt.commands.planned import Network, part_of, secret_of
+from mmif_trt.commands.planned import Network, absolute, part_of, secret_of
 from mmif_trt.image import InputError
 
 
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
         "with their options into the folder PLAN, for `mmif-trt batch PLAN` on one machine or many.",
     )
     parser.add_argument("source", metavar="MANIFEST.csv|STUDY_ROOT", help="as of batch")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="PLAN", help="folder to write")
+    parser.add_argument("-o", "--output", required=True, metavar="PLAN", help="folder to write, or s3://")
     what = "every N-th entry of STUDY_ROOT from the I-th on; no study may lie in several of them"
     parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
     what = f"of names; default: one made as PLAN/{pseudonym.FILE}"
@@ -42,19 +43,21 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.clinical.records import Run
     from mmif_trt.clinical.spill import Spill
     from mmif_trt.files import prove_writable
-    from mmif_trt.storage import Folder
+    from mmif_trt.storage import is_url, store_of
 
-    if not args.output.exists():  # it names paths, and what series are called: for its owner alone
-        args.output.mkdir(mode=0o700, parents=True, exist_ok=True)
-    prove_writable(args.output)
+    store = store_of(args.output)
+    if not is_url(args.output):
+        if not os.path.exists(args.output):  # it names paths, and what series are called: for its owner
+            os.makedirs(args.output, mode=0o700, exist_ok=True)
+        prove_writable(Path(args.output))
     key = secret_of(args.source, args.output, args.pseudonym_key, make=True)
     how = Network(Run(options_of(args), args.runtime, args.precision)).run
     with Spill() as spill:
-        planning.fill(spill, args.source, key, args.registration == "rigid", part)
+        planning.fill(spill, absolute(args.source), key, args.registration == "rigid", part)
         if not len(spill) and part == (1, 1):
             left = "; ".join(spill.left()) or "no series"
             raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
-        plan_folder.write(Folder(args.output), spill, how, part)
+        plan_folder.write(store, spill, how, part)
         if not args.quiet:
             left_out = sum(1 for _ in spill.left())
             words = f"{len(spill)} cases, {left_out} lines of what is left out, {how.runtime} {how.precision}"

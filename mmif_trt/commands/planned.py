@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mmif_trt.clinical import pseudonym
 from mmif_trt.image import InputError
+from mmif_trt.storage import is_url
 
 if TYPE_CHECKING:
     from mmif_trt.clinical.plan_folder import PlanFolder
@@ -29,16 +30,28 @@ def part_of(text: str) -> tuple[int, int]:
     return index, count
 
 
-def secret_of(source: str, root: Path, given: str | None, make: bool) -> bytes:
+def absolute(path: str) -> str:
+    """For processes that are in other folders."""
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def secret_of(source: str, root: str, given: str | None, make: bool) -> bytes:
     """The key of the names, kept with what they name. make: False for a look, whose names are its own. BIDS
     has names of its own."""
     from mmif_trt.clinical import bids
     from mmif_trt.files import prove_writable
 
-    key = pseudonym.key_in(root, given, make=False)
-    if key is None and make and os.path.isdir(source) and not bids.is_dataset(source):
-        prove_writable(root)
-        key = pseudonym.key_in(root)
+    is_tree = os.path.isdir(source) or is_url(source) and not source.lower().endswith(".csv")
+    has_patients = is_tree and not bids.is_dataset(source)
+    if is_url(root) and not given:
+        if has_patients:
+            raise InputError(f"-o {root}: expected --pseudonym-key FILE with it; the key stays here")
+        return pseudonym.fresh_key()
+    folder = Path(root)
+    key = pseudonym.key_in(folder, given, make=False)
+    if key is None and make and has_patients:
+        prove_writable(folder)
+        key = pseudonym.key_in(folder)
     return key or pseudonym.fresh_key()
 
 
@@ -47,14 +60,16 @@ def plan_of(args: argparse.Namespace) -> Iterator[PlanFolder | Spill]:
     """The plan that the source is, or that is made of it for this run. Raises InputError."""
     from mmif_trt.clinical import plan_folder, planning
     from mmif_trt.clinical.spill import Spill
-    from mmif_trt.storage import Folder
+    from mmif_trt.storage import store_of
 
-    if os.path.isdir(args.source) and plan_folder.is_plan(Folder(args.source)):
-        yield plan_folder.PlanFolder(Folder(args.source))
+    may_be = is_url(args.source) or os.path.isdir(args.source)
+    if may_be and plan_folder.is_plan(store_of(args.source)):
+        yield plan_folder.PlanFolder(store_of(args.source))
         return
     key = secret_of(args.source, args.output, args.pseudonym_key, not args.dry_run)
     with Spill() as spill:
-        planning.fill(spill, args.source, key, args.registration == "rigid")
+        source = absolute(args.source) if args.on else args.source
+        planning.fill(spill, source, key, args.registration == "rigid")
         yield spill
 
 

@@ -28,10 +28,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmif_trt.clinical import progress
-    from mmif_trt.storage import folder_of
+    from mmif_trt.storage import is_url, store_of
 
-    store = folder_of(args.output)
-    if not os.path.isdir(args.output):
+    store = store_of(args.output)
+    if not (is_url(args.output) or os.path.isdir(args.output)):
         raise InputError(f"{args.output}: no such folder; expected the output of a batch")
     found = progress.of(store)
     if args.json:

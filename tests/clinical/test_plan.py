@@ -17,7 +17,7 @@ from mmif_trt import processes
 from mmif_trt.cli import main
 from mmif_trt.clinical import plan_folder, planning, progress, records
 from mmif_trt.clinical.case import Case
-from mmif_trt.clinical.cases import BEFORE, ELSEWHERE, Runner
+from mmif_trt.clinical.cases import BEFORE, ELSEWHERE, How, Runner
 from mmif_trt.clinical.spill import Spill
 from mmif_trt.fuser import Fuser
 from mmif_trt.image import InputError
@@ -168,7 +168,7 @@ def test_a_claim_counts_while_its_process_runs(tmp_path: Path, fuser: Fuser) -> 
     assert records.claim(output, case, one) is not None
     assert records.claim(output, case, other) is None, "both at work, in this process"
     assert progress.of(output.store).running == 1
-    with Runner(output, RUN, fuser, other) as runner:
+    with Runner(How(output, RUN), fuser, other) as runner:
         assert runner(case).status == ELSEWHERE
         one.ends()
         assert progress.of(output.store).interrupted == 1
@@ -197,6 +197,7 @@ def test_a_claim_of_the_same_run_is_its_own(tmp_path: Path) -> None:
     assert records.claim(output, case, lost) is not None
     assert records.claim(output, case, records.Owner("other", processes.this())) is None
     assert records.claim(output, case, records.Owner("job", processes.this())) is not None
+    assert records.claim(output, case, records.Owner("more", processes.this()), take_over=True) is not None
 
 
 def test_two_runs_into_one_output_share_the_cases_out(tmp_path: Path) -> None:

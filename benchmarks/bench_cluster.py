@@ -1,0 +1,182 @@
+"""What a cluster costs over `mmif-trt batch`: CPU seconds of all processes, and what an empty case costs.
+
+    python benchmarks/bench_cluster.py TEMPLATES OUT [--volumes 8] [--rounds 2] [--null 10000]
+
+TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). The same volumes by `mmif-trt
+batch` and by `mmif-trt batch --on ray` with one worker of all cores, in turn, each with FEW and with all
+volumes: the difference is what a case costs, the rest what a run costs. CPU seconds count every process
+of the run: this process adopts those whose parents end before them. They say more than the clock on a
+machine that has other work; the clock's seconds stand beside them. Empty cases go through two workers
+that do nothing; memory is that of the driver and of Ray's control store. Writes
+benchmarks/results/cluster_cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import report
+
+from mmif_trt.cluster.driver import Driver
+from mmif_trt.cluster.ray_engine import RayEngine, Size, connected
+from mmif_trt.machine import usable_cores
+from mmif_trt.running import Stop
+
+FEW = 2
+PR_SET_CHILD_SUBREAPER = 36
+RESULT = Path(__file__).parent / "results" / "cluster_cpu.json"
+
+
+@dataclass(frozen=True)
+class Null:
+    """Work that does nothing."""
+
+    def open(self, cpus: int, stop: Stop) -> tuple[Callable[[Any], Any], Callable[[], object]]:
+        return lambda items: items, lambda: None
+
+
+def tree_s(command: list[str]) -> tuple[float, float]:
+    """(CPU seconds of the command and of all that it starts, seconds by the clock)."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, env=report.environment())
+    clock = time.perf_counter() - start
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, clock
+
+
+def run_s(out: Path, volumes: int, on_ray: bool) -> tuple[float, float]:
+    shutil.rmtree(out / "fused", ignore_errors=True)
+    command = [sys.executable, "-m", "mmif_trt", "batch", str(out / f"list{volumes}.csv")]
+    command += ["-o", str(out / "fused"), "--quiet"]
+    if on_ray:
+        command += ["--on", "ray", "--cpus-per-worker", str(usable_cores())]
+    return tree_s(command)
+
+
+def volumes(out: Path, templates: Path, count: int, rounds: int) -> dict[str, Any]:
+    folder = templates.resolve()
+    head = "name,a,b,modality_b,low_a,high_a,low_b,high_b"
+    for number in (FEW, count):
+        rows = [f"v{i:03},{folder}/T1.nii,{folder}/PET.nii,pet,0,0.9,0,1" for i in range(number)]
+        (out / f"list{number}.csv").write_text("\n".join([head, *rows]) + "\n")
+    found: dict[str, list[float]] = {"batch": [], "ray": [], "batch_fixed": [], "ray_fixed": []}
+    clocks: dict[str, list[float]] = {"batch": [], "ray": []}
+    for _ in range(rounds):
+        for name, on_ray in (("batch", False), ("ray", True)):
+            (few, _), (all_, clock) = (run_s(out, number, on_ray) for number in (FEW, count))
+            case = (all_ - few) / (count - FEW)
+            found[name].append(case)
+            found[f"{name}_fixed"].append(few - FEW * case)
+            clocks[name].append(clock)
+    ratios = [ray / batch for ray, batch in zip(found["ray"], found["batch"], strict=True)]
+    return {
+        "volumes": count,
+        "cpu_s_per_case": {name: rounded(found[name]) for name in ("batch", "ray")},
+        "cpu_ratio": round(statistics.median(ratios), 3),
+        "cpu_ratios": rounded(ratios),
+        "fixed_cpu_s": {name: rounded(found[f"{name}_fixed"]) for name in ("batch", "ray")},
+        "clock_s": {name: rounded(values) for name, values in clocks.items()},
+    }
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in values]
+
+
+def null(count: int) -> dict[str, Any]:
+    """Empty cases through two workers."""
+    size, done, marks = Size(2), [0], list[dict[str, Any]]()
+
+    def on_result(_: Any) -> None:
+        done[0] += 1
+        if done[0] in (count // 10, count):
+            marks.append({"cases": done[0], "driver_mb": rss_mb(os.getpid()), "gcs_mb": gcs_mb()})
+
+    with connected(None, size) as ray, RayEngine(ray, Null(), size) as engine:
+        driver = Driver(engine, size.workers, on_result, str, Stop())
+        driver.run(range(20))  # the workers are up
+        driver = Driver(Ready(engine), size.workers, on_result, str, Stop())
+        done[0], cpu, start = 0, time.process_time(), time.perf_counter()
+        driver.run(range(count))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {
+        "cases": count,
+        "clock_ms_per_case": round(1e3 * seconds / count, 3),
+        "driver_cpu_ms_per_case": round(1e3 * cpu / count, 3),
+        "memory": marks,
+    }
+
+
+class Ready:
+    """An engine whose workers are up already."""
+
+    def __init__(self, engine: RayEngine) -> None:
+        self._engine, self._ready = engine, list[Any]()
+
+    def start(self, worker: int) -> None:
+        from mmif_trt.cluster.driver import READY, Event
+
+        self._ready.append(Event(READY, worker))
+
+    def give(self, worker: int, ticket: int, items: tuple[Any, ...]) -> None:
+        self._engine.give(worker, ticket, items)
+
+    def wait(self, seconds: float) -> list[Any]:
+        ready, self._ready = self._ready, []
+        return ready or self._engine.wait(seconds)
+
+
+def rss_mb(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def gcs_mb() -> float:
+    """Of the control store that is a child of this process."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(") ")
+            if fields[0].endswith("(gcs_server") and int(fields[2].split()[1]) == os.getpid():
+                return rss_mb(int(folder.name))
+    return float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("templates", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--volumes", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--null", type=int, default=10_000)
+    args = parser.parse_args()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    os.environ.update(report.environment())
+    args.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"conditions": report.conditions()}
+    result["load_average_begin"] = report.load_average()
+    result["volumes"] = volumes(args.out, args.templates, args.volumes, args.rounds)
+    result["null"] = null(args.null)
+    result["load_average_end"] = report.load_average()
+    report.write_json(RESULT, result)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

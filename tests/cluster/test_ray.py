@@ -1,0 +1,215 @@
+"""Ray itself, on one small cluster of this machine: the bytes of the local run, whatever was killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPO
+from phantoms import affine_of, grid, head, uptake, write_nifti
+
+from mmif_trt import cluster, io
+from mmif_trt.cli import main
+from mmif_trt.clinical import plan_folder, records
+from mmif_trt.clinical.cases import How
+from mmif_trt.cluster.driver import Driver
+from mmif_trt.cluster.ray_engine import RayEngine, Size, connected
+from mmif_trt.cluster.work import Cases, Do, lost_case
+from mmif_trt.folders.pairs import plan_pairs
+from mmif_trt.image import Image
+from mmif_trt.running import Stop
+from mmif_trt.storage import Folder
+
+if importlib.util.find_spec("ray") is None:  # not imported here: that would read the environment
+    pytest.skip("needs Ray: pip install 'mmif-trt[ray]'", allow_module_level=True)
+MARK = "PLANTED^NAME"  # in paths and in names of cases: in no log of the engine
+SHAPE, AFFINE = (6, 40, 36), affine_of("SAL", (6, 4, 4), (6, 40, 36))
+CASES = 24
+
+
+@dataclass
+class Site:
+    """A plan, and what a run of it on this machine alone makes: name -> bytes."""
+
+    root: Path
+    plan: Path
+    made: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    root = tmp_path_factory.mktemp("site") / MARK
+    root.mkdir()
+    write_nifti(root / "mri.nii", head(grid(AFFINE, SHAPE)), AFFINE)
+    write_nifti(root / "pet.nii", uptake(grid(AFFINE, SHAPE)), AFFINE)
+    (root / "bad.nii").write_bytes(b"no volume")
+    rows = [f"{MARK}{i:02},mri.nii,pet.nii,pet,0,{900 + i},0,1000" for i in range(CASES)]
+    rows.append(f"{MARK}bad,bad.nii,pet.nii,pet,0,1000,0,1000")
+    (root / "list.csv").write_text("\n".join(["name,a,b,modality_b,low_a,high_a,low_b,high_b", *rows]) + "\n")
+    assert main(["plan", str(root / "list.csv"), "-o", str(root / "plan"), "--precision", "fp32"]) == 0
+    assert main(["batch", str(root / "plan"), "-o", str(root / "local"), "--quiet"]) == 1
+    return Site(root, root / "plan", fused(root / "local"))
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """Loopback, a token of its own; a start that fails is tried once more."""
+    before = os.environ.get("PYTHONPATH")
+    folders = (str(REPO), str(REPO / "tests"), str(Path(__file__).parent))  # `Deadly` is known by its name
+    os.environ["PYTHONPATH"] = os.pathsep.join(folders)
+    context = connected(None, Size(workers=3))
+    try:
+        ray = context.__enter__()
+    except Exception:
+        context = connected(None, Size(workers=3))
+        ray = context.__enter__()
+    yield ray
+    context.__exit__(None, None, None)
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+def fused(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.rglob("*.nii")}
+
+
+def done(out: Path) -> int:
+    return sum(record["status"] == records.DONE for record in records.all_records(Folder(out)))
+
+
+def until(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not what():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def how_of(site: Site, out: Path) -> How:
+    plan = plan_folder.PlanFolder(Folder(site.plan))
+    return How(records.output_in(Folder(out), ".nii", len(plan)), plan.run)
+
+
+@dataclass(frozen=True)
+class Deadly(Cases):
+    """The case of this name kills its worker."""
+
+    poison: str = ""
+
+    def open(self, cpus: int, stop: Stop) -> tuple[Do, Callable[[], object]]:
+        do, close = super().open(cpus, stop)
+
+        def deadly(items: tuple[Any, ...]) -> tuple[Any, ...]:
+            if items[0].name == self.poison:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return do(items)
+
+        return deadly, close
+
+
+def test_a_lost_worker_and_a_poisonous_case_change_nothing_else(ray: Any, site: Site) -> None:
+    out, poison = site.root / "three", f"{MARK}03"
+    work, settled, stop = Deadly(how_of(site, out), "token", poison), list[Any](), Stop()
+    with RayEngine(ray, work, Size(3)) as engine:
+
+        def on_result(result: Any) -> None:
+            settled.append(result)
+            if len(settled) == 4:
+                worker = next(iter(engine.actors))
+                os.kill(ray.get(engine.actors[worker].where.remote())[1], signal.SIGKILL)
+
+        driver = Driver(engine, 3, on_result, lambda case: lost_case(work, case), stop)
+        driver.run(plan_folder.PlanFolder(Folder(site.plan)).cases())
+    assert not stop.reason and sorted(x.name for x in settled) == sorted({x.name for x in settled})
+    failed = {x.name: x.message for x in settled if x.status == records.FAILED}
+    assert len(settled) == CASES + 1 and set(failed) == {poison, f"{MARK}bad"}
+    assert "ended its process 3 times" in failed[poison] and "bad.nii" in failed[f"{MARK}bad"]
+    made = fused(out)
+    assert made == {name: data for name, data in site.made.items() if not name.startswith(poison)}
+    assert how_of(site, out).output.read(poison)["status"] == records.FAILED  # type: ignore[index]
+    assert not list(out.rglob(".*"))
+
+
+def test_drivers_killed_and_stopped_and_two_at_once(ray: Any, site: Site) -> None:
+    """kill -9, then SIGTERM; then two at once do the rest, one of them from Python."""
+    out = site.root / "killed"
+    command = [sys.executable, "-m", "mmif_trt", "batch", str(site.plan), "-o", str(out), "--quiet", "--on"]
+    command += ["ray", "--address", ray.get_runtime_context().gcs_address, "--workers", "1"]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+    first = start()
+    until(lambda: done(out) >= 1, first)
+    first.kill()
+    first.communicate()
+    before, second = done(out), start()
+    until(lambda: done(out) > before, second)
+    second.send_signal(signal.SIGTERM)
+    told = second.communicate()[1]
+    assert second.returncode == 143 and "stopped: interrupted (SIGTERM)" in told, told
+    assert done(out) < CASES
+    how, settled, third = how_of(site, out), list[Any](), start()
+    plan = plan_folder.PlanFolder(Folder(site.plan))
+    count = cluster.cases(ray, plan.cases(), how, Size(1), Stop(), settled.append)
+    third.communicate()
+    assert len(settled) == CASES + 1 == sum(count.values())
+    assert set(count) <= {"done", "before", "failed", "elsewhere"} and third.returncode == 1
+    assert fused(out) == site.made and done(out) == CASES
+
+
+def test_pairs_of_folders(ray: Any, site: Site, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(9):
+            io.write(tmp_path / name / f"{number}.png", Image(rng.integers(0, 255, (40, 48), dtype=np.uint8)))
+    (tmp_path / "b" / "4.png").write_bytes(b"no picture")
+    words = ["fuse", str(tmp_path / "a"), str(tmp_path / "b"), "--precision", "fp32", "--quiet", "-o"]
+    assert main([*words, str(tmp_path / "here")]) == 1
+    pairs = plan_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "there").pairs
+    (tmp_path / "there").mkdir()
+    seen = list[Any]()
+    results = cluster.pairs(
+        ray, pairs, ("openvino", "fp32"), (None, None), Size(1), Stop(), seen.append, per_job=4
+    )
+    assert [r.status for r in results] == ["done"] * 4 + ["failed"] + ["done"] * 4 and len(seen) == 9
+    assert [r.pair.name for r in results] == [str(i) for i in range(9)]
+    made = {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+
+
+def test_no_log_of_the_engine_names_a_patient_or_a_path(ray: Any, site: Site) -> None:
+    """After all that failed and died above."""
+    from ray._private.worker import _global_node
+
+    session = Path(_global_node.get_session_dir_path())
+    logs = [path for path in (session / "logs").rglob("*") if path.is_file()]
+    assert len(logs) > 5 and session.parent.parent.stat().st_mode & 0o077 == 0
+    for path in logs:
+        text = path.read_bytes()
+        assert MARK.encode() not in text and str(site.root.parent).encode() not in text, path
+
+
+def test_a_cluster_without_a_token_is_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["batch", str(site.plan), "-o", str(site.root / "no"), "--quiet", "--on", "ray"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert main(words) == 2 and "without a token whoever reaches" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(site.root / "none"))
+    assert main([*words, "--address", "127.0.0.1:6379"]) == 2
+    assert "no token; expected RAY_AUTH_TOKEN" in capsys.readouterr().err
+    assert main([*words[:-2], "--workers", "2"]) == 2 and "with --on only" in capsys.readouterr().err
