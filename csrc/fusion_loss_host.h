@@ -5,7 +5,6 @@
 #include <ATen/ops/ones.h>
 
 #include <cmath>
-#include <cstdio>
 #include <optional>
 #include <tuple>
 
@@ -23,11 +22,10 @@ struct FusionLossArguments {
 };
 
 inline void check_like_f(const char* op, const char* name, const at::Tensor& x, const at::Tensor& f) {
-  MMIF_CHECK(op, name, x.sizes(), c10::str("f's shape, ", f.sizes()), x.sizes() == f.sizes());
-  MMIF_CHECK(op, name, x.scalar_type(), c10::str("f's dtype, ", f.scalar_type()),
+  MMIF_CHECK(op, name, x.sizes(), "f's shape, " + text(f.sizes()), x.sizes() == f.sizes());
+  MMIF_CHECK(op, name, x.scalar_type(), "f's dtype, " + text(f.scalar_type()),
              x.scalar_type() == f.scalar_type());
-  MMIF_CHECK(op, name, c10::str("on ", x.device()), c10::str("f's device, ", f.device()),
-             x.device() == f.device());
+  MMIF_CHECK(op, name, "on " + text(x.device()), "f's device, " + text(f.device()), x.device() == f.device());
 }
 
 // A saved tensor or a gradient: its exact shape and dtype, made contiguous.
@@ -35,8 +33,7 @@ inline at::Tensor checked(const char* op, const char* name, const at::Tensor& x,
                           at::ScalarType dtype, const at::Tensor& f) {
   MMIF_CHECK(op, name, x.sizes(), shape, x.sizes() == shape);
   MMIF_CHECK(op, name, x.scalar_type(), dtype, x.scalar_type() == dtype);
-  MMIF_CHECK(op, name, c10::str("on ", x.device()), c10::str("f's device, ", f.device()),
-             x.device() == f.device());
+  MMIF_CHECK(op, name, "on " + text(x.device()), "f's device, " + text(f.device()), x.device() == f.device());
   return x.contiguous();
 }
 
@@ -60,7 +57,7 @@ inline FusionLossArguments fusion_loss_arguments(const char* op, const at::Tenso
                                                  const at::Tensor& b, const std::optional<at::Tensor>& wa,
                                                  const std::optional<at::Tensor>& wb, bool with_double) {
   MMIF_CHECK(op, "f", f.sizes(), "[B, 1, H, W]", f.dim() == 4 && f.size(1) == 1);
-  MMIF_CHECK(op, "f", f.sizes(), c10::str("H and W of at least ", kSsimWindow, ", the SSIM window"),
+  MMIF_CHECK(op, "f", f.sizes(), "H and W of at least " + text(int64_t{kSsimWindow}) + ", the SSIM window",
              f.size(2) >= kSsimWindow && f.size(3) >= kSsimWindow);
   const bool known = f.scalar_type() == at::kFloat || (with_double && f.scalar_type() == at::kDouble);
   MMIF_CHECK(op, "f", f.scalar_type(), with_double ? "float32 and float64" : "float32 on this device", known);
@@ -83,11 +80,7 @@ inline FusionLossArguments fusion_loss_arguments(const char* op, const at::Tenso
 }
 
 inline void set_constants(const char* op, FusionLossParams& p, double c1, double c2) {
-  if (!(c1 > 0 && c2 > 0)) {
-    char received[64];  // no stream: the message of two doubles ended the process on the first card's machine
-    std::snprintf(received, sizeof received, "%g, %g", c1, c2);
-    MMIF_CHECK(op, "c1, c2", received, "more than 0", false);
-  }
+  MMIF_CHECK(op, "c1, c2", text(c1) + ", " + text(c2), "more than 0", c1 > 0 && c2 > 0);
   p.c1 = c1, p.c2 = c2;
 }
 

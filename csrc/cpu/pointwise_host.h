@@ -37,7 +37,7 @@ inline void check_weight(const char* op, const char* name, const at::Tensor& w, 
   MMIF_CHECK(op, name, w.sizes(), shape, w.sizes() == shape);
   const bool known = w.scalar_type() == x.scalar_type() || w.scalar_type() == wide_type(x);
   MMIF_CHECK(op, name, w.scalar_type(), "the dtype of x, or float32 beside a half", known);
-  MMIF_CHECK(op, name, c10::str("on ", w.device()), "x's device", w.device() == x.device());
+  MMIF_CHECK(op, name, "on " + text(w.device()), "x's device", w.device() == x.device());
 }
 
 // A weight as autocast has it beside x: rounded to x's type; then as wide as the sums.
