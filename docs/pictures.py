@@ -122,8 +122,25 @@ def study(shown: Any, made: dict[str, Path], folder: Path) -> None:
         keep(shown, "study")
 
 
+def report(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    """Slices of the head's CT and MRI, LAGN as a command beside the baselines, its gallery of lesions."""
+    mri, ct = (mmif_io.read(made[name]).data for name in ("mri", "ct"))
+    for kind, values, low, high in (("mri", mri, 0, 950), ("ct", ct, -100, 900)):
+        (folder / "slices" / kind).mkdir(parents=True)
+        for index in range(50, 80, 5):
+            unit = np.clip((values[index] - low) / (high - low), 0, 1)
+            pixels = np.rint(255 * unit).astype(np.uint8)
+            mmif_io.write(folder / "slices" / kind / f"{index}.png", Image(pixels), durable=False)
+    command = f"{sys.executable} -m mmif_trt fuse {{mri}} {{other}} -o {{out}} --quiet"
+    out = ("--per-kind", 6, "-o", folder / "report.html")
+    run("report", folder / "slices", "--method", f"LAGN={command}", *out)
+    shown.goto((folder / "report.html").as_uri())
+    shown.locator("#lesions").evaluate("e => e.scrollIntoView()")
+    keep(shown, "report")
+
+
 Picture = Callable[[Any, dict[str, Path], Path], None]
-PICTURES: dict[str, Picture] = {"view": view, "registration": registration, "study": study}
+PICTURES: dict[str, Picture] = {"view": view, "registration": registration, "study": study, "report": report}
 
 
 def main() -> int:

@@ -135,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
             batch.write_report(args.report, head, results)
     if args.view and all(result.status != "failed" for result in results):
         pair = plan.pairs[0]
-        shown = look.of_pictures(*(io.read(path) for path in (pair.a, pair.b, pair.out)), range_a, range_b)
+        a, b, fused = (io.read(path) for path in (pair.a, pair.b, pair.out))
+        shown = look.of_pictures(a, b, fused, range_a, range_b)
         look.save(args.view, shown, (pair.a, pair.b, pair.out))
     if stop.reason:
         say(f"stopped: {stop.reason}; {total['not_started']} of {total['pairs']} pairs were not started")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmif_trt import overwriting, privacy
+from mmif_trt.commands.arguments import count_to
 from mmif_trt.image import MODALITIES, InputError
+
+if TYPE_CHECKING:
+    from mmif_trt.report.commands import Judged
 
 
 def add(commands: Any) -> None:
@@ -24,8 +29,9 @@ def add(commands: Any) -> None:
         "--method",
         action="append",
         default=[],
-        metavar="NAME=FOLDER",
-        help="a method's fused pictures, of the sources' names; once per method",
+        metavar="NAME=FOLDER|COMMAND",
+        help="a method's fused pictures, of the sources' names; or the command that makes them, with {mri}, "
+        "{other} and {out} for its folders, which is run on planted lesions too; once per method",
     )
     report.add_argument(
         "--lesions",
@@ -34,6 +40,9 @@ def add(commands: Any) -> None:
         metavar="NAME=TABLE.json",
         help="what a method keeps of planted lesions, of mmif-trt eval --lesions -o; once per method",
     )
+    what = "lesions of each kind that are planted for commands; default: 20"
+    report.add_argument("--per-kind", type=count_to(10_000), default=20, metavar="N", help=what)
+    report.add_argument("--seed", type=count_to(2**31), metavar="N", help="of the lesions; default: 0")
     report.add_argument(
         "--no-baselines", action="store_true", help="leave out pixel-wise average and maximum"
     )
@@ -51,8 +60,8 @@ def add(commands: Any) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    methods = dict(map(_method, args.method))
-    if len(methods) != len(args.method):
+    given = dict(map(_method, args.method))
+    if len(given) != len(args.method):
         raise InputError(f"--method: {', '.join(args.method)}; expected each name once")
     if args.output.suffix != ".html":
         raise InputError(f"--output {args.output}: suffix {args.output.suffix or 'none'}; expected .html")
@@ -72,48 +81,91 @@ def _report(args: argparse.Namespace) -> int:
     from mmif_trt.report.figures import gather
     from mmif_trt.report.reader import read_lesions
 
-    lesion_tables = dict(_lesions(text, methods) for text in args.lesions)
+    lesion_tables = dict(_lesions(text, given) for text in args.lesions)
     lesions = read_lesions(lesion_tables)
     prove_writable(args.output.parent)
     folder = pictures.folder_of(args.output)
     overwriting.check(
-        [args.sources, *methods.values(), *lesion_tables.values()],
+        [args.sources, *(Path(x) for x in given.values() if not _is_command(x)), *lesion_tables.values()],
         [args.output, folder],
         lambda path: overwriting.is_ours(str(args.output)),
     )
-    ranges = {
-        name: tuple(limits) for name in (*MODALITIES, "fused") if (limits := getattr(args, f"range_{name}"))
-    }
-    for name, (low, high) in ranges.items():
-        if not low < high:
-            raise InputError(f"--range-{name} {low:g} {high:g}; expected LOW < HIGH")
-    with tqdm(unit="picture", disable=None) as bar:
+    ranges = _ranges(args)
+    with tempfile.TemporaryDirectory() as scratch, tqdm(unit="picture", disable=None) as bar:
+        judged = _judged(args, given, Path(scratch))
+        methods = {name: judged.folders.get(name, Path(text)) for name, text in given.items()}
 
         def measure(*pictures: Any) -> dict[str, float]:
             bar.update()
             return all_metrics(*pictures)
 
         figures = gather(args.sources, methods, baselines=not args.no_baselines, measure=measure)
-    size = page.write(
-        figures, args.output, title=args.title, sources=args.sources, ranges=ranges, lesions=lesions
-    )
+        size = page.write(
+            figures,
+            args.output,
+            title=args.title,
+            sources=args.sources,
+            ranges=ranges,
+            lesions={**judged.lesions, **lesions},
+            gallery=judged.gallery,
+            places={name: text for name, text in given.items() if _is_command(text)},
+        )
     print(
         f"{len(figures.cases)} cases, {len(figures.methods)} methods -> {args.output} ({size / 1e6:.1f} MB)"
     )
     return 0
 
 
-def _method(text: str) -> tuple[str, Path]:
+def _is_command(text: str) -> bool:
+    from mmif_trt.report import commands
+
+    return commands.is_command(text)
+
+
+def _judged(args: argparse.Namespace, given: dict[str, str], scratch: Path) -> Judged:
+    """The commands among the methods, run; a bar over their steps."""
+    from tqdm import tqdm
+
+    from mmif_trt.measure.baselines import PICTURES
+    from mmif_trt.report import commands
+
+    found = {name: text for name, text in given.items() if commands.is_command(text)}
+    if not found:
+        return commands.Judged({}, {}, [])
+    baselines = not args.no_baselines
+    with tqdm(
+        total=1 + 2 * len(found) + len(PICTURES) * baselines, unit="step", disable=None, leave=False
+    ) as bar:
+
+        def done(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        how: dict[str, Any] = {"per_kind": args.per_kind, "seed": args.seed or 0, "baselines": baselines}
+        return commands.judge_all(args.sources, found, scratch, done=done, **how)
+
+
+def _ranges(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    ranges = {
+        name: tuple(limits) for name in (*MODALITIES, "fused") if (limits := getattr(args, f"range_{name}"))
+    }
+    for name, (low, high) in ranges.items():
+        if not low < high:
+            raise InputError(f"--range-{name} {low:g} {high:g}; expected LOW < HIGH")
+    return ranges
+
+
+def _method(text: str) -> tuple[str, str]:
     from mmif_trt.measure.scores import BASELINES
 
     name, equals, folder = text.partition("=")
     if not (name and equals and folder) or name in (*BASELINES, "mri", "other"):
         taken = ", ".join((*BASELINES, "mri", "other"))
-        raise InputError(f"--method {text}; expected NAME=FOLDER with another name than {taken}")
-    return name, Path(folder)
+        raise InputError(f"--method {text}; expected NAME=FOLDER or NAME=COMMAND, another name than {taken}")
+    return name, folder
 
 
-def _lesions(text: str, methods: dict[str, Path]) -> tuple[str, Path]:
+def _lesions(text: str, methods: dict[str, str]) -> tuple[str, Path]:
     name, equals, table = text.partition("=")
     if not (equals and table) or name not in methods:
         raise InputError(f"--lesions {text}; expected NAME=TABLE.json with a NAME of --method")

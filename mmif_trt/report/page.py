@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmif_trt import __version__
 from mmif_trt.about import RESEARCH_USE
@@ -16,9 +18,12 @@ from mmif_trt.files import write_atomic
 from mmif_trt.image import SHOWN
 from mmif_trt.machine import conditions
 from mmif_trt.report import plots
+from mmif_trt.report.commands import Shown
 from mmif_trt.report.figures import ALL, RANKED, Figures, extremes, folder_hash, ranked_order
-from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, collect
+from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, as_url, collect
 from mmif_trt.report.reader import reader_table
+
+Gallery = Sequence[tuple[str, Sequence[Shown]]]
 
 
 def write(
@@ -29,15 +34,19 @@ def write(
     sources: Path,
     ranges: Ranges | None = None,
     lesions: Mapping[str, Mapping[str, float]] | None = None,
+    gallery: Gallery = (),
+    places: Mapping[str, str] | None = None,
     budget: int = PAGE_BYTES - OTHER_BYTES,
 ) -> int:
-    """Writes the page, whole or not at all; returns its bytes. lesions: see reader.read_lesions. budget: of
-    the pictures in it, in bytes.
+    """Writes the page, whole or not at all; returns its bytes. lesions: see reader.read_lesions. gallery: see
+    commands.gallery. places: what to say of where a method's pictures are from. budget: of the pictures in
+    it, in bytes.
 
     Raises InputError, OutputError.
     """
     pictures = collect(figures, out, ranges or {}, budget)
-    data = render(figures, pictures, lesions or {}, title=title, sources=sources).encode()
+    extra: dict[str, Any] = {"gallery": gallery, "places": places or {}}
+    data = render(figures, pictures, lesions or {}, title=title, sources=sources, **extra).encode()
     write_atomic(out, data)
     return len(data)
 
@@ -49,6 +58,8 @@ def render(
     *,
     title: str,
     sources: Path,
+    gallery: Gallery = (),
+    places: Mapping[str, str] | None = None,
 ) -> str:
     """The page's text. Names that a user chose reach it through escaping only."""
     import jinja2
@@ -68,7 +79,8 @@ def render(
         ranked=RANKED,
         pictures=pictures.how,
         sources=sources,
-        hashes=_hashes(figures),
+        hashes=_hashes(figures, places or {}),
+        gallery=[(kind, [_shown(one) for one in row]) for kind, row in gallery],
         conditions=f"{found['os']}, Python {found['python']}, {found['cpu']['model']}",
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
@@ -126,10 +138,20 @@ def _plots(figures: Figures) -> list[str]:
     return drawn
 
 
-def _hashes(figures: Figures) -> list[tuple[str, str, str]]:
+def _shown(one: Shown) -> tuple[str, str, str]:
+    """(name, data URL, share in words) of a picture in the gallery."""
+    pixels = one.pixels if one.pixels.ndim == 3 else np.repeat(one.pixels[..., None], 3, axis=2)
+    return one.name, as_url(pixels), "" if one.share is None else f"{one.share:.2f}"
+
+
+def _hashes(figures: Figures, places: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(what, where, SHA-256 over its files)."""
     first = figures.cases[0].paths
     return [
-        (slot, str(Path(first[slot]).parent), folder_hash([case.paths[slot] for case in figures.cases]))
+        (
+            slot,
+            places.get(slot) or str(Path(first[slot]).parent),
+            folder_hash([case.paths[slot] for case in figures.cases]),
+        )
         for slot in first
     ]

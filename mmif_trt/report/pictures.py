@@ -128,5 +128,10 @@ def _small(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(picture)
 
 
+def as_url(pixels: np.ndarray) -> str:
+    """[H, W, 3] uint8 as a lossless data URL."""
+    return _url(_webp(pixels, None))
+
+
 def _url(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(data).decode()

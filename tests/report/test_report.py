@@ -4,13 +4,17 @@ browser.
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scenery
 
 pytest.importorskip("jinja2", reason="needs the study extra: pip install 'mmif-trt[study]'")
 
@@ -19,8 +23,11 @@ from shell import mmif
 
 from mmif_trt import io
 from mmif_trt.image import Image
+from mmif_trt.measure.baselines import PICTURES
+from mmif_trt.measure.planting import kinds_for
 from mmif_trt.measure.scores import evaluate
 from mmif_trt.report import page, pictures
+from mmif_trt.report.commands import Shown
 from mmif_trt.report.figures import ALL, extremes, gather
 
 NASTY = "</script><b>$x$&\"'"
@@ -133,7 +140,9 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 def test_the_page_works_from_disk(tmp_path: Path) -> None:
     figures = gather(tmp_path / "sources", make_cases(tmp_path))
-    page.write(figures, tmp_path / "r.html", title="A <title>", sources=tmp_path / "sources")
+    flat = np.full((56, 56), 90, np.uint8)
+    gallery = [("CT bright", [Shown("source without", flat), Shown(NASTY, flat, 0.5)])]
+    page.write(figures, tmp_path / "r.html", title="A <title>", sources=tmp_path / "sources", gallery=gallery)
     with browser() as chromium:
         context = chromium.new_context(viewport={"width": 1400, "height": 900}, offline=True)
         shown, wrong = watched(context)
@@ -188,3 +197,64 @@ def check_viewer(shown: Any) -> None:
     assert shown.input_value("#case") == "0"
     shown.select_option("#measure", "VIF")
     assert shown.locator("#extremes .row").count() == 6
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sources/ with one MRI and CT that lesions can stand in, and program.py, a method that is a command."""
+    root = tmp_path_factory.mktemp("scene")
+    for kind, pixels in (("mri", scenery.mri()), ("ct", scenery.ct())):
+        (root / "sources" / kind).mkdir(parents=True)
+        io.write(root / "sources" / kind / "one.png", Image(pixels), durable=False)
+    (root / "program.py").write_text(
+        "import sys, pathlib, cv2\n"
+        "a, b, out = map(pathlib.Path, sys.argv[1:4])\n"
+        "for path in a.iterdir():\n"
+        "    x, y = (cv2.imread(str(f / path.name), 0) for f in (a, b))\n"
+        "    cv2.imwrite(str(out / path.name), x if 'mri' in sys.argv[4:] else cv2.max(x, y))\n"
+    )
+    return root
+
+
+def test_methods_that_are_commands_are_judged_on_lesions(scene: Path, tmp_path: Path) -> None:
+    program = f"{sys.executable} {scene / 'program.py'} {{mri}} {{other}} {{out}}"
+    methods = [f"--method=mine={program}", f"--method={NASTY}={program} mri"]
+    out = tmp_path / "r.html"
+    done = mmif("report", scene / "sources", *methods, "--per-kind", "2", "-o", out)
+    assert "1 cases, 4 methods" in done.stdout
+    text = out.read_text()
+    assert text.index('id="reader"') < text.index('id="lesions"') < text.index('id="table"')
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td>', text)
+    first = {re.sub("<.*", "", name): float(re.sub("<.*?>", "", value)) for name, value in rows[:4]}
+    assert first["mine"] == first["max"], "the command is the maximum"
+    kinds = re.findall(r"<h3>(.*?)</h3>\n<div class=\"row\"", text)
+    assert kinds == [kind.name for kind in kinds_for("ct")]
+    shares = re.findall(r"<figcaption>([^<]*) <b>([\d.]+)</b></figcaption>", text)
+    assert len(shares) == (2 + len(PICTURES)) * len(kinds) and text.count(
+        "source without</figcaption>"
+    ) == len(kinds)
+    by_method: dict[str, list[float]] = {}
+    for name, share in shares:
+        by_method.setdefault(html.unescape(name), []).append(float(share))
+    assert by_method["mine"] == by_method["max"] and NASTY in by_method
+    of_mri = [i for i, kind in enumerate(kinds_for("ct")) if kind.source == "a"]
+    of_ct = [i for i, kind in enumerate(kinds_for("ct")) if kind.source == "b"]
+    assert all(by_method[NASTY][i] == 1.0 for i in of_mri), "the MRI alone keeps the MRI's lesions"
+    assert all(by_method[NASTY][i] == 0.0 for i in of_ct), "and none of the CT's"
+    assert str(tempfile.gettempdir()) + "/tmp" not in text, "no scratch folder is named"
+
+
+def test_bad_commands(scene: Path, tmp_path: Path) -> None:
+    program = f"{sys.executable} {scene / 'program.py'}"
+    for command, word in (
+        (f"{program} {{mri}} {{out}}", "no {other}"),
+        ("/no/such/program {mri} {other} {out}", "expected a program"),
+        (
+            f"{sys.executable} -c 'import sys; sys.exit(\"why\")' {{mri}} {{other}} {{out}}",
+            "exit code 1 (why)",
+        ),
+        (f"{sys.executable} -c pass {{mri}} {{other}} {{out}}", "expected"),
+    ):
+        args = (f"--method=m={command}", "--per-kind", "1", "-o", tmp_path / "r.html")
+        assert word in mmif("report", scene / "sources", *args, code=2).stderr
+    assert not (tmp_path / "r.html").exists()
