@@ -24,7 +24,7 @@ from ptxas import REPO, nvcc, plain, version
 RESULT = REPO / "benchmarks" / "results" / "instructions.txt"
 BATCH, CROP, STRIDE, HEADS, D, WINDOW = 6, 128, 4, 2, 32, 8  # of LAGN in training
 SCALES = (1, 2, 4)
-ATTENTION_BLOCKS = 1024  # of forward and of backward: csrc/cuda/window_attention.cpp
+FORWARD_BLOCKS, BACKWARD_BLOCKS = 768, 1024  # of attention: csrc/cuda/window_attention.cpp
 OFFSETS = (2 * WINDOW - 1) ** 2
 TILE = 32  # px a side: csrc/cuda/fusion_loss_launch.h
 REGISTERS, SHARED, WARPS, BLOCKS = 65536, 233472, 64, 32  # of a multiprocessor of SM 9.0
@@ -111,18 +111,36 @@ def rows() -> list[Row]:
     for scale in SCALES:
         across = CROP * scale // STRIDE // WINDOW
         windows, tokens = BATCH * across**2, BATCH * (CROP * scale // STRIDE) ** 2
-        chunks = min(ATTENTION_BLOCKS // HEADS, windows)
-        blocks, each = chunks * HEADS, windows / chunks
+        forward_chunks, chunks = (min(n // HEADS, windows) for n in (FORWARD_BLOCKS, BACKWARD_BLOCKS))
+        forward_each, each = windows / forward_chunks, windows / chunks
         border = 1 - ((across - 1) / across) ** 2  # of the shifted map: what wraps
         row = tokens * HEADS * D * 2 / 1e6  # MB of q, of 2-byte elements
         lse, tables = tokens * HEADS * 4 / 1e6, chunks * HEADS * OFFSETS * 4 / 1e6
         unit = "warp, window, head"
         half = f"half_kernel<__nv_bfloat16, {D}>"
-        forward = Row(f"window_attention_fwd_{half}", scale, blocks, 128, (each,), 4 * row + lse, border)
-        backward = Row(
-            f"window_attention_bwd_{half}", scale, blocks, 128, (each, 2), 8 * row + lse + tables, border
+        forward = Row(
+            f"window_attention_fwd_{half}",
+            scale,
+            forward_chunks * HEADS,
+            128,
+            (forward_each,),
+            4 * row + lse,
+            border,
+            unit=unit,
+            per=forward_each,
         )
-        made += [Row(**{**vars(x), "unit": unit, "per": each}) for x in (forward, backward)]
+        backward = Row(
+            f"window_attention_bwd_{half}",
+            scale,
+            chunks * HEADS,
+            128,
+            (each, 2),
+            8 * row + lse + tables,
+            border,
+            unit=unit,
+            per=each,
+        )
+        made += [forward, backward]
         sums, turns = -(-HEADS * OFFSETS // 32), chunks // 32  # eight at a time, after what is left over
         trips = turns % 8, turns // 8
         made.append(Row("window_attention_d_bias_kernel", scale, sums, 1024, trips, tables))

@@ -17,7 +17,7 @@ namespace {
 // Blocks of a launch over all heads: about a wave on a large card in forward, two in backward. More windows make
 // a block's chunk longer, and what a block does once is shared by more of them. Constants, not properties of the
 // card, so that every card sums d_bias in the same order.
-constexpr int64_t kForwardBlocks = 1024, kBackwardBlocks = 1024;
+constexpr int64_t kForwardBlocks = 768, kBackwardBlocks = 1024;
 
 int64_t chunks(const WindowAttentionParams& p, int64_t blocks) {
   return std::min((blocks + p.heads - 1) / p.heads, window_count(p));

@@ -21,12 +21,7 @@ namespace {
 //     queries (2 w + r, g), r = 0, 1      keys (j, 2 t + c), c = 0, 1
 // and needs the bias of dy = 2 w + r - j, dx = g - 2 t - c only: nine pairs.
 
-// Blocks per multiprocessor that must find registers: 72 per thread, or 64, where SM 9.0 does not spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-constexpr int kHalfResident = 8;
-#else
-constexpr int kHalfResident = 7;
-#endif
+constexpr int kHalfResident = 7;  // blocks per multiprocessor that must find registers: 72 per thread
 
 template <typename T, int D>
 struct alignas(16) HalfForwardTiles {
@@ -61,10 +56,9 @@ __device__ __forceinline__ void half_scores(float (&s)[kSide][4], const HalfForw
   }
 }
 
-// Scores to unnormalised weights; leaves each row's lse and the weights' sum. With m for the row's maximum and
-// m2 for m log2(e), rounded, a weight is 2^(s log2(e) - m2): one multiply-add and one power. It is
-// 2^(m log2(e) - m2) too large, as are all of its row, which only lse has to take back. A row that sees nothing
-// has the sum 0: it does not exist and nothing of it will be written.
+// Scores to unnormalised weights exp(s - max); leaves each row's lse and the weights' sum. The maximum is taken off
+// before log2(e) is multiplied in: of scores above 10^8 a product's rounding is many powers of 2. A row that sees
+// nothing has the sum 0: it does not exist and nothing of it will be written.
 template <bool kWhole>
 __device__ __forceinline__ void half_softmax(float (&s)[kSide][4], float (&lse)[2], float (&sum)[2],
                                              LaneBias bias, unsigned seen, float scale) {
@@ -83,18 +77,17 @@ __device__ __forceinline__ void half_softmax(float (&s)[kSide][4], float (&lse)[
       }
     most = row_max(most);
     if (!kWhole && most == -INFINITY) most = 0.f;
-    const float most2 = most * kLog2e;
     float total = 0.f;
 #pragma unroll
     for (int j = 0; j < kSide; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float& x = s[j][2 * r + c];
-        x = fast_exp2(fmaf(x, kLog2e, -most2));
+        x = fast_exp(x - most);
         total += x;
       }
     sum[r] = row_sum(total);
-    lse[r] = fmaf(fast_log2(sum[r]) - fmaf(most, kLog2e, -most2), kLn2, most);
+    lse[r] = fmaf(fast_log2(sum[r]), kLn2, most);
   }
 }
 
