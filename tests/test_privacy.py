@@ -29,42 +29,56 @@ def _see(event, args):
         os.write(_log, (json.dumps([event, repr(args)[:400]]) + "\\n").encode())
 sys.addaudithook(_see)
 """
-# Every dependency of every extra, and all commands that end by themselves, in one process.
-EVERYTHING = """
+# All in one process; NAMES and COMMANDS are those of a run below.
+SCRIPT = """
 import importlib, os, sys
 sys.argv = ["mmif-trt"]
 import mmif_trt
-for name in ("cv2", "openvino", "onnxruntime", "onnx", "torch", "torch.utils.tensorboard", "nvidia.dali",
-             "tensorrt_rtx", "ray", "pydicom", "pynetdicom", "nibabel", "SimpleITK", "dicomanonymizer",
-             "fastapi", "uvicorn", "matplotlib.pyplot", "pingouin", "statsmodels.api"):
+from mmif_trt import cli, privacy, samples
+from mmif_trt.report.plots import boxes
+boxes({"a": [0.1, 0.2, 0.3]}, "title", "words")
+for name in NAMES.split():
     try:
         importlib.import_module(name)
     except ImportError:
         pass
-from mmif_trt import cli, samples
 folder = os.path.dirname(samples.__file__)
-pair = [os.path.join(folder, f"mri-pet_{x}.png") for x in ("mri", "pet")]
-for words in (["info"], ["fuse", *pair, "-o", "fused.png"], ["batch", "studies", "-o", "out"],
-              ["fuse", "studies/mr", "studies/pt", "-o", "one.dcm"], ["demo", "demo"],
-              ["study", "demo", "study", "--no-serve"]):
-    assert cli.main(words) == 0, words
+pair = " ".join(os.path.join(folder, f"mri-pet_{x}.png") for x in ("mri", "pet"))
+for command in COMMANDS.splitlines():
+    assert cli.main(command.replace("PAIR", pair).split()) == 0, command
 """
-# What may be written besides the working folder: matplotlib's list of fonts, and memory that is no file.
-CACHES = re.compile(r"/home/\.(cache|config)(/matplotlib.*)?$|^/dev/(shm/|null$)|^/proc/|/__pycache__")
+# Every time what starts telemetry of its own accord; nightly every dependency of every extra, and all
+# commands that end by themselves.
+RUNS = {
+    "some": ("openvino onnxruntime", "fuse PAIR -o fused.png\nbatch studies -o out --format dcm"),
+    "all": (
+        "cv2 openvino onnxruntime onnx torch torch.utils.tensorboard nvidia.dali tensorrt_rtx ray pydicom "
+        "pynetdicom dicomweb_client nibabel SimpleITK dicomanonymizer fastapi uvicorn matplotlib.pyplot "
+        "pingouin statsmodels.api",
+        "info\nfuse PAIR -o fused.png\nbatch studies -o out\nfuse studies/mr studies/pt -o one.dcm\n"
+        "demo demo\nstudy demo study --no-serve",
+    ),
+}
+# What may be written besides the working folder: memory that is no file.
+CACHES = re.compile(r"^/dev/(shm/|null$)|^/proc/|/__pycache__")
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[list[str]]]:
-    """(the folder, strace's log or "", the audit hook's events) of EVERYTHING."""
+@pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.nightly)])
+def seen(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, list[list[str]]]:
+    """(the folder, strace's log or "", the audit hook's events) of one of RUNS."""
+    names, commands = RUNS[request.param]
     root = tmp_path_factory.mktemp("privacy")
     (root / "witness").mkdir()
     (root / "home").mkdir()
     (root / "tmp").mkdir()
     (root / "witness" / "sitecustomize.py").write_text(WITNESS)
-    affine = affine_of(shape=(8, 32, 32), spacing=(5.0, 4.5, 4.5))
-    write_mr(root / "studies" / "mr", affine, (8, 32, 32))
-    write_pet(root / "studies" / "pt", affine, (8, 32, 32))
-    command = [sys.executable, "-c", EVERYTHING]
+    affine = affine_of(shape=(3, 32, 32), spacing=(5.0, 4.5, 4.5))
+    write_mr(root / "studies" / "mr", affine, (3, 32, 32))
+    write_pet(root / "studies" / "pt", affine, (3, 32, 32))
+    code = f"NAMES, COMMANDS = {names!r}, {commands!r}\n{SCRIPT}"
+    command = [sys.executable, "-c", code]
     if shutil.which("strace"):
         calls = "connect,sendto,sendmsg,sendmmsg,execve,fork,vfork,clone,clone3,openat,creat,mkdir,mkdirat"
         command = [
