@@ -4,27 +4,24 @@
 
 TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). The same volumes by `mmif-trt
 batch` and by `mmif-trt batch --on ray` with one worker of all cores, in turn, each with FEW and with all
-volumes: the difference is what a case costs, the rest what a run costs. CPU seconds count every process
-of the run: this process adopts those whose parents end before them. They say more than the clock on a
-machine that has other work; the clock's seconds stand beside them. Empty cases go through two workers
-that do nothing; memory is that of the driver and of Ray's control store. Writes
-benchmarks/results/cluster_cpu.json.
+volumes: the difference is what a case costs, the rest what a run costs. CPU seconds are those of a
+control group, which has every process of the run. They say more than the clock on a machine that has
+other work; the clock's seconds stand beside them. Empty cases go through two workers that do nothing;
+memory is that of the driver and of Ray's control store. Writes benchmarks/results/cluster_cpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +34,6 @@ from mmif_trt.machine import usable_cores
 from mmif_trt.running import Stop
 
 FEW = 2
-PR_SET_CHILD_SUBREAPER = 36
 RESULT = Path(__file__).parent / "results" / "cluster_cpu.json"
 
 
@@ -51,14 +47,38 @@ class Null:
 
 def tree_s(command: list[str]) -> tuple[float, float]:
     """(CPU seconds of the command and of all that it starts, seconds by the clock)."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True, env=report.environment())
-    clock = time.perf_counter() - start
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, clock
+    with group() as folder:
+        start = time.perf_counter()
+        enter = f'echo $$ > {folder}/cgroup.procs && exec "$@"'
+        subprocess.run(["sh", "-c", enter, "sh", *command], check=True, env=report.environment())
+        clock = time.perf_counter() - start
+        while (folder / "cgroup.procs").read_text():  # Ray's processes end after their driver
+            time.sleep(0.1)
+        return used_s(folder), clock
+
+
+@contextlib.contextmanager
+def group() -> Iterator[Path]:
+    """A control group of its own, version 1 or 2; raises SystemExit where none may be made."""
+    for root, account in (("/sys/fs/cgroup/cpuacct", "cpuacct.usage"), ("/sys/fs/cgroup", "cpu.stat")):
+        folder = Path(root) / f"mmif-bench-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            folder.mkdir()
+            if (folder / account).exists():
+                try:
+                    yield folder
+                finally:
+                    folder.rmdir()
+                return
+            folder.rmdir()
+    raise SystemExit("no control group may be made here; run it as root, or where cgroups are delegated")
+
+
+def used_s(folder: Path) -> float:
+    if (folder / "cpuacct.usage").exists():
+        return int((folder / "cpuacct.usage").read_text()) / 1e9
+    said = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+    return int(said["usage_usec"]) / 1e6
 
 
 def run_s(out: Path, volumes: int, on_ray: bool) -> tuple[float, float]:
@@ -166,11 +186,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--null", type=int, default=10_000)
     args = parser.parse_args()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.environ.update(report.environment())
     args.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"conditions": report.conditions()}
-    result["load_average_begin"] = report.load_average()
     result["volumes"] = volumes(args.out, args.templates, args.volumes, args.rounds)
     result["null"] = null(args.null)
     result["load_average_end"] = report.load_average()

@@ -96,6 +96,7 @@ def _asks_for_token() -> bool:
     from ray import _raylet
 
     raylet: Any = _raylet
+    raylet.AuthenticationTokenLoader.instance().reset_cache()  # it may be of an earlier cluster
     return bool(raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN)
 
 

