@@ -58,7 +58,7 @@ nightly: .venv/done
 	$(MAKE) audit
 
 # What a hospital asks for, in build/: all packages of the node and the study with their hashes, a bill of
-# materials (CycloneDX), and which of them have known weaknesses.
+# materials (CycloneDX), and which of them have known weaknesses; --strict: an index that knows of none fails.
 .venv-release/done: pyproject.toml
 	$(call VENV,.venv-release)
 	.venv-release/bin/python -m pip install --quiet $(PIP_ARGS) pip-tools cyclonedx-bom pip-audit
@@ -75,7 +75,7 @@ sbom: build/requirements.lock
 	.venv-release/bin/cyclonedx-py requirements build/requirements.lock --output-file build/sbom.json
 
 audit: build/requirements.lock
-	.venv-release/bin/pip-audit --require-hashes --disable-pip --requirement build/requirements.lock
+	.venv-release/bin/pip-audit --strict --require-hashes --disable-pip --requirement build/requirements.lock
 
 $(RUNS)/generated/train.safetensors: .venv/done
 	.venv/bin/python -m mmif_trt.train.autoencoder --data $(DATA) --out $(RUNS)/autoencoder

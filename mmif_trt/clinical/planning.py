@@ -12,9 +12,10 @@ from typing import Any
 from mmif_trt import scratch
 from mmif_trt.clinical import bids, staging
 from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.choice import words
 from mmif_trt.clinical.decoder import HEADERS_AT_ONCE, Decoder
 from mmif_trt.clinical.outputs import LUMA
-from mmif_trt.clinical.series import collect, pair, study_of
+from mmif_trt.clinical.series import SHARED, collect, pair, study_of, take_out
 from mmif_trt.clinical.spill import Spill
 from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
@@ -71,9 +72,12 @@ def _paired(
         else:
             spill.put_header(study_of(header), path, header)
     others: Counter[str] = Counter()
+    shared = spill.shared()
     for study in spill.studies():
         found = collect(study, secret)
         others += found.others
+        for one in take_out(found, shared):
+            spill.leave_out(f"{words(one)}: {SHARED}")
         cases, left = pair(found, across)
         for case in cases:
             spill.put(case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmif_trt.clinical.case import Case
 from mmif_trt.io.dicom.values import MODALITY
 
 STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
+SHARED = "instances of several patients or studies bear its UID: not fused"
 PLACE = 13  # numbers of each image, see keys._places
 
 
@@ -124,6 +125,14 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
     ordered = sorted(series.values(), key=lambda one: (one.group, one.modality, one.number, one.uid))
     left = [f"{choice.words(one)}: {one.copies} copies of its instances" for one in ordered if one.copies]
     return Found(ordered, sorted(ties, key=lambda tie: (tie.when, tie.path), reverse=True), left, others)
+
+
+def take_out(found: Found, shared: Container[str]) -> list[Series]:
+    """Takes the series of these UIDs out, of which some instances are of another patient or study: which of
+    them are wrong, nothing says, and the rest would be fused unseen."""
+    gone = [one for one in found.series if one.uid in shared]
+    found.series = [one for one in found.series if one.uid not in shared]
+    return gone
 
 
 def study_of(header: Any) -> str:

@@ -18,6 +18,7 @@ HEADERS_AT_ONCE = 128  # of one study in a row: they have nearly all text in com
 TABLES = """
 CREATE TABLE seen(device TEXT, inode TEXT, PRIMARY KEY(device, inode)) WITHOUT ROWID;
 CREATE TABLE header(study BLOB, number INTEGER, body BLOB, PRIMARY KEY(study, number));
+CREATE TABLE owner(series TEXT, study BLOB, PRIMARY KEY(series, study)) WITHOUT ROWID;
 CREATE TABLE planned(number INTEGER PRIMARY KEY, name TEXT UNIQUE, body BLOB);
 CREATE TABLE outside(number INTEGER PRIMARY KEY, line TEXT);
 """
@@ -61,6 +62,9 @@ class Spill:
             self._rows += 1
             row = (study.encode(errors="surrogatepass"), self._rows, _packed(found))
             self._db.execute("INSERT INTO header VALUES (?, ?, ?)", row)
+            series = {str(header.get("SeriesInstanceUID", "")) for _, header in found}
+            owners = [(_text(uid), row[0]) for uid in series if uid]
+            self._db.executemany("INSERT OR IGNORE INTO owner VALUES (?, ?)", owners)
         self._waiting.clear()
         self._held = 0
 
@@ -70,6 +74,12 @@ class Spill:
         for (study,) in self._db.execute("SELECT DISTINCT study FROM header ORDER BY study"):
             rows = self._db.execute("SELECT body FROM header WHERE study = ? ORDER BY number", (study,))
             yield [(path, header) for (body,) in rows for path, header in _unpacked(body)]
+
+    def shared(self) -> set[str]:
+        """The Series Instance UIDs that instances of several patients or studies bear."""
+        self._write_headers()
+        sought = "SELECT series FROM owner GROUP BY series HAVING count(*) > 1"
+        return {uid for (uid,) in self._db.execute(sought)}
 
     def put(self, case: Case) -> None:
         """Raises InputError for a name that is there."""
@@ -112,6 +122,11 @@ class Spill:
     def left(self) -> Iterator[str]:
         for (line,) in self._db.execute("SELECT line FROM outside ORDER BY number"):
             yield line
+
+
+def _text(uid: str) -> str:
+    """As SQLite takes it: a malformed UID may hold what is no Unicode."""
+    return uid.encode(errors="backslashreplace").decode()
 
 
 def _packed(value: Any) -> bytes:

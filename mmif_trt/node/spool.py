@@ -32,7 +32,7 @@ from typing import Any
 
 from mmif_trt.clinical import pseudonym
 from mmif_trt.clinical.case import Case
-from mmif_trt.clinical.series import collect, pair
+from mmif_trt.clinical.series import collect, pair, take_out
 from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, write_atomic
 from mmif_trt.image import InputError
 
@@ -161,9 +161,8 @@ class Spool:
         owners: dict[str, set[str]] = {}
         for one in found.series:
             owners.setdefault(one.uid, set()).add(one.study)
-        mixed = {uid for uid, studies in owners.items() if len(studies) > 1}
-        tags = sorted({one.tag for one in found.series if one.uid in mixed})
-        found.series = [one for one in found.series if one.uid not in mixed]
+        shared = {uid for uid, studies in owners.items() if len(studies) > 1}
+        tags = sorted({one.tag for one in take_out(found, shared)})
         cases, _ = pair(found, across)
         refused = [f"series {tag} has instances of several patients: it is not fused" for tag in tags]
         return [case for case in cases if self.state(self.name(case)) == "new"], refused

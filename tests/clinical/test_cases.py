@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import phantoms
+import pydicom
 import pytest
 from disks import disk, enlarge
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
@@ -34,6 +35,28 @@ def manifest(folder: Path, count: int) -> Path:
     path = folder / "list.csv"
     path.write_text("\n".join(["name,a,b,modality_b,low_a,high_a,low_b,high_b", *rows]) + "\n")
     return path
+
+
+@pytest.mark.parametrize("stray", [{"PatientID": "PLANTED-2"}, {"StudyInstanceUID": "1.2.4"}], ids=list)
+def test_a_series_with_a_slice_of_another_patient_is_not_fused(tmp_path: Path, stray: dict[str, str]) -> None:
+    """Nothing says which slices are wrong: the rest is no series either, in whatever order it is read."""
+    root, shape = tmp_path / "root", (6, 30, 24)
+    affine = affine_of(shape=shape)
+    write_mr(root / "mr", affine, shape, SeriesInstanceUID="1.2.5")
+    write_pet(root / "pt", affine, shape)
+    assert len(planning.plan(str(root), SECRET)[0]) == 1
+    path = sorted((root / "mr").iterdir())[2]
+    dataset = pydicom.dcmread(path)
+    for keyword, value in stray.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    found, left = planning.plan(str(root), SECRET)
+    assert not found
+    told = [
+        line for line in left if "instances of several patients or studies bear its UID: not fused" in line
+    ]
+    assert len(told) == 2 and "PLANTED" not in " ".join(left)
+    assert any("no MRI of its patient" in line for line in left), "the PET stays alone"
 
 
 def test_series_are_paired_by_patient_study_and_frame(
