@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--null", type=int, default=10_000)
+    parser.add_argument("--json", type=Path, default=RESULT)
     args = parser.parse_args()
     os.environ.update(report.environment())
     args.out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,7 @@ def main() -> None:
     result["volumes"] = volumes(args.out, args.templates, args.volumes, args.rounds)
     result["null"] = null(args.null)
     result["load_average_end"] = report.load_average()
-    report.write_json(RESULT, result)
+    report.write_json(args.json, result)
     print(json.dumps(result, indent=1))
 
 

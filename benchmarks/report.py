@@ -250,7 +250,15 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "batch_cpu": batch_table,
     "ops_cpu": ops_table,
     "card_h200": card_tables,
+    "cluster_cpu": lambda result: _cluster().cluster_table(result),
+    "plan_cpu": lambda result: _cluster().plan_table(result),
 }
+
+
+def _cluster() -> Any:
+    import cluster_tables  # which needs this module
+
+    return cluster_tables
 
 
 def filled(text: str, results: Path = RESULTS) -> str:

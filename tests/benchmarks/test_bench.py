@@ -261,3 +261,22 @@ def test_report_fills_between_the_markers_only(tmp_path: Path, module: Any) -> N
 def test_percentiles(module: Any) -> None:
     found = module("report").percentiles(range(101))
     assert found == {"p50": 50, "p95": 95, "p99": 99, "min": 0, "mean": 50, "n": 101}
+
+
+def test_plan_and_the_tables_of_clusters(tmp_path: Path, module: Any) -> None:
+    pytest.importorskip("pydicom")
+    out = tmp_path / "plan.json"
+    few = ["--headers", "4", "--cases", "20", "--records", "20", "--json", str(out)]
+    done = run("bench_plan.py", str(tmp_path / "work"), *few)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    check_conditions(result)
+    assert result["plan"]["cases"] == 20 and result["headers"]["cpu_ms_per_header"] > 0
+    tables = module("cluster_tables")
+    assert "of 64 shares read (1 cases)" in tables.plan_table(result)
+    null = {"cases": 9, "clock_ms_per_case": 1.5, "driver_cpu_ms_per_case": 0.5, "memory": []}
+    both = {"batch": [1.0, 2.0], "ray": [1.1, 2.1]}
+    volumes = dict.fromkeys(("cpu_s_per_case", "fixed_cpu_s", "clock_s"), both)
+    volumes |= {"volumes": 8, "cpu_ratios": [1.1, 1.05]}
+    table = tables.cluster_table({**result, "volumes": volumes, "null": null})
+    assert "| CPU seconds per case | 1, 2 | 1.1, 2.1 |" in table and "| 1.5 |" in table
