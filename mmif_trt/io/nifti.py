@@ -18,6 +18,7 @@ from mmif_trt.io.which import ANY, Which
 
 MAX_SERIES_VOXELS = 1 << 30  # of all volumes of a 4-D file
 MAX_TRAILING_BYTES = 1 << 20  # padding that some writers leave after the voxels
+CIFTI = range(3000, 3100)  # intent codes of CIFTI-2
 _HEADER_BYTES = 544  # of NIfTI-2, the longer, with the extension flag
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown is millimetres, as everywhere
 _REORDER = [2, 1, 0, 3]  # nibabel's (column, row, slice) to our (slice, row, column)
@@ -52,6 +53,10 @@ def _decode(data: bytes, name: str, which: Which) -> Image:
     if is_pair:
         raise InputError(
             "the header of a pair of files (.hdr and .img); expected to be named .hdr, beside .img"
+        )
+    if int(header["intent_code"]) in CIFTI:
+        raise InputError(
+            "CIFTI: values along surfaces and parcels; expected a volume (wb_command separates it)"
         )
     shape, dtype = _shape(header), header.get_data_dtype()
     offset = int(header["vox_offset"])

@@ -238,7 +238,7 @@ BROKEN = {
     "slope": "rescale slope",
     "monochrome1": "MONOCHROME1",
     "empty": "without DICOM files",
-    "truncated": "cut off or damaged",
+    "truncated": "announced: cut off",
 }
 
 

@@ -172,6 +172,8 @@ def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:
 
 def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
     """A pydicom dataset of a file, its `filename` set to `name`. A deflated bomb is refused unopened."""
+    if not is_dicom(data) and bare.is_bare(data[1:HEAD_BYTES]):
+        raise InputError(f"{name}: a stray byte before a bare data set; expected it without (tail -c +2)")
     if not is_dicom(data):
         raise InputError(f"{name}: no DICOM file (no DICM at byte 128, no bare data set); expected PS3.10")
     data = bare.with_preamble(data)
@@ -210,7 +212,8 @@ def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
 def _series(datasets: list[Any], name: str, which: Which) -> Image:
     _one_series(datasets)
     if missing := [dataset for dataset in datasets if "PixelData" not in dataset]:
-        raise InputError(f"{missing[0].filename}: no pixel data (cut off?); expected images")
+        what = "no pixel data (cut off?)" if "Rows" in missing[0] else "neither Rows nor pixel data, no image"
+        raise InputError(f"{missing[0].filename}: {what}; expected images")
     datasets, notes = _each_once(datasets)
     first = datasets[0]
     if len(datasets) == 1 and not has_geometry(first):

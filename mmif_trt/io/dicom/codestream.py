@@ -11,6 +11,7 @@ from typing import Any
 
 from mmif_trt.image import InputError
 
+JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 RLE = "1.2.840.10008.1.2.5"
 # SOF markers; DE: of the whole of a hierarchical JPEG, F7: of JPEG-LS.
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -43,6 +44,8 @@ def announced(frame: bytes) -> tuple[int, int, int] | None:
     """(rows, columns, components) of a JPEG, JPEG-LS (T.81 B.2.2, T.87 C.2.2) or JPEG 2000 (T.800 A.5.1)
     stream; None for anything else."""
     try:
+        if frame.startswith(JP2):  # a whole JP2 file, as some write it: its codestream
+            frame = frame[frame.index(b"jp2c") + 4 :]
         if frame[:4] == b"\xff\x4f\xff\x51":
             right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)
             return bottom - top, right - left, int(struct.unpack_from(">H", frame, 40)[0])
@@ -58,6 +61,6 @@ def announced(frame: bytes) -> tuple[int, int, int] | None:
                 at += 2
             else:
                 at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
-    except (struct.error, IndexError):
+    except (struct.error, LookupError, ValueError):
         pass
     return None

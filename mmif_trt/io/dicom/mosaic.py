@@ -47,7 +47,9 @@ def tiles(
     grid = math.ceil(math.sqrt(count)) if count else 1
     if absent or rows % grid or columns % grid:
         why = (
-            f"without {' and '.join(absent)} (CSA header)" if absent else f"no grid of {grid} x {grid} tiles"
+            f"without {' and '.join(absent)} (CSA header)"
+            if absent
+            else f"of {rows} x {columns} px, no grid of {grid} x {grid} tiles"
         )
         raise InputError(
             f"{dataset.filename}: a Siemens mosaic {why}; expected one with its CSA header, one image per "

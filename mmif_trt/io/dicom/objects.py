@@ -9,6 +9,7 @@ from typing import Any
 from mmif_trt.image import InputError
 
 ROOT = "1.2.840.10008.5.1.4.1.1"
+PRIVATE = r"1\.[23]\.[0-9.]{1,60}"  # as roots of vendors are; another text may be anything
 DIRECTORY = "1.2.840.10008.1.3.10"
 # Objects with pixels that are no picture of the body: what was drawn or computed on one.
 DRAWN = {f"{ROOT}.{end}" for end in ("66.4", "66.5", "66.7", "481.2", "30")}
@@ -30,7 +31,7 @@ def no_image(dataset: Any, header_only: bool = False) -> str:
     if uid == DIRECTORY or "DirectoryRecordSequence" in dataset:
         return "DICOM directory (DICOMDIR)"
     if uid in DRAWN or not has_pixels and uid and "Image" not in name:
-        return name or "private object"
+        return name or f"private object ({uid if re.fullmatch(PRIVATE, uid) else 'unknown class'})"
     return ""
 
 

@@ -73,6 +73,8 @@ def announced(dataset: Any) -> tuple[int, int, int]:
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     rows, columns = int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
     bits = int(dataset.get("BitsAllocated", 0) or 0) * int(dataset.get("SamplesPerPixel", 1) or 1)
+    if not (rows or columns):
+        raise InputError(f"{dataset.filename}: pixel data without Rows and Columns; expected an image")
     fits = 0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX and 0 < count * rows * columns <= MAX_VOXELS
     if not fits:
         raise InputError(
@@ -108,10 +110,7 @@ def frames(dataset: Any) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # every codec raises what it likes
-        kind = type(error).__name__
-        raise InputError(
-            f"{dataset.filename}: pixels cut off or damaged ({kind}); expected a whole file"
-        ) from None
+        raise InputError(f"{dataset.filename}: {_why_not(dataset, shape, error)}") from None
     if pixels.ndim == (3 if colour else 2):
         pixels = pixels[None]
     if pixels.shape[:3] != shape:
@@ -119,6 +118,23 @@ def frames(dataset: Any) -> np.ndarray:
             f"{dataset.filename}: {pixels.shape[:3]} pixels, {shape} announced; expected a whole file"
         )
     return pixels
+
+
+def _why_not(dataset: Any, shape: tuple[int, int, int], error: Exception) -> str:
+    """By sizes and names of ours: what a codec says may quote the file."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        bits = int(dataset.get("BitsStored") or 0)
+        return (
+            f"pixels of {syntax.name} in {bits} bits that no codec here decodes ({type(error).__name__}): "
+            "cut off, damaged or of a kind they lack; expected a whole file, or an uncompressed copy "
+            "(dcmdjpeg, gdcmconv --raw)"
+        )
+    samples = int(dataset.get("SamplesPerPixel", 1) or 1)
+    size = int(np.prod(shape)) * samples * int(dataset.get("BitsAllocated") or 8) // 8
+    if len(dataset.PixelData) < size:
+        return f"{len(dataset.PixelData)} bytes of pixels, {size} announced: cut off; expected a whole file"
+    return f"pixels that cannot be read ({type(error).__name__}); expected a valid header"
 
 
 def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
