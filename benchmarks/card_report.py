@@ -1,9 +1,12 @@
 """What gpu_suite.sh measured on a card, kept and shown.
 
-    python benchmarks/card_report.py keep FIRST.tar.gz SECOND.tar.gz -o benchmarks/results/card_h200.json
+    python benchmarks/card_report.py keep FIRST.tar.gz SECOND.tar.gz [STEP.json ...] [--before FIRST.tar.gz]
+        -o benchmarks/results/card_h200.json
 
 `keep` makes one file of the archives that both parts of the suite left: the rows of every step as they are,
-and ncu's figures of each launch. `tables` is what benchmarks/README.md shows of it (report.py).
+and ncu's figures of each launch. STEP.json: a step run by itself, in the place of that in an archive.
+--before: the first part with earlier kernels on the same card. `tables` is what benchmarks/README.md shows of
+it (report.py).
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ NETWORK = ("network", "network_512", "network_compile")
 
 
 def read_part(archive: Path) -> dict[str, Any]:
-    """index: the steps; rows: of each step that left some, by its name; launches: ncu's."""
+    """index: the steps; results: of each step that left some, by its name; launches: ncu's."""
+    if archive.suffix == ".json":
+        return {"index": {"steps": []}, "results": {archive.stem: json.loads(archive.read_text())}}
     with tarfile.open(archive) as tar:
         files = {m.name: file.read() for m in tar.getmembers() if (file := tar.extractfile(m)) is not None}
     index = json.loads(files["index.json"])
@@ -58,6 +63,31 @@ def correct(result: dict[str, Any]) -> str:
     said = f"Against float64, on fresh random inputs: {passing} of {len(rows)} outputs within their limits."
     said += " The worst case of each:"
     return f"{said}\n\n{report.markdown(head, table)}"
+
+
+def kernel_times(results: dict[str, Any]) -> dict[tuple[str, ...], tuple[float, float]]:
+    """Forward and backward ms of our kernels, by op, shape, type and shift."""
+    found = {}
+    for name in ("attention", "attention_batch", "loss"):
+        for row in results.get(name, {"rows": []})["rows"]:
+            if row["rival"] == "kernel" and row["status"] == "measured":
+                shape = "x".join(map(str, row["shape"]))
+                key = (row["op"], shape, row["dtype"], "" if row["shift"] is None else str(row["shift"]))
+                found[key] = (row["ms"]["forward"]["p50"], row["ms"]["backward"]["p50"])
+    return found
+
+
+def before_and_now(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The kernels of two commits on one kind of card, each in a run of its own."""
+    earlier, later = kernel_times(before), kernel_times(now)
+    head = ["op", "shape", "type", "shift", "forward before ms", "now", "ratio", "backward before ms", "now"]
+    rows = []
+    for key in (key for key in later if key in earlier):
+        cells = []
+        for then, here in zip(earlier[key], later[key], strict=True):
+            cells += [f"{then:.4f}", f"{here:.4f}", f"{then / here:.2f} x"]
+        rows.append([*key, *cells])
+    return report.markdown([*head, "ratio"], rows)
 
 
 def network(results: list[dict[str, Any]]) -> str:
@@ -166,6 +196,10 @@ def tables(kept: dict[str, Any]) -> str:
         there = [results[name] for name in names if name in results]
         if there:
             texts += [f"#### {title}", show(*there)]
+    if "before" in kept:
+        commits = [r["attention"]["conditions"]["commit"] for r in (kept["before"], results)]
+        title = f"#### Kernels of commit {commits[0]} and of {commits[1]}"
+        texts += [title, before_and_now(kept["before"], results)]
     if found:
         texts += ["#### Nsight Compute, one launch of each kernel", profile(found)]
     return "\n\n".join(texts)
@@ -175,11 +209,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     keep = commands.add_parser("keep", help="one file of the archives of both parts")
-    keep.add_argument("archives", type=Path, nargs="+")
+    keep.add_argument("archives", type=Path, nargs="+", help="of both parts, and steps of their own")
+    keep.add_argument("--before", type=Path, help="the first part's archive with earlier kernels")
     keep.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     parts = [read_part(path) for path in args.archives]
-    report.write_json(args.out, {"what": "gpu_suite.sh", "parts": parts})
+    kept: dict[str, Any] = {"what": "gpu_suite.sh", "parts": parts}
+    if args.before:
+        earlier = read_part(args.before)["results"]
+        kept["before"] = {name: earlier[name] for name in ("attention", "attention_batch", "loss")}
+    report.write_json(args.out, kept)
     return 0
 
 

@@ -8,8 +8,8 @@
 
 namespace mmif {
 
-// What is received or expected, as words. Without streams: on the first card's machine, where the compiler is
-// newer than the C++ library that Python loads, a stream of this extension that printed a number crashed.
+// What is received or expected, as words. Without streams: where the compiler links its C++ library into the
+// extension (the first card's machine did), a stream of one library that meets the other's locale crashes.
 inline std::string text(std::string words) { return words; }
 
 inline std::string text(const char* words) { return words; }

@@ -52,8 +52,9 @@ def test_blocks_of_a_multiprocessor(registers: int, shared: int, threads: int, f
 
 def test_sizes_are_those_of_the_sources() -> None:
     cuda = REPO / "csrc" / "cuda"
-    blocks = f"kForwardBlocks = {FORWARD_BLOCKS}, kBackwardBlocks = {BACKWARD_BLOCKS};"
-    assert blocks in (cuda / "window_attention.cpp").read_text()
+    blocks = (f"kForwardBlocks = {FORWARD_BLOCKS}, ", f"kBackwardBlocks = {BACKWARD_BLOCKS};")
+    source = (cuda / "window_attention.cpp").read_text()
+    assert all(words in source for words in blocks)
     assert f"kTileWidth = {TILE}, kTileHeight = {TILE};" in (cuda / "fusion_loss_launch.h").read_text()
 
 
