@@ -67,7 +67,7 @@ def correct(result: dict[str, Any]) -> str:
 
 def kernel_times(results: dict[str, Any]) -> dict[tuple[str, ...], tuple[float, float]]:
     """Forward and backward ms of our kernels, by op, shape, type and shift."""
-    found = {}
+    found: dict[tuple[str, ...], tuple[float, float]] = {}
     for name in ("attention", "attention_batch", "loss"):
         for row in results.get(name, {"rows": []})["rows"]:
             if row["rival"] == "kernel" and row["status"] == "measured":

@@ -126,7 +126,7 @@ def with_palette(crop: Crop, palette: ndarray, curve: ndarray) -> Crop:
     """The same uptake through a tone curve and another palette; noise off the old palette goes with it."""
     assert crop.uptake is not None
     uptake = through(curve, crop.uptake)
-    strong = 2.0 if crop.strong > 1 else float(through(curve, np.float32(crop.strong)))
+    strong = 2.0 if crop.strong > 1 else float(through(curve, np.array(crop.strong, np.float32)))
     rgb = through(palette, uptake)
     return replace(crop, uptake=uptake, palette=palette, rgb=rgb, generated=None, strong=strong)
 
