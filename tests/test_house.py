@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("volume",),
     ("fuser", "view"),
     ("measure", "folders", "clinical"),
-    ("train", "report", "node", "cluster"),
+    ("train", "report", "node", "cluster", "plugin"),
     ("study",),
     ("commands",),
     ("cli",),

@@ -21,6 +21,7 @@ NEEDS = {
     "training": ("torch", "safetensors", "tensorboard"),
     "volumes": ("pydicom", "nibabel", "SimpleITK"),
     "viewer": ("pydicom", "nibabel", "SimpleITK"),
+    "programs": ("pydicom", "nibabel", "SimpleITK"),
     "node": ("pynetdicom",),
     "cluster": ("pydicom", "nibabel", "SimpleITK"),
     "README": ("pynetdicom",),
