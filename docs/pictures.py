@@ -1,7 +1,7 @@
 """The pictures of the pages, of a head that nobody has: python docs/pictures.py [NAME ...]
 
 Fuses synthetic volumes (benchmarks/synthetic_head.py), opens what the commands write in Chromium, and writes
-docs/NAME.png. Needs Chromium, playwright and the clinical and study extras.
+docs/NAME.png. Needs Chromium, playwright and the clinical and study extras; napari.png the napari extra.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -139,14 +140,55 @@ def report(shown: Any, made: dict[str, Path], folder: Path) -> None:
     keep(shown, "report")
 
 
+def sheet(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    """The contact sheet of fuse --preview; no browser."""
+    from PIL import Image as Pil
+
+    limits = ("--value-range-a", 0, 950, "--value-range-b", -100, 900, "--modality-b", "ct")
+    out = ("-o", folder / "s.nii", "--preview", DOCS / "sheet.png", "--quiet", "--overwrite")
+    run("fuse", made["mri"], made["ct"], *out, *limits)
+    picture = Pil.open(DOCS / "sheet.png").convert("RGB")
+    picture.quantize(COLOURS, dither=Pil.Dither.NONE).save(DOCS / "sheet.png", optimize=True)
+    print("docs/sheet.png")
+
+
+def napari(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    """The panel alone, as Qt draws it without a screen; in an environment with napari and a Qt."""
+    os.environ["QT_QPA_PLATFORM"] = "offscreen"
+    from napari.components import ViewerModel
+    from napari.qt import get_qapp
+
+    from mmif_trt.plugin.layers import sample_layers
+    from mmif_trt.plugin.widget import fuse_widget
+
+    app, viewer, panel = get_qapp(), ViewerModel(), fuse_widget()
+    for data, how, _ in sample_layers():
+        viewer.add_image(data, **how)
+    panel.mri.choices = panel.other.choices = list(viewer.layers)
+    panel.other.value = viewer.layers[1]
+    panel.native.resize(420, 260)
+    app.processEvents()
+    panel.native.grab().save(str(DOCS / "napari.png"))
+    print("docs/napari.png")
+
+
 Picture = Callable[[Any, dict[str, Path], Path], None]
-PICTURES: dict[str, Picture] = {"view": view, "registration": registration, "study": study, "report": report}
+PICTURES: dict[str, Picture] = {
+    "view": view,
+    "registration": registration,
+    "study": study,
+    "report": report,
+    "sheet": sheet,
+    "napari": napari,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; default: all")
-    names = parser.parse_args().names or list(PICTURES)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; default: all but napari"
+    )
+    names = parser.parse_args().names or [name for name in PICTURES if name != "napari"]
     with tempfile.TemporaryDirectory() as scratch, chromium.browser(*chromium.WEBGL) as started:
         made = volumes(Path(scratch))
         for name in names:

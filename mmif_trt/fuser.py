@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -99,9 +100,16 @@ class Fuser:
             label=label.of(a, b),
         )
 
-    def fuse_volumes(self, a: Image, b: Image, options: Options | None = None) -> Fused:
+    def fuse_volumes(
+        self,
+        a: Image,
+        b: Image,
+        options: Options | None = None,
+        on_slice: Callable[[int, int], object] = lambda done, slices: None,
+    ) -> Fused:
         """a: the MRI volume, b: CT, PET or SPECT in its own grid. options: `mmif_trt.volume.Options`; its
-        registration may also be a [4, 4] array or the path of a DICOM Spatial Registration.
+        registration may also be a [4, 4] array or the path of a DICOM Spatial Registration. on_slice: told
+        how many of how many slices are done.
 
         Raises InputError, see volume.fuse.
         """
@@ -109,7 +117,7 @@ class Fuser:
 
         options = options or volume.Options()
         options = replace(options, registration=_as_registration(options.registration, a, b))
-        return volume.fuse(self.runtime.infer, a, b, options, self.runtime.streams)
+        return volume.fuse(self.runtime.infer, a, b, options, self.runtime.streams, on_slice)
 
     def __call__(
         self,

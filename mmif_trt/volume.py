@@ -61,10 +61,17 @@ class Fused:
     record: dict[str, Any]
 
 
-def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1) -> Fused:
+def fuse(
+    infer: Network,
+    a: Image,
+    b: Image,
+    options: Options,
+    streams: int = 1,
+    on_slice: Callable[[int, int], object] = lambda done, slices: None,
+) -> Fused:
     """a: the MRI volume, grey. b: CT, PET or SPECT anywhere in the same space. streams: slices side by side.
 
-    infer: a runtime's, see runtimes. Raises InputError.
+    infer: a runtime's, see runtimes. on_slice: told how many of how many are done. Raises InputError.
     """
     a = _with_range(a, options.value_range_a, options.percentiles_a, "a")
     b = _with_range(b, options.value_range_b, options.percentiles_b, "b")
@@ -102,6 +109,7 @@ def fuse(infer: Network, a: Image, b: Image, options: Options, streams: int = 1)
     with ThreadPoolExecutor(max(1, streams)) as pool:
         for index, (y, out) in enumerate(pool.map(one, range(len(a_slices)))):
             luma_view[index], pixel_view[index] = y, out
+            on_slice(index + 1, len(a_slices))
     source = f"{a.source} + {b.source}"
     meaning: dict[str, Any] = {"modality": None, "units": None, "source": source, "sha256": ""}
     meaning["label"] = label.of(a, b)

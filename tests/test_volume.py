@@ -172,7 +172,10 @@ def test_limits_are_fixed_recorded_and_once_a_volume() -> None:
     assert how == "percentiles 1 and 99 of the volume"
     # A slice's own extremes must not matter: the same slice fuses to the same in another company.
     a, b = mri(), pet(affine_of(), SHAPE)
-    whole = mmif_trt.Fuser().fuse_volumes(a, b, volume.Options(plane="axial"))
+    told: list[tuple[int, int]] = []
+    on_slice = lambda done, slices: told.append((done, slices))  # noqa: E731
+    whole = mmif_trt.Fuser().fuse_volumes(a, b, volume.Options(plane="axial"), on_slice)
+    assert told == [(done, len(told)) for done in range(1, len(told) + 1)] and told, "each slice once"
     dimmer = replace(
         b, data=np.where(np.arange(24)[:, None, None] == 12, b.data, b.data / 3).astype(np.float32)
     )

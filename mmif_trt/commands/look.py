@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,22 @@ if TYPE_CHECKING:
     from mmif_trt.view.triple import Triple
 
 RECORD_KEYS = {"registration", "a", "b"}
+
+
+@contextmanager
+def steps(count: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal; yields what to call with the name of each step as it begins."""
+    from tqdm import tqdm
+
+    with tqdm(total=count, unit="step", disable=None, leave=False) as bar:
+        begun: list[str] = []
+
+        def begin(what: str) -> None:
+            bar.update(len(begun) - bar.n)
+            bar.set_postfix_str(what)
+            begun.append(what)
+
+        yield begin
 
 
 def save(path: str, triple: Triple, files: tuple[str, str, str], title: str | None = None) -> int:

@@ -59,7 +59,11 @@ def run(args: argparse.Namespace) -> int:
         [args.output],
         lambda path: overwriting.is_ours(path),
     )
-    size = look.save(args.output, _triple(args), (args.a, args.b, args.fused), args.title)
+    with look.steps(2) as step:
+        step("reading and placing")
+        triple = _triple(args)
+        step("writing")
+        size = look.save(args.output, triple, (args.a, args.b, args.fused), args.title)
     print(f"{args.output} ({size / 1e6:.1f} MB)")
     return 0
 

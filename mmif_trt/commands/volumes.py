@@ -76,7 +76,7 @@ def _begins_as_dicom(path: str) -> bool:
 def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int:
     """fuser: makes the Fuser, once the inputs are read. Exit code 0; what is wrong raises InputError."""
     from mmif_trt.clinical import outputs
-    from mmif_trt.clinical.case import Case, fuse, load
+    from mmif_trt.clinical.case import Case, load
     from mmif_trt.clinical.decoder import Decoder
     from mmif_trt.files import prove_writable
     from mmif_trt.io.which import Which
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
         return _fuse_pictures(args, loaded, fuser)
     if kind == "picture" and loaded.a.is_volume and len(loaded.a.data) > 1:
         outputs.refuse_picture(args.output)
-    fused = fuse(loaded, fuser())
+    fused = _fuse(loaded, fuser(), args.quiet)
     files = outputs.save(
         args.output, fused, loaded.a, loaded.b, burn_in=args.burn_in, deidentify=args.deidentify
     )
@@ -130,6 +130,19 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
         look.save(args.view, shown, (args.a, args.b, args.output))
     _summarise(args, fused)
     return 0
+
+
+def _fuse(loaded: Any, fuser: Any, quiet: bool) -> Any:
+    """With a bar over the slices, on a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(unit="slice", disable=True if quiet else None, leave=False) as bar:
+
+        def on_slice(done: int, slices: int) -> None:
+            bar.total = slices
+            bar.update(done - bar.n)
+
+        return fuser.fuse_volumes(loaded.a, loaded.b, loaded.options, on_slice)
 
 
 def _summarise(args: argparse.Namespace, fused: Any) -> None:

@@ -37,7 +37,8 @@ def image_of(layer: Any, modality: str | None = None) -> Image:
         data = np.ascontiguousarray(data[..., :3])  # napari's RGBA without its opacity
     if data.dtype.name not in DTYPE_RANGE:
         data = data.astype(np.float32)
-    limits = None if is_rgb else tuple(float(x) for x in layer.contrast_limits)
+    low, high = (float(x) for x in ((0, 255) if is_rgb else layer.contrast_limits))
+    limits = None if is_rgb else (low, high)
     matrix = _matrix(layer, sides)
     if sides == 2:
         pitch = tuple(float(x) for x in np.linalg.norm(matrix[:2, :2], axis=0))

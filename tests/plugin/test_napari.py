@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from importlib import resources
+import time
+from importlib import import_module, resources
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,9 +80,8 @@ def test_the_manifest_names_what_is_there() -> None:
     manifest = npe2.PluginManifest.from_file(str(path))
     assert [one.command for one in manifest.contributions.widgets] == ["mmif-trt.fuse"]
     for command in manifest.contributions.commands:
-        assert callable(
-            command.python_name and npe2._command_registry.import_python_name(command.python_name)
-        )
+        module, _, name = command.python_name.partition(":")
+        assert callable(getattr(import_module(module), name))
 
 
 def test_the_panel_adds_a_layer() -> None:
@@ -109,11 +109,11 @@ def test_the_panel_adds_a_layer() -> None:
     ended: list[bool] = []
     work = panel()
     work.finished.connect(lambda: ended.append(True))
-    for _ in range(3000):
+    for _ in range(6000):  # two minutes; a loaded machine needs some
         app.processEvents()
         if ended:
             break
-        work.await_workers(20) if hasattr(work, "await_workers") else None
+        time.sleep(0.02)
     assert ended and [one.name for one in viewer.layers] == ["mri", "pet", "mri + pet"]
     made = viewer.layers["mri + pet"]
     assert made.rgb and made.data.shape == (*SHAPE, 3)
