@@ -136,6 +136,8 @@ def null(count: int) -> dict[str, Any]:
         done[0], cpu, start = 0, time.process_time(), time.perf_counter()
         driver.run(range(count))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    if done[0] != count:
+        raise SystemExit(f"{done[0]} of {count} empty cases came back: the workers do not start")
     return {
         "cases": count,
         "clock_ms_per_case": round(1e3 * seconds / count, 3),
@@ -187,11 +189,14 @@ def main() -> None:
     parser.add_argument("--null", type=int, default=10_000)
     parser.add_argument("--json", type=Path, default=RESULT)
     args = parser.parse_args()
-    os.environ.update(report.environment())
+    here = str(Path(__file__).resolve().parent)  # the workers know `Null` by its module's name
+    os.environ["PYTHONPATH"] = os.pathsep.join([report.environment()["PYTHONPATH"], here])
     args.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"conditions": report.conditions()}
     result["volumes"] = volumes(args.out, args.templates, args.volumes, args.rounds)
-    result["null"] = null(args.null)
+    from bench_cluster import null as by_name  # not of __main__
+
+    result["null"] = by_name(args.null)
     result["load_average_end"] = report.load_average()
     report.write_json(args.json, result)
     print(json.dumps(result, indent=1))
