@@ -95,6 +95,96 @@ def test_a_removed_node_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fused(out) == site.made
 
 
+SPACE, LINK, HEAD, FAR = "mmif-far", "mmif-near", "10.98.76.1", "10.98.76.2"
+
+
+@contextlib.contextmanager
+def far_place() -> Iterator[list[str]]:
+    """A network namespace at the end of a link; what runs a command in it."""
+    if os.getuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and ip (apt-get install iproute2)")
+
+    def ip(*words: str, check: bool = True) -> None:
+        subprocess.run(["ip", *words], check=check, capture_output=True)
+
+    ip("netns", "del", SPACE, check=False)
+    try:
+        ip("netns", "add", SPACE)
+        ip("link", "add", LINK, "type", "veth", "peer", "name", "mmif-end", "netns", SPACE)
+        ip("addr", "add", f"{HEAD}/30", "dev", LINK)
+        ip("link", "set", LINK, "up")
+        ip("-n", SPACE, "addr", "add", f"{FAR}/30", "dev", "mmif-end")
+        for device in ("mmif-end", "lo"):
+            ip("-n", SPACE, "link", "set", device, "up")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespace may be made here ({error.stderr.decode().strip()})")
+    try:
+        yield ["ip", "netns", "exec", SPACE]
+    finally:
+        ip("link", "del", LINK, check=False)
+        ip("netns", "del", SPACE, check=False)
+
+
+@contextlib.contextmanager
+def ray_node(before: list[str], *options: str) -> Iterator[None]:
+    """`ray start --block`, its processes in a session of their own."""
+    program = str(Path(sys.executable).parent / "ray")
+    command = [*before, program, "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options]
+    node = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.wait(20)
+
+
+def test_a_cut_line_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The far worker goes on with its case after the line was cut, and writes it, on a file system that both
+    see; its node counts as dead, and the near worker makes the case too: the same bytes."""
+    health = {"period_ms": "500", "timeout_ms": "500", "initial_delay_ms": "0", "failure_threshold": "4"}
+    said = {**QUIET, **{f"RAY_health_check_{name}": value for name, value in health.items()}}
+    token = os.environ.get("RAY_AUTH_TOKEN", "0" * 64)
+    for name, value in {**said, "PYTHONPATH": str(REPO), "RAY_AUTH_TOKEN": token}.items():
+        monkeypatch.setenv(name, value)
+    site, out = sites.make(tmp_path / "site", CASES), tmp_path / "out"
+    address = f"{HEAD}:{free_port()}"
+    head = ["--head", f"--node-ip-address={HEAD}", f"--port={address.rpartition(':')[2]}"]
+    head += ["--include-dashboard=false", "--temp-dir=/tmp/mmif-cut"]
+    with far_place() as inside, ray_node([], *head), contextlib.ExitStack() as ends:
+        ray = ends.enter_context(connected_in_time(address, Size(2)))
+        try:
+            ends.enter_context(ray_node(inside, f"--address={address}", f"--node-ip-address={FAR}"))
+            until(lambda: sum(n["Alive"] for n in ray.nodes()) == 2)
+
+            def strike(engine: RayEngine) -> None:
+                subprocess.run(["ip", "link", "set", LINK, "down"], check=True)
+
+            settled = carried(ray, str(site.plan), str(out), 2, 12, strike)
+            until(lambda: sum(n["Alive"] for n in ray.nodes()) == 1)
+        finally:
+            shutil.rmtree("/tmp/mmif-cut", ignore_errors=True)
+    assert len({x.name for x in settled}) == len(settled) == CASES + 1
+    assert fused(out) == site.made
+
+
+@contextlib.contextmanager
+def connected_in_time(address: str, size: Size) -> Iterator[Any]:
+    """As soon as the head answers."""
+    host, port = address.split(":")
+    until(lambda: answers(host, int(port)))
+    with connected(address, size) as ray:
+        yield ray
+
+
+def answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
 @pytest.fixture
 def seaweed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a bucket on a real S3 server of this machine."""
