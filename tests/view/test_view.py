@@ -229,17 +229,35 @@ def pixels_of(shown: Any, pane: str) -> np.ndarray:
     return np.asarray(Pil.open(bytes_io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-def test_the_page_in_a_browser(fused: tuple[Path, Path, Path]) -> None:
+@pytest.fixture(scope="module")
+def moved(fused: tuple[Path, Path, Path]) -> Path:
+    """The page of the same, where the PET's header lies 8 mm off and the record says so."""
+    a, b, out = fused
+    off, matrix = AFFINE.copy(), np.eye(4)
+    off[0, 3] += 8
+    matrix[0, 3] = 8
+    write_nifti(out.with_name("off.nii"), uptake(grid(AFFINE, SHAPE)) / 100, off)
+    record = json.loads(out.with_name("record.json").read_text())
+    record["registration"] |= {"registration": "rigid", "matrix": matrix.tolist(), "shift_mm": 8.0}
+    (out.with_name("moved.json")).write_text(json.dumps(record))
+    paths = [a, out.with_name("off.nii"), out, "--report", out.with_name("moved.json")]
+    page_path = out.with_name("moved.html")
+    assert main(["view", *map(str, paths), "--modality-b", "pet", "-o", str(page_path)]) == 0
+    return page_path
+
+
+def test_the_page_in_a_browser(fused: tuple[Path, Path, Path], moved: Path) -> None:
     a, b, out = fused
     with browser(*WEBGL) as chromium:
         context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
-        shown, wrong, asked = opened(context, out.with_name("fused.html"))
+        shown, wrong, asked = opened(context, moved)
         check_accessible(shown, "view")
         check_not_clipped(shown, "view")
         check_values(shown, a, b, out)
         check_places(shown)
         check_pointer(shown)
         check_comparison(shown)
+        check_before(shown, b)
         assert not wrong and len(asked) == 1 and asked[0].startswith("file:"), (wrong, asked)
 
 
@@ -349,27 +367,62 @@ def check_comparison(shown: Any) -> None:
     assert shown.input_value("#mode") == "overlay"
 
 
-def test_pictures_and_a_browser_without_webgl(tmp_path: Path) -> None:
+def check_before(shown: Any, b: Path) -> None:
+    """One key shows B where its header has it, two voxels to the patient's right, and back."""
+    shown.keyboard.press("Home")
+    shown.hover("h1")
+    pet = triple._turned(io.read(b)).data
+    for state, x in (("before", 20 - 2), ("after", 20)):
+        shown.keyboard.press("r")
+        shown.wait_for_function(f"document.getElementById('b-state').textContent.includes('{state}')")
+        settled(shown)
+        said = values_of(shown)["B before" if state == "before" else "B"]
+        assert float(said) == pytest.approx(pet[18, 24, x], abs=0.02), state
+    assert "8 mm" in shown.inner_text("#side")
+
+
+def test_a_page_of_pictures_beside_their_fusion(tmp_path: Path, capsys: Any) -> None:
     rng = np.random.default_rng(0)
-    a = rng.integers(0, 255, (40, 60), np.uint8)
-    coloured = rng.integers(0, 255, (40, 60, 3), np.uint8)
-    for name, data in (("a", a), ("b", coloured), ("f", coloured[::-1])):
-        io.write(tmp_path / f"{name}.png", Image(np.ascontiguousarray(data)))
-    paths = [str(tmp_path / f"{name}.png") for name in "abf"]
-    assert main(["view", *paths, "-o", str(tmp_path / "v.html"), "--title", NASTY]) == 0
+    for name, shape in (("a", (40, 60)), ("b", (40, 60, 3))):
+        io.write(tmp_path / f"{name}.png", Image(rng.integers(0, 255, shape, np.uint8)))
+    files = [str(tmp_path / f"{name}.png") for name in "ab"]
+    page_path = tmp_path / "v.html"
+    assert main(["fuse", *files, "-o", str(tmp_path / "f.png"), "--view", str(page_path), "--quiet"]) == 0
+    assert data_of(page_path)["shape"] == [60, 40, 1] and not data_of(page_path)["isVolume"]
+    folder = str(tmp_path)
+    assert main(["fuse", folder, folder, "-o", str(tmp_path / "o"), "--view", str(page_path)]) == 2
+    assert "expected two files" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_pictures_in_a_browser(tmp_path: Path) -> None:
+    made_pictures(tmp_path)
+    coloured = io.read(tmp_path / "f.png").data
     with browser(*WEBGL) as chromium:
         context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
         shown, wrong, _ = opened(context, tmp_path / "v.html")
         assert shown.inner_text("h1") == NASTY
         values = values_of(shown)
-        assert values["Pixel"] == "row 20, column 31" and values["A"] == str(a[19, 30])
-        assert values["Fused"] == ", ".join(map(str, coloured[::-1][19, 30]))
+        assert values["Pixel"] == "row 20, column 31"
+        assert values["A"] == str(io.read(tmp_path / "a.png").data[19, 30])
+        assert values["Fused"] == ", ".join(map(str, coloured[19, 30]))
         check_accessible(shown, "picture")
         assert not wrong
+
+
+def made_pictures(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (40, 60)), ("b", (40, 60, 3)), ("f", (40, 60, 3))):
+        io.write(folder / f"{name}.png", Image(rng.integers(0, 255, shape, np.uint8)))
+    paths = [str(folder / f"{name}.png") for name in "abf"]
+    assert main(["view", *paths, "-o", str(folder / "v.html"), "--title", NASTY]) == 0
+
+
+def test_a_browser_without_webgl_is_told_what_is_expected(tmp_path: Path) -> None:
+    made_pictures(tmp_path)
     with browser("--disable-3d-apis") as chromium:
         shown, _ = watched(chromium.new_context())
         shown.goto((tmp_path / "v.html").as_uri())
         shown.wait_for_selector("#busy.wrong")
-        assert "WebGL 2" in shown.inner_text("[role=alert]") and "Expected" in shown.inner_text(
-            "[role=alert]"
-        )
+        said = shown.inner_text("[role=alert]")
+        assert "WebGL 2" in said and "Expected" in said
