@@ -68,6 +68,8 @@ class Fusing:
     def _try(self, name: str, case: Case, stop: Stop) -> bool:
         start = time.monotonic()
         before = self.spool.sent_before(name)
+        if not self._is_ready(stop):
+            return False
         try:
             self.spool.mark_try(name, "node")
             result = self.spool.scratch(name)
@@ -103,6 +105,20 @@ class Fusing:
         for mark in before:
             log.warning("case %s replaces %s, which the PACS has: both are there", name, mark.name)
         return True
+
+    def _is_ready(self, stop: Stop) -> bool:
+        """Whether the process has loaded the network: a death until then is not the case's."""
+        try:
+            answer = self._child.ask({"ready": True}, self.settings.study_s, lambda: stop.reason)
+        except InterruptedError:
+            return False
+        except (EOFError, TimeoutError, ValueError):
+            self.counters.add("worker_deaths_total")
+            log.error("the process that fuses ended while it was starting (--max-fusion-mb?)")
+            return False
+        if answer["outcome"] != DONE:
+            log.error("the process that fuses cannot start: %s", answer["message"])
+        return bool(answer["outcome"] == DONE)
 
     def _ask(
         self, name: str, case: Case, result: Path, before: list[Path], stop: Stop

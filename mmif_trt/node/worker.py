@@ -55,7 +55,9 @@ def main() -> None:
         outcome, message = DONE, ""
         try:
             prepare()
-            worker[0].make(json.loads(line))
+            request = json.loads(line)
+            if "ready" not in request:
+                worker[0].make(request)
         except OutputError as error:
             cause = error.__cause__ or error
             why = getattr(cause, "strerror", None) or type(cause).__name__

@@ -120,6 +120,8 @@ def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
     spool, counters, asked = Spool(tmp_path), Counters(), list[str]()
 
     def ask(self: Child, request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        if "ready" in request:
+            return {"outcome": "done", "message": ""}
         asked.append(request["a"][0])
         if request["a"][0] == "poison":
             raise EOFError
@@ -144,6 +146,28 @@ def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
         spool.mark_try(spool.name(cases[0]), "node")
     assert fusing(Spool(tmp_path), counters).study(None, tmp_path / "s", Stop())  # type: ignore[arg-type]
     assert "deadly" not in asked and spool.gauges()["cases_set_aside"] == 2
+
+
+@pytest.mark.parametrize("answer", [EOFError, {"outcome": "failed", "message": "no weights"}])
+def test_a_death_before_the_network_is_loaded_is_not_the_case_s(
+    answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was killed thrice while its process was starting set the study aside."""
+
+    def ask(self: Child, request: dict[str, Any], *_: Any) -> Any:
+        assert "ready" in request
+        if isinstance(answer, dict):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(Child, "ask", ask)
+    case = Case("case", ("a",), ())
+    monkeypatch.setattr(Spool, "cases", lambda self, *_: ([case], []))
+    spool = Spool(tmp_path)
+    for _ in range(NODE_DEATHS + 1):
+        assert not fusing(spool, Counters()).study(None, tmp_path, Stop())  # type: ignore[arg-type]
+    assert spool.tries(spool.name(case)) == {"worker": 0, "node": 0}
+    assert spool.state(spool.name(case)) == "new"
 
 
 def test_a_stop_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

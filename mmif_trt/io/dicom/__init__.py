@@ -121,6 +121,17 @@ def _sum(image: Image, sums: dict[str, str]) -> str:
 
 
 def _chosen(datasets: list[Any], name: str, which: Which) -> Image:
+    try:
+        chosen, notes = _images(datasets, name, which)
+    except InputError:
+        raise
+    except Exception as error:  # pydicom raises whatever the bytes lead it to
+        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a valid series") from None
+    image = series(chosen, name, which)
+    return replace(image, notes=(*image.notes, *notes))
+
+
+def _images(datasets: list[Any], name: str, which: Which) -> tuple[list[Any], tuple[str, ...]]:
     if which.series:
         chosen = [dataset for dataset in datasets if objects.wanted(dataset, which.series)]
         if not chosen:
@@ -128,9 +139,7 @@ def _chosen(datasets: list[Any], name: str, which: Which) -> Image:
             raise InputError(f"{name}: no series {which.series!r}; expected one of: {there}")
     else:
         chosen = datasets
-    chosen, notes = objects.images(chosen, name)
-    image = series(chosen, name, which)
-    return replace(image, notes=(*image.notes, *notes))
+    return objects.images(chosen, name)
 
 
 def begins_as_dicom(path: str) -> bool:
