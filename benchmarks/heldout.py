@@ -1,0 +1,175 @@
+"""Weights chosen on training cases: one row per set for each checkpoint, on cases that its training left out.
+
+    python benchmarks/heldout.py score --data HARVARD NAME=CHECKPOINT [NAME=0.5*CHECKPOINT+0.5*OTHER ...]
+    python benchmarks/heldout.py table
+
+HARVARD holds SET/train/{mri,ct|pet|spect}/NAME.png. A checkpoint is one of train/fusion.py (its running
+average) or a released .safetensors; a weighted sum of several is a network of interpolated weights. The
+validation cases are for the end and are not read here. Rows of other names stay in --out
+(benchmarks/results/heldout.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lesions import rounded
+from quality import REPO, SETS, commit
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmif_trt import io
+from mmif_trt.files import write_atomic
+from mmif_trt.image import Image, InputError
+from mmif_trt.measure.baselines import PICTURES, Fuse
+from mmif_trt.measure.fidelity import fidelity
+from mmif_trt.measure.lesions import read, summarise
+from mmif_trt.measure.metrics import RANKED, all_metrics
+from mmif_trt.measure.planting import Planted, plant
+from mmif_trt.measure.scores import as_8_bit, luma_8_bit
+from mmif_trt.models.lagn import LAGN, LAGNConfig
+from mmif_trt.stages.colour import luma, recombine
+from mmif_trt.train.data import case
+
+CASES = {"mri-ct": ("case34", "case37"), "mri-pet": ("case25",), "mri-spect": ("case15", "case40")}
+PAIRS, PER_KIND = 14, 40  # of a set; lesions of a kind
+END_SLICES = {"mri-pet": 8}  # of a case at either end, almost empty
+
+
+def weights(told: str) -> dict[str, Tensor]:
+    """The tensors of "FILE", or of "0.25*FILE+0.75*FILE". Raises InputError."""
+    total: dict[str, Tensor] = {}
+    for term in told.split("+"):
+        factor, _, path = term.rpartition("*")
+        try:
+            share, tensors = float(factor or 1), load_file(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{term}: {error}; expected FILE.safetensors, or NUMBER*FILE") from error
+        averages = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+        for key, value in (averages or tensors).items():
+            total[key] = total[key] + share * value if key in total else share * value
+    return total
+
+
+def fuse_of(told: str) -> Fuse:
+    """A network of these weights in FP32, fusing pictures whose sides are multiples of its windows."""
+    model = LAGN(LAGNConfig())
+    model.load_state_dict(weights(told))
+    model.eval()
+
+    def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        mri, other = a.astype(np.float32) / 255, b.astype(np.float32) / 255
+        grey = other if b.ndim == 2 else luma(other)
+        with torch.inference_mode():
+            y = model(*(torch.from_numpy(np.ascontiguousarray(x))[None, None] for x in (mri, grey)))[0, 0]
+        fused = y.numpy() if b.ndim == 2 else recombine(y.numpy(), other)
+        return np.rint(255 * np.clip(fused, 0, 1)).astype(np.uint8)
+
+    return fuse
+
+
+def planted_of(data: Path, name: str) -> list[Planted]:
+    """PAIRS evenly spaced pairs of the set's held-out cases, with lesions."""
+    folder, kind = data / name / "train", name.removeprefix("mri-")
+    stems = sorted(p.stem for p in (folder / "mri").glob("*.png") if case(p.stem) in CASES[name])
+    if not stems:
+        raise InputError(f"{folder}: none of {', '.join(CASES[name])}; expected the cases held out")
+    ends = END_SLICES.get(name, 0)
+    stems = stems[ends : len(stems) - ends]
+    pairs = []
+    for i in np.linspace(0, len(stems) - 1, PAIRS).round().astype(int):
+        a, b = (io.read(folder / x / f"{stems[i]}.png") for x in ("mri", kind))
+        pairs.append((stems[i], luma_8_bit(a).astype(np.uint8), as_8_bit(b)))
+    return plant(pairs, kind, per_kind=PER_KIND)
+
+
+def row(fuse: Fuse, planted: Sequence[Planted]) -> dict[str, Any]:
+    """Lesions, what a reader needs and the eight measures of published tables: means over the pairs."""
+    kept, needs, published = [], [], []
+    for one in planted:
+        fused = fuse(one.a, one.b)
+        kept += read(one, fused, [fuse(a, b) for a, b in one.scenes])
+        needs.append(fidelity(one.a, one.b, fused, one.modality, one.palette))
+        published.append(all_metrics(*(luma_of(x) for x in (one.a, one.b, fused))))
+    total = summarise(kept)
+    out: dict[str, Any] = {"lesions": total.mean, "worst": total.worst, "lost": total.lost}
+    out |= {key: float(np.nanmean([x[key] for x in needs])) for key in needs[0]}
+    out |= {key: float(np.nanmean([x[key] for x in published])) for key in RANKED}
+    rows = {key: rounded(value) for key, value in out.items()}
+    return rows | {"share": {kind: rounded(share) for kind, share in total.share.items()}}
+
+
+def luma_of(picture: np.ndarray) -> np.ndarray:
+    return luma_8_bit(Image(picture))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """{"cases": {set: [...]}, "rows": {name: {"commit", "weights", set: {measure: mean}}}}."""
+    if not path.exists():
+        return {"cases": {name: list(cases) for name, cases in CASES.items()}, "rows": {}}
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report
+
+
+def score(args: argparse.Namespace) -> None:
+    methods = {"max": PICTURES["max"]}
+    for told in args.networks:
+        name, _, files = told.partition("=")
+        if not files:
+            raise InputError(f"{told}: expected NAME=CHECKPOINT")
+        methods[name] = fuse_of(files)
+    report = load(args.out)
+    for name in SETS:
+        planted = planted_of(args.data, name)
+        for method, fuse in methods.items():
+            report["rows"].setdefault(method, {})[name] = row(fuse, planted)
+            report["rows"][method]["commit"] = commit()
+            write_atomic(args.out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+
+
+def show(args: argparse.Namespace) -> None:
+    """One line per set and method: lesions, needs, and which of the eight it wins over the maximum."""
+    rows = load(args.out)["rows"]
+    for name in SETS:
+        for method, sets in rows.items():
+            if name not in sets:
+                continue
+            values = sets[name]
+            wins = [key for key in RANKED if values[key] > rows["max"][name][key]]
+            cells = [f"{k} {v:.3f}" for k, v in values.items() if isinstance(v, float)]
+            print(f"{name} {method}: {', '.join(cells)}; {len(wins)} over the maximum: {' '.join(wins)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--out", type=Path, default=REPO / "benchmarks/results/heldout.json", metavar="JSON")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("score", parents=[shared], help="measure networks and the maximum")
+    one.add_argument("--data", type=Path, required=True, metavar="HARVARD")
+    one.add_argument("networks", nargs="+", metavar="NAME=CHECKPOINT")
+    one.add_argument("--threads", type=int, default=1)
+    one.set_defaults(run=score)
+    page = commands.add_parser("table", parents=[shared], help="print all rows")
+    page.set_defaults(run=show)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(getattr(args, "threads", 1))
+    try:
+        args.run(args)
+    except (InputError, OSError) as error:
+        print(f"heldout: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""The benchmark that chooses weights on training cases: mixed weights, the cases held out, and its rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scenery
+from conftest import REPO
+
+from mmif_trt import io, weights
+from mmif_trt.image import Image
+
+sys.path.insert(0, str(REPO / "benchmarks"))
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+heldout = pytest.importorskip("heldout")
+RELEASED = str(weights.verified_path("lagn", "safetensors"))
+
+
+def test_weights_are_mixed_in_the_shares_told(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    released = heldout.weights(RELEASED)
+    save_file({f"average.{k}": 3 * v for k, v in released.items()}, tmp_path / "c.safetensors")
+    mixed = heldout.weights(f"0.25*{RELEASED}+0.75*{tmp_path}/c.safetensors")
+    assert mixed.keys() == released.keys()
+    for key, value in released.items():
+        torch.testing.assert_close(mixed[key], 2.5 * value)
+
+
+def test_a_row_is_of_the_held_out_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("case34_1", "case37_1", "case20_1")):
+        for kind, pixels in (("mri", scenery.mri(number)), ("ct", scenery.ct(number))):
+            folder = tmp_path / "data/mri-ct/train" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            io.write(folder / f"{name}.png", Image(pixels), durable=False)
+    for name, value in (("SETS", ("mri-ct",)), ("PAIRS", 2), ("PER_KIND", 1)):
+        monkeypatch.setattr(heldout, name, value)
+    assert {one.name for one in heldout.planted_of(tmp_path / "data", "mri-ct")} == {"case34_1", "case37_1"}
+    out = ["--out", str(tmp_path / "rows.json")]
+    assert heldout.main(["score", "--data", str(tmp_path / "data"), f"ours={RELEASED}", *out]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert rows.keys() == {"max", "ours"} and rows["max"]["mri-ct"] != rows["ours"]["mri-ct"]
+    assert np.isfinite([rows["ours"]["mri-ct"][key] for key in ("lesions", "soft", "SSIM2")]).all()
+    assert heldout.main(["table", *out]) == 0 and "over the maximum" in capsys.readouterr().out
+    (tmp_path / "data/mri-ct/train/mri/case34_1.png").unlink()
+    (tmp_path / "data/mri-ct/train/mri/case37_1.png").unlink()
+    assert heldout.main(["score", "--data", str(tmp_path / "data"), f"ours={RELEASED}", *out]) == 2
+    assert "expected the cases held out" in capsys.readouterr().err
