@@ -86,18 +86,17 @@ $(RUNS)/generated/train.safetensors: .venv/done
 		--diffusion $(RUNS)/diffusion/checkpoint.safetensors
 
 WITH_DIFFUSION = --generated $(RUNS)/generated/train.safetensors --predictability 4 --generated-fused 0.2
-# What the last four stages hold: lesions, uptake, colour; half of their crops are as of other scanners.
+# What the stages after the second hold: lesions, uptake, colour; half of their crops are as of other scanners.
 FAITHFUL = --generated $(RUNS)/generated/train.safetensors --predictability 4 --precision fp32 --crop-px 96 \
 	--batch-size 4 --randomised 0.5 --detail-pet 0 --detail-spect 0 --bone-ct 1 --edge 1 --edge-ct 1.4 \
 	--complement-ct 0.3
-# The last stage: all terms at once and longest, the forward pass in bfloat16; every second crop is of CT.
-READER = --predictability 4 --crop-px 96 --batch-size 4 --turns ct pet ct spect --randomised 0.5 --steps 4600 \
-	--learning-rate 1.2e-3 --seed 21 --rounding 8 --flat 3 --edge 1 --edge-ct 2.2 --complement 3 --complement-ct 0.3 \
-	--detail-pet 0 --detail-spect 0 --structure-ct 2.5 --bone-ct 40 --soft-ct 6 --activity-ct 3 --likeness-ct 2 \
-	--likeness-pet 0.5 --likeness-spect 0.5 --uptake-detail-pet 0.8 --uptake-detail-spect 0.9 --colour-pet 8 \
-	--colour-spect 6 --outside-pet 200 --outside-spect 200 --lesions-ct 5 --lesions-pet 3 --lesions-spect 2.5 \
-	--lesion-gain-ct 1.5
-# The second stage and three of the last four bring bfloat16, as the CPU runs it, to within a level of FP32.
+# The last three: all terms at once, the forward pass in bfloat16; every second crop is of CT.
+READER = --generated $(RUNS)/generated/train.safetensors --predictability 4 --crop-px 96 --batch-size 4 \
+	--turns ct pet ct spect --randomised 0.5 --flat 3 --edge 1 --edge-ct 2.2 --complement 3 --complement-ct 0.3 \
+	--detail-pet 0 --detail-spect 0 --structure-ct 2.5 --soft-ct 6 --likeness-ct 2 --likeness-pet 0.5 \
+	--likeness-spect 0.5 --uptake-detail-spect 0.9 --colour-spect 6 --outside-pet 200 --outside-spect 200 \
+	--lesions-ct 5 --lesions-spect 2.5 --lesion-gain-ct 1.5
+# All but the first and the third bring bfloat16, as the CPU runs it, nearer to FP32; the last to within a level.
 train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/rounded $(WITH_DIFFUSION) \
@@ -114,8 +113,15 @@ train-all: $(RUNS)/generated/train.safetensors
 		--init $(RUNS)/balanced/checkpoint.safetensors --steps 220 --learning-rate 8e-4 --seed 2 --soft-ct 2 \
 		--activity-ct 0.7 --complement 1.4 --uptake-detail-pet 0.9 --uptake-detail-spect 0.9 --colour-pet 7 --colour-spect 5 \
 		--structure-ct 4 --lesions-ct 2.4 --lesions-pet 1.3 --lesions-spect 1.3
-	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/released $(READER) \
-		--generated $(RUNS)/generated/train.safetensors --init $(RUNS)/coloured/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/reader $(READER) --rounding 8 \
+		--init $(RUNS)/coloured/checkpoint.safetensors --steps 4600 --learning-rate 1.2e-3 --seed 21 --bone-ct 40 \
+		--activity-ct 3 --colour-pet 8 --lesions-pet 3 --uptake-detail-pet 0.8
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/settled $(READER) --rounding 16 \
+		--init $(RUNS)/reader/checkpoint.safetensors --steps 600 --learning-rate 6e-4 --seed 22 --bone-ct 90 \
+		--activity-ct 6 --colour-pet 11 --lesions-pet 3 --uptake-detail-pet 0.8
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/released $(READER) --rounding 40 \
+		--init $(RUNS)/settled/checkpoint.safetensors --steps 320 --learning-rate 5e-4 --seed 23 --bone-ct 150 \
+		--activity-ct 10 --colour-pet 9 --lesions-pet 4.5 --uptake-detail-pet 1.2
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
