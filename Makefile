@@ -90,7 +90,7 @@ WITH_DIFFUSION = --generated $(RUNS)/generated/train.safetensors --predictabilit
 FAITHFUL = --generated $(RUNS)/generated/train.safetensors --predictability 4 --precision fp32 --crop-px 96 \
 	--batch-size 4 --randomised 0.5 --detail-pet 0 --detail-spect 0 --bone-ct 1 --edge 1 --edge-ct 1.4 \
 	--complement-ct 0.3
-# The last three: all terms at once, the forward pass in bfloat16; every second crop is of CT.
+# The last four: all terms at once, the forward pass in bfloat16; every second crop is of CT.
 READER = --generated $(RUNS)/generated/train.safetensors --predictability 4 --crop-px 96 --batch-size 4 \
 	--turns ct pet ct spect --randomised 0.5 --flat 3 --edge 1 --edge-ct 2.2 --complement 3 --complement-ct 0.3 \
 	--detail-pet 0 --detail-spect 0 --structure-ct 2.5 --soft-ct 6 --likeness-ct 2 --likeness-pet 0.5 \
@@ -119,9 +119,16 @@ train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/settled $(READER) --rounding 16 \
 		--init $(RUNS)/reader/checkpoint.safetensors --steps 600 --learning-rate 6e-4 --seed 22 --bone-ct 90 \
 		--activity-ct 6 --colour-pet 11 --lesions-pet 3 --uptake-detail-pet 0.8
-	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/released $(READER) --rounding 40 \
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/firm $(READER) --rounding 40 \
 		--init $(RUNS)/settled/checkpoint.safetensors --steps 320 --learning-rate 5e-4 --seed 23 --bone-ct 150 \
 		--activity-ct 10 --colour-pet 9 --lesions-pet 4.5 --uptake-detail-pet 1.2
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/between 0.3=$(RUNS)/settled/checkpoint.safetensors \
+		0.7=$(RUNS)/firm/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/exact $(READER) --rounding 250 \
+		--init $(RUNS)/between/checkpoint.safetensors --steps 200 --learning-rate 4e-4 --seed 24 --bone-ct 150 \
+		--activity-ct 10 --colour-pet 10 --lesions-pet 4.5 --uptake-detail-pet 1.2
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/released 0.4=$(RUNS)/between/checkpoint.safetensors \
+		0.6=$(RUNS)/exact/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
