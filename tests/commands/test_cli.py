@@ -207,8 +207,7 @@ def test_bad_pairs_are_told_and_the_rest_go_on(tmp_path: Path) -> None:
     assert set(pixels(out)) == {"p000.png", "p001.png", "zero.png", "flat.png", "opaque.png"}
     assert not io.read(out / "zero.png").data.any()
     flat = io.read(out / "flat.png").data.astype(int)
-    # No patient's slice is flat: these weights lift such a pair by 20 to 40 levels, and keep it flat.
-    assert np.ptp(flat) <= 10 and np.abs(flat - 90).max() <= 48
+    assert np.abs(flat - 90).max() <= 8  # training asks it of flat pairs; 2 with these weights
 
 
 def test_usage_errors_write_nothing(tmp_path: Path) -> None:
