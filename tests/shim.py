@@ -1,6 +1,7 @@
 """What `mmif-trt`, `python`, `make`, `pip` and `torchrun` are while a page's commands run: see pages.py.
 
 Commands run for real where that takes seconds. A server is started, asked once whether it serves, and ended;
+of an archive the command line is read;
 a training prints its configuration; an installation and a make target are looked up, not made.
 """
 
@@ -34,10 +35,27 @@ def mmif_trt(args: list[str]) -> int:
     program = [sys.executable, "-m", "mmif_trt"]
     if args[:1] == ["node"]:
         return node(program, args)
+    if args[0] in ("fetch", "store"):
+        return archive(args)
     if args[:1] == ["study"] and args[1] in ("demo", "serve"):
         quiet = ["--no-browser"] if args[1] == "demo" else []
         return until_it_says("serving", [*program, *args, *quiet, "--port", str(free_port())])
     return run(*program, *args)
+
+
+def archive(args: list[str]) -> int:
+    """There is no PACS here: the command line is read, and what `fetch` would bring is made."""
+    sys.path[:0] = [str(REPO), str(REPO / "tests")]
+    import phantoms
+
+    from mmif_trt.cli import _parser
+
+    given = _parser().parse_args(args)
+    if args[0] == "fetch":
+        affine = phantoms.affine_of(shape=(4, 20, 20), spacing=(5.0, 6.0, 6.0))
+        phantoms.write_mr(given.output / "mr", affine, (4, 20, 20), SeriesInstanceUID="1.2.3")
+        phantoms.write_pet(given.output / "pt", affine, (4, 20, 20), SeriesInstanceUID="1.2.4")
+    return 0
 
 
 def until_it_says(word: str, command: list[str]) -> int:
