@@ -218,6 +218,17 @@ def test_the_loss_wants_the_lesion_as_its_source_shows_it() -> None:
     assert costs[0] > 0.05 and costs[0] > costs[1] > costs[2] and costs[2] == pytest.approx(0, abs=2e-3)
 
 
+def test_lesions_that_the_source_just_shows_count_most() -> None:
+    a = tensor(0.4 + 0.1 * smooth(60, side=80)).repeat(6, 1, 1, 1)
+    spot = torch.from_numpy(lesions.shape(np.random.default_rng(0)))
+    for index, contrast in enumerate((0.003, 0.05, 0.5)):
+        a[3 + index, 0, 26:55, 26:55] += contrast * spot
+    grey = a.expand(-1, 3, -1, -1)
+    _, counts = lesions.lesion_loss(grey, a, grey, [lesions.Site(i, 40, 40, "a") for i in range(3)])
+    assert counts.mean().item() == pytest.approx(1)
+    assert counts[1] > 3 * counts[0] and counts[1] > 3 * counts[2]
+
+
 def test_a_lesion_that_the_other_modality_explains_counts_less() -> None:
     a, b = (tensor(smooth(seed, side=80)).repeat(4, 1, 1, 1) for seed in (50, 51))
     a[2:, 0, 20:29, 20:29] = 1
