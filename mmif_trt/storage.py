@@ -37,6 +37,14 @@ class Folder:
         """Raises FileNotFoundError, another OSError or InputError."""
         return read_regular(self.root / name)
 
+    def read_many(self, names: list[str]) -> Iterator[bytes | None]:
+        """Each whole, None for what cannot be read."""
+        for name in names:
+            try:
+                yield self.read(name)
+            except (OSError, InputError):
+                yield None
+
     def holds(self, name: str) -> bool:
         return (self.root / name).exists()
 
@@ -105,6 +113,13 @@ class Bucket:
     def read(self, name: str) -> bytes:
         data: bytes = self.files.cat_file(self.where(name))
         return data
+
+    def read_many(self, names: list[str]) -> Iterator[bytes | None]:
+        """Many requests at once."""
+        ends: list[Any] = [None] * len(names)
+        urls, starts = [self.where(name) for name in names], [0] * len(names)
+        for data in self.files.cat_ranges(urls, starts, ends, on_error="return") if names else ():
+            yield data if isinstance(data, bytes) else None
 
     def holds(self, name: str) -> bool:
         return bool(self.files.exists(self.where(name)))

@@ -25,6 +25,7 @@ from mmif_trt.volume import Options
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
 LAYOUT, STATE = ".layout", ".state.json"
+AT_ONCE = 128  # records that are asked for together
 SHARD_ABOVE, SHARD_DIGITS = 4096, 2
 _at_work: set[str] = set()  # runs of this process
 
@@ -165,30 +166,38 @@ def _has_records(store: Store) -> bool:
     return any(name.endswith(".json") for name in store.names())
 
 
-def read_record(store: Store, at: str, name: str | None = None) -> dict[str, Any] | None:
-    """name: whose it is to be; None: anybody's. An empty file has nothing to lose: it counts as a record."""
+def read_record(store: Store, at: str, name: str) -> dict[str, Any] | None:
+    """The record of `name`; None where there is none of ours."""
     try:
-        text = store.read(at)
-        own = name or os.path.basename(at).removesuffix(".json")
+        record = _parsed(at, store.read(at))
+    except (InputError, OSError):
+        return None
+    return record if record is not None and record["name"] == name else None
+
+
+def _parsed(at: str, text: bytes) -> dict[str, Any] | None:
+    """An empty file has nothing to lose: it counts as a record."""
+    own = os.path.basename(at).removesuffix(STATE).removesuffix(".json")
+    try:
         record = json.loads(text) if text else {"name": own, "status": "", "files": []}
-    except (InputError, OSError, ValueError):
+    except ValueError:
         return None
-    if not isinstance(record, dict) or "status" not in record or name not in (None, record.get("name")):
-        return None
-    return record
+    return record if isinstance(record, dict) and {"status", "name"} <= record.keys() else None
 
 
 def all_records(store: Store) -> Iterator[dict[str, Any]]:
     """Every record of an output, one by one."""
     for folder in ("", *store.folders()):
         there = {at for at in store.names(folder) if at.endswith(".json")}
-        for at in sorted(there):
-            settled = at.removesuffix(STATE) + ".json" if at.endswith(STATE) else ""
-            if settled in there or os.path.basename(at).startswith("."):
-                continue  # its record came after its state
-            record = read_record(store, at)
-            if record is not None and "name" in record:
-                yield record
+        # Of a case with a record, its state came before.
+        names = sorted(
+            x for x in there if not (x.endswith(STATE) and x.removesuffix(STATE) + ".json" in there)
+        )
+        for at in range(0, len(names), AT_ONCE):
+            some = names[at : at + AT_ONCE]
+            for name, text in zip(some, store.read_many(some), strict=True):
+                if text is not None and (record := _parsed(name, text)) is not None:
+                    yield record
 
 
 def asked(case: Case, run: Run) -> dict[str, Any]:

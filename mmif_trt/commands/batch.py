@@ -154,7 +154,8 @@ def _carry(
             read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
             work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
         prove_writable(Path(args.output))
-        remove_leftovers(Path(args.output))
+        for folder in ("", *output.store.folders()):
+            remove_leftovers(Path(args.output) / folder)
     if output.bids and isinstance(output.store, Folder):
         bids.describe(output.store, output.bids)
     todo = sum(state != DONE for state in states)
@@ -213,7 +214,10 @@ def _states(
     output: Output,
     network: Network,
 ) -> bytearray:
-    """Of each case of the part, one byte. Raises InputError where one was fused otherwise."""
+    """Of each case of the part, one byte. Raises InputError where one was fused otherwise. On an object store
+    that would take a request per case, one after the other: there each is looked at when it is its turn."""
+    if is_url(args.output):
+        return bytearray(sum(1 for _ in plan.cases(*part)))
     states, others = bytearray(), list[tuple[str, str]]()
     for case in plan.cases(*part):
         state, how = _state(output, case, network)
