@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from typing import Any
 
 import report
@@ -30,7 +32,7 @@ def plan_table(result: dict[str, Any]) -> str:
     headers, plan, status = result["headers"], result["plan"], result["status"]
     rows = [
         ["a header read, CPU ms", headers["cpu_ms_per_header"]],
-        ["a case paired and written, CPU ms", plan["cpu_ms_per_case"]],
+        ["a case written into the plan, CPU ms", plan["cpu_ms_per_case"]],
         ["a case in the plan, bytes (266 files)", plan["bytes_per_case"]],
         [f"peak MB after {plan['cases'] // 10} and {plan['cases']} cases", _all(plan["peak_mb"])],
         [f"one of 64 shares read ({plan['share']}), CPU s", plan["share_cpu_s"]],
@@ -39,6 +41,39 @@ def plan_table(result: dict[str, Any]) -> str:
     settings = {"headers": headers["headers"], "cases": plan["cases"], "records": status["records"]}
     table = report.markdown(["", ""], rows)
     return f"{table}\n\n{report.sentence({**result, 'settings': settings})}"
+
+
+FILES, MILLION = 266, 1_000_000
+
+
+def million_table() -> str:
+    """Of the page on clusters: what was measured per case, and the same for a million."""
+    cluster, plan = (
+        json.loads((report.RESULTS / f"{name}_cpu.json").read_text()) for name in ("cluster", "plan")
+    )
+    header, pair = plan["headers"]["cpu_ms_per_header"], plan["plan"]["cpu_ms_per_case"]
+    size, record = plan["plan"]["bytes_per_case"], plan["status"]["cpu_ms_per_record"]
+    fuse = statistics.median(cluster["volumes"]["cpu_s_per_case"]["batch"])
+    driver, mark = cluster["null"]["driver_cpu_ms_per_case"], cluster["null"]["memory"]
+    memory = " and ".join(f"{m['driver_mb']:.0f} MB after {m['cases']}" for m in mark)
+    hours = f"{header * FILES * MILLION / 3.6e6:.0f} core hours"
+    rows = [
+        [
+            "headers to read",
+            f"{header} ms of CPU for each of {FILES}",
+            f"{hours}; `plan --part` shares it out",
+        ],
+        ["writing the plan", f"{pair} ms of CPU", f"{pair * MILLION / 6e4:.0f} min"],
+        ["the plan on the disk", f"{size} bytes", f"{size / 1e3:.1f} GB; a run reads its own share alone"],
+        ["fusing 91 x 109 x 91 voxels", f"{fuse:.2f} s of CPU", f"{fuse * MILLION / 3600:.0f} core hours"],
+        [
+            "a record read by `status`",
+            f"{record} ms of CPU",
+            f"{record * MILLION / 1e3:.0f} s, and the storage",
+        ],
+        ["Ray's driver", f"{driver} ms of CPU", f"{driver * MILLION / 6e4:.0f} min; {memory}"],
+    ]
+    return report.markdown(["", "per case", "for a million"], rows)
 
 
 def _all(values: list[float]) -> str:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 REPO = DOCS.parent
-sys.path[:0] = [str(REPO), str(REPO / "tests")]
+sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "benchmarks")]
 
+import cluster_tables  # noqa: E402  of benchmarks/results
 import test_house  # noqa: E402  the floors and the imports that it tests
 
 from mmif_trt import cli  # noqa: E402
@@ -129,6 +130,7 @@ def picture() -> str:
 def pages() -> dict[Path, str]:
     """Every file that is made here, as it should be."""
     blocks = {"commands": all_commands(), "rooms": room_table(), "syntaxes": syntaxes.table().rstrip()}
+    blocks["million"] = cluster_tables.million_table()
     blocks |= {f"options {name}": option_table(parser) for name, parser in parsers(cli._parser())}
     made = {DOCS / "rooms.svg": picture()}
     for path in sorted(DOCS.rglob("*.md")):
