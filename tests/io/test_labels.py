@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_volumes_slices_and_sheet(tmp_path: Path) -> None:
     write_mr(tmp_path / "mr", affine, (4, 32, 32))
     write_pet(tmp_path / "pt", affine, (4, 32, 32))
     how = ["fuse", str(tmp_path / "mr"), str(tmp_path / "pt"), "--quiet"]
-    preview = ["--preview", str(tmp_path / "sheet.png")]
+    preview = ["--preview", str(tmp_path / "sheet.png"), "--report", str(tmp_path / "report.json")]
     assert cli.main([*how, "-o", str(tmp_path / "x.nii.gz"), *preview]) == 0
     command = "sha256sum mr/* | cut -c1-64 | sort | sha256sum | cut -c1-64"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -130,6 +131,7 @@ def test_volumes_slices_and_sheet(tmp_path: Path) -> None:
     np.testing.assert_array_equal(luma, mmif_trt.read(tmp_path / "x_luma.nii.gz").data)
     _, text = comment_of(tmp_path / "sheet.png")
     assert of_mr in text
+    assert json.loads((tmp_path / "report.json").read_text())["a"]["sha256"] == of_mr
     assert cli.main([*how, "-o", str(tmp_path / "slices")]) == 0
     for path in sorted((tmp_path / "slices").iterdir()):
         assert of_mr in comment_of(path)[1]

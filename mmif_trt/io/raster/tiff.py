@@ -116,7 +116,7 @@ def labelled(data: bytes, label: Label) -> bytes:
     page = struct.unpack_from("<I", data, 4)[0]
     count = struct.unpack_from("<H", data, page)[0]
     entries = [data[at : at + 12] for at in range(page + 2, page + 2 + 12 * count, 12)]
-    software = dict(label)["Software"].encode("ascii")
+    software = dict(label).get("Software", "").encode("ascii")
     rest = b"\0" * (len(data) % 2)
     for tag, text in ((SOFTWARE, software), (DESCRIPTION, lines(label))):
         entries.append(struct.pack("<HHII", tag, 2, len(text) + 1, len(data) + len(rest)))
