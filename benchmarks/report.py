@@ -252,6 +252,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "card_h200": card_tables,
     "cluster_cpu": lambda result: _cluster().cluster_table(result),
     "plan_cpu": lambda result: _cluster().plan_table(result),
+    "view": lambda result: _view().view_table(result),
 }
 
 
@@ -259,6 +260,12 @@ def _cluster() -> Any:
     import cluster_tables  # which needs this module
 
     return cluster_tables
+
+
+def _view() -> Any:
+    import view_page  # which needs this module
+
+    return view_page
 
 
 def filled(text: str, results: Path = RESULTS) -> str:

@@ -12,7 +12,6 @@ sets of all of the browser's processes (pages that they share count in each), le
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -29,7 +28,8 @@ sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "benchmarks")]
 
 import chromium  # noqa: E402
 import synthetic_head  # noqa: E402
-from conditions import conditions  # noqa: E402
+from conditions import conditions, load_average  # noqa: E402
+from report import markdown, sentence, write_json  # noqa: E402
 
 from mmif_trt.image import Image  # noqa: E402
 from mmif_trt.stages import normalise, palettes  # noqa: E402
@@ -100,13 +100,25 @@ def opened(path: Path) -> dict[str, float]:
     }
 
 
+def view_table(result: dict[str, Any]) -> str:
+    """Markdown for README.md."""
+    head = ["pair", "page MB", "to write, s", "first pane, s", "all panes, s", "per slice, ms", "browser MB"]
+    rows = []
+    for row in result["rows"]:
+        write = row["place_s"] + row["write_s"]
+        times = (write, row["first_pane_s"], row["all_panes_s"])
+        cells = [f"{row['page_mb']:.1f}", *(f"{value:.1f}" for value in times)]
+        rows.append([row["pair"], *cells, f"{row['slice_step_ms']:.0f}", f"{row['resident_mb']:.0f}"])
+    return "\n\n".join([sentence(result), markdown(head, rows)])
+
+
 def main() -> int:
     how = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--runs", type=int, default=3, help="fresh browsers per pair; the median is told")
     args = parser.parse_args()
-    found_conditions = {**conditions(), "nice": os.nice(0)}  # the load before this
+    began = conditions()  # the load before this
     head, rows = synthetic_head.make(SHAPE, 1.0), []
     for other in ("pet", "ct"):
         with tempfile.TemporaryDirectory() as scratch:
@@ -130,7 +142,9 @@ def main() -> int:
         rows.append(row)
         print({key: round(value, 2) for key, value in row.items() if isinstance(value, float)}, flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"conditions": found_conditions, "rows": rows}, indent=1) + "\n")
+        settings = {"browsers": args.runs, "nice": os.nice(0)}
+        whole = {"conditions": began, "settings": settings, "load_average_end": load_average(), "rows": rows}
+        write_json(args.json, whole)
     return 0
 
 

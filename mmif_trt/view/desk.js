@@ -218,10 +218,14 @@ class Desk {
     const { opts } = nv;
     nv.scene.crosshairPos = new Float32Array(this.voxel.map((v, i) => (v + 0.5) / this.data.shape[i]));
     nv.scene.pan2Dxyzmm = new Float32Array(this.zoom);
-    opts.crosshairWidth = bare || !this.shownCrosshair ? 0 : CROSSHAIR_PX / this.perMm(pane);
-    opts.crosshairGap = 6 * opts.crosshairWidth;
     opts.isOrientationTextVisible = !bare && this.data.isVolume;
-    nv.drawScene();
+    // Twice where the first has another layout than the one before it: its scale sets the width of the crosshair.
+    for (let scale = 0, tries = 0; tries < 2 && Math.abs(this.perMm(pane) / scale - 1) > 0.05; tries++) {
+      scale = this.perMm(pane);
+      opts.crosshairWidth = bare || !this.shownCrosshair ? 0 : CROSSHAIR_PX / scale;
+      opts.crosshairGap = 6 * opts.crosshairWidth;
+      nv.drawScene();
+    }
   }
 
   // Pixels of a pane's canvas per mm (per pixel of a picture without them); 1 before there is a layout.
