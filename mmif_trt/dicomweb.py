@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -178,11 +179,14 @@ def instances(of: Service, study: str, series: list[str]) -> Iterator[Any]:
 
     client = _client(of, MAX_STUDY_BYTES)
     stored = {"media_types": (("application/dicom", "*"),)}
+    parts = [client.iter_series(study, one, **stored) for one in series]
     try:
-        for one in series:
-            yield from client.iter_series(study, one, **stored)
-        if not series:
-            yield from client.iter_study(study, **stored)
+        for dataset in chain.from_iterable(parts or [client.iter_study(study, **stored)]):
+            if str(dataset.get("StudyInstanceUID", "")) != study:
+                raise InputError(f"{of.url}: sends an instance of another study; expected that one alone")
+            yield dataset
+    except InputError:
+        raise
     except (requests.RequestException, ValueError) as error:
         raise InputError(f"{of.url}: {_why(error)}; expected the whole study") from None
 

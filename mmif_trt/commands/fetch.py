@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--from", dest="pacs", metavar="AET@HOST:PORT", help="the PACS")
     parser.add_argument("--aet", default="MMIF", help="our AE title; default: MMIF")
-    what = "C-MOVE to this port of ours, which the PACS knows by --aet; default: C-GET"
+    what = "C-MOVE to this port, open to the network meanwhile, which the PACS knows by --aet; default: C-GET"
     parser.add_argument("--move-port", type=count_to(65535), metavar="PORT", help=what)
     what = "PEM files; TLS to the PACS, whose certificate CA signed"
     parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)

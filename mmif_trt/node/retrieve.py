@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mmif_trt import privacy
@@ -37,13 +37,12 @@ class Pacs:
 
 @dataclass
 class Came:
-    """What arrived. failed: that the PACS says it could not send; error: that could not be kept."""
+    """What arrived. failed: that the PACS says it could not send; error: why one could not be kept."""
 
     count: int = 0
     size: int = 0
     failed: int = 0
     error: str = ""
-    series: set[str] = field(default_factory=set)
 
 
 def series_of(pacs: Pacs, study: str, stop: Stop) -> list[str]:
@@ -76,7 +75,7 @@ def fetch(
     """All instances of a study, or of some of its series, to `keep`. move_port: by C-MOVE to ours, where the
     PACS knows our AE title at this port; None: by C-GET. Raises InputError."""
     came = Came()
-    on_store = [_handler(came, keep, stop)]
+    on_store = [_handler(came, study, keep, stop)]
     if move_port is None:
         with _association(pacs, [GET], storage=True, handlers=on_store) as association:
             for query in _queries(study, series):
@@ -114,13 +113,16 @@ def _ask(pacs: Pacs, association: Any, answers: Any, came: Came, stop: Stop) -> 
             raise InputError(f"{pacs}: refused (status {code:04X}); expected C-GET, or C-MOVE by --move-port")
 
 
-def _handler(came: Came, keep: Keep, stop: Stop) -> Any:
+def _handler(came: Came, study: str, keep: Keep, stop: Stop) -> Any:
+    """Takes instances of the study that was asked for, and no others: who sends them may be anybody."""
     from pynetdicom import evt
 
     def on_store(event: Any) -> int:
         if stop.reason or came.error:
             return 0xA700
         try:
+            if str(event.dataset.get("StudyInstanceUID", "")) != study:
+                return 0xA900
             data = event.encoded_dataset()
             came.size += len(data)
             if came.size > MAX_BYTES:
@@ -129,6 +131,8 @@ def _handler(came: Came, keep: Keep, stop: Stop) -> Any:
         except (InputError, OSError) as error:
             came.error = str(error)
             return 0xA700
+        except Exception:  # pydicom raises whatever the bytes lead it to
+            return 0xC000
         came.count += 1
         return 0x0000
 

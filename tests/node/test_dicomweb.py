@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydicom
@@ -18,7 +19,7 @@ from phantoms import PLANTED, STUDY, affine_of, write_mr, write_pet
 from mmif_trt import cli, dicomweb
 from mmif_trt.image import InputError
 from mmif_trt.io.dicom.write import MARK
-from mmif_trt.node import send
+from mmif_trt.node import retrieve, send
 from mmif_trt.node.settings import Settings
 from mmif_trt.running import Stop
 
@@ -111,6 +112,18 @@ def test_a_study_by_dimse_is_what_was_stored(
         command += ["--move-port", str(orthanc.move)]  # type: ignore[attr-defined]
     assert cli.main([*command, "-o", str(tmp_path / "all")]) == 0
     assert same(sources, tmp_path / "all")
+
+
+def test_another_study_is_not_taken(tmp_path: Path) -> None:
+    """While the port for a C-MOVE is open, anybody may store."""
+    kept, came = list[str](), retrieve.Came()
+    _, on_store = retrieve._handler(came, STUDY, lambda uid, data: kept.append(uid), Stop())
+    other = dataset()
+    event = SimpleNamespace(dataset=other, encoded_dataset=lambda: b"", request=SimpleNamespace())
+    event.request.AffectedSOPInstanceUID = other.SOPInstanceUID
+    assert on_store(event) == 0xA900 and not kept
+    other.StudyInstanceUID = STUDY
+    assert on_store(event) == 0x0000 and kept == ["1.2.3"] and came.count == 1
 
 
 def test_what_is_not_there_is_said_in_one_line(
