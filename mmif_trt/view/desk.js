@@ -132,6 +132,7 @@ class Desk {
     this.panes.set(name, pane);
     await this.put(name, key);
     this.listen(canvas, nv, name);
+    new ResizeObserver(() => this.redraw()).observe(canvas.parentElement); // NiiVue's own came first
     return pane;
   }
 
@@ -224,6 +225,7 @@ class Desk {
       scale = this.perMm(pane);
       opts.crosshairWidth = bare || !this.shownCrosshair ? 0 : CROSSHAIR_PX / scale;
       opts.crosshairGap = 6 * opts.crosshairWidth;
+      if (nv.crosshairs3D) nv.crosshairs3D.mm[0] = NaN; // else it keeps the width that it was made with
       nv.drawScene();
     }
   }

@@ -306,7 +306,6 @@ function showScales() {
 }
 desk.onDraw(() => { showValues(); sliders.forEach((update) => update()); compare(); showScales(); });
 desk.onPoint(showValues);
-new ResizeObserver(() => desk.redraw()).observe(at("stage"));
 async function begin() {
   if (!hasWebGl2(canvasOf("fused"))) throw new Error(WEBGL);
   for (const name of ["fused", "a", "b"]) {
