@@ -19,7 +19,7 @@ import sites
 from conftest import REPO
 from sites import done, fused, until
 
-from mmif_trt import storage
+from mmif_trt import cluster, processes, storage
 from mmif_trt.clinical import plan_folder, records
 from mmif_trt.clinical.cases import How
 from mmif_trt.cluster.driver import Driver
@@ -256,3 +256,26 @@ def test_a_worker_killed_over_s3_changes_nothing(
     named = {name for r in records.all_records(Bucket(out)) for name in r.get("sha256", {})}
     assert named <= there, "what a killed worker uploaded before its record is named by the next one's too"
     assert there == named
+
+
+def test_a_cluster_for_one_run_from_python_and_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an address: started for the run, gone with it, and nothing of it left behind."""
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    site, seen = sites.make(tmp_path / "site", 3), list[Any]()
+    count = cluster.run(str(site.plan), str(tmp_path / "out"), workers=2, on_case=seen.append)
+    assert count == {"done": 3, "failed": 1} and len(seen) == 4 and fused(tmp_path / "out") == site.made
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(
+            REPO / f"mmif_trt/samples/mri-pet_{'mri' if name == 'a' else 'pet'}.png",
+            tmp_path / name / "x.png",
+        )
+    words = ["fuse", str(tmp_path / "a"), str(tmp_path / "b"), "--precision", "fp32", "-o"]
+    on_ray = [sys.executable, "-m", "mmif_trt", *words, str(tmp_path / "there"), "--on", "ray"]
+    subprocess.run(on_ray, check=True)
+    assert sites.main([*words, str(tmp_path / "here")]) == 0
+    assert (tmp_path / "there" / "x.png").read_bytes() == (tmp_path / "here" / "x.png").read_bytes()
+    mine = [n for n in os.listdir("/tmp") if n.startswith(f"mmif-r-{processes.here().tag}-")]
+    assert not [n for n in mine if f"-{os.getpid()}-" in n]
