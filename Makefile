@@ -46,7 +46,7 @@ check: lint
 
 # Two processes, a file of tests in one of them: what a file's fixtures made is made once.
 test: lint
-	.venv/bin/pytest -n 2 --dist loadfile
+	.venv/bin/pytest -n 2 --dist loadfile --durations=25
 
 # The site, into build/site; a broken link fails, in the tests too.
 docs: .venv/done
