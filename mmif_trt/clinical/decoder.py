@@ -75,6 +75,10 @@ class Decoder:
         self._child.stop()
         self._pixels.close()
 
+    def start(self) -> None:
+        """Starts the reading process now, and waits until it answers. Raises InputError."""
+        self._ask({"headers": []}, "the reading process")
+
     def read(self, paths: tuple[str, ...], which: Which = ANY) -> Image:
         """paths: one file or folder, or the DICOM files of a series. which: of several volumes.
 

@@ -28,6 +28,7 @@ class Worker:
         from mmif_trt.machine import usable_cores
 
         self.decoder, self.fuser = Decoder(folder=spool), Fuser(streams=usable_cores())
+        self.decoder.start()  # all that takes long, before the first case can be blamed for it
 
     def make(self, request: dict[str, Any]) -> None:
         from mmif_trt.clinical import outputs

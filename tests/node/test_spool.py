@@ -170,6 +170,18 @@ def test_a_death_before_the_network_is_loaded_is_not_the_case_s(
     assert spool.state(spool.name(case)) == "new"
 
 
+def test_all_that_takes_long_is_there_before_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reading process started in the first case: a kill in these seconds was taken for the case's."""
+    from mmif_trt import fuser
+    from mmif_trt.node.worker import Worker
+
+    monkeypatch.setattr(fuser, "Fuser", lambda **_: None)
+    worker = Worker(tmp_path)
+    process = worker.decoder._child._process
+    assert process is not None and process.poll() is None
+    worker.decoder.close()
+
+
 def test_a_stop_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: Any) -> None:
         raise InterruptedError
