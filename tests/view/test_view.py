@@ -374,7 +374,7 @@ def check_before(shown: Any, b: Path) -> None:
     pet = triple._turned(io.read(b)).data
     for state, x in (("before", 20 - 2), ("after", 20)):
         shown.keyboard.press("r")
-        shown.wait_for_function(f"document.getElementById('b-state').textContent.includes('{state}')")
+        shown.locator("#b-state", has_text=state).wait_for(state="attached")
         settled(shown)
         said = values_of(shown)["B before" if state == "before" else "B"]
         assert float(said) == pytest.approx(pet[18, 24, x], abs=0.02), state
