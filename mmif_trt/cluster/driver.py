@@ -19,7 +19,7 @@ from mmif_trt.running import Stop
 
 ATTEMPTS = 3
 FAILED_STARTS = 5  # in a row, of all workers, without a result in between
-WAIT_S, GRACE_S = 0.5, 5.0
+WAIT_S, GRACE_S = 0.5, 4.0
 READY, DONE, DIED, USELESS = "ready", "done", "died", "useless"
 
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,10 @@ def connected(address: str | None, size: Size) -> Iterator[Any]:
     Our handler of SIGTERM stays: `ray.init` puts its own in its place.
     """
     ray = _import()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _prepare_token(ray, address)
+    is_main = threading.current_thread() is threading.main_thread()  # signals are its own
+    numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+    handlers = {number: signal.getsignal(number) for number in numbers}
     with scratch_folder("r", _short_root()) if address is None else _nothing() as folder:
         try:
             _connect(ray, address, size, folder)
@@ -96,7 +100,6 @@ def _asks_for_token() -> bool:
     from ray import _raylet
 
     raylet: Any = _raylet
-    raylet.AuthenticationTokenLoader.instance().reset_cache()  # it may be of an earlier cluster
     return bool(raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN)
 
 
@@ -104,9 +107,8 @@ def _connect(ray: Any, address: str | None, size: Size, folder: Path | None) -> 
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
     if address is None:
-        if not _has_token():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         own = {
+            "address": "local",  # whatever RAY_ADDRESS says, or runs here already
             "num_cpus": size.workers * size.cpus,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -123,11 +125,6 @@ def _connect(ray: Any, address: str | None, size: Size, folder: Path | None) -> 
                 f"Ray listens on {listening}; expected loopback; a cluster of yours goes by --address"
             )
         return
-    if not _has_token():
-        raise InputError(
-            f"--address {address}: no token; expected RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or {TOKEN_FILE}, "
-            "the same on every machine"
-        )
     where = {"_node_ip_address": LOOPBACK} if address.startswith(f"{LOOPBACK}:") else {}
     try:
         with _loopback_stays():
@@ -150,6 +147,23 @@ def _loopback_stays() -> Iterator[None]:
         yield
     finally:
         services.resolve_ip_for_localhost = before
+
+
+def _prepare_token(ray: Any, address: str | None) -> None:
+    """Raises InputError where there is none for a cluster at `address`, and while one is connected."""
+    if address is not None and not _has_token():
+        raise InputError(
+            f"--address {address}: no token; expected RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or {TOKEN_FILE}, "
+            "the same on every machine"
+        )
+    if ray.is_initialized():
+        raise InputError("ray is connected already in this process; expected ray.shutdown() first")
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    from ray import _raylet
+
+    raylet: Any = _raylet
+    raylet.AuthenticationTokenLoader.instance().reset_cache()  # it may hold that of an earlier cluster
 
 
 def _has_token() -> bool:

@@ -47,12 +47,14 @@ def ray() -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     folders = (str(REPO), str(REPO / "tests"), str(Path(__file__).parent))  # `Deadly` is known by its name
     os.environ["PYTHONPATH"] = os.pathsep.join(folders)
+    os.environ["RAY_ADDRESS"] = "127.0.0.1:1"  # of somebody else's cluster: ours is started all the same
     context = connected(None, Size(workers=3))
     try:
         ray = context.__enter__()
     except Exception:
         context = connected(None, Size(workers=3))
         ray = context.__enter__()
+    os.environ.pop("RAY_ADDRESS")
     yield ray
     context.__exit__(None, None, None)
     os.environ.pop("PYTHONPATH")
@@ -168,7 +170,7 @@ def test_no_log_of_the_engine_names_a_patient_or_a_path(ray: Any, site: Site) ->
 
 
 def test_a_cluster_without_a_token_is_refused(
-    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ray: Any, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["batch", str(site.plan), "-o", str(site.root / "no"), "--quiet", "--on", "ray"]
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -179,3 +181,6 @@ def test_a_cluster_without_a_token_is_refused(
     assert main([*words, "--address", "127.0.0.1:6379"]) == 2
     assert "no token; expected RAY_AUTH_TOKEN" in capsys.readouterr().err
     assert main([*words[:-2], "--workers", "2"]) == 2 and "with --on only" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert main(words) == 2 and "connected already" in capsys.readouterr().err
+    assert ray.is_initialized(), "and is still"
