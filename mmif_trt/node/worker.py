@@ -28,7 +28,21 @@ class Worker:
         from mmif_trt.machine import usable_cores
 
         self.decoder, self.fuser = Decoder(folder=spool), Fuser(streams=usable_cores())
-        self.decoder.start()  # all that takes long, before the first case can be blamed for it
+        self.decoder.start()
+        self._warm()
+
+    def _warm(self) -> None:
+        """A small fusion: what takes long at the first one (imports, the network's memory) is there before a
+        case could be blamed for a death in these seconds."""
+        import numpy as np
+        import pydicom  # noqa: F401
+
+        from mmif_trt.clinical import outputs  # noqa: F401
+        from mmif_trt.image import Image
+
+        ramp = np.linspace(0, 1, 2 * 32 * 32, dtype=np.float32).reshape(2, 32, 32)
+        a = Image(ramp, (0, 1), "mri", affine=np.eye(4))
+        self.fuser.fuse_volumes(a, Image(ramp[::-1].copy(), (0, 1), "pet", affine=np.eye(4)))
 
     def make(self, request: dict[str, Any]) -> None:
         from mmif_trt.clinical import outputs

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import phantoms
@@ -171,15 +172,21 @@ def test_a_death_before_the_network_is_loaded_is_not_the_case_s(
 
 
 def test_all_that_takes_long_is_there_before_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reading process started in the first case: a kill in these seconds was taken for the case's."""
+    """The reading process and the first fusion took seconds in the first case: a kill in them was taken for
+    the case's."""
     from mmif_trt import fuser
     from mmif_trt.node.worker import Worker
 
-    monkeypatch.setattr(fuser, "Fuser", lambda **_: None)
+    fused: list[Any] = []
+    network = fuser.Fuser(precision="fp32", threads=1)
+    stand_in = SimpleNamespace(fuse_volumes=lambda a, b: fused.append((a, b)))
+    monkeypatch.setattr(fuser, "Fuser", lambda **_: stand_in)
     worker = Worker(tmp_path)
     process = worker.decoder._child._process
-    assert process is not None and process.poll() is None
+    assert process is not None and process.poll() is None and len(fused) == 1
     worker.decoder.close()
+    a, b = fused[0]
+    assert network.fuse_volumes(a, b).image.is_colour
 
 
 def test_a_stop_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
