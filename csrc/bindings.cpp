@@ -1,5 +1,5 @@
 // The schemas of torch.ops.mmif_trt. Importing mmif_trt._C registers them; the implementations register
-// themselves, one per device, in cpu/ and cuda/. Fake and autograd parts are Python (mmif_trt/ops).
+// themselves, one per device, in cpu/ and cuda/. The fake and autograd parts are in Python (mmif_trt/ops).
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 

@@ -8,8 +8,8 @@
 
 namespace mmif {
 
-// What is received or expected, as words. Without streams: where the compiler links its C++ library into the
-// extension (the first card's machine did), a stream of one library that meets the other's locale crashes.
+// What was received or is expected, as text. No streams: where the compiler links its own C++ library into
+// the extension (the first GPU machine did), a stream of one library crashes on the other library's locale.
 inline std::string text(std::string words) { return words; }
 
 inline std::string text(const char* words) { return words; }

@@ -1,4 +1,4 @@
-// What both host parts of the fusion loss share: checks, outputs, and the params struct.
+// Shared by both host parts of the fusion loss: checks, outputs, and the params struct.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -15,7 +15,7 @@ namespace mmif {
 
 using FusionLossOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // terms, moments, choices
 
-// The checked arguments, with rows made contiguous; it owns what the params point to.
+// The checked arguments, with contiguous rows; owns what the params point to.
 struct FusionLossArguments {
   at::Tensor f, a, b, wa, wb;  // wa, wb undefined where not given
   FusionLossParams params{};

@@ -22,7 +22,7 @@
 
 namespace mmif {
 
-// `wide` is double where the data is double, float elsewhere: what accumulates.
+// `wide`, the type of the sums, is double where the data is double, float elsewhere.
 struct GatedMixParams {
   DType dtype;  // of the maps and their gradients
   int64_t pixels;

@@ -2,9 +2,9 @@
 // mmif_trt/ops/reference.py says what is computed.
 //
 // Forward: t = depthwise 3x3 of x (0 beyond the border), then the layers of pointwise.h, y = x + their
-// result. Backward, after d_t of the whole batch, for it needs neighbouring rows:
+// result. Backward, once d_t of the whole batch is known, since neighbouring rows are needed:
 //
-//   d_x = d_y + depthwise of d_t by the kernel turned by 180 degrees
+//   d_x = d_y + depthwise of d_t with the kernel rotated by 180 degrees
 //   d_depthwise(dy, dx) = sum over pixels p of d_t(p) x(p + (dy, dx))      its bias: sum of d_t
 #pragma once
 #include "pointwise.h"

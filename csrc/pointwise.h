@@ -1,5 +1,5 @@
-// The two pointwise layers that both of LAGN's blocks end with, in plain types; local_block.h and mlp_block.h
-// add what comes before them.
+// The two pointwise layers that end both of LAGN's blocks, in plain types; local_block.h and mlp_block.h add
+// what precedes them.
 //
 // Forward, at every pixel (or token), from t with C channels, through E hidden ones:
 //
@@ -7,7 +7,7 @@
 //   h = gelu(u)
 //   W2 h + b2                                     the result
 //
-// u is all that forward saves; t and h are cheap beside reading them back. Backward, from d_y and u, with
+// Forward saves only u; recomputing t and h is cheaper than reading them back. Backward, from d_y and u, with
 // Phi and phi the normal distribution and its density:
 //
 //   d_h = W2^T d_y           d_W2 = sum over pixels of d_y h^T     d_b2 = sum of d_y
@@ -20,8 +20,8 @@
 
 namespace mmif {
 
-// `wide`, of all of these, is double where the data is double, float elsewhere: what accumulates. Matrices
-// lie as products want them, the output's index last: transposed in forward, as passed in backward.
+// `wide`, the type of the sums, is double where the data is double, float elsewhere. Matrices are stored as
+// the products need them, the output's index last: transposed in forward, as passed in backward.
 struct PointwiseParams {
   int channels, hidden;     // C and E, multiples of 16
   const void* expand;       // [C, E] wide: W1 transposed; backward: W1
@@ -30,8 +30,8 @@ struct PointwiseParams {
   const void* reduce_bias;  // [C] wide
 };
 
-// Where the gradients lie in a chunk's row of sums, behind `first` sums of what comes before the layers: d_W1
-// as [C, E], d_b1, d_W2 as [E, C], d_b2; the end.
+// Places of the gradients in a chunk's row of sums, after `first` sums for what precedes the layers: d_W1 as
+// [C, E], d_b1, d_W2 as [E, C], d_b2; then the end.
 struct PointwiseOffsets {
   int64_t expand, expand_bias, reduce, reduce_bias, end;
 };

@@ -7,8 +7,8 @@
 
 namespace mmif {
 
-// Strides are in elements. D, the head dimension, is contiguous everywhere. `wide` is double where the data
-// is double, float elsewhere: what accumulates.
+// Strides are in elements. D, the head dimension, is contiguous everywhere. `wide`, the type of the sums, is
+// double where the data is double, float elsewhere.
 struct WindowAttentionParams {
   DType dtype;  // of qkv, out and their gradients
   int64_t batch, height, width;
@@ -24,7 +24,7 @@ struct WindowAttentionParams {
   void* out;  // [B, H, W, heads, D] contiguous
   void* lse;  // [B, heads, H, W] contiguous, wide: natural log of the softmax's denominator
 
-  int64_t chunks;  // runs of windows that differ by one in length at most; what one thread or block takes
+  int64_t chunks;  // runs of windows whose lengths differ by at most one; a thread or block takes one
 
   // Backward only.
   const void* d_out;        // [B, H, W, heads, D]

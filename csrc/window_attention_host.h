@@ -1,4 +1,4 @@
-// What the CPU and the CUDA host part of window attention have in common: checks, and filling the params.
+// Shared by the CPU and CUDA host parts of window attention: checks, and filling the params.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -29,8 +29,8 @@ inline at::ScalarType wide_type(const at::Tensor& qkv) {
   return qkv.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// The parameters that forward and backward share. bias_table must be contiguous in memory on return, so it
-// comes by reference and may be replaced by a copy; so may qkv where its last dimension is strided.
+// The parameters that forward and backward share. bias_table must be contiguous on return, so it is passed by
+// reference and may be replaced by a copy; so may qkv if its last dimension is strided.
 inline WindowAttentionParams window_attention_params(at::Tensor& qkv, at::Tensor& bias_table, int64_t window,
                                                      int64_t shift) {
   constexpr const char* op = "window_attention";
@@ -59,8 +59,8 @@ inline WindowAttentionParams window_attention_params(at::Tensor& qkv, at::Tensor
   return p;
 }
 
-// Adds what backward needs. d_out is replaced by a contiguous copy where its last dimension is strided (the
-// expanded gradient of a sum, for example).
+// Adds what backward needs. Replaces d_out by a contiguous copy if its last dimension is strided (as in the
+// expanded gradient of a sum).
 inline void window_attention_add_gradient(WindowAttentionParams& p, at::Tensor& d_out, const at::Tensor& qkv,
                                           const at::Tensor& out, const at::Tensor& lse) {
   constexpr const char* op = "window_attention_bwd";

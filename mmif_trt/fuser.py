@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmif_trt.volume import Fused, Options
 
 ValueRange = tuple[float, float]
-_WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type of the two
+_WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type
 _loading = threading.Lock()
 
 
@@ -29,11 +29,11 @@ class Fuser:
 
     runtime: "auto", "tensorrt" (NVIDIA card), "openvino" (CPU) or "torch" (CPU or CUDA). precision: "auto",
     "fp32", "bf16" or (TensorRT) "fp16".
-    threads: CPU threads of the network; None: all. streams: pictures side by side, the threads shared out
-    (more pictures per second for several callers, each a longer wait; the same numbers). `fuser.runtime` says
-    what was chosen. It pickles: the other process loads its own network. After a fork the
+    threads: CPU threads of the network; None: all. streams: pictures at a time, which share the threads (more
+    pictures per second for several callers, longer latency for each; the same results). `fuser.runtime` says
+    what was chosen. A Fuser can be pickled: the other process loads its own network. After a fork the
     child gets an InputError.
-    Raises InputError for a runtime or precision that is unknown or not to be had here, saying why.
+    Raises InputError for a runtime or precision that is unknown or unavailable here, and says why.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Fuser:
 
     @property
     def runtime(self) -> runtimes.Runtime:
-        """What runs the network. Raises InputError in a process that was forked off: the threads that it
-        would wait for are the parent's, for ever."""
+        """What runs the network. Raises InputError in a forked process: the threads exist only in the parent,
+        and the child would wait for them for ever."""
         if self._process != os.getpid():
             raise InputError(
                 f"a Fuser (runtime {self._runtime.name!r}) made before a fork; expected one made in each "
@@ -86,7 +86,7 @@ class Fuser:
         unit_a, unit_b = _grey_unit(a), normalise.to_unit(b)
         y = tiling.run(self.runtime.infer, unit_a, colour.luma(unit_b) if b.is_colour else unit_b)
         fused = colour.recombine(y, unit_b) if b.is_colour else y
-        like = max((a, b), key=lambda image: _WIDTH.index(image.data.dtype.name))  # the first of equals
+        like = max((a, b), key=lambda image: _WIDTH.index(image.data.dtype.name))  # the first if equal
         assert like.value_range is not None
         pixels = normalise.from_unit(
             fused, np.dtype(like.data.dtype.name), like.value_range
@@ -154,7 +154,7 @@ class Fuser:
             _refuse_for_pictures(options)
             return self.fuse_images(image_a, image_b)
         _refuse_for_pictures(options)
-        # TensorRT alone takes arrays where they lie: on its card nothing goes through the host.
+        # Only TensorRT takes arrays in place: what lies on its GPU does not pass through the host.
         on_card = getattr(self.runtime, "fuse_on_card", None)
         fused = on_card(a, b, range_a, range_b) if on_card else None
         if fused is not None:
@@ -204,18 +204,18 @@ def fuse(
     a: the MRI, grey. b: the other modality, grey or RGB. Each a NumPy array or torch tensor [H, W] or
         [H, W, 3], or a batch [N, H, W] or [N, H, W, 3] (uint8, uint16 or float32; 16 to 4096 px per side), a
         path, or an `Image`; a path of a volume may be NIfTI, a DICOM folder, file or zip (see io.read).
-    value_range: what black and white are, for both; value_range_a, value_range_b: for one. Default: the
-        whole range of the dtype (float32: 0 to 1); of volumes the header's window, or fixed limits by
+    value_range: the values of black and white, for both; value_range_a, value_range_b: for one. Default: the
+        whole range of the dtype (float32: 0 to 1); for volumes, the header's window, or fixed limits by
         modality and unit (normalise.LIMITS). Values outside saturate.
     plane, palette, registration, assume_aligned, modality_b, percentiles_a, percentiles_b: for volumes, see
-        volume.Options. b is resampled on a's grid by their geometry; registration: "header", "rigid", "none",
-        the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to b's.
+        volume.Options. b is resampled onto a's grid by their geometry; registration: "header", "rigid",
+        "none", the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to b's.
     runtime, precision: see `Fuser`.
-    Arrays on the card: with runtime "tensorrt" also those of CuPy, DALI and others that offer DLPack or
-        `__cuda_array_interface__`, both uint8 or both float32; nothing of them goes through the host, and the
-        result, which has `__cuda_array_interface__`, lies there too.
-    Returns the kind that a is (an `Image` where either is a path or an `Image`; a tensor stays on its
-        device), in the wider dtype of the two, RGB where b is RGB.
+    Arrays on the GPU: with runtime "tensorrt" also those of CuPy, DALI and others that offer DLPack or
+        `__cuda_array_interface__`, both uint8 or both float32; their pixels never pass through the host, and
+        the result, which has `__cuda_array_interface__`, is on the GPU too.
+    Returns the container that `a` has (an `Image` if either is a path or an `Image`; a tensor stays on its
+        device), in the wider dtype of the two; RGB where b is RGB.
     Raises InputError, naming the argument or file, what was found and what is expected.
     """
     with _loading:
@@ -253,7 +253,7 @@ def _default_fuser(runtime: str, precision: str) -> Fuser:
 
 
 def _grey_unit(a: Image) -> np.ndarray:
-    """[H, W] in [0, 1]. Grey that was stored as RGB is taken as grey; real colour is refused."""
+    """[H, W] in [0, 1]. Grey stored as RGB is accepted as grey; real colour is refused."""
     if a.is_colour:
         if not ((a.data[..., 0] == a.data[..., 1]) & (a.data[..., 1] == a.data[..., 2])).all():
             raise InputError(
@@ -290,7 +290,7 @@ def _as_array(x: Any, name: str) -> np.ndarray:
     if _is_tensor(x):
         try:
             array: np.ndarray = x.detach().cpu().numpy()
-        except TypeError:  # bfloat16 and other types that NumPy does not have
+        except TypeError:  # bfloat16 and other types that NumPy lacks
             raise InputError(f"{name}: dtype {x.dtype}; expected uint8, uint16 or float32") from None
         return array
     raise InputError(
@@ -303,7 +303,7 @@ def _is_tensor(x: Any) -> bool:
 
 
 def _as_tensor(fused: Any, like: Any) -> Any:
-    """An array of the host, or one on the card without a copy, as a tensor on `like`'s device."""
+    """A host array, or one on the GPU without a copy, as a tensor on `like`'s device."""
     import torch  # `like` is a tensor: torch is here
 
     return torch.as_tensor(fused, device=like.device)

@@ -21,7 +21,7 @@ SHOWN = {"mri": "MRI", "ct": "CT", "pet": "PET", "spect": "SPECT"}  # on screens
 MIN_SIDE_PX, MAX_SIDE_PX = 16, 4096
 MAX_VOXELS = 1 << 28  # of a volume: 512 x 512 x 1024
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # towards which an axis runs, along x, y, z of RAS+
-# Black and white where the caller states nothing: the whole range of the type, never the image's extremes.
+# Black and white by default: the whole range of the type, never the image's own extremes.
 DTYPE_RANGE: dict[str, tuple[float, float]] = {"uint8": (0, 255), "uint16": (0, 65535), "float32": (0, 1)}
 
 
@@ -36,22 +36,22 @@ class Image:
     data: [H, W] grey or [H, W, 3] RGB; with an affine also a volume [S, H, W] or [S, H, W, 3]; uint8, uint16
         or float32; 16 to 4096 px per side, 2^28 voxels at most; finite.
     value_range: the values of black and white. None: the whole range of the dtype (float32: 0 to 1), for
-        pictures only: of a volume None means that nobody stated them, and fusing asks.
+        pictures only; for a volume, None means that they are not known, and fusing asks for them.
     modality: one of "mri", "ct", "pet", "spect", or None where it is not known.
     spacing_mm: pitch (row, column), of a volume (slice, row, column), in millimetres, or None where it is not
         known. A volume's is computed from its affine.
     affine: [4, 4] voxel index in the order of the array's axes (slice, row, column) to patient millimetres
         (RAS+: right, anterior, superior), or None where it is not known. A volume must have one.
-    source: where it is from, for messages; a path or an argument's name.
+    source: its origin, for messages; a path or an argument's name.
     units: of the values: "HU", "SUVbw", "BQML", or None where they are not known.
     frame: Frame of Reference UID (DICOM), or None. Two images with different ones share no coordinates.
     space: of NIfTI and its kin, in which the affine lies: one of SPACES, or None where the format has none.
-        "none": the file has no geometry, and the affine is a guess that says nothing on another image.
+        "none": the file has no geometry, and the affine is a guess that means nothing for another image.
     headers: the pydicom datasets of the source instances without their pixels, in slice order; () for others.
-    notes: what a reader had to decide or could not do, in words.
-    sha256: of the file that it was read from; of several files that of their sorted sums, one per line, as
+    notes: what a reader had to decide or could not do, as text.
+    sha256: of the file it was read from; for several files, of their sorted sums, one per line, as
         `sha256sum FILES | cut -c1-64 | sort | sha256sum` has it. "" where there is no file.
-    label: of a fused image what a file says of its making, as (keyword, text); see label.py. () for others.
+    label: of a fused image, how it was made, as (keyword, text); see label.py. () for others.
 
     Raises InputError for another shape, type or size, for NaN or infinity, for an empty value range, and for
     a volume without invertible geometry.
@@ -111,7 +111,7 @@ class Image:
             raise InputError(f"{self.source}: affine {affine.tolist()}; expected a finite [4, 4] of RAS+ mm")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
-            raise InputError(f"{self.source}: an affine whose axes do not span space; expected real geometry")
+            raise InputError(f"{self.source}: affine axes do not span space; expected an invertible affine")
         voxels = int(np.prod(self.data.shape[:3], dtype=np.int64))
         if not 1 <= voxels <= MAX_VOXELS:
             raise InputError(f"{self.source}: {voxels} voxels; expected 1 to {MAX_VOXELS}")
@@ -141,7 +141,7 @@ class Image:
         return "".join(letter_of(self.affine[:3, axis]) for axis in range(self.data.ndim - self.is_colour))
 
     def with_data(self, data: np.ndarray, **changes: Any) -> Image:
-        """The same meaning over other pixels."""
+        """The same metadata with other pixels."""
         return replace(self, data=data, **changes)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -152,7 +152,8 @@ class Image:
         return data.copy() if copy else data
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: 8 bits, black and white by value_range; of a volume the middle slice.
+        """The picture a notebook shows: 8 bits, black and white by value_range; of a volume, the middle
+        slice.
 
         None, so that the notebook prints the repr, where the value range is not known.
         """
@@ -185,14 +186,14 @@ class Image:
 
 
 def stored_text(header: Any, keyword: str) -> str:
-    """A value of a DICOM header as it was read, "" where there is none. To decode it would put other bytes in
-    the place of those that are not of the declared character set."""
+    """A value of a DICOM header as it was read, "" if absent. Decoding would replace bytes outside the
+    declared character set."""
     element = header.get_item(keyword) if keyword in header else None
     value = b"" if element is None else element.value
     return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip(" \0")
 
 
 def letter_of(direction: np.ndarray) -> str:
-    """The patient side (R L A P S I) that a RAS+ direction [3] points to most."""
+    """The patient side (R L A P S I) that a RAS+ direction [3] is nearest to."""
     axis = int(np.abs(direction).argmax())
     return _LETTERS[axis][int(direction[axis] > 0)]

@@ -1,4 +1,4 @@
-"""What a file of a fused picture or volume says of its making. No path and no value of a patient is in it."""
+"""What a file of a fused picture or volume says about how it was made; no path and no patient value."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Volumes: b onto a's grid, then slice by slice through the network along one plane, limits set once.
 
-The order of stages for volumes, as fuser.py has it for pictures.
+This is the order of stages for volumes; fuser.py has that for pictures.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from mmif_trt.stages import colour, geometry, normalise, palettes, tiling
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # Axes of a displayed stack, as radiologists see it (left on the right), slices along DICOM's normal.
 PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "RIP"}
-MAX_ASPECT = 1.25  # of a pixel; the network was trained on square ones
+MAX_ASPECT = 1.25  # of a pixel; the network was trained on square pixels
 
 
 @dataclass(frozen=True)
 class Options:
-    """How two volumes are fused: the one object that carries it, from command line or Python to `fuse`.
+    """How two volumes are fused: the one object that carries the options from command line or Python to
+    `fuse`.
 
-    plane: of the slices that the network sees, a key of PLANES; None: the one nearest to a's own slices.
+    plane: of the slices that the network sees, a key of PLANES; None: the plane nearest to a's own slices.
     palette: for a scalar b, a name or UID of palettes.PALETTES; None: by modality (CT: grey).
     registration: of b to a, a name or a Stated, see geometry.align. assume_aligned: b lies on a's grid
     already (registration "none"). modality_b: where b's header does not say it. value_range_a, value_range_b:
@@ -80,7 +81,7 @@ def fuse(
     limits_a, how_a = normalise.volume_limits(a, options.percentiles_a)
     limits_b, how_b = normalise.volume_limits(
         b, options.percentiles_b, "b"
-    )  # of b as received, not of its edges
+    )  # the limits of b as received, without resampled edges
     assert a.affine is not None
     a_slices, affine = orient(a.data, a.affine, plane)
     b_slices, _ = orient(moved.data, a.affine, plane)
@@ -141,7 +142,7 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
         if not image.is_volume:
             raise InputError(
                 f"{image.source}: a picture without geometry (DICOM: no Image Position (Patient)); "
-                "expected a volume, as the other is"
+                "expected a volume, like the other source"
             )
     if a.is_colour:
         raise InputError(f"{a.source}: a colour volume; expected a grey MRI as the first source")
@@ -165,7 +166,7 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
             note = "an MRI as B: fused in grey, since colour means a tracer (--palette colours it)"
             b = replace(b, notes=(*b.notes, note))
     if palette:
-        palettes.table(palette)  # refuses an unknown name before the work
+        palettes.table(palette)  # refuses an unknown name before work starts
     assert a.affine is not None
     plane = options.plane or nearest_plane(a.affine)
     if plane not in PLANES:
@@ -174,7 +175,7 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
 
 
 def nearest_plane(affine: np.ndarray) -> str:
-    """The plane whose slices run most along the first axis of the array."""
+    """The plane whose slice axis is nearest to the first axis of the array."""
     axis = int(np.abs(affine[:3, 0]).argmax())
     return ("sagittal", "coronal", "axial")[axis]
 
@@ -185,7 +186,8 @@ def orient(data: np.ndarray, affine: np.ndarray, plane: str) -> tuple[np.ndarray
 
 
 def turned(data: np.ndarray, affine: np.ndarray, sides: str) -> tuple[np.ndarray, np.ndarray]:
-    """A view of [S, H, W(, 3)] whose axes run nearest to `sides`, three letters such as "SAR"; its affine."""
+    """A view of [S, H, W(, 3)] whose axes point nearest to `sides`, three letters such as "SAR"; its
+    affine."""
     from nibabel import orientations
 
     ours = orientations.io_orientation(affine)
@@ -198,9 +200,9 @@ def turned(data: np.ndarray, affine: np.ndarray, sides: str) -> tuple[np.ndarray
 
 
 def _slice(infer: Network, a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    """The network on one slice [H, W] in [0, 1]; on square pixels where the slice's are not, and back."""
+    """The network on one slice [H, W] in [0, 1]; resampled to square pixels and back where they are not."""
     if not a.any() and not b.any():
-        return np.zeros_like(a)  # black stays black: the network gives the same, slower
+        return np.zeros_like(a)  # black stays black: the network would give the same, slower
     height, width = a.shape
     fine = min(spacing_mm)
     if max(spacing_mm) <= MAX_ASPECT * fine:

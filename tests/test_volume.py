@@ -144,7 +144,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     far = pet(affine_of(middle=(900, 0, 0)), SHAPE)
     options: dict[str, object]
     for b, options, words in (
-        (far, {}, "does not reach"),
+        (far, {}, "does not overlap"),
         (pet(affine_of(), SHAPE), {"registration": "none"}, "assume_aligned=True"),
         (pet(affine_of(), (20, 40, 40)), {"registration": "none", "assume_aligned": True}, "one grid"),
         (pet(affine_of(), SHAPE), {"registration": "affine"}, "header, rigid, none"),

@@ -1,5 +1,5 @@
-// Which instruction set's kernels run: by what this CPU has, or by MMIF_ISA=baseline|avx2|avx512|avx512bf16
-// (for tests).
+// Chooses whose kernels run: the best instruction set of this CPU, or, for tests,
+// MMIF_ISA=baseline|avx2|avx512|avx512bf16.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
@@ -43,7 +43,7 @@ inline Isa isa() {
 
 }  // namespace mmif
 
-// MMIF_DISPATCH(window_attention_fwd, params, chunk) calls the function of that name of the chosen namespace.
+// MMIF_DISPATCH(window_attention_fwd, params, chunk) calls the function of that name in the chosen namespace.
 #if defined(__x86_64__)
 #define MMIF_DISPATCH(FUNCTION, ...)                                                     \
   (::mmif::isa() == ::mmif::Isa::kAvx512Bf16 ? ::mmif::avx512bf16::FUNCTION(__VA_ARGS__) \

@@ -1,10 +1,9 @@
-// Factors of products: the numbers as they are, or, for bfloat16 where the CPU has its dot product, pairs of
-// them.
+// Factors of products: plain numbers, or pairs of bfloat16 where the CPU has a dot product for them.
 //
-// A pair holds two neighbours along the summed index, so there a product's depth counts pairs: units(n). A
-// left factor lies as [rows][units(depth)], a right one as [units(depth)][columns], each column holding a
-// pair of rows; the latter read with its strides exchanged is the left factor of the transposed matrix. The
-// unpaired last row of an odd count goes with one of 0.
+// A pair holds two neighbours along the summed index, so the depth of such a product counts pairs: units(n).
+// A left factor is stored as [rows][units(depth)], a right one as [units(depth)][columns], where each column
+// holds a pair of rows. A right factor read with its strides exchanged is the left factor of the transposed
+// matrix. With an odd number of rows, the last one is paired with zeros.
 #pragma once
 #include "half.h"
 #include "simd.h"
@@ -39,7 +38,7 @@ struct Simd<Pair> {
   static inline Vec all(Pair x) { return x.bits - Vec{}; }
 };
 
-// Sums in float32; numbers below its normal range count as 0.
+// Sums are float32; subnormal numbers count as 0.
 inline Simd<float>::Vec multiply_add(Simd<float>::Vec sum, Simd<Pair>::Vec x, Simd<Pair>::Vec y) {
   return (Simd<float>::Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
 }
@@ -54,8 +53,8 @@ constexpr int units<Pair>(int n) {
   return (n + 1) / 2;
 }
 
-// x [rows][cols], cols a multiple of the vector's lanes, as a left factor: in `room` where it does not lie so
-// already.
+// x [rows][cols] as a left factor, cols being a multiple of the vector's lanes. Copied to `room` unless x
+// already has that layout.
 template <typename T>
 const T* left_factor(const T* x, int, int, T*) {
   return x;

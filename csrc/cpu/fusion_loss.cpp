@@ -1,4 +1,4 @@
-// The host part of the fusion loss on the CPU: outputs, threads with their scratch memory, the last sums.
+// The host part of the fusion loss on the CPU: outputs, threads with their scratch memory, final sums.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 

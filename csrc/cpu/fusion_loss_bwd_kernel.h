@@ -1,5 +1,5 @@
-// The fusion loss on the CPU, backward: d_f of one chunk of rows in one pass over choices and moments;
-// compiled once per instruction set. The derivation stands in ../fusion_loss.h.
+// The fusion loss on the CPU, backward: d_f of one chunk of rows in one pass over choices and moments.
+// Compiled once per instruction set. The derivation is in ../fusion_loss.h.
 #pragma once
 #include "fusion_loss_rows.h"
 
@@ -44,13 +44,13 @@ void moment_columns(const T* const rows[4][kSsimWindow], const T* weight, int64_
   }
 }
 
-// One row of d_f and what it is made of.
+// One row of d_f and its inputs.
 template <typename T>
 struct GradientRow {
   const T *f, *a, *b, *intensity;
   const T* horizontal[3];  // above, here, below
   const T *vertical_above, *vertical_below;
-  T sign_above, sign_below;  // -1 outside the image, where a border row stands for its negative
+  T sign_above, sign_below;  // -1 outside the image, where the border row is used negated
   T by_intensity, by_gradient, by_structure;
   T* d_f;
 };
@@ -77,7 +77,7 @@ void gradient_row(const GradientRow<T>& row, Rows<T> columns, const T* weight, i
   }
 }
 
-// The rows of one image that backward keeps in scratch memory, and how it fills them.
+// The rows of one image that backward keeps in scratch memory, and the functions that fill them.
 template <typename T, bool weighted>
 struct Ring {
   const FusionLossParams& p;
@@ -89,7 +89,7 @@ struct Ring {
   inline T* other(int i) const { return columns()(4 + i); }  // f, a, b, wa, wb
   inline T* decoded(int i, int64_t y) const { return other(5 + 3 * i + static_cast<int>(y % 3)); }
 
-  // Row v of the moments, or zeros where that is no row of theirs.
+  // Row v of the moments, or zeros if they have no such row.
   void load_moments(int64_t v) const {
     const int64_t height = p.height - kSsimWindow + 1, width = p.width - kSsimWindow + 1;
     for (int m = 0; m < 4; ++m) {

@@ -1,11 +1,11 @@
 // The fusion loss on the CPU, forward: one chunk of rows in one pass, rolling through a ring of eleven rows
-// an image; compiled once per instruction set. What is computed, and why, stands in ../fusion_loss.h.
+// per image. Compiled once per instruction set. ../fusion_loss.h has the formulas and their derivation.
 #pragma once
 #include "fusion_loss_rows.h"
 
 namespace mmif::MMIF_ISA {
 
-// Adds a lane for a few vectors, then all lanes into a double, in a fixed order.
+// Sums a few vectors lane by lane, then all lanes into a double, in a fixed order.
 template <typename T>
 struct Sum {
   Vec<T> lanes{};
@@ -16,7 +16,7 @@ struct Sum {
     lanes = Vec<T>{};
   }
 };
-constexpr int kFlush = 8;  // vectors a lane may add up in T
+constexpr int kFlush = 8;  // vectors that are summed in T before a flush
 
 template <typename T>
 struct Sobel {
@@ -130,7 +130,7 @@ void structure_row(const FusionLossParams& p, Rows<T> means, const T* wa_row, co
   sums[2] += structure.total;
 }
 
-// The rows of one chunk: sums[3] of their pixels, their choices, their moments.
+// The rows of one chunk: sums[3] over their pixels, their choices and moments.
 template <typename T, bool weighted>
 void forward_chunk(const FusionLossParams& p, int64_t chunk, T* scratch) {
   const int64_t H = p.height, W = p.width, batch = chunk / p.chunks;

@@ -1,5 +1,5 @@
-// What forward and backward of the CPU's fusion loss share: vectors of masks and bytes, rows in scratch
-// memory.
+// Shared by forward and backward of the fusion loss on the CPU: vectors of masks and bytes, and rows in
+// scratch memory.
 #pragma once
 #include "../fusion_loss.h"
 #include "simd.h"
@@ -21,7 +21,7 @@ struct Bits<double> {
 template <typename T>
 using Int = typename Bits<T>::Int;
 template <typename T>
-struct MaskOf {  // -1 and 0 per lane, as comparisons give them
+struct MaskOf {  // -1 or 0 per lane, the result of a comparison
   typedef Int<T> Type __attribute__((vector_size(MMIF_VECTOR_BYTES)));
 };
 template <typename T>
@@ -38,7 +38,7 @@ inline Vec<T> load(const T* from) {
   return Simd<T>::load(from);
 }
 
-// The lanes that are left in a row of which count elements are still to be written.
+// The lanes to write when a row has `count` elements left.
 template <typename V, typename T>
 inline void store(T* to, const V& x, int64_t count) {
   if (count >= static_cast<int64_t>(sizeof(V) / sizeof(T)))
@@ -61,8 +61,8 @@ inline Mask<T> inside(int64_t x, int64_t width) {
   return lane < static_cast<Int<T>>(left < Simd<T>::kLanes ? left : Simd<T>::kLanes);
 }
 
-// Rows in scratch memory. Column 0 stands kScratchEdge bytes into a row, so that a vector may begin some
-// columns early and end a vector late.
+// Rows in scratch memory. Column 0 is kScratchEdge bytes into a row, so that a vector may start a few columns
+// early and end up to a vector late.
 template <typename T>
 struct Rows {
   T* base;
@@ -77,7 +77,7 @@ inline const T* row_of(const FusionLossImage& image, int64_t batch, int64_t y) {
   return static_cast<const T*>(image.data) + batch * image.batch_stride + y * image.row_stride;
 }
 
-// A row of an image, its border replicated by one column.
+// A row of an image, extended by one replicated column at each end.
 template <typename T>
 void load_row(const FusionLossImage& image, int64_t batch, int64_t y, int64_t width, T* to) {
   if (image.data == nullptr) return;
@@ -86,7 +86,7 @@ void load_row(const FusionLossImage& image, int64_t batch, int64_t y, int64_t wi
   to[width] = to[width - 1];
 }
 
-// The horizontal half of a Gaussian mean: of from[0 .. 10] and of the same for the further lanes.
+// The horizontal half of a Gaussian mean: over from[0 .. 10] in lane 0, shifted by one per further lane.
 template <typename T>
 inline Vec<T> mean_along(const T* from, const T* weight) {
   Vec<T> sum{};

@@ -1,4 +1,4 @@
-// The host part of LAGN's gate on the CPU: checks, outputs, threads, the last sums.
+// The host part of LAGN's gate on the CPU: checks, outputs, threads, final sums.
 #include "../gated_mix.h"
 
 #include <ATen/ops/empty.h>

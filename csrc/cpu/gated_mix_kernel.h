@@ -11,7 +11,7 @@ typename Simd<T>::Vec sigmoid(typename Simd<T>::Vec z) {
   return (z < 0 ? small : Simd<T>::all(1)) / (1 + small);
 }
 
-// What both passes hold: the weights as right factors, and room for a tile's maps.
+// Shared by both passes: the weights as right factors, and memory for a tile's maps.
 template <typename S, typename T>
 struct GateRoom {
   using U = typename Factor<S, T>::Unit;

@@ -9,8 +9,9 @@ struct Gelu {
   typename Simd<T>::Vec value, slope;
 };
 
-// Phi(-|u|) = e^(-u^2/2) t P(t) with t = 1 / (1 + 0.3 |u|). P is our least-maximum fit of degree 7 to Mills'
-// ratio over |u| < 13.3 (where the exponential ends), 1.3e-7 relative; in float32 Phi is within 2.3e-7.
+// Phi(-|u|) = e^(-u^2/2) t P(t) with t = 1 / (1 + 0.3 |u|). P is our minimax fit of degree 7 to Mills'
+// ratio over |u| < 13.3 (where the exponential underflows), within 1.3e-7 relative; in float32, Phi is within
+// 2.3e-7.
 inline Gelu<float> gelu(Simd<float>::Vec u) {
   using Vec = Simd<float>::Vec;
   const Vec size = u < 0 ? -u : u;

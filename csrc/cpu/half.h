@@ -1,5 +1,5 @@
-// float16 and bfloat16 as bits, to and from float. Rounding is to nearest, ties to even, as torch's is.
-// Branches are written as selects so that the compiler makes vector code of a loop over them.
+// float16 and bfloat16 as bits, to and from float. Rounds to nearest, ties to even, as torch does.
+// Branches are written as selects so that the compiler can vectorise loops over them.
 #pragma once
 #include "simd.h"
 
@@ -74,7 +74,7 @@ inline void store_narrow(typename Simd<T>::Vec v, S* to) {
   for (int i = 0; i < Simd<T>::kLanes; ++i) narrow(wide.of[i], to + i);
 }
 
-// bfloat16 by hand: compilers make poor code of the loops above.
+// bfloat16 by hand: compilers generate poor code for the loops above.
 typedef uint16_t HalfBits __attribute__((vector_size(MMIF_VECTOR_BYTES / 2)));
 typedef uint32_t WordBits __attribute__((vector_size(MMIF_VECTOR_BYTES)));
 
@@ -88,7 +88,7 @@ inline WordBits word_of(HalfBits bits) {
 
 inline HalfBits bfloat16_bits(Simd<float>::Vec v) {
 #if MMIF_BFLOAT16_DOT
-  return (HalfBits)_mm512_cvtneps_pbh((__m512)v);  // numbers below float's normal range become 0
+  return (HalfBits)_mm512_cvtneps_pbh((__m512)v);  // subnormal numbers become 0
 #else
   const WordBits u = (WordBits)v, nan = WordBits{} + 0x7fc0u;
   const WordBits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;

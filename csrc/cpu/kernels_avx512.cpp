@@ -1,5 +1,4 @@
-// The CPU kernels for AVX-512, whatever the machine that builds this has; empty where the CPU is not an
-// x86-64.
+// The CPU kernels for AVX-512, whatever the build machine supports; empty on other CPUs than x86-64.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \

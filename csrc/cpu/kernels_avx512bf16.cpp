@@ -1,5 +1,5 @@
-// The CPU kernels for AVX-512 with its dot product of bfloat16, whatever the machine that builds this has;
-// empty where the CPU is not an x86-64.
+// The CPU kernels for AVX-512 with its bfloat16 dot product, whatever the build machine supports; empty on
+// other CPUs than x86-64.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(                                                               \

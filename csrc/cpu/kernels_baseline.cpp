@@ -1,4 +1,4 @@
-// The CPU kernels for any CPU the compiler's default allows.
+// The CPU kernels for any CPU that the compiler targets by default.
 #define MMIF_ISA baseline
 #define MMIF_VECTOR_BYTES 16
 #include "fusion_loss_bwd_kernel.h"

@@ -1,4 +1,4 @@
-// The host part of LAGN's local block on the CPU: checks, outputs, threads, the last sums.
+// The host part of LAGN's local block on the CPU: checks, outputs, threads, final sums.
 #include "../local_block.h"
 
 #include <ATen/ops/empty.h>

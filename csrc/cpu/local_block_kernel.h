@@ -5,12 +5,12 @@
 
 namespace mmif::MMIF_ISA {
 
-// Three rows of an image, y - 1 to y + 1, in T, with a pixel of 0 at either end and rows of 0 beyond it.
+// Rows y - 1 to y + 1 of an image, in T, with a zero pixel at either end and zero rows outside the image.
 template <typename S, typename T>
 struct ThreeRows {
   const S* image;  // [B, H, W, C]
   int64_t height, row;
-  int64_t at = -2;  // the middle one, counted through all images
+  int64_t at = -2;  // the middle row, counted through all images
   int channels;
   T* rows[3];
 
@@ -53,7 +53,7 @@ struct ThreeRows {
 };
 
 // to[i] = start + the sum over the taps of weight(tap) x; rows[.] + i C is the left neighbour of pixel i.
-// turned: by the kernel turned by 180 degrees.
+// turned: with the kernel rotated by 180 degrees.
 template <typename T>
 void depthwise(T* const rows[3], int64_t from, int count, int channels, const T* weight, const T* start,
                bool turned, T* to) {
@@ -72,7 +72,7 @@ void depthwise(T* const rows[3], int64_t from, int count, int channels, const T*
   }
 }
 
-// The pixels of a tile, and where its first one lies.
+// The pixels of a tile, and the place of its first one.
 struct Tile {
   int64_t pixel;
   int n;
@@ -151,7 +151,7 @@ void local_block_backward_depthwise(const LocalBlockParams& p, T* sums, int64_t 
     }
     for (int c = 0; c < C; c += V::kLanes) {
       typename V::Vec sum[kTaps + 1];
-      for (int k = 0; k <= kTaps; ++k) sum[k] = V::load(sums + k * C + c);  // the bias lies behind the taps
+      for (int k = 0; k <= kTaps; ++k) sum[k] = V::load(sums + k * C + c);  // the bias follows the taps
       for (int64_t i = 0; i < p.width; ++i) {
         const typename V::Vec d = V::load(d_t.rows[1] + (i + 1) * C + c);
         for (int k = 0; k < kTaps; ++k) sum[k] += d * V::load(x.rows[k / 3] + (i + k % 3) * C + c);
@@ -177,7 +177,7 @@ void local_block_fwd(const LocalBlockParams& p, int64_t chunk) {
   MMIF_BY_TYPE(p.dtype, local_block_forward, p, begin, end)
 }
 
-// layers: the first pass; otherwise the second, after the first of all chunks.
+// layers: runs the first pass; otherwise the second, which needs the first pass of all chunks.
 void local_block_bwd(const LocalBlockParams& p, int64_t chunk, bool layers) {
   const int64_t lines = p.batch * p.height;
   const int64_t begin = chunk * lines / p.chunks, end = (chunk + 1) * lines / p.chunks;

@@ -10,7 +10,7 @@ inline void product_block(int depth, const U* a, int64_t a_row, int64_t a_k, con
                           const T* start, int64_t start_row, T* c, int64_t c_row) {
   using V = Simd<T>;
   typename V::Vec sum[MR][NV];
-  // Unrolled, or the sums live in memory.
+  // Unrolled; otherwise the sums would be kept in memory.
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
@@ -48,9 +48,8 @@ inline void product_columns(int rows, int cols, int depth, const U* a, int64_t a
   }
 }
 
-// C = start + A B with A(i, k) = a[i a_row + k a_k]; start is nullptr for 0, and start_row 0 repeats one row;
-// cols is a multiple of the vector's lanes. The blocks fill the registers: 32 of them with AVX-512, 16
-// otherwise.
+// C = start + A B with A(i, k) = a[i a_row + k a_k]. A null start means 0, and start_row 0 repeats one row.
+// cols is a multiple of the vector's lanes. The blocks fill the registers: 32 with AVX-512, 16 otherwise.
 template <typename U, typename T>
 void product(int rows, int cols, int depth, const U* a, int64_t a_row, int64_t a_k, const U* b, int64_t b_row,
              const T* start, int64_t start_row, T* c, int64_t c_row) {
@@ -65,7 +64,7 @@ void product(int rows, int cols, int depth, const U* a, int64_t a_row, int64_t a
     product_columns<U, T, 8, 1>(rows, cols, depth, a, a_row, a_k, b, b_row, start, start_row, c, c_row);
 }
 
-// The 8 x 8 block at `from` to `to`, rows to columns: pairs, then quadruples, then halves change places.
+// Transposes the 8 x 8 block at `from` into `to`: exchanges within pairs, within fours, then halves.
 inline void transpose_block(const float* from, int64_t from_row, float* to, int64_t to_row) {
   typedef float Vec __attribute__((vector_size(32)));
   Vec r[8], s[8];
@@ -87,7 +86,7 @@ inline void transpose_block(const float* from, int64_t from_row, float* to, int6
   }
 }
 
-// [n][dim] -> [dim][stride], columns beyond n zero.
+// [n][dim] -> [dim][stride]; columns beyond n are zero.
 template <typename T>
 void transpose(int n, int dim, int64_t stride, const T* from, T* to) {
   int i = 0;

@@ -1,4 +1,4 @@
-// The host part of the second half of LAGN's global block on the CPU: checks, outputs, threads, the last
+// The host part of the second half of LAGN's global block on the CPU: checks, outputs, threads, final
 // sums.
 #include "../mlp_block.h"
 
@@ -34,7 +34,7 @@ MlpBlockParams mlp_block_params(const char* op, const Tensor& x, const Tensor& n
   p.eps = eps;
   p.chunks = p.tokens < kBlockChunks ? p.tokens : kBlockChunks;
   p.x = keep(x);
-  p.norm_weight = keep(norm_weight.to(wide_type(x)));  // autocast leaves a norm's weights as they are
+  p.norm_weight = keep(norm_weight.to(wide_type(x)));  // autocast does not round a norm's weights
   p.norm_bias = keep(norm_bias.to(wide_type(x)));
   return p;
 }

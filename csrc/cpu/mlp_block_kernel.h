@@ -6,7 +6,7 @@
 
 namespace mmif::MMIF_ISA {
 
-// n tokens of x, normalised: z and, where wanted, t = z weight + bias; rstd of each token.
+// Normalises n tokens of x: z, rstd of each token and, if wanted, t = z weight + bias.
 template <typename S, typename T>
 void normalise(const MlpBlockParams& p, const S* x, int n, T* z, T* t, T* rstd) {
   using V = Simd<T>;
@@ -48,7 +48,7 @@ void mlp_block_forward(const MlpBlockParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// From d_t of n tokens to d_x; d_weight and d_bias onto the sums.
+// From d_t of n tokens to d_x; adds d_weight and d_bias to the sums.
 template <typename S, typename T>
 void normalise_backward(const MlpBlockParams& p, int n, const T* z, const T* rstd, const T* d_t, const S* d_y,
                         T* sums, S* d_x) {

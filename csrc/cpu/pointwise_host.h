@@ -1,4 +1,4 @@
-// What the host parts of the blocks and of the gate share: weights in, chunks over threads, gradients out.
+// Shared by the host parts of the blocks and the gate: weights in, chunks over threads, gradients out.
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -23,7 +23,7 @@ void over_chunks(int64_t chunks, const Run& run) {
 
 inline at::Tensor channels_last(const at::Tensor& x) { return x.permute({0, 2, 3, 1}); }  // [B, H, W, C]
 
-// Tensors that params point into, alive as long as this.
+// Keeps the tensors alive that params point into.
 struct Kept {
   std::vector<at::Tensor> tensors;
 
@@ -40,12 +40,12 @@ inline void check_weight(const char* op, const char* name, const at::Tensor& w, 
   MMIF_CHECK(op, name, "on " + text(w.device()), "x's device", w.device() == x.device());
 }
 
-// A weight as autocast has it beside x: rounded to x's type; then as wide as the sums.
+// A weight as autocast would use it beside x: rounded to x's type, then widened to the type of the sums.
 inline at::Tensor rounded(const at::Tensor& w, const at::Tensor& x) {
   return w.to(x.scalar_type()).to(wide_type(x));
 }
 
-// The layers of a block whose expand is [E, C, ...] and reduce [C, E, ...], with `trailing` further 1s.
+// The layers of a block with expand [E, C, ...] and reduce [C, E, ...], each with `trailing` further 1s.
 struct PointwiseWeights {
   const at::Tensor &expand, &expand_bias, &reduce, &reduce_bias;
 };
@@ -74,7 +74,8 @@ inline PointwiseParams pointwise_params(const char* op, const at::Tensor& x, int
   return p;
 }
 
-// The gradient of one parameter out of the sums, in its shape and type; transposed: a matrix that lies so.
+// The gradient of one parameter from the sums, in its shape and type; transposed: the sums hold the
+// transpose.
 inline at::Tensor gradient_of(const at::Tensor& parameter, const at::Tensor& sums, int64_t from,
                               bool transposed) {
   at::Tensor out = sums.narrow(0, from, parameter.numel());

@@ -1,7 +1,7 @@
 // The two pointwise layers on the CPU, a tile of pixels at a time.
 //
-// A tile's t, u and h, [pixels][C or E] in T, stay in L1 and L2: both layers are small products there, and no
-// map of E channels but u is ever written.
+// A tile's t, u and h, [pixels][C or E] in T, stay in L1 and L2: both layers are small products there, and u
+// is the only map of E channels that is written to memory.
 #pragma once
 #include <cstdlib>
 
@@ -15,7 +15,7 @@ namespace mmif::MMIF_ISA {
 
 constexpr int kTile = 64;
 
-// Memory of one chunk, handed out in pieces on whole cache lines.
+// Memory of one chunk, handed out in pieces that start on cache lines.
 struct Arena {
   char* memory;
   int64_t used = 0;
@@ -48,7 +48,7 @@ void add_columns(const S* x, int pixels, int channels, T* sums) {
   }
 }
 
-// S is stored, T computed.
+// S is the stored type, T the computed one.
 template <typename S, typename T>
 struct Pointwise {
   using V = Simd<T>;
@@ -92,7 +92,7 @@ struct Pointwise {
     product<U, T>(n, C, deep_e, left_factor(h, n, E, e_left), deep_e, 1, w2, C, b2, 0, y, C);
   }
 
-  // d_t, and onto the sums the layers' gradients.
+  // d_t; adds the layers' gradients to the sums.
   void backward(int n, const T* t, const S* d_y, const S* u, const PointwiseOffsets& at, T* sums, T* d_t) {
     product<U, T>(n, E, deep_c, left_factor(d_y, n, C, c_left), deep_c, 1, w2, E, nullptr, 0, d_u, E);
     for (int i = 0; i < n * E; i += V::kLanes) {
@@ -100,7 +100,7 @@ struct Pointwise {
       V::store(h + i, g.value);
       V::store(d_u + i, V::load(d_u + i) * g.slope);
     }
-    // A right factor read with its strides exchanged is the transposed one on the left.
+    // A right factor read with its strides exchanged is the transposed left factor.
     const int deep_n = units<U>(n);
     T *d_w1 = sums + at.expand, *d_w2 = sums + at.reduce;
     const U* right = right_factor(d_y, n, C, c_right);

@@ -1,9 +1,9 @@
-// Vectors of the instruction set that is being compiled for, as GCC and Clang extend C++ with them.
+// Vectors of the instruction set being compiled for, by the vector extension of GCC and Clang.
 //
 // kernels_baseline.cpp, kernels_avx2.cpp, kernels_avx512.cpp and kernels_avx512bf16.cpp each compile the same
-// kernels for one instruction set into a namespace of its own; dispatch.h chooses at run time by what the CPU
-// has. A file that includes this must not instantiate anything of the standard library: the linker keeps one
-// copy of such a function, and that may be the one this CPU cannot run.
+// kernels for one instruction set into a namespace of its own; dispatch.h chooses one at run time. A file
+// that includes this must not instantiate anything from the standard library: the linker keeps only one copy
+// of such a function, perhaps one that this CPU cannot run.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -15,8 +15,8 @@
 
 namespace mmif::MMIF_ISA {
 
-// The lanes of a vector joined into one number, half by half: a chain of kLanes additions would wait for
-// each.
+// Reduces the lanes of a vector to one number, halving each time: in a chain of kLanes additions, each would
+// wait for the one before.
 template <typename T, int Bytes, typename Join>
 inline T fold(const T* lanes, Join join) {
   constexpr int n = Bytes / sizeof(T);
@@ -34,8 +34,7 @@ inline T fold(const T* lanes, Join join) {
   }
 }
 
-// kLanes numbers that go through one instruction together. Vec is GCC's vector type: + * < ?: work lane by
-// lane.
+// kLanes numbers that one instruction handles together. Vec is GCC's vector type: + * < ?: act on each lane.
 template <typename T>
 struct Simd {
   static constexpr int kLanes = MMIF_VECTOR_BYTES / sizeof(T);

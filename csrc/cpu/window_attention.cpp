@@ -1,4 +1,4 @@
-// The host part of window attention on the CPU: outputs, threads, and the last sum of d_bias.
+// The host part of window attention on the CPU: outputs, threads, and the final sum of d_bias.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

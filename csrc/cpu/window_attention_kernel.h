@@ -1,7 +1,7 @@
 // Window attention on the CPU, one chunk of windows at a time; compiled once per instruction set.
 //
-// A window is a rectangle of n = rows x cols <= 64 tokens of the image (fewer at its borders, where the
-// plane's cut leaves part of a window outside). For one window and head, with everything in L1:
+// A window is a rectangle of n = rows x cols <= 64 tokens of the image (fewer at its borders, where part of a
+// window lies outside). For one window and head, with everything in L1:
 //
 //   S = (D^-1/2 Q) K^T + bias      P = softmax(S), row by row      O = P V      lse = log sum exp S
 //
@@ -10,10 +10,10 @@
 //   P = exp(S - lse)     dP = d_O V^T     dS = P (dP - delta)
 //   d_V = P^T d_O        d_Q = D^-1/2 dS K        d_K = dS^T (D^-1/2 Q)        d_bias = dS, by offset
 //
-// All products take the form "rows times vectors": the right factor lies in rows of whole vectors, the left
-// is read number by number at any stride. Columns of S beyond n are held at 0 after the softmax. In whole
-// windows, which are nearly all, the bias and its gradient are [n, n] like S and cost one addition in
-// registers; in the others they are found by offset.
+// All products take the form "rows times vectors": the right factor is stored in rows of whole vectors, the
+// left one is read number by number at any stride. Columns of S beyond n are kept at 0 after the softmax. In
+// whole windows, which nearly all are, the bias and its gradient are [n, n] like S and cost one addition in
+// registers; in the others they are looked up by offset.
 #pragma once
 #include <cstdlib>
 
@@ -49,7 +49,7 @@ inline Window window_at(const WindowAttentionParams& p, int64_t index) {
   return {index / (across * down), top, left, static_cast<int>(bottom - top), static_cast<int>(right - left)};
 }
 
-// The length of a row of n scores, in whole vectors.
+// The length of a row of n scores, rounded up to whole vectors.
 template <typename T>
 constexpr int padded(int n) {
   return (n + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
@@ -113,7 +113,7 @@ struct HeadBias {
       for (int x = 0; x < side; ++x) to[y * side + x] = d_table[y * side + side - 1 - x];
   }
 
-  // The bias of query i of a window of rows x cols, onto its scores; then the same for gradients.
+  // Adds the bias of query i of a window of rows x cols to its scores; then the same for gradients.
   void add(int rows, int cols, int i, T* score) const {
     for (int ky = 0; ky < rows; ++ky)
       for (int kx = 0; kx < cols; ++kx) score[ky * cols + kx] += table[at(i / cols, i % cols, ky) + kx];
@@ -153,7 +153,8 @@ struct Scratch {
   T factor[kMaxTokens];
 };
 
-// One window and head: where it lies in the tensors, and the two passes over it. S is stored, T computed.
+// One window and head: its place in the tensors, and the two passes over it. S is the stored type, T the
+// computed one.
 template <typename S, typename T, int Dim>
 struct HeadWindow {
   using V = Simd<T>;
@@ -187,7 +188,7 @@ struct HeadWindow {
 
   T& lse_of(int i) const { return static_cast<T*>(p.lse)[lse + i / w.cols * p.width + i % w.cols]; }
 
-  // S into s.p, with q (scaled) and k loaded on the way.
+  // S into s.p; loads q (scaled) and k on the way.
   void scores(const HeadBias<T>& bias) {
     load(0, static_cast<T>(p.scale), s.q);
     load(1, 1, s.k);
@@ -214,7 +215,7 @@ struct HeadWindow {
     store_tokens<Dim>(w, s.out, s.factor, out_y, out_x, static_cast<S*>(p.out) + out);
   }
 
-  // From P and dP to dS, in s.d_p, and onto the gradient of the bias.
+  // From P and dP to dS, in s.d_p; adds it to the gradient of the bias.
   void score_gradients(HeadBias<T>& bias) {
     for (int i = 0; i < n; ++i) {
       T *prob = s.p + i * stride, *d_prob = s.d_p + i * stride, *d_bias = bias.d_whole + i * stride;
@@ -256,8 +257,7 @@ struct HeadWindow {
   }
 };
 
-// The biases of all heads, so that the heads of a token, which lie side by side, are visited one after
-// another.
+// The biases of all heads, so that the heads of a token, which are adjacent in memory, are visited in turn.
 template <typename T>
 struct AllBiases {
   HeadBias<T>* heads;

@@ -1,6 +1,5 @@
-// What every kernel shares: element types, shared memory, launches. No torch header is included by any .cu or
-// .cuh file, so nvcc compiles them quickly and g++ compiles the same source against
-// tests/emulator/cuda_emu.h.
+// Shared by all kernels: element types, shared memory, launches. No .cu or .cuh file includes a torch header,
+// so nvcc compiles them quickly and g++ compiles the same source against tests/emulator/cuda_emu.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +13,7 @@
 #endif
 
 // Shared memory in kernels: MMIF_SHARED(Tiles, tiles) declares `Tiles& tiles` of static size,
-// MMIF_SHARED_DYNAMIC what the launch sized. In the emulator it is poisoned and of exact size.
+// MMIF_SHARED_DYNAMIC one whose size the launch gave. The emulator poisons it and allocates the exact size.
 #ifdef MMIF_EMULATOR
 #define MMIF_SHARED(TYPE, NAME)      \
   static const char NAME##_site = 0; \
@@ -97,7 +96,7 @@ __device__ __forceinline__ float2 unpack(unsigned both) {
   return make_float2(to_float(values[0]), to_float(values[1]));
 }
 
-// One instruction each, good to about 2^-22; subnormal numbers count as 0.
+// One instruction each, accurate to about 2^-22; subnormal numbers count as 0.
 #ifdef MMIF_EMULATOR
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_log2(float x) { return std::log2(x); }
@@ -124,7 +123,8 @@ constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * kLog2e); }
 
-// x / y, given about 1 / y: one step of Newton's, so that a sum of n equal terms over n is the term again.
+// x / y, given an approximate 1 / y: one Newton step, so that n equal terms, summed and divided by n, give
+// the term again.
 __device__ __forceinline__ float quotient(float x, float y, float inverse) {
   const float q = x * inverse;
   return fmaf(fmaf(-q, y, x), inverse, q);
@@ -136,8 +136,8 @@ __device__ __forceinline__ void store_pair(T* to, unsigned both) {
   *reinterpret_cast<unsigned*>(to) = both;
 }
 
-// x, of unknown origin to the compiler: what is computed from it within a loop is computed there, not kept in
-// registers over the whole loop.
+// x, with its origin hidden from the compiler: what a loop computes from it is computed in the loop, not kept
+// in registers throughout.
 __device__ __forceinline__ int renewed(int x) {
 #ifndef MMIF_EMULATOR
   asm volatile("" : "+r"(x));
@@ -145,13 +145,13 @@ __device__ __forceinline__ int renewed(int x) {
   return x;
 }
 
-// threadIdx.x, which must fill the warp, through a shuffle that no compiler moves: what is computed from it
-// within a loop is computed there.
+// threadIdx.x, which must fill the warp, through a shuffle that no compiler moves: what a loop computes from
+// it is computed in the loop.
 __device__ __forceinline__ int renewed_thread() {
   return __shfl_xor_sync(kAllLanes, static_cast<int>(threadIdx.x), 0);
 }
 
-// Starts a kernel; what came of it is returned, for the host part to check.
+// Launches a kernel and returns the error for the host part to check.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_bytes,
                    cudaStream_t stream, const Arguments&... arguments) {
@@ -159,7 +159,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   static_cast<void>(stream);
   return emu::launch(kernel, grid, block, dynamic_bytes, arguments...);
 #else
-  if (dynamic_bytes > 48 * 1024) {  // more must be asked for, once a kernel and device; it is cheap
+  if (dynamic_bytes > 48 * 1024) {  // more must be requested, once per kernel and device; it is cheap
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(dynamic_bytes));
     if (error != cudaSuccess) return cudaGetLastError(), error;
@@ -170,13 +170,13 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   config.dynamicSmemBytes = dynamic_bytes;
   config.stream = stream;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  // The host part reports it; left in place, the next check of anybody's launch would report it again.
+  // The host part reports it. If it stayed, the next check of any launch would report it again.
   if (error != cudaSuccess) cudaGetLastError();
   return error;
 #endif
 }
 
-// Whether the binary holds code of a kernel for the current device.
+// Whether the binary contains the kernel's code for the current device.
 template <class... Parameters>
 bool loads(void (*kernel)(Parameters...)) {
 #ifdef MMIF_EMULATOR

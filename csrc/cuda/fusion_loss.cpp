@@ -21,7 +21,7 @@ FusionLossOutputs fusion_loss(const at::Tensor& f, const at::Tensor& a, const at
   const FusionLossOutputs out = fusion_loss_outputs(p, f);
   if (p.batch == 0) return out;
   set_chunks(p);
-  // Freed at return and perhaps used again, but by this stream, behind the kernels.
+  // Freed on return and perhaps reused, but only by this stream, after the kernels.
   const at::Tensor partial = at::empty({p.batch, p.chunks, 3}, f.options().dtype(at::kDouble));
   p.partial = partial.data_ptr<double>();
   MMIF_LAUNCH("fusion_loss", fusion_loss_fwd_launch(p, c10::cuda::getCurrentCUDAStream()));

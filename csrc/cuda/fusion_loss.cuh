@@ -1,10 +1,10 @@
 // The fusion loss on CUDA: what its kernels share. Both cut an image into tiles of kTileWidth x kTileHeight
-// pixels, a block each, and hold in shared memory what the tile's pixels need of their surroundings.
+// pixels, one per block, and keep the tile and the surroundings it needs in shared memory.
 //
-// Who computes what. A Gaussian mean is taken along x, then along y. Along x a thread makes four neighbours
-// of one row from fourteen values; along y it makes four neighbours of one column, also from fourteen, and
-// these are the four pixels whose result it writes: lane = column, warp = four rows. So a value read from
-// shared memory, which is what bounds such kernels, serves up to four sums.
+// Who computes what. A Gaussian mean is taken along x, then along y. Along x a thread computes four
+// neighbours of one row from fourteen values; along y, four neighbours of one column, also from fourteen, and
+// these are the four pixels whose result it writes: lane = column, warp = four rows. Reads of shared memory
+// bound such kernels; here each value read serves up to four sums.
 #pragma once
 #include "fusion_loss_launch.h"
 #include "mma.cuh"
@@ -15,8 +15,7 @@ constexpr int kTileThreads = 256, kTileWarps = kTileThreads / kWarp;
 constexpr int kRun = 4;                                     // pixels of a thread, one above the other
 constexpr int kHaloWidth = kTileWidth + kSsimWindow - 1;    // 42
 constexpr int kHaloHeight = kTileHeight + kSsimWindow - 1;  // 42
-// A thread reads from column 4 g, row r: with an odd pitch modulo 4 per warp of eight g and four r meets 32
-// banks.
+// A thread reads from column 4 g, row r: with an odd pitch, a warp of eight g and four r meets 32 banks.
 constexpr int kPitch = kHaloWidth + 1;
 constexpr int kGroups = kTileWidth / kRun;
 static_assert(kTileWidth == kWarp && kTileHeight == kRun * kTileThreads / kWarp,
@@ -26,7 +25,7 @@ static_assert(kPitch % 2 == 1 && kGroups == 8, "no bank conflicts along x");
 using Halo = float[kHaloHeight][kPitch];
 using Columns = float[kHaloHeight][kTileWidth];  // means along x, at every row of the halo
 
-struct Constants {  // a kernel's argument: FMAs read them where they lie, in constant memory
+struct Constants {  // a kernel's argument: FMAs read them in place, from constant memory
   float gaussian[kSsimWindow];
   float c1, c2;
   float per_pixel, per_window;  // 1 over the numbers of an image's pixels and whole windows
@@ -61,7 +60,8 @@ __device__ __forceinline__ const float* plane(const FusionLossImage& image, int6
   return static_cast<const float*>(image.data) + batch * image.batch_stride;
 }
 
-// The pixel of row y below one of row 0: rows are counted in bytes, which saves a shift of 64 bits.
+// The pixel in row y of the same column as one in row 0. The row stride is in bytes, which saves a 64-bit
+// shift.
 __device__ __forceinline__ const float* below(const float* pixel, int y, int row_elements) {
   return reinterpret_cast<const float*>(reinterpret_cast<const char*>(pixel) +
                                         wide_product(y, row_elements * static_cast<int>(sizeof(float))));
@@ -70,13 +70,14 @@ __device__ __forceinline__ float at(const FusionLossImage& image, int batch, int
   return *below(plane(image, batch) + x, y, static_cast<int>(image.row_stride));
 }
 
-// The source's weight at the address of a pixel; 1 where the kernel has no weights.
+// The source's weight at the address of a pixel; 1 in a kernel without weights.
 template <bool weighted>
 __device__ __forceinline__ float weight_at(const FusionLossImage& weights, int batch, int y, int x) {
   return weighted ? at(weights, batch, y, x) : 1.f;
 }
 
-// Adds value k of fourteen in a row to the means of the four it belongs to. k is a constant once unrolled.
+// Adds value k of fourteen in a row to those of the four means that include it. k is a constant once
+// unrolled.
 __device__ __forceinline__ void add_to_run(float (&sum)[kRun], int k, float value,
                                            const Constants& constants) {
 #pragma unroll
@@ -90,7 +91,7 @@ inline dim3 tile_grid(const FusionLossParams& p) {
               static_cast<unsigned>(p.batch));
 }
 
-// Whether a launch fits: float32, and counts that its 32-bit numbers hold.
+// Whether a launch is supported: float32, and counts that fit its 32-bit numbers.
 inline bool launchable(const FusionLossParams& p) {
   constexpr int64_t most = 0x7fffffff;
   for (const FusionLossImage* image : {&p.f, &p.a, &p.b, &p.wa, &p.wb})

@@ -1,7 +1,7 @@
 // The fusion loss, backward: d_f of one tile per block, in one pass over moments and choices.
 //
-// What moves: moments, choices, f, a, b (wa, wb) once in, with the tiles' halo from L2; d_f once out. The
-// derivation, and the border of the transposed Sobel, stand in ../fusion_loss.h.
+// Traffic: moments, choices, f, a, b (wa, wb) are read once, the tiles' halos from L2; d_f is written once.
+// The derivation, and the border of the transposed Sobel, are in ../fusion_loss.h.
 #include "fusion_loss.cuh"
 
 namespace mmif {
@@ -17,8 +17,9 @@ struct BackwardTiles {
   float horizontal[kRingHeight][kRingWidth], vertical[kRingHeight][kRingWidth];
 };
 
-// Starts to load the moments. A pixel (y, x) takes G * m of the windows (y - 10 .. y, x - 10 .. x), by the place of
-// their first pixel; there are none outside the image, so 0 stands there. Warps and lanes as in forward.
+// Starts to load the moments. A pixel (y, x) takes G * m of the windows (y - 10 .. y, x - 10 .. x), by the
+// place of their first pixel; there are none outside the image, so 0 stands there. Warps and lanes as in
+// forward.
 __device__ __forceinline__ void load_moments(BackwardTiles& tiles, const FusionLossParams& p,
                                              const Tile& tile) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -47,7 +48,7 @@ __device__ __forceinline__ float signed_weight(int choices, int up, int down, fl
   return choices & up ? weight : choices & down ? -weight : 0.f;
 }
 
-// Outside the image stands the border, negated along the axis of the difference.
+// Outside the image, the border is used, negated along the axis of the difference.
 template <bool weighted>
 __device__ __forceinline__ void load_sign(BackwardTiles& tiles, const FusionLossParams& p, const Tile& tile,
                                           int row, int column) {
@@ -61,7 +62,7 @@ __device__ __forceinline__ void load_sign(BackwardTiles& tiles, const FusionLoss
   tiles.vertical[row][column] = y == tile.y + row - 1 ? vertical : -vertical;
 }
 
-// A warp takes every eighth row; what a row has beyond 32 columns, the first threads of the block.
+// A warp takes every eighth row; the first threads of the block take the columns beyond 32.
 template <bool weighted>
 __device__ __forceinline__ void load_signs(BackwardTiles& tiles, const FusionLossParams& p,
                                            const Tile& tile) {
@@ -100,7 +101,7 @@ __device__ __forceinline__ float transposed_sobel(const BackwardTiles& tiles, in
   return sum;
 }
 
-// d_terms of the image, each over the number of its pixels.
+// d_terms of the image, each divided by the number of its pixels.
 struct Factors {
   float intensity, gradient, structure;
 
@@ -119,9 +120,9 @@ __global__ void __launch_bounds__(kTileThreads, 3)
   load_moments(tiles, p, tile);
   load_signs<weighted>(tiles, p, tile);
   wait_copies();
-  __syncthreads();  // the moments are whole, and the signs
+  __syncthreads();  // the moments and the signs are complete
   mean_rows(tiles, constants);
-  __syncthreads();  // the means are whole
+  __syncthreads();  // the means are complete
 
   const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun, x = tile.x + column;
   float mean[kMoments][kRun] = {};

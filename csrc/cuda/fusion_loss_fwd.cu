@@ -1,8 +1,9 @@
-// The fusion loss, forward: one block per tile of the image, then one small block an image for the last sums.
+// The fusion loss, forward: one block per tile of the image, then one small block per image for the final
+// sums.
 //
-// What moves: f, a, b (wa, wb) once in, with the tiles' halo from L2; moments and choices once out. Sums are
-// taken in a fixed order, in float within a tile (a tree of 1024 pixels), in double over tiles: no atomics, so
-// equal bits in every run. What is computed, and the derivation of the moments, stands in ../fusion_loss.h.
+// Traffic: f, a, b (wa, wb) are read once, the tiles' halos from L2; moments and choices are written once.
+// Sums have a fixed order, in float within a tile (a tree of 1024 pixels), in double over tiles: no atomics,
+// so every run gives the same bits. ../fusion_loss.h has the formulas and the derivation of the moments.
 #include "fusion_loss.cuh"
 
 namespace mmif {
@@ -19,8 +20,8 @@ struct ForwardTiles {
   float sums[kTerms][kTileWarps];
 };
 
-// Starts to load the tile and its surroundings, the border replicated: right for Sobel, and never part of a whole
-// window. A warp takes every eighth row; what a row has beyond 32 columns, its first lanes.
+// Starts to load the tile and its surroundings, the border replicated: right for Sobel, and never part of a
+// whole window. A warp takes every eighth row; its first lanes take the columns beyond 32.
 __device__ __forceinline__ void load_pictures(ForwardTiles& tiles, const FusionLossParams& p,
                                               const Tile& tile) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -71,7 +72,7 @@ struct Ssim {
 __device__ __forceinline__ Ssim ssim(float mf, float ms, float fs, float off, float c1, float c2) {
   const float n1 = 2 * (mf * ms) + c1, n2 = 2 * (fs - mf * ms) + c2;
   const float d1 = mf * mf + ms * ms + c1, d2 = n2 + (off - (mf - ms) * (mf - ms));
-  // One step of Newton's: the mean over an image must not feel which way the hardware's inverse errs.
+  // One Newton step: the mean over an image must not depend on which way the hardware's reciprocal errs.
   const float d = d1 * d2, about = fast_inverse(d), inverse = fmaf(fmaf(-d, about, 1.f), about, about);
   const float value = n1 * n2 * inverse;
   return {value, 2 * inverse * (ms * n2 - mf * value * d2), -value * d1 * inverse, 2 * n1 * inverse};
@@ -122,14 +123,14 @@ __device__ __forceinline__ float structure_run(const ForwardTiles& tiles, const 
   return sum;
 }
 
-// A picture's three columns around a pixel's, of three rows: those of a run slide down it.
+// A picture's 3 x 3 neighbourhood; it slides down the pixels of a run.
 struct Around {
   float left[3], middle[3], right[3], across[3];  // across: right - left
 
   __device__ __forceinline__ void take(int i, const float* pixel) {
     left[i] = pixel[-1], middle[i] = pixel[0], right[i] = pixel[1], across[i] = right[i] - left[i];
   }
-  // Row i of a run, of rows that come in turn, is the lowest of the three: the derivatives at the middle one, in
+  // Row i of a run, taken in order, is the lowest of the three. Returns the derivatives at the middle row, in
   // the reference's order.
   __device__ __forceinline__ float x(int i) const {
     return (across[(i + 1) % 3] + across[i % 3]) + 2 * across[(i + 2) % 3];
@@ -146,7 +147,7 @@ struct Edges {
   int choices;
 };
 
-// Intensity and gradient of the pixel above the last of the rows taken, row i.
+// Intensity and gradient of the pixel above row i, the last row taken.
 template <bool weighted>
 __device__ __forceinline__ Edges edges(const Around (&around)[kPictures], int i, float wa, float wb) {
   const float f = around[kFused].middle[(i + 2) % 3];
@@ -204,12 +205,12 @@ __global__ void __launch_bounds__(kTileThreads, 3)
   const Tile tile(p);
   load_pictures(tiles, p, tile);
   wait_copies();
-  __syncthreads();  // the pictures are whole
+  __syncthreads();  // the pictures are complete
   mean_rows(tiles, constants);
   float sums[kTerms];
-  // Of the pictures: no need to wait for the means.
+  // These need the pictures only, not the means.
   edges_run<weighted>(tiles, p, tile, sums[0], sums[1]);
-  __syncthreads();  // the means are whole
+  __syncthreads();  // the means are complete
   sums[2] = structure_run<weighted>(tiles, p, tile, constants);
 
 #pragma unroll
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(kTileThreads, 3)
     const float sum = warp_sum(sums[term]);
     if (threadIdx.x % kWarp == 0) tiles.sums[term][threadIdx.x / kWarp] = sum;
   }
-  __syncthreads();  // the warps' sums are whole
+  __syncthreads();  // the warps' sums are complete
   if (threadIdx.x >= kTerms) return;
   double sum = 0;
   for (int warp = 0; warp < kTileWarps; ++warp) sum += tiles.sums[threadIdx.x][warp];
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kTileThreads, 3)
   p.partial[chunk * kTerms + threadIdx.x] = sum;
 }
 
-// One block an image, one warp per term.
+// One block per image, one warp per term.
 __global__ void __launch_bounds__(kTerms* kWarp) fusion_loss_terms_kernel(const FusionLossParams p) {
   const int term = threadIdx.x / kWarp;
   const double* const partial = p.partial + blockIdx.x * p.chunks * kTerms + term;

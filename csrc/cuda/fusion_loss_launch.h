@@ -1,5 +1,5 @@
-// What the host part calls of the fusion loss's CUDA kernels, without a CUDA compiler. All arrays are on the
-// device of the stream; errors are the launch's.
+// The launchers of the fusion loss's CUDA kernels, for the host part, which needs no CUDA compiler. All
+// arrays are on the stream's device; the launchers return the launch's error.
 #pragma once
 #ifdef MMIF_EMULATOR
 #include "cuda_emu.h"
@@ -18,9 +18,9 @@ inline int64_t fusion_loss_chunks(int64_t height, int64_t width) {
   return ((height + kTileHeight - 1) / kTileHeight) * ((width + kTileWidth - 1) / kTileWidth);
 }
 
-// Choices, moments and terms; needs partial.
+// Writes choices, moments and terms; needs partial.
 cudaError_t fusion_loss_fwd_launch(const FusionLossParams& p, cudaStream_t stream);
-// d_f.
+// Writes d_f.
 cudaError_t fusion_loss_bwd_launch(const FusionLossParams& p, cudaStream_t stream);
 
 }  // namespace mmif

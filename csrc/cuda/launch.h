@@ -1,5 +1,5 @@
-// Every launch wears this: its error, which the launcher returns, turned into words. The launcher is given
-// the current stream of the device that a CUDAGuard has chosen.
+// Wraps every launch: raises the error that the launcher returns, as text. The launcher is given the current
+// stream of the device that a CUDAGuard has chosen.
 #pragma once
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

@@ -1,5 +1,5 @@
-// Tensor-core products, fragment loads and asynchronous copies: one thin function per instruction, each with a
-// plain twin for the emulator. All are called by whole warps.
+// Tensor-core products, fragment loads and asynchronous copies: one thin function per instruction, each with
+// a plain twin for the emulator. All are called by whole warps.
 //
 // A warp multiplies C[16, 8] += A[16, 16] B[16, 8]; A and B are 16-bit, C is float. With lane = 4 g + t:
 //
@@ -45,7 +45,7 @@ __device__ inline void load_matrices(unsigned (&r)[4], const void* row) {
   }
 }
 
-// 16 bytes into shared memory, or 16 zeros; there after wait_copies() and a barrier.
+// Copies 16 bytes, or 16 zeros, into shared memory; complete after wait_copies() and a barrier.
 __device__ inline void copy_16_bytes(void* to, const void* from, bool take) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || (take && reinterpret_cast<uintptr_t>(from) % 16))
     emu::fail("an asynchronous copy of 16 bytes is not aligned");
@@ -115,9 +115,9 @@ __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;
 #endif
 
 // The fragments of a 16 x 16 piece of a row-major tile in shared memory, its corner at (row, column). Where
-// the operand is the stored piece transposed, the hardware transposes each 8 x 8 matrix as it loads; the
-// order of the four matrices is chosen by the addresses. 16-byte aligned rows, an odd number of 16 bytes
-// apart, make the eight rows of a matrix fall on different banks.
+// the operand is the stored piece transposed, the hardware transposes each 8 x 8 matrix as it loads it; the
+// addresses choose the order of the four matrices. With 16-byte aligned rows, an odd multiple of 16 bytes
+// apart, the eight rows of a matrix fall on different banks.
 
 // A[m, k], stored [m, k].
 template <typename T, int kStride>

@@ -14,9 +14,9 @@
 namespace mmif {
 namespace {
 
-// Blocks of a launch over all heads: about a wave on a large card in forward, two in backward. More windows make
-// a block's chunk longer, and what a block does once is shared by more of them. Constants, not properties of the
-// card, so that every card sums d_bias in the same order.
+// Blocks of a launch over all heads: about a wave on a large card in forward, two in backward. More windows
+// make a block's chunk longer, and what a block does once is shared by more of them. Constants, not
+// properties of the card, so that every card sums d_bias in the same order.
 // float32 runs eight small blocks per multiprocessor: 768 would fill 132 multiprocessors to 73 %.
 constexpr int64_t kForwardBlocks = 768, kForwardFloatBlocks = 1024, kBackwardBlocks = 1024;
 
@@ -24,8 +24,8 @@ int64_t chunks(const WindowAttentionParams& p, int64_t blocks) {
   return std::min((blocks + p.heads - 1) / p.heads, window_count(p));
 }
 
-// x, or a copy of it whose rows begin at multiples of 16 bytes, as the kernels read them. What torch makes is so;
-// a view of it may not be.
+// x, or a copy of it whose rows begin at multiples of 16 bytes, as the kernels need. Tensors that torch
+// allocates are aligned so; views of them may not be.
 at::Tensor with_aligned_rows(const at::Tensor& x) {
   const int64_t vector = 16 / x.element_size();
   bool aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
@@ -81,7 +81,7 @@ std::tuple<at::Tensor, at::Tensor> window_attention_bwd(const at::Tensor& d_out_
 }  // namespace
 }  // namespace mmif
 
-// Of the current device. One kernel speaks for all: they are compiled for the same architectures.
+// For the current device. One kernel stands for all: they are compiled for the same architectures.
 TORCH_LIBRARY_FRAGMENT(mmif_trt, m) { m.def("cuda_code_loads() -> bool", &mmif::window_attention_loads); }
 
 TORCH_LIBRARY_IMPL(mmif_trt, CUDA, m) {

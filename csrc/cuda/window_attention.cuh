@@ -1,5 +1,4 @@
-// Window attention on CUDA: what forward and backward share. The launchers are called by
-// window_attention.cpp.
+// Window attention on CUDA: what forward and backward share. window_attention.cpp calls the launchers.
 //
 // Windows are those of the cyclic form: the map, padded to whole windows, is rolled by -shift and cut at
 // multiples of the window. Slot (i, j) of the rolled window (wy, wx) is the token
@@ -9,8 +8,8 @@
 // one block. Nothing is rolled in memory; it is all in the addresses, and what does not exist is never
 // touched.
 //
-// A window is worked on as 8 x 8 slots, whatever its size: slot s = 8 i + j. Tokens of different pieces share
-// matrix products in which the others' weight is 0, so a NaN or infinity spreads to all pieces of its block.
+// A window is processed as 8 x 8 slots, whatever its size: slot s = 8 i + j. Tokens of different pieces share
+// matrix products, with weight 0 for each other, so a NaN or infinity spreads to all pieces of its block.
 #pragma once
 #include "mma.cuh"
 #include "window_attention_launch.h"
@@ -22,14 +21,15 @@ constexpr int kSlots = kSide * kSide;            // tokens of a window
 constexpr int kOffsets = 2 * kSide - 1;          // differences of two slots along an axis
 constexpr int kBiasCells = kOffsets * kOffsets;  // of the bias table in shared memory
 
-// How the map is cut and shared out. The host divides, so that no thread has to; constants cost no registers.
+// How the map is cut and distributed. The host divides, so that no thread has to; constants cost no
+// registers.
 struct Plan {
   int down, across;  // windows of an image
-  int share, extra;  // a chunk takes `share` windows, each of the first `extra` chunks one more
+  int share, extra;  // a chunk takes `share` windows, and each of the first `extra` chunks one more
   float scale;
 };
 
-// Its float32 part, in window_attention_bwd_float.cu.
+// The float32 part, in window_attention_bwd_float.cu.
 cudaError_t window_attention_bwd_float_launch(const WindowAttentionParams& p, cudaStream_t stream);
 
 inline Plan plan(const WindowAttentionParams& p) {
@@ -39,7 +39,7 @@ inline Plan plan(const WindowAttentionParams& p) {
           static_cast<int>(windows % p.chunks), static_cast<float>(p.scale)};
 }
 
-// Every head's row of q, k, v, out and d_out begins at a multiple of 16 bytes: what vectors need.
+// Every head's row of q, k, v, out and d_out begins at a multiple of 16 bytes, as vector loads need.
 inline bool aligned(const WindowAttentionParams& p) {
   const int element_bytes = p.dtype == DType::kFloat ? 4 : 2;
   uintptr_t all = reinterpret_cast<uintptr_t>(p.qkv) | reinterpret_cast<uintptr_t>(p.d_out) |
@@ -65,7 +65,7 @@ inline bool launchable(const WindowAttentionParams& p) {
 // One axis of one window. Bit i of a set stands for slot i.
 struct Axis {
   int begin;         // coordinate of slot 0
-  int padded;        // what a wrapped slot's coordinate is reduced by
+  int padded;        // subtracted from a wrapped slot's coordinate
   unsigned direct;   // slots that exist and are not wrapped
   unsigned wrapped;  // slots that exist and are
 
@@ -112,12 +112,12 @@ struct Window {
   // All 64 slots exist and see each other.
   __device__ bool whole() const { return y.direct == 0xff && x.direct == 0xff; }
   __device__ bool exists(int slot) const { return y.exists(slot / kSide) && x.exists(slot % kSide); }
-  // Row of the slot's token in a [B, H, W, ...] array.
+  // The row of the slot's token in a [B, H, W, ...] array.
   __device__ int token(const WindowAttentionParams& p, int slot) const {
     return (batch * static_cast<int>(p.height) + y.token(slot / kSide)) * static_cast<int>(p.width) +
            x.token(slot % kSide);
   }
-  // Where it is in an array of the strides of B, H, W.
+  // Its place in an array with these strides of B, H, W.
   __device__ int64_t offset(const int64_t* stride, int slot) const {
     return batch * stride[0] + static_cast<int64_t>(y.token(slot / kSide)) * static_cast<int>(stride[1]) +
            static_cast<int64_t>(x.token(slot % kSide)) * static_cast<int>(stride[2]);
@@ -149,16 +149,16 @@ __device__ inline void load_bias(float (&bias)[kBiasCells], const WindowAttentio
   }
 }
 
-// Rows of D elements, one per slot, to or from tiles in shared memory; 16 bytes a thread at a time,
-// neighbouring threads on neighbouring bytes.
+// Moves rows of D elements, one per slot, to or from tiles in shared memory; each thread takes 16 bytes at a
+// time, and neighbouring threads neighbouring bytes.
 template <typename T, int D, int kThreads>
 struct Rows {
   static constexpr int kPerVector = 16 / sizeof(T);
   static constexpr int kVectors = D / kPerVector;  // of a row
 
   // Starts to fill tiles: q, k, v of a head, or one tile from `base` by the strides of B, H, W. Rows that do
-  // not exist become zeros. After wait_copies() and a barrier all is there. Not unrolled: the copies are on
-  // their way while the next addresses are computed, and the addresses of all would fill the registers.
+  // not exist become zeros. Complete after wait_copies() and a barrier. Not unrolled: the copies are under
+  // way while the next addresses are computed, and the addresses of all would fill the registers.
   template <int kStride, int kVStride>
   static __device__ __forceinline__ void load_qkv(T (&q)[kSlots][kStride], T (&k)[kSlots][kVStride],
                                                   T (&v)[kSlots][kVStride], const WindowAttentionParams& p,
@@ -226,8 +226,8 @@ struct LaneSlots {
   __device__ __forceinline__ int64_t offset(int r, int64_t down, int64_t across) const {
     return wide_product(y[r], static_cast<int>(down)) + wide_product(x, static_cast<int>(across));
   }
-  // Row of the token in a [B, H, W, ...] array. Passed through renewed(): these two numbers are to be kept, not
-  // what they come from.
+  // Row of the token in a [B, H, W, ...] array. Passed through renewed(): these two numbers are to be kept,
+  // not what they come from.
   __device__ __forceinline__ int token(const WindowAttentionParams& p, int batch, int r) const {
     return renewed((batch * static_cast<int>(p.height) + y[r]) * static_cast<int>(p.width) + x);
   }
@@ -257,8 +257,8 @@ struct LaneRows {
     return 16 * warp + 8 * row(pass, lane) + lane / 4;
   }
 
-  // Starts to fill kTiles tiles from base + offset, `apart` elements from one to the next in memory. Rows that do
-  // not exist become zeros. There after wait_copies() and a barrier.
+  // Starts to fill kTiles tiles from base + offset, `apart` elements from one to the next in memory. Rows
+  // that do not exist become zeros. Complete after wait_copies() and a barrier.
   template <int kTiles, int kStride>
   static __device__ __forceinline__ void load(T (*const (&tiles)[kTiles])[kStride], const T* base,
                                               const int64_t (&offset)[2], int apart, const LaneSlots& slots,

@@ -1,7 +1,8 @@
-// Window attention, backward: one block per head and chunk of windows, which it takes one after another; d_bias
-// is summed in registers over the chunk, so its partial tables are small and the order of every sum is fixed.
+// Window attention, backward: one block per head and chunk of windows, which it takes one after another;
+// d_bias is summed in registers over the chunk, so its partial tables are small and the order of every sum is
+// fixed.
 //
-// Forward saved lse, from which the weights come again: p[i, j] = exp(s[i, j] - lse_i). Then
+// Forward saved lse, from which backward recomputes the weights: p[i, j] = exp(s[i, j] - lse_i). Then
 //
 //     d_v_j     = sum_i p[i, j] d_out_i
 //     delta_i   = sum_j p[i, j] (d_out_i . v_j) = d_out_i . out_i
@@ -10,7 +11,7 @@
 //     d_k_j     = scale sum_i d_s[i, j] q_i
 //     d_bias[o] = sum of d_s[i, j] over i - j = o
 //
-// What moves: q, k, v, out, d_out and lse once in, d_q, d_k, d_v once out.
+// Traffic: q, k, v, out, d_out and lse are read once, d_q, d_k, d_v written once.
 // Where i does not see j, p and d_s are set to 0, not computed to be 0.
 #include "window_attention.cuh"
 
@@ -20,8 +21,8 @@ namespace {
 // ---- 16-bit types: tensor cores -----------------------------------------------------------------
 //
 // Four warps, lanes placed as in forward. First a warp takes its 16 queries and all keys: p and d_s, which
-// make its rows of d_q and are left in shared memory, rounded to T. Then, with the roles turned, a warp makes 16
-// rows of d_k = d_s' q and d_v = p' d_out from them.
+// make its rows of d_q and are left in shared memory, rounded to T. Then, with the roles turned, a warp makes
+// 16 rows of d_k = d_s' q and d_v = p' d_out from them.
 
 template <typename T, int D>
 struct alignas(16) HalfBackwardTiles {
@@ -80,7 +81,7 @@ __device__ __forceinline__ void half_queries(float (&d_q)[D / 8][4], float (&d_b
 #pragma unroll
     for (int n = 0; n < D; n += 16) {
       unsigned a[4], b[4];
-      load_a(a, tiles.q, 16 * warp, n, lane);  // again for each j: registers are short
+      load_a(a, tiles.q, 16 * warp, n, lane);  // again for each j: registers are scarce
       load_b_transposed(b, tiles.k, kSide * j, n, lane);
       multiply_add<T>(s[0], a, b[0], b[1]);
       multiply_add<T>(s[1], a, b[2], b[3]);
@@ -133,7 +134,7 @@ template <typename T, int D>
 __device__ __forceinline__ void half_store(T (&tile)[kSlots][D + 8], const float (&d_x)[D / 8][4],
                                            float factor, T* base, const int64_t (&offset)[2],
                                            const LaneSlots& slots, int warp, int lane) {
-  __syncwarp();  // what was in these rows has been read by all lanes
+  __syncwarp();  // all lanes have read what was in these rows
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
@@ -150,7 +151,8 @@ using WarpSums = float[kRowOffsets][2][kOffsets + 1];
 __device__ __forceinline__ void half_d_bias(const WindowAttentionParams& p, int chunk, int head,
                                             WarpSums (&sums)[kHalfThreads / kWarp],
                                             const float (&d_bias)[kRowOffsets][2]) {
-  // Lanes (g, t), (g + 2, t + 1), ... have the same dx: the first of such a row, t = 0 or g < 2, gets the sum.
+  // Lanes (g, t), (g + 2, t + 1), ... have the same dx: the first of such a row, t = 0 or g < 2, gets the
+  // sum.
   const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int row = 0; row < kRowOffsets; ++row)
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(kHalfThreads, 4)
   Place place(plan, chunk_begin(plan, chunk));
 #pragma unroll 1
   for (int left = chunk_windows(plan, chunk); left > 0; --left, place.next(plan)) {
-    const int thread = renewed_thread(), warp = thread / kWarp, lane = thread % kWarp;  // registers are short
+    const int thread = renewed_thread(), warp = thread / kWarp, lane = thread % kWarp;  // saves registers
     const Window window(p, plan, place);
     const LaneSlots slots(window, warp, lane);
     const int token[2] = {slots.token(p, place.batch, 0), slots.token(p, place.batch, 1)};
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(kHalfThreads, 4)
     else
       half_queries<false>(d_q, d_bias, tiles, lse, delta, seen_by_lane(window, warp, lane), plan.scale, warp,
                           lane);
-    __syncthreads();  // p and d_s are whole; k and v are done with, and take the results
+    __syncthreads();  // p and d_s are complete; k and v are no longer needed and take the results
 
     const int64_t to[2] = {wide_product(token[0], 3 * row), wide_product(token[1], 3 * row)};
     half_store<T, D>(tiles.v, d_q, plan.scale, d_qkv, to, slots, warp, lane);
@@ -236,7 +238,7 @@ __global__ void __launch_bounds__(kHalfThreads, 4)
     half_store<T, D>(tiles.k, d_k, plan.scale, d_qkv + row, to, slots, warp, lane);
     half_keys<T, D>(d_v, tiles.p, tiles.d_out, warp, lane);
     half_store<T, D>(tiles.v, d_v, 1.f, d_qkv + 2 * row, to, slots, warp, lane);
-    __syncthreads();  // the next window's rows may come
+    __syncthreads();  // the next window's rows may be loaded
   }
   static_assert(sizeof(tiles.d_s) >= sizeof(WarpSums) * (kHalfThreads / kWarp), "d_bias by warp fits");
   half_d_bias(p, chunk, head, *reinterpret_cast<WarpSums(*)[kHalfThreads / kWarp]>(&tiles.d_s), d_bias);
@@ -244,8 +246,8 @@ __global__ void __launch_bounds__(kHalfThreads, 4)
 
 // ---- d_bias over chunks -------------------------------------------------------------------------
 //
-// 32 cells per block; thread (cell, y) sums the chunks y, y + 32, ..., then y = 0 sums the 32. Reads lie side by
-// side, and most are on their way at once; the writes, cell-major, are few.
+// 32 cells per block; thread (cell, y) sums the chunks y, y + 32, ..., then y = 0 sums the 32. Reads are
+// adjacent, and most are in flight at once; the writes, cell-major, are few.
 
 constexpr int kSumRows = 32;
 

@@ -111,7 +111,7 @@ __device__ __forceinline__ float sum_of_offset(const float (&d_s)[kSlots][kSlots
   return sum;
 }
 
-// Both passes over a window whose tiles are there; leaves d_q, d_k, d_v in the tiles q, v, d_out.
+// Both passes over a window whose tiles are loaded; leaves d_q, d_k, d_v in the tiles q, v, d_out.
 template <int D>
 __device__ __forceinline__ void float_window(FloatBackwardTiles<D>& tiles, const Window& window, float lse,
                                              float scale) {
@@ -119,7 +119,7 @@ __device__ __forceinline__ void float_window(FloatBackwardTiles<D>& tiles, const
   const int half = warp / 2, slot = kHalf * (warp % 2) + lane;
   float d_q[D];
   float_query(d_q, tiles, window, lse, scale, slot, kHalf * half);
-  __syncthreads();  // p and d_s are whole; k and v are done with
+  __syncthreads();  // p and d_s are complete; k and v are no longer needed
 
   if (half == 1)
 #pragma unroll
@@ -133,7 +133,7 @@ __device__ __forceinline__ void float_window(FloatBackwardTiles<D>& tiles, const
     float_keys<D>(d_x, tiles.d_s, tiles.q, column, lane);
   for (int cell = thread; cell < kBiasCells; cell += kThreads)
     tiles.d_bias[cell] += sum_of_offset(tiles.d_s, cell);
-  __syncthreads();  // q and d_out are done with, the other half's d_q is there
+  __syncthreads();  // q and d_out are no longer needed; the other half's d_q is complete
 
   const float factor = half == 0 ? 1.f : scale;
 #pragma unroll
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     TileRows::store(tiles.q, d_base, 3 * row, p, again, same);
     TileRows::store(tiles.v, d_base + row, 3 * row, p, again, same);
     TileRows::store(tiles.d_out, d_base + 2 * row, 3 * row, p, again, same);
-    __syncthreads();  // the next window's rows may come
+    __syncthreads();  // the next window's rows may be loaded
   }
   for (int cell = threadIdx.x; cell < kBiasCells; cell += kThreads)
     store_d_bias(p, chunk, head, cell, tiles.d_bias[cell]);

@@ -1,13 +1,14 @@
 // Window attention, forward: a block takes a chunk of windows of one head, one after another; neighbouring
-// blocks are the heads of one chunk, so that their rows, which lie side by side in memory, are read at about
-// the same time.
+// blocks are the heads of one chunk, so that their rows, which are adjacent in memory, are read at about the
+// same time.
 //
 // With s[i, j] = scale q_i . k_j + bias[i - j] over the j that i sees:
 //     out_i = sum_j exp(s[i, j] - lse_i) v_j,    lse_i = log sum_j exp(s[i, j])
-// Scores stay in base e and are reduced by the maximum, in backward by lse, before log2(e) turns them into
-// what the hardware raises 2 to: a score of 10^8 must not be rounded differently in lse than in itself.
+// Scores stay in base e until the maximum (in backward, lse) has been subtracted; only then are they
+// multiplied by log2(e) for the hardware's power of 2. A score of 10^8 must be rounded alike in lse and in
+// the score.
 //
-// What moves: q, k, v once in, out and lse once out; the bias table comes from L2.
+// Traffic: q, k, v are read once, out and lse written once; the bias table is read from L2.
 #include "window_attention.cuh"
 
 namespace mmif {
@@ -16,8 +17,8 @@ namespace {
 // ---- 16-bit types: tensor cores -----------------------------------------------------------------
 //
 // Four warps; warp w has the queries 16 w .. 16 w + 15, which are the window's rows 2 w and 2 w + 1, and
-// meets all 64 keys. An 8-wide tile of C is one row of keys. So with lane = 4 g + t a lane holds, of key row
-// j,
+// meets all 64 keys. An 8-wide tile of C is one row of keys. So with lane = 4 g + t, for key row j a lane
+// holds
 //     queries (2 w + r, g), r = 0, 1      keys (j, 2 t + c), c = 0, 1
 // and needs the bias of dy = 2 w + r - j, dx = g - 2 t - c only: nine pairs.
 
@@ -29,7 +30,7 @@ struct alignas(16) HalfForwardTiles {
   BiasPairs bias;
 };
 
-// The four lanes that share a C row have its maximum, its sum.
+// The maximum, and the sum, over the four lanes that share a row of C.
 __device__ __forceinline__ float row_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
   return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
@@ -56,9 +57,9 @@ __device__ __forceinline__ void half_scores(float (&s)[kSide][4], const HalfForw
   }
 }
 
-// Scores to unnormalised weights exp(s - max); leaves each row's lse and the weights' sum. The maximum is taken off
-// before log2(e) is multiplied in: of scores above 10^8 a product's rounding is many powers of 2. A row that sees
-// nothing has the sum 0: it does not exist and nothing of it will be written.
+// Scores to unnormalised weights exp(s - max); leaves each row's lse and the weights' sum. The maximum is
+// subtracted before the factor log2(e): above 10^8, rounding that product costs many powers of 2. A row that
+// sees nothing has the sum 0: it does not exist, and nothing of it is written.
 template <bool kWhole>
 __device__ __forceinline__ void half_softmax(float (&s)[kSide][4], float (&lse)[2], float (&sum)[2],
                                              LaneBias bias, unsigned seen, float scale) {
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kHalfThreads, kHalfResident)
   Place place(plan, chunk_begin(plan, blockIdx.y));
 #pragma unroll 1
   for (int left = chunk_windows(plan, blockIdx.y); left > 0; --left, place.next(plan)) {
-    const int thread = renewed_thread(), warp = thread / kWarp, lane = thread % kWarp;  // registers are short
+    const int thread = renewed_thread(), warp = thread / kWarp, lane = thread % kWarp;  // saves registers
     const int g = lane / 4, t = lane % 4;
     const Window window(p, plan, place);
     const LaneSlots slots(window, warp, lane);
@@ -144,7 +145,8 @@ __global__ void __launch_bounds__(kHalfThreads, kHalfResident)
       half_softmax<false>(s, lse, sum, bias, seen_by_lane(window, warp, lane), plan.scale);
     half_weighted_sum<T, D>(o, s, tiles, lane);
 
-    // The warp's own rows of the q tile, read by no other warp, take the result, to be written in whole rows.
+    // The warp's own rows of the q tile, which no other warp reads, take the result, to be written in whole
+    // rows.
     __syncwarp();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -165,11 +167,10 @@ __global__ void __launch_bounds__(kHalfThreads, kHalfResident)
 
 // ---- float32: plain multiply-adds ---------------------------------------------------------------
 //
-// 64 x 64 x D products at 2 flop
-// a multiply-add keep the FMA units about as busy as the window's bytes keep memory, so operands must come
-// cheap: one warp per window, a lane has two queries (slots l and l + 32) with their q and their sums in
-// registers, and each k or v vector, the same for all lanes, is one broadcast for 8 FMAs. The softmax runs
-// along, a few keys at a time.
+// The 64 x 64 x D products, at 2 flop per multiply-add, keep the FMA units about as busy as the window's
+// bytes keep memory, so operands must be cheap: one warp per window; a lane has two queries (slots l and l +
+// 32) with their q and sums in registers; and each k or v vector, the same for all lanes, is one broadcast
+// for 8 FMAs. The softmax is computed along the way, a few keys at a time.
 
 template <int D>
 struct alignas(16) FloatForwardTiles {
@@ -182,16 +183,16 @@ __device__ __forceinline__ float4 vector(const float* row, int d) {
   return *reinterpret_cast<const float4*>(row + d);
 }
 
-constexpr int kKeys = 4;        // half a row of the window's keys: as many scores as registers hold with ease
-constexpr float kSlack = 16.f;  // log of what a weight may grow to before the sums are rescaled
+constexpr int kKeys = 4;        // half a row of the window's keys: as many scores as fit easily in registers
+constexpr float kSlack = 16.f;  // log of the largest weight before the sums are rescaled
 
 template <int D>
 struct FloatQuery {
   float q[D], sum[D];
   float top = -INFINITY, total = 0.f;
 
-  // Scores to weights relative to exp(top). What was summed is rescaled only where the maximum has outgrown
-  // top by far: with a score as reference that is at most 16 below the maximum, float loses nothing.
+  // Scores to weights relative to exp(top). The sums are rescaled only where the maximum exceeds top by far:
+  // with a reference score at most 16 below the maximum, float loses nothing.
   __device__ __forceinline__ void softmax(float (&s)[kKeys], const float* bias, unsigned seen, float scale) {
     float most = -INFINITY;
 #pragma unroll

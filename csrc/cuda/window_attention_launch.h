@@ -1,5 +1,5 @@
-// What window_attention.cpp calls of the kernels. Needs cudaError_t and cudaStream_t: cuda_runtime_api.h, or
-// the emulator's.
+// The launchers that window_attention.cpp calls. Needs cudaError_t and cudaStream_t: from cuda_runtime_api.h,
+// or the emulator's.
 #pragma once
 #include "../window_attention.h"
 
@@ -9,15 +9,15 @@ inline int64_t window_count(const WindowAttentionParams& p) {
   return p.batch * ((p.height + p.window - 1) / p.window) * ((p.width + p.window - 1) / p.window);
 }
 
-// p.chunks is of the caller's choice, of each of the two: 1 to window_count(p), 65535 at most. Rows of D elements
-// begin at multiples of 16 bytes everywhere.
+// The caller chooses p.chunks for each of the two: 1 to window_count(p), at most 65535. All rows of D
+// elements begin at multiples of 16 bytes.
 cudaError_t window_attention_fwd_launch(const WindowAttentionParams& p, cudaStream_t stream);
 cudaError_t window_attention_bwd_launch(const WindowAttentionParams& p, cudaStream_t stream);
-// d_bias_table [cells, heads] = the sum of p.d_bias_partial over chunks, in one order always.
+// d_bias_table [cells, heads] = the sum of p.d_bias_partial over chunks, always in the same order.
 cudaError_t window_attention_d_bias_launch(const WindowAttentionParams& p, float* d_bias_table,
                                            cudaStream_t stream);
 
-// Whether this binary holds code that the current device runs.
+// Whether this binary contains code for the current device.
 bool window_attention_loads();
 
 }  // namespace mmif

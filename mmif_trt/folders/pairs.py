@@ -1,8 +1,8 @@
-"""Which files make a pair, what its output is called, and what is refused before anything is written.
+"""Which files make a pair, the name of its output, and what is refused before anything is written.
 
-A pair is finished when its output exists and is not empty: `io.write` renames a whole file into place or
+A pair is finished when its output exists and is not empty: `io.write` renames a complete file into place or
 leaves nothing. A finished pair is never touched without `overwrite`, not even when an input is newer or a
-setting differs: the file may be somebody's work. (The message of a skipped pair says when an input is newer.)
+setting differs: somebody may have edited it. (The message of a skipped pair says when an input is newer.)
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mmif_trt import io, overwriting
 from mmif_trt.files import is_regular, prove_writable, remove_leftovers
 from mmif_trt.image import InputError
 
-SHOWN_NAMES = 5  # of those without a partner
+SHOWN_NAMES = 5  # of files without a partner
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One job: paths as text (a Path costs several times the memory); is its output whole already?"""
+    """One job: paths as text (a Path costs several times the memory); is its output complete already?"""
 
     name: str
     a: str
@@ -31,7 +31,7 @@ class Pair:
 
 @dataclass(slots=True)
 class Plan:
-    """The pairs in order of name, and what the caller should be told about the rest."""
+    """The pairs in order of name, and warnings about the rest."""
 
     pairs: list[Pair]
     out_folder: Path
@@ -48,10 +48,10 @@ def plan_pairs(
     """Match a with b and name the outputs; reads no picture and writes nothing.
 
     Two files: `out` is a file, or a folder (it exists, or ends in a slash) for a file of b's name.
-    Two folders: files match by stem, the suffix may differ; hidden files, other kinds of file and subfolders
-    are passed over; a name on one side only is a warning.
-    Raises InputError for missing or unlike inputs, an empty folder, two files of a stem in a folder, no
-    name in common, and an output that is an input.
+    Two folders: files match by stem, the suffix may differ; hidden files, other file types and subfolders
+    are ignored; a name on one side only gives a warning.
+    Raises InputError for a missing input, a file beside a folder, an empty folder, two files with one stem in
+    a folder, no common name, and an output that is an input.
     """
     for path in (a, b):
         if not (os.path.isfile(path) or os.path.isdir(path)):
@@ -64,7 +64,7 @@ def plan_pairs(
     if os.path.isdir(a):
         folder, triples = Path(out), _match_folders(Path(a), Path(b), Path(out), suffix, warnings)
         if os.path.exists(out) and any(os.path.samefile(out, source) for source in (a, b)):
-            raise InputError(f"{out}: is also an input folder; expected an output folder of its own")
+            raise InputError(f"{out}: is also an input folder; expected a different output folder")
     else:
         triples = [_match_files(Path(a), Path(b), out, suffix)]
         folder = triples[0][2].parent
@@ -83,7 +83,7 @@ def _match_files(a: Path, b: Path, out: str | Path, suffix: str | None) -> tuple
     own = _split(path.name)[1]
     if suffix and own.lower() != suffix:
         raise InputError(f"{out}: suffix {own or 'none'}; expected {suffix}, by --format")
-    io.format_of(path)  # refuses a suffix that is not in the table
+    io.format_of(path)  # refuses a suffix that the table lacks
     return a, b, path
 
 
@@ -97,7 +97,7 @@ def _match_folders(
         received = (
             f"{a} ({len(of_a)} images) and {b} ({len(of_b)} images): no name in common ({first}, for example)"
         )
-        raise InputError(f"{received}; expected files of the same name, the suffix aside")
+        raise InputError(f"{received}; expected files with equal names, apart from the suffix")
     for folder, alone in ((a, of_a.keys() - of_b.keys()), (b, of_b.keys() - of_a.keys())):
         if alone:
             more = ", ..." if len(alone) > SHOWN_NAMES else ""
@@ -107,7 +107,7 @@ def _match_folders(
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(stem, suffix) by the table of formats, "" where the suffix is not in it."""
+    """(stem, suffix) by the table of formats, "" if it lacks the suffix."""
     suffix = next((suffix for suffix in io.FORMATS if name.lower().endswith(suffix)), "")
     cut = len(name) - len(suffix)
     return name[:cut], name[cut:]
@@ -135,12 +135,12 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _is_whole(path: Path) -> bool:
-    # An empty file is what a crashed machine may leave of a rename it had not yet written out.
+    # After a crash of the machine, a rename that was not yet written out may leave an empty file.
     return path.is_file() and path.stat().st_size > 0
 
 
 def prepare_output(plan: Plan) -> None:
-    """Make the output folder, prove that it takes files (else InputError), clear what a killed run left."""
-    if plan.unfinished:  # else it may well be read-only by now
+    """Make the output folder, prove that it is writable (else InputError), remove what a killed run left."""
+    if plan.unfinished:  # otherwise it may be read-only by now
         prove_writable(plan.out_folder)
     remove_leftovers(plan.out_folder)

@@ -1,8 +1,8 @@
-"""Fuse many pairs: decode, network and encode of different pairs overlap; one report entry a pair.
+"""Fuse many pairs: decode, network and encode of different pairs overlap; one report entry per pair.
 
-A few worker threads each carry one pair at a time from file to file: while one waits for the network or the
+A few worker threads each take one pair at a time from file to file: while one waits for the network or the
 disk, the others decode and encode (OpenCV and OpenVINO release the interpreter lock). So memory holds as many
-pairs as there are workers, whatever the length of the folder.
+pairs as there are workers, however long the folder.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from mmif_trt.running import Stop, explain
 
 Range = tuple[float, float]
 Read = Callable[[Pair], tuple[Image, Image]]
-FOLDER_PAIRS = 8  # from here on the rate counts, and not the wait for one pair
+FOLDER_PAIRS = 8  # from this many on, throughput matters more than the latency of one pair
 MAX_DEFAULT_WORKERS = 16  # each holds a pair in memory
 
 
 class PairFuser(Protocol):
-    """What a batch needs of `mmif_trt.Fuser`; several threads call it at once."""
+    """The part of `mmif_trt.Fuser` that a batch needs; several threads call it at once."""
 
     def fuse_images(self, a: Image, b: Image) -> Image: ...
 
 
 @dataclass(slots=True)
 class Result:
-    """What became of one pair. ms: wall time in the worker; `fuse` includes the wait for the network."""
+    """The outcome of one pair. ms: wall time in the worker; `fuse` includes the wait for the network."""
 
     pair: Pair
     status: str = "failed"  # done | skipped | failed
     message: str = ""
-    sha256: tuple[str, ...] = ()  # of a, b, out, as far as it got
+    sha256: tuple[str, ...] = ()  # of a, b, out, as far as the pair got
     ms: tuple[float, ...] = ()  # decode, fuse, encode
 
     def entry(self) -> dict[str, Any]:
@@ -73,9 +73,9 @@ def run_pairs(
     on_result: Callable[[Result], None] = lambda result: None,
     decode: str = "auto",
 ) -> list[Result]:
-    """Carry every pair through; Results in the order of `pairs`, without those that a stop left untouched.
+    """Process every pair; Results in the order of `pairs`, without those that a stop left untouched.
 
-    fuser: None will do where every pair is finished. workers: pairs in hand; None: `default_workers()`.
+    fuser: may be None if every pair is finished. workers: pairs at a time; None: `default_workers()`.
     on_result: called in this thread, in order of completion. A full disk sets `stop`: the rest would fail.
     decode: see `reader`.
     """
@@ -104,7 +104,7 @@ def run_pairs(
         for result in _until_all_ended(ready, count):
             on_result(result)
     except BaseException:
-        # A raising callback, or Ctrl-C where nobody sets `stop`: the pairs in hand still end whole.
+        # After an exception in a callback, or Ctrl-C without `stop`, the current pairs still finish.
         stop.reason = stop.reason or "interrupted"
         raise
     finally:
@@ -118,7 +118,7 @@ def reader(decode: str, pairs: list[Pair], workers: int) -> tuple[Read, Callable
     """What reads the two files of a pair, and what to call at the end. Raises InputError.
 
     decode: "opencv", in the workers; "dali", ahead of them by DALI on the CPU, the same pixels; "auto":
-    OpenCV, which decoded no fewer pictures per second on the CPU wherever both were measured.
+    OpenCV, which decoded at least as many pictures per second on the CPU wherever both were measured.
     """
     if decode in ("auto", "opencv"):
         return lambda pair: (io.read(pair.a), io.read(pair.b)), lambda: None
@@ -147,7 +147,7 @@ def _until_all_ended(ready: queue.SimpleQueue[Result | None], running: int) -> I
 def _settle(
     pair: Pair, fuser: PairFuser | None, ranges: tuple[Range | None, Range | None], stop: Stop, read: Read
 ) -> Result:
-    """One pair from file to file; whatever goes wrong with it ends in its Result."""
+    """One pair from file to file; any error goes into its Result."""
     result = Result(pair)
     try:
         if pair.finished:
@@ -196,21 +196,21 @@ def _sha256(path: str) -> str:
 
 
 def default_workers() -> int:
-    """A pair in the network for each core, and two that are read or written, largely waiting for the disk."""
+    """One pair in the network per core, and two being read or written, mostly waiting for the disk."""
     return min(MAX_DEFAULT_WORKERS, usable_cores() + 2)
 
 
 def network_streams(unfinished: int, workers: int, threads: int | None = None) -> int:
-    """How many pictures the network is to run side by side.
+    """How many pictures the network should run at a time.
 
-    All threads on one picture answer soonest, but waste a part of each on waiting for the others; a folder
-    of pairs wants them a picture each. threads: of the network; None: all cores.
+    All threads on one picture give the shortest latency, but wait for each other part of the time; for a
+    folder of pairs, one picture per thread is better. threads: of the network; None: all cores.
     """
     return min(workers, threads or usable_cores()) if unfinished >= FOLDER_PAIRS else 1
 
 
 def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:
-    """Counts and rate of a run over `pairs` pairs; pairs_per_s counts what was fused, not the skipped."""
+    """Counts and rate of a run over `pairs` pairs; pairs_per_s counts fused pairs, not skipped ones."""
     count = Counter(result.status for result in results)
     return {
         "pairs": pairs,
@@ -222,7 +222,7 @@ def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:
 
 
 def write_report(path: str | Path, head: dict[str, Any], results: list[Result]) -> None:
-    """The JSON report, whole or not at all: `head`, then "pairs" with one line per pair. Raises OSError."""
+    """The JSON report, written atomically: `head`, then "pairs" with one line per pair. Raises OSError."""
     text = json.dumps(head, indent=1)
     entries = ",\n".join(json.dumps(result.entry()) for result in results)
     write_atomic(path, f'{text[:-2]},\n "pairs": [\n{entries}\n]\n}}\n'.encode())

@@ -1,5 +1,5 @@
-"""The networks, in torch. `load_model` gives the shipped one; inference without torch takes the ONNX file
-instead."""
+"""The networks, in torch. `load_model` returns the shipped one; inference without torch uses the ONNX
+file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NEEDS = ("torch", "safetensors")
 
 
 def load_model(name: str = "lagn", device: str = "cpu") -> LAGN:
-    """The trained network in eval mode on `device`; its dimensions are those of the weight file.
+    """The trained network in eval mode on `device`; its dimensions come from the weight file.
 
-    Raises InputError for an unknown name, a weight file that is not the manifest's, and without torch.
+    Raises InputError for an unknown name, a weight file that differs from the manifest, and without torch.
     """
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise InputError(

@@ -1,9 +1,9 @@
 """KL-regularised autoencoders, one per modality, into one latent shape at a quarter of the resolution.
 
-Our design, after latent diffusion (Rombach et al., CVPR 2022). Modalities share no weights: what MRI and PET
-have in common is for the diffusion model to find, not for a shared encoder to assume. Eight channels, because
-four cannot hold these slices: a linear code of 4, 6 or 8 numbers per 4x4 block keeps MRI at 24.6, 28.1 and
-31.0 dB.
+Our design, after latent diffusion (Rombach et al., CVPR 2022). Modalities share no weights: the diffusion
+model should find what MRI and PET have in common; a shared encoder would assume it. Eight channels, because
+four cannot hold these slices: a linear code of 4, 6 or 8 numbers per 4x4 block reproduces MRI with 24.6, 28.1
+and 31.0 dB.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmif_trt.image import MODALITIES
 
 KINDS = MODALITIES
-STRIDE = 4  # pixels a latent place
+STRIDE = 4  # pixels per latent position
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class AutoencoderConfig:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a GELU, on [B, C, H, W]; no normalisation, so that grey levels stay
-    exact.
+    """Two 3x3 convolutions around a GELU, on [B, C, H, W]; no normalisation, which would change grey
+    levels.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(dim, dim, 3, padding=1)
         self.second = nn.Conv2d(dim, dim, 3, padding=1)
-        nn.init.zeros_(self.second.weight)  # begins as the identity
+        nn.init.zeros_(self.second.weight)  # starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.gelu(self.first(x)))
@@ -75,15 +75,15 @@ class ImageAutoencoder(nn.Module):
         return mean, log_variance.clamp(-20, 4)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Not clamped: training needs the gradient of what lies outside [0, 1]."""
+        """Not clamped: training needs the gradient outside [0, 1]."""
         return self.decoder(z).float()
 
 
 class Autoencoder(nn.Module):
     """`encode(kind, x)` and `decode(kind, z)` for each of KINDS.
 
-    `encode` gives the mean of the latent divided by `scale[kind]`, its standard deviation over the training
-    foreground, so that the diffusion model meets unit variance.
+    `encode` returns the mean of the latent divided by `scale[kind]`, its standard deviation over the training
+    foreground, so that the diffusion model sees unit variance.
     """
 
     scale: Tensor  # [len(KINDS)]

@@ -1,8 +1,8 @@
 """The denoiser of the latent diffusion: a small U-Net over the joined latents of both modalities.
 
-Our design. The two halves of z = (z_MRI, z_other) carry a time of their own, after UniDiffuser (Bao et al.,
-ICML 2023): equal times denoise both, time 0 on one half gives it as a condition, and full time on one half
-drops it. One network so knows p(z_MRI, z_other), both conditionals and both marginals.
+Our design. Each half of z = (z_MRI, z_other) has its own time, after UniDiffuser (Bao et al., ICML 2023):
+equal times denoise both, time 0 makes a half the condition, and full time drops a half. So one network models
+p(z_MRI, z_other), both conditionals and both marginals.
 
     latent 2x2 to depth, place, 3x3 conv  1/8 of the picture's resolution
     two blocks, down                      each: convolutions told the times and the modality, window attention
@@ -11,10 +11,10 @@ drops it. One network so knows p(z_MRI, z_other), both conditionals and both mar
     a block, up, joined with the skip
     two blocks, 3x3 conv, depth to 2x2    the clean latent, and from it v
 
-The coarsest level and the place in the picture are there because without them silhouettes were no heads.
+The coarsest level and the position channels are needed: without them silhouettes did not look like heads.
 
-The network gives the clean latent, not the noise: a small picture passes through 64 channels, 64
-channels of noise do not (a first version, which gave v itself, generated grainy images after 2,500 steps).
+The network predicts the clean latent, not the noise: a small picture fits through 64 channels, 64 channels of
+noise do not (a first version, which predicted v, generated grainy images after 2,500 steps).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mmif_trt.models.lagn import WindowAttention
 
 MODALITIES = image.MODALITIES[1:]  # of the second half
 TIMES = 1000  # training steps of the diffusion
-MIN_SIGMA = 0.05  # v is not asked for more exactly than at this share of noise
+MIN_SIGMA = 0.05  # below this share of noise v is computed as at it
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def alpha_sigma(t: Tensor) -> tuple[Tensor, Tensor]:
     """Share of signal and of noise at time t in [0, TIMES]: the cosine schedule, alpha^2 + sigma^2 = 1.
 
     Nichol and Dhariwal (ICML 2021) without their offset: alpha is 1 at time 0 and 0 at TIMES exactly, so
-    that a half that is given is clean and one that is dropped holds nothing.
+    that a given half is clean and a dropped half carries no signal.
     """
     angle = t.float() / TIMES * (math.pi / 2)
     return torch.cos(angle), torch.sin(angle)
@@ -80,7 +80,7 @@ def time_features(t: Tensor, size: int) -> Tensor:
 
 
 def places(x: Tensor) -> Tensor:
-    """[B, 4, h, w]: where each place of [B, C, h, w] lies, down and across in (-1, 1), and their squares."""
+    """[B, 4, h, w]: the position in [B, C, h, w], down and across in (-1, 1), and its squares."""
     height, width = x.shape[-2:]
     down, across = (((torch.arange(n, device=x.device) + 0.5) * 2 / n - 1).to(x) for n in (height, width))
     down, across = torch.broadcast_tensors(down[:, None], across[None])
@@ -99,7 +99,7 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(into, dim, 1) if into != dim else nn.Identity()
         self.norm3 = nn.LayerNorm(dim)
         self.attention = WindowAttention(dim, config.head_dim, config.window, shift)
-        for layer in (self.second, self.attention.proj):  # begins as the skip
+        for layer in (self.second, self.attention.proj):  # starts as the skip
             nn.init.zeros_(layer.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), bot
     space-to-depth, 3x3 conv            half resolution, shared by both branches
     local branch                        convolutions at half resolution: edges, texture
     global branch                       shifted-window attention at quarter resolution: structure
-    gate                                per pixel and channel, how much of either branch goes on
+    gate                                per pixel and channel, the share of each branch
     decoder, depth-to-space             full resolution: one share r in (-1, 1) per pixel
 
     f = max(a, b) + r min(a, b),        at most 1
 
 so |a - b| <= f <= a + b, and where one source is 0 the result is the other one exactly, whatever the weights:
-bone over black MRI stays as white as in CT. The network decides how the weaker source shows where both say
-something: r = 1 adds it, r = 0 leaves the maximum, r < 0 carves it into the stronger one.
+bone over black MRI stays as white as in CT. The network decides how the weaker source shows where both
+have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 subtracts it from the stronger one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LAGNConfig:
     head_dim: int = 32
     window: int = 8
     decoder_depth: int = 2
-    branches: str = "both"  # one alone only to measure what it is worth
+    branches: str = "both"  # a single branch only to measure its worth
 
     @property
     def multiple(self) -> int:
@@ -54,7 +54,7 @@ class LAGNConfig:
         return STRIDE * self.window
 
     def as_dict(self) -> dict[str, Any]:
-        """As stored beside weights; released networks have both branches and do not say so."""
+        """As stored beside the weights; released networks have both branches and omit the field."""
         return {k: v for k, v in asdict(self).items() if (k, v) != ("branches", "both")}
 
 
@@ -90,8 +90,8 @@ class WindowAttention(nn.Module):
     """Multi-head attention within windows of a [B, H, W, C] map, cyclically shifted, with relative position
     bias.
 
-    One fused operation where its kernel is built, plain operations elsewhere and for export: the same
-    numbers.
+    One fused operation where its kernel is built; elsewhere and for export, plain operations with the same
+    result.
     """
 
     index: Tensor  # [N * N] into bias_table
@@ -129,7 +129,7 @@ class WindowAttention(nn.Module):
             x = torch.roll(x, (-shift, -shift), (1, 2))
             bias = bias + shift_mask(H, W, window, shift).to(bias)  # [nW, heads, N, N]
             bias = bias.repeat(B, 1, 1, 1)
-        # Windows are cut before the projection: a third of the bytes of cutting q, k and v.
+        # Windows are cut before the projection: this moves a third of the bytes of cutting q, k and v.
         x = x.reshape(B, H // window, window, W // window, window, C).permute(0, 1, 3, 2, 4, 5)
         qkv = self.qkv(x.reshape(-1, N, C)).reshape(-1, N, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B*nW, heads, N, D] each
@@ -145,7 +145,7 @@ class WindowAttention(nn.Module):
 
 
 def weights(*layers: nn.Module) -> Any:
-    """Weight and bias of each layer in turn: what the fused operations take."""
+    """Weight and bias of each layer in turn: the arguments of the fused operations."""
     return [parameter for layer in layers for parameter in layer.parameters()]
 
 
@@ -168,7 +168,8 @@ class GlobalBlock(nn.Module):
 
 
 class LocalBlock(nn.Module):
-    """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]; one fused operation where its kernel is."""
+    """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]; one fused operation where it has a
+    kernel."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -208,7 +209,7 @@ class LAGN(nn.Module):
         self.exporting = False
 
     def exportable(self, on: bool = True) -> LAGN:
-        """Choose plain operations, attention as matmul-softmax-matmul, which ONNX consumers recognise and
+        """Use plain operations, with attention as matmul-softmax-matmul, which ONNX consumers recognise and
         fuse."""
         self.exporting = on
         for module in self.modules():

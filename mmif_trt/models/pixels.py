@@ -1,9 +1,9 @@
 """LAGN from pixels to pixels, one ONNX graph: value range, luma, padding, network, colour and rounding.
 
-What `fuser.py` does on the host, written as ONNX around the released network: a console in C++, Triton, or an
-engine on a card needs none of our Python. The formulas and their order are those of `normalise.unit`,
+The work of `fuser.py` on the host, as ONNX around the released network: a console in C++, Triton, or an
+engine on a GPU then needs none of our Python. The formulas and their order are those of `normalise.unit`,
 `colour.luma`, `tiling.padded`, `colour.recombine` and `normalise.from_unit`; a test compares the two. The
-graph is derived from lagn.onnx on demand: it never falls behind a release, and no weight is stored twice.
+graph is derived from lagn.onnx on demand, so it always matches the release, and no weight is stored twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRAPH, OUTPUT = "lagn_pixels", "fused"
 
 @dataclass(frozen=True)
 class Form:
-    """What goes in and comes out: inputs "a" and "b", output "fused", all of `dtype`; sides of 16 px or more.
+    """Inputs and outputs: inputs "a" and "b", output "fused", all of `dtype`; sides of 16 px or more.
 
     a: [B, 1, H, W] the MRI. b and fused, by `layout`: "grey" [B, 1, H, W], "rgb" [B, 3, H, W], "rgb-last"
     [B, H, W, 3]. uint8 runs from black 0 to white 255. For uint16 and float32 two more inputs, "range_a" and
@@ -50,7 +50,7 @@ class Form:
 
     @classmethod
     def named(cls, name: str) -> Form:
-        """The form that str() gave `name`. Raises InputError."""
+        """The form whose str() is `name`. Raises InputError."""
         return cls(*name.partition("-")[::2])
 
     def __str__(self) -> str:
@@ -81,10 +81,10 @@ LUMA = Form("float32", "luma")
 def released(
     form: Form, model: str = "lagn", change: Callable[[ModelProto], ModelProto] | None = None
 ) -> ModelProto:
-    """The shipped network as `form`; its metadata names the file that it was derived from.
+    """The shipped network as `form`; its metadata names the file it was derived from.
 
-    change: what to do to the network first, such as half.half. Raises InputError where onnx is missing or the
-    released file is not the manifest's.
+    change: applied to the network first, such as half.half. Raises InputError if onnx is missing or the
+    released file differs from the manifest.
     """
     try:
         import onnx
@@ -101,7 +101,7 @@ def released(
 def pixels(network: ModelProto, form: Form) -> ModelProto:
     """`network` (LAGN in [0, 1], FP32 or mixed precision) as `form`, any batch and size.
 
-    Pictures run whole, whatever their size: nothing is cut into tiles, and memory grows with them.
+    Pictures run whole, whatever their size: there are no tiles, and memory grows with the picture.
     """
     if form == LUMA:
         return network
@@ -169,7 +169,7 @@ green_red = Add (green, red_part)
 grey_b = Add (green_red, blue_part)
 """
 
-# tiling.padded. One reflection reaches a side less one pixel; the second one is for sides of 16 px.
+# tiling.padded. One reflection adds at most a side less one pixel; sides of 16 px need a second one.
 assert MULTIPLE_PX - MIN_SIDE_PX <= 2 * (MIN_SIDE_PX - 1)
 _PADDING = """
 size = Shape <start = 2, end = 4> (a)
@@ -211,7 +211,7 @@ shown = Clip (coloured, zero, one)
 
 
 def _unit(name: str, form: Form, *, last: bool) -> str:
-    """normalise.unit. A cast comes first: TensorRT moves no uint8."""
+    """normalise.unit. The cast is first, because TensorRT does not transpose uint8."""
     lines = [f"given_{name} = {'Identity' if form.dtype == 'float32' else 'Cast <to = 1>'} ({name})"]
     order = "Transpose <perm = [0, 3, 1, 2]>" if last else "Identity"
     lines.append(f"values_{name} = {order} (given_{name})")

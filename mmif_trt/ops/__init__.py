@@ -1,8 +1,8 @@
 """The training path's operations: kernels of mmif_trt._C where it was built, plain torch elsewhere.
 
-Every operation has its truth in `reference.py`, which also runs where there is no kernel. mmif_trt._C is
-built by an installation that sees torch (see setup.py); `mmif-trt info` says whether it is there, and
-MMIF_KERNELS=0 leaves it alone.
+Every operation has its reference in `reference.py`, which also runs where there is no kernel. Installing with
+torch present builds mmif_trt._C (see setup.py); `mmif-trt info` says whether it is there, and MMIF_KERNELS=0
+turns it off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOT_BUILT = "not built; pip install --no-build-isolation -e '.[train]' builds th
 
 
 def _load() -> tuple[frozenset[str], str]:
-    """The device types that have kernels, and one line on them or on why there are none."""
+    """The device types that have kernels, and one line that lists them or says why there are none."""
     if os.environ.get("MMIF_KERNELS") == "0":
         return frozenset(), "turned off by MMIF_KERNELS=0"
     if util.find_spec("mmif_trt._C") is None:
@@ -39,7 +39,7 @@ def _load() -> tuple[frozenset[str], str]:
             d for d, key in keys.items() if all(has_kernel(f"mmif_trt::{op}", key) for op in needed[d])
         }
     except (ImportError, OSError, RuntimeError) as error:
-        reason = f"of another torch, Python or version, build them again ({str(error).splitlines()[0]})"
+        reason = f"built for another torch, Python or version; build it again ({str(error).splitlines()[0]})"
         warnings.warn(f"mmif_trt._C: {reason}; plain torch operations run instead", stacklevel=2)
         return frozenset(), reason
     return frozenset(devices), " and ".join(keys[device] for device in sorted(devices))
@@ -54,8 +54,8 @@ def kernels_available(device: str) -> bool:
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether an operation on x runs as a kernel: not float64 on CUDA, nor on a card that the binary holds no
-    code for."""
+    """Whether an operation on x runs as a kernel: not float64 on CUDA, nor on a GPU for which the binary has
+    no code."""
     if not kernels_available(x.device.type):
         return False
     return x.device.type == "cpu" or (x.dtype.itemsize < 8 and card_has_code(x.device.index or 0))
@@ -65,7 +65,7 @@ _CARDS: dict[int, bool] = {}  # by CUDA device: whether the binary's kernels loa
 
 
 def card_has_code(index: int) -> bool:
-    """Whether mmif_trt._C holds code that CUDA device `index` runs: asked of the driver once, told if not."""
+    """Whether mmif_trt._C has code for CUDA device `index`: asks the driver once, and warns if not."""
     if index not in _CARDS:
         import torch
 
@@ -81,7 +81,7 @@ def card_has_code(index: int) -> bool:
     return _CARDS[index]
 
 
-# What torch.compiler.assume_constant_result does, without importing the compiler: tracing takes the answer.
+# As torch.compiler.assume_constant_result, without importing the compiler: tracing uses the answer.
 card_has_code._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -92,7 +92,7 @@ def has_block_kernel(x: Tensor, channels: int, hidden: int) -> bool:
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Within it no kernel runs, in any thread: to compare, or to rule the kernels out as a cause."""
+    """No kernel runs within it, in any thread: to compare, or to rule out the kernels as a cause."""
     global KERNEL_DEVICES
     before, KERNEL_DEVICES = KERNEL_DEVICES, frozenset()
     try:

@@ -1,4 +1,4 @@
-"""What registers an operation of CPU_OPS with torch: all save their inputs and one map for backward alike."""
+"""Registers an operation of CPU_OPS with torch: each saves its inputs and one map for backward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmif_trt.ops import kernels_available
 
 def register(name: str, fake: Callable[..., Any], fake_bwd: Callable[..., Any]) -> None:
     """mmif_trt::NAME(*tensors, *numbers) -> (y, saved); NAME_bwd(d_y, *tensors, saved, *numbers)
-    for a gradient of each tensor. Nothing to do where there is no kernel."""
+    for the gradient of each tensor. Does nothing where there is no kernel."""
     if not kernels_available("cpu"):
         return
 

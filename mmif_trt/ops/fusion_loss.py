@@ -1,7 +1,7 @@
 """The pixel terms of the fusion loss as one operation: `torch.ops.mmif_trt.fusion_loss`, or plain torch.
 
-The kernels are csrc/cpu/fusion_loss* and csrc/cuda/fusion_loss*; the derivation and what forward saves for
-backward stand in csrc/fusion_loss.h. Here are the public function, and the operation's fake and autograd.
+The kernels are csrc/cpu/fusion_loss* and csrc/cuda/fusion_loss*; csrc/fusion_loss.h has the derivation and
+what forward saves for backward. This file has the public function and the operation's fake and autograd.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ def fusion_loss(
     """Intensity, gradient and structure term of each image: [B, 3], in this order, differentiable in f.
 
     f: the fused image; a, b: its sources; all [B, 1, H, W] in [0, 1], H and W at least 11 (the SSIM window).
-    wa, wb: what each pixel of a source weighs, >= 0, [B, 1, H, W]; None is 1 everywhere.
+    wa, wb: the weight of each pixel of a source, >= 0, [B, 1, H, W]; None is 1 everywhere.
     c1, c2: SSIM's constants, > 0; the defaults are the usual ones for a data range of 1.
-    float32 or float64, one dtype and device for all; float16 and bfloat16 (autocast) are taken as float32.
-    Strides are free: slices of larger images are read in place where their rows are contiguous.
+    float32 or float64, one dtype and device for all; float16 and bfloat16 (autocast) are converted to
+    float32.
+    Any strides: slices of larger images are read in place if their rows are contiguous.
 
     `reference.fusion_loss` states the terms and their ties; SSIM is Wang et al.'s (IEEE TIP 13:600, 2004). It
-    is also what runs where there is no kernel: without the extension, on other devices, in float64 on CUDA.
-    Both choose the same source at every pixel, bit for bit.
+    also runs where there is no kernel: without the extension, on other devices, in float64 on CUDA.
+    Both choose exactly the same source at every pixel.
 
-    RuntimeError: a shape, dtype or device that does not fit, or a gradient wanted for anything but f. The
-    second derivative is refused where the kernel ran.
+    RuntimeError: a shape, dtype or device that does not match, or a gradient required for anything but f. The
+    kernel refuses second derivatives.
     """
     for name, x in (("a", a), ("b", b), ("wa", wa), ("wb", wb)):
         if x is not None and x.requires_grad and torch.is_grad_enabled():
@@ -58,7 +59,7 @@ def as_float(x: Tensor) -> Tensor:
 def check(
     f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: Tensor | None, c1: float, c2: float
 ) -> None:
-    """What the kernels check, in their words, for plain ops and for tracing."""
+    """The kernels' checks and messages, for plain ops and for tracing."""
 
     def expect(argument: str, received: object, expected: str, condition: bool) -> None:
         if not condition:
@@ -78,9 +79,7 @@ def check(
 
 
 def _refusal(name: str) -> str:
-    return (
-        f"mmif_trt::fusion_loss: {name} requires a gradient; expected: one to f only, so pass {name}.detach()"
-    )
+    return f"mmif_trt::fusion_loss: {name} requires a gradient; expected: only f does; pass {name}.detach()"
 
 
 def _fake(
@@ -113,9 +112,7 @@ def _backward(ctx: Any, d_terms: Tensor | None, *_: Tensor | None) -> tuple[Tens
 
 
 def _refuse_second_order(ctx: Any, _: Tensor) -> None:
-    raise RuntimeError(
-        "mmif_trt::fusion_loss_bwd: no derivative of second order; expected: one of first order"
-    )
+    raise RuntimeError("mmif_trt::fusion_loss_bwd: no second derivative; expected: a first derivative")
 
 
 if kernels_available("cpu"):  # a build that has CUDA kernels has the CPU's as well

@@ -1,7 +1,7 @@
-"""LAGN's gate between its branches as one operation on the CPU; the truth is `reference.gated_mix`.
+"""LAGN's gate between its branches as one operation on the CPU; the reference is `reference.gated_mix`.
 
-The kernel is csrc/cpu/gated_mix*; what forward saves for backward stands in csrc/gated_mix.h. On CUDA there
-is no kernel: the model keeps PyTorch's operations there.
+The kernel is csrc/cpu/gated_mix*; csrc/gated_mix.h says what forward saves for backward. On CUDA there is no
+kernel: the model keeps PyTorch's operations there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def gated_mix(local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor) -> Tens
 
     local, glob: [B, C, H, W], any strides and sizes; one dtype of float32, float16, bfloat16 (sums in
     float32) or float64. weight: [C, 2 C, 1, 1]; bias: [C]: in that dtype, or float32 beside a half, rounded
-    to it as autocast would and with gradients in float32. C is a multiple of 16 where the kernel is to run.
+    to it as autocast would and with gradients in float32. The kernel needs C to be a multiple of 16.
     Under autocast both maps are cast to its dtype.
 
     Returns [B, C, H, W]; from the kernel, channels last. Gradients to all four, the same bits in every run.
     Without a kernel, or on another device, the reference runs: the same numbers.
-    Raises RuntimeError for shapes or dtypes outside the above. No derivative of second order.
+    Raises RuntimeError for shapes or dtypes outside the above. No second derivative.
     """
     if torch.is_autocast_enabled(local.device.type):
         dtype = torch.get_autocast_dtype(local.device.type)

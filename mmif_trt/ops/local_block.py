@@ -1,7 +1,7 @@
-"""LAGN's local block as one operation on the CPU; the truth is `reference.local_block`.
+"""LAGN's local block as one operation on the CPU; the reference is `reference.local_block`.
 
-The kernel is csrc/cpu/local_block*; what forward saves for backward stands in csrc/local_block.h. On CUDA
-there is no kernel: the model keeps PyTorch's convolutions there.
+The kernel is csrc/cpu/local_block*; csrc/local_block.h says what forward saves for backward. On CUDA there is
+no kernel: the model keeps PyTorch's convolutions there.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def local_block(
     x: [B, C, H, W], any strides and sizes; float32, float16, bfloat16 (sums in float32) or float64.
     depthwise: [C, 1, 3, 3]; expand: [E, C, 1, 1]; reduce: [C, E, 1, 1]; biases [C], [E], [C]: in x's dtype,
     or float32 beside a half, rounded to it as autocast would and with gradients in float32.
-    C and E are multiples of 16 where the kernel is to run. Under autocast x is cast to its dtype.
+    The kernel needs C and E to be multiples of 16. Under autocast x is cast to its dtype.
 
     Returns [B, C, H, W] in x's dtype; from the kernel, channels last. Gradients to all seven, the same bits
     in every run. Without a kernel, or on another device, the reference runs: the same numbers.
-    Raises RuntimeError for shapes or dtypes outside the above. No derivative of second order.
+    Raises RuntimeError for shapes or dtypes outside the above. No second derivative.
     """
     weights = (depthwise, depthwise_bias, expand, expand_bias, reduce, reduce_bias)
     if torch.is_autocast_enabled(x.device.type):

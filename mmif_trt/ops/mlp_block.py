@@ -1,7 +1,7 @@
-"""The second half of LAGN's global block as one operation on the CPU; the truth is `reference.mlp_block`.
+"""The second half of LAGN's global block as one CPU operation; the reference is `reference.mlp_block`.
 
-The kernel is csrc/cpu/mlp_block*; what forward saves for backward stands in csrc/mlp_block.h. On CUDA there
-is no kernel: the model keeps PyTorch's layers there.
+The kernel is csrc/cpu/mlp_block*; csrc/mlp_block.h says what forward saves for backward. On CUDA there is no
+kernel: the model keeps PyTorch's layers there.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def mlp_block(
     x: [..., C], any strides; float32, float16, bfloat16 (sums in float32) or float64.
     norm_weight, norm_bias: [C]; expand: [E, C]; reduce: [C, E]; biases [E], [C]: in x's dtype, or float32
     beside a half: the layers' are then rounded to it as autocast would, and gradients come in float32.
-    C and E are multiples of 16 where the kernel is to run. Under autocast x is cast to its dtype.
+    The kernel needs C and E to be multiples of 16. Under autocast x is cast to its dtype.
 
     Returns x's shape and dtype. Gradients to all seven, the same bits in every run. Without a kernel, or on
     another device, the reference runs: the same numbers.
-    Raises RuntimeError for shapes or dtypes outside the above. No derivative of second order.
+    Raises RuntimeError for shapes or dtypes outside the above. No second derivative.
     """
     weights = (norm_weight, norm_bias, expand, expand_bias, reduce, reduce_bias)
     if torch.is_autocast_enabled(x.device.type):

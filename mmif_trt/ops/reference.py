@@ -1,6 +1,6 @@
-"""The slow truth of every operation in `mmif_trt.ops`, in plain torch: what a kernel must reproduce.
+"""The slow reference of every operation in `mmif_trt.ops`, in plain torch: what a kernel must reproduce.
 
-Written to be read and to be differentiated by autograd in double; nothing here is meant to be fast.
+Written to be read, and to be differentiated by autograd in double; nothing here is meant to be fast.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SSIM_WINDOW, SSIM_SIGMA_PX = 11, 1.5  # Wang et al., IEEE TIP 13:600, 2004
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # the same, for a data range of 1
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # from the same paper, for a data range of 1
 
 
 def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -> Tensor:
     """Attention within the windows of a map: [B, H, W, 3, heads, D] -> [B, H, W, heads, D].
 
-    The plane is cut at y = shift + k window (k any integer), x alike; the tokens of the image that lie in one
-    rectangle attend to each other and to no others. For a map of whole windows that is Swin's cyclic shift
-    with its region mask (Liu et al., ICCV 2021), without the roll; a last window that is not whole just holds
+    The plane is cut at y = shift + k window (k any integer), x likewise; the tokens of the image that lie in
+    one rectangle attend to each other only. For a map of whole windows that is Swin's cyclic shift
+    with its region mask (Liu et al., ICCV 2021), without the roll; an incomplete last window just holds
     fewer tokens. The score of a query and a key is D^-1/2 q.k + bias_table[row, head] with
-    row = (dy + window - 1)(2 window - 1) + dx + window - 1, where (dy, dx) is the query's place minus the
+    row = (dy + window - 1)(2 window - 1) + dx + window - 1, where (dy, dx) is the query's position minus the
     key's; so bias_table is [(2 window - 1)^2, heads].
     """
     B, H, W, _, heads, D = qkv.shape
@@ -76,7 +76,7 @@ def mlp_block(
     """x + reduce(gelu(expand(norm(x)))) on [..., C]: the second half of LAGN's global block.
 
     The norm is over C, with weight and bias [C]; expand is [E, C], reduce [C, E], their biases [E], [C]. The
-    layers' weights are taken in x's dtype, the norm's as they are. GELU is the exact one, u Phi(u).
+    layers' weights are converted to x's dtype, the norm's are not. GELU is the exact one, u Phi(u).
     """
     expand, expand_bias, reduce, reduce_bias = (
         w.to(x.dtype) for w in (expand, expand_bias, reduce, reduce_bias)
@@ -87,9 +87,9 @@ def mlp_block(
 
 
 def gated_mix(local: Tensor, glob: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """s local + (1 - s) glob with s = sigmoid(weight [local, glob] + bias): how much of each branch goes on.
+    """s local + (1 - s) glob with s = sigmoid(weight [local, glob] + bias): the share of each branch.
 
-    local and glob are [B, C, H, W], weight [C, 2 C, 1, 1] and bias [C], taken in their dtype.
+    local and glob are [B, C, H, W], weight [C, 2 C, 1, 1] and bias [C], converted to their dtype.
     """
     both = torch.cat([local, glob], 1)
     share = torch.sigmoid(F.conv2d(both, weight.to(local.dtype), bias.to(local.dtype)))
@@ -107,15 +107,15 @@ def fusion_loss(
 ) -> Tensor:
     """The three terms of the fusion loss for each image: f, a, b, wa, wb [B, 1, H, W] -> [B, 3].
 
-    f is the fused image, a and b its sources, all in [0, 1]; wa, wb >= 0 say how much each pixel of a source
-    matters (None: 1). The columns, each a mean over the pixels:
+    f is the fused image, a and b its sources, all in [0, 1]; wa, wb >= 0 weight each pixel of a
+    source (None: 1). The columns, each a mean over the pixels:
 
     intensity  w |f - t|, where t is the source with the larger weighted value, w its weight
     gradient   w (|f_x - t_x| + |f_y - t_y|), where t is the source with the larger weighted |t_x| + |t_y|
     structure  (wa (1 - SSIM(f, a)) + wb (1 - SSIM(f, b))) / 2, over the pixels whose SSIM window is whole
 
-    c1, c2 are SSIM's constants: means and standard deviations that are small beside their roots count little.
-    Where both sources weigh the same, a is taken. A gradient flows to f only; at |0| it is 0.
+    c1, c2 are SSIM's constants: means and standard deviations well below their roots count little.
+    Where both sources weigh the same, a is chosen. The gradient flows to f only; at |0| it is 0.
     """
     wa, wb = (torch.ones_like(f) if w is None else w for w in (wa, wb))
     take_a = wa * a >= wb * b
@@ -133,7 +133,7 @@ def fusion_loss(
 def sobel(x: Tensor) -> tuple[Tensor, Tensor]:
     """Horizontal and vertical Sobel derivative of [B, 1, H, W], replicated border.
 
-    Sums in a stated order, outer taps first, so that a kernel in the same precision takes the same sources
+    Sums in a fixed order, outer taps first, so that a kernel in the same precision chooses the same source
     where two are almost equally strong.
     """
     p = F.pad(x, (1, 1, 1, 1), mode="replicate")

@@ -1,4 +1,4 @@
-"""Shifted-window attention as one operation; the truth is `reference.window_attention`."""
+"""Shifted-window attention as one operation; the reference is `reference.window_attention`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -
     window: 1 to 8 tokens per side. shift: 0 to window - 1.
 
     Returns [B, H, W, heads, D] in the type of qkv. Neither a rolled or partitioned map nor a score leaves the
-    kernel; backward computes the softmax anew from its saved log-sum-exp, and its results are the same bits
-    in every run. Where no kernel covers the device (float64 on CUDA: none), the reference runs: the same
-    numbers, slowly.
+    kernel; backward recomputes the softmax from the saved log-sum-exp, with the same bits in every run.
+    Where there is no kernel (float64 on CUDA), the reference runs: the same numbers, slowly.
     Raises RuntimeError for a shape, type, window or shift outside the above.
 
-    The scheme is that of Liu et al. (Swin, ICCV 2021), the recomputation that of Dao et al. (FlashAttention,
+    The scheme is from Liu et al. (Swin, ICCV 2021), the recomputation from Dao et al. (FlashAttention,
     NeurIPS 2022).
     """
     if bias_table.dtype in (torch.float16, torch.bfloat16):

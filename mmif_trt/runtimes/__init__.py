@@ -11,9 +11,9 @@ import numpy as np
 from mmif_trt.image import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# In order of preference: (module of ours, module it needs, how to get that one).
+# In order of preference: (module of ours, module it needs, how to install that).
 _TABLE = {
-    "tensorrt": ("mmif_trt.runtimes.trt.runtime", "", ""),  # needs a card as well: asked in that module
+    "tensorrt": ("mmif_trt.runtimes.trt.runtime", "", ""),  # also needs a GPU: checked in that module
     "openvino": ("mmif_trt.runtimes.openvino", "openvino", "pip install openvino"),
     "torch": ("mmif_trt.runtimes.torch", "torch", "pip install 'mmif-trt[train]'"),
 }
@@ -24,10 +24,10 @@ class Runtime(Protocol):
     """A loaded network. `infer` may be called from several threads at once."""
 
     name: str
-    precision: str  # "fp32", "bf16" or "fp16": what runs, not what was asked for
+    precision: str  # "fp32", "bf16" or "fp16": what runs, not what was requested
     device: str
     note: str  # why this precision
-    streams: int  # pictures side by side, the threads shared out; 1: all threads on one
+    streams: int  # pictures at a time, sharing the threads; 1: all threads on one
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """a, b [H, W] or batches [B, H, W], float32 in [0, 1], sides multiples of 32 -> fused of that shape,
@@ -36,7 +36,7 @@ class Runtime(Protocol):
 
 
 def available() -> dict[str, str]:
-    """Each runtime's name, and "" where it can be used, else one line that says why not."""
+    """Each runtime's name, and "" if it is usable, otherwise one line that says why not."""
     return {name: _why_not(name) for name in _TABLE}
 
 
@@ -49,10 +49,10 @@ def _why_not(name: str) -> str:
 
 
 def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Runtime:
-    """The runtime `name`, or for "auto" the first usable one that takes this precision; its note says why no
+    """The runtime `name`, or for "auto" the first usable one with this precision; its note says why no
     better one.
 
-    streams: pictures to run side by side, at most one per thread; where a runtime cannot, it runs one.
+    streams: pictures to run at a time, at most one per thread; a runtime that cannot do that runs one.
     Raises InputError for an unknown name or precision, for one that is not installed, and for less than one
     thread.
     """
@@ -69,8 +69,8 @@ def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Ru
     if precision in ("auto", "fp16"):
         try:
             return _load("tensorrt", usable["tensorrt"], precision, threads, streams)
-        except Exception as error:  # whatever a driver or TensorRT raises: the CPU is there
-            if precision == "fp16":  # nothing else has it
+        except Exception as error:  # whatever a driver or TensorRT raises: fall back to the CPU
+            if precision == "fp16":  # no other runtime has it
                 raise
             passed_over = f"; {' '.join(str(error).split()) or type(error).__name__}"
     name = next((n for n, why_not in usable.items() if not why_not and n != "tensorrt"), "openvino")

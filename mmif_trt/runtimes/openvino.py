@@ -1,4 +1,5 @@
-"""LAGN on the CPU by OpenVINO: the default, in bfloat16 where the CPU has it and the result stays FP32's."""
+"""LAGN on the CPU by OpenVINO: the default; in bfloat16 if the CPU has it and the result stays near
+FP32's."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.machine import usable_cores
 
-BF16_TOLERANCE = 1 / 255  # largest difference from FP32 on the golden pairs, else FP32 runs
-# A graph of fixed size is a fifth faster, but takes 0.2 s to compile, and in bfloat16 rounds otherwise than
-# the one that all other sizes share. So the size alone decides, not the calls before or the first thread.
+BF16_TOLERANCE = 1 / 255  # largest difference from FP32 on the golden pairs; beyond it FP32 runs
+# A graph of fixed size is a fifth faster, but takes 0.2 s to compile and, in bfloat16, rounds differently
+# from the one that all other sizes share. So the size alone decides, never earlier calls or which thread was
+# first.
 STATIC_SIZES = {(256, 256), (512, 512), (1024, 1024)}
-# OpenVINO 2026.4 can hang where several threads make a process's first inference at once (3 of 110 starts):
-# until one has run, they go one by one.
+# OpenVINO 2026.4 can hang if several threads make a process's first inference at once (3 of 110 starts):
+# until one has finished, they run one by one.
 _one_by_one = threading.Lock()
 _one_has_run = threading.Event()
 
@@ -51,7 +53,7 @@ class OpenVinoRuntime:
             self._fall_back_if_inexact()
 
     def _fall_back_if_inexact(self) -> None:
-        """Both kinds of graph on the golden pairs: that of fixed size, and the one all other sizes share."""
+        """Both graphs on the golden pairs: the one of fixed size, and the one that all other sizes share."""
         error = 0.0
         try:
             for a, b, expected in zip(*weights.golden("lagn"), strict=True):
@@ -74,7 +76,7 @@ class OpenVinoRuntime:
         options = {
             "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[self.precision],
             "INFERENCE_NUM_THREADS": self._threads,
-            # One stream: all threads on one picture. More: that many at once, the threads shared out.
+            # One stream: all threads on one picture. More: that many pictures at once, sharing the threads.
             # No sum is split between threads, so the numbers are the same.
             "PERFORMANCE_HINT": "LATENCY" if self.streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": str(self.streams),
@@ -84,7 +86,8 @@ class OpenVinoRuntime:
         except RuntimeError as error:
             if self.precision != "bf16":
                 raise
-            # So it is where ONEDNN_MAX_CPU_ISA denies instructions that OpenVINO has seen in the processor.
+            # This happens when ONEDNN_MAX_CPU_ISA disables instructions that OpenVINO detected in the
+            # processor.
             reason = str(error).strip().splitlines()[-1].strip()
             raise InputError(
                 f"precision 'bf16': OpenVINO does not compile it here ({reason}); expected auto, fp32"

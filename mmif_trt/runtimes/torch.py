@@ -1,5 +1,5 @@
 """LAGN by torch, float32, on the CPU or a CUDA device: the reference that other runtimes are compared with.
-So convolutions do not run in TF32 there, which torch lets them by default."""
+So it turns off TF32 in convolutions, which torch allows by default."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
-    """streams: ignored, the layers of one picture run at a time."""
+    """streams: ignored; pictures run one after another."""
     if precision in ("bf16", "fp16"):
         raise InputError(
             f"precision {precision!r}: runtime 'torch' is the FP32 reference; expected auto, fp32"
@@ -27,15 +27,15 @@ def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
     from mmif_trt.models import load_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if threads is None and usable_cores() < torch.get_num_threads():  # a quota, which torch does not know
+    if threads is None and usable_cores() < torch.get_num_threads():  # a quota, which torch ignores
         threads = usable_cores()
     return TorchRuntime(load_model("lagn", device), device, threads)
 
 
 @contextmanager
 def float_products(tf32: bool = False) -> Iterator[None]:
-    """Within it convolutions and products of float32 on CUDA are IEEE float32, or TF32 where asked for. What
-    was set before comes back."""
+    """Within it, float32 convolutions and products on CUDA are IEEE float32, or TF32 if requested. The
+    previous setting is restored."""
     import torch
 
     cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
@@ -49,8 +49,8 @@ def float_products(tf32: bool = False) -> Iterator[None]:
 
 
 class TorchRuntime:
-    """A module of two [B, 1, H, W] tensors to one. `infer` in its three parts, which a profiler times apart:
-    upload, network, download."""
+    """A module from two [B, 1, H, W] tensors to one, and the three parts of `infer`, which a profiler times
+    separately: upload, network, download."""
 
     name, precision, streams, note = "torch", "fp32", 1, "the reference"
 
@@ -68,7 +68,7 @@ class TorchRuntime:
         import torch
 
         before = torch.get_num_threads()
-        if self._threads is not None:  # the setting is the process's: it is the caller's again afterwards
+        if self._threads is not None:  # the setting is the process's: the caller's is restored afterwards
             torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode(), float_products():

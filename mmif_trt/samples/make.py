@@ -43,8 +43,9 @@ CALCIFICATIONS_MM = ((-24.5, -41.0, 2.2), (25.0, -42.0, 1.4))
 class Tracer:
     """An emission scan. Uptake is relative to grey matter = 1, CSF 0; full widths at half maximum in mm.
 
-    The scanner blurs by scan_fwhm, then counts; the reconstruction filter blurs by filter_fwhm, noise too.
-    Both together are the stated point spread: 4 and 3 give 5 mm (PET), 8 and 6 give 10 mm (SPECT).
+    The scanner blurs by scan_fwhm, then counts; the reconstruction filter blurs by filter_fwhm, including
+    noise.
+    Together they give the stated point spread: 4 and 3 give 5 mm (PET), 8 and 6 give 10 mm (SPECT).
     defect: centre (x, y) in mm in the slice, radius in mm, share of uptake lost.
     """
 
@@ -103,7 +104,7 @@ def load_tissues() -> dict[str, np.ndarray]:
 
 
 def slab(volume: np.ndarray, z_mm: int, half_mm: int) -> np.ndarray:
-    """The 2 half_mm + 1 slices round z_mm, [X, Y, Z]."""
+    """The 2 half_mm + 1 slices around z_mm, [X, Y, Z]."""
     k = int(z_mm - ORIGIN_MM[2])
     return volume[:, :, k - half_mm : k + half_mm + 1]
 
@@ -147,17 +148,18 @@ def make_tracer(tissues: dict[str, np.ndarray], z_mm: int, tracer: Tracer) -> np
     lost = loss / (1.0 + np.exp((distance - radius) / 2.0))  # a soft edge of about 4 mm
     uptake = uptake * (1.0 + tracer.gain * slow / slow.std()) * (1.0 - lost)
     scanned = np.maximum(blur(uptake, tracer.scan_fwhm_mm), 0.0)
-    # Counting noise, the normal approximation of Poisson: its draws do not hang on the last bit of the rate.
+    # Counting noise by the normal approximation of Poisson: its draws do not depend on the last bit of the
+    # rate.
     counted = scanned + np.sqrt(scanned / tracer.counts) * rng.standard_normal(scanned.shape)
     image = blur(counted, tracer.filter_fwhm_mm)[:, :, half]
     return np.clip(picture(image) / tracer.full_scale, 0.0, 1.0)
 
 
 def head_hu(brain: np.ndarray, pixel_mm: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(HU outside the inner table, mask of what lies inside it), both [S, S], from a brain mask [S, S].
+    """(HU outside the inner table, mask of the inside), both [S, S], from a brain mask [S, S].
 
-    nilearn's T1 has no skull, so one is drawn round the brain: the mask closed over the fissures, then by
-    distance a table, diploe, a table, the temporalis muscle, fat and skin. Thickness follows the angle.
+    nilearn's T1 has no skull, so one is drawn around the brain: the mask closed over the fissures, then by
+    distance a table, diploe, a table, the temporalis muscle, fat and skin. Thickness depends on the angle.
     """
     from scipy.ndimage import distance_transform_edt as edt  # type: ignore
 
@@ -200,10 +202,10 @@ def make_ct(tissues: dict[str, np.ndarray], z_mm: int) -> np.ndarray:
     soft = shares["grey"] * HU["grey matter"] + shares["white"] * HU["white matter"]
     soft += (1.0 - shares["grey"] - shares["white"]) * HU[
         "csf"
-    ]  # round the brain, inside the skull, all is CSF
+    ]  # around the brain, inside the skull, all is CSF
     hu = np.where(within, soft, hu)
     x, y = np.meshgrid(*axes_mm(fine))
-    falx = within & (np.abs(x - 0.5 * np.sin(y / 17.0)) < 0.7)  # slightly wavy, as a real one is
+    falx = within & (np.abs(x - 0.5 * np.sin(y / 17.0)) < 0.7)  # slightly wavy, like a real one
     hu[falx & (shares["white"] < 0.3) & ((y > 38) | (y < -52))] = HU["falx"]
     for cx, cy, radius in CALCIFICATIONS_MM:
         hu[np.hypot(x - cx, y - cy) < radius] = HU["calcification"]
@@ -237,7 +239,7 @@ def main() -> None:
     for name, images in make_all().items():
         for modality, data in zip(("mri", PAIRS[name].other), images, strict=True):
             target = folder / path(name, modality).name
-            stored = data[..., ::-1] if data.ndim == 3 else data  # cv2 stores BGR order
+            stored = data[..., ::-1] if data.ndim == 3 else data  # cv2 expects BGR order
             if not cv2.imwrite(str(target), stored, [cv2.IMWRITE_PNG_COMPRESSION, 9]):
                 raise SystemExit(f"{target}: could not be written")
             print(f"{target.name}: {data.shape} {data.dtype}, {target.stat().st_size / 1000:.0f} kB")

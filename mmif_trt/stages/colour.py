@@ -1,7 +1,7 @@
-"""Colour: take luma out, and put a fused luma back under the chroma of b, inside RGB and without a hue shift.
+"""Colour: extract luma, and put a fused luma back under the chroma of b, inside RGB and without a hue shift.
 
-Everything happens on the gamma-coded RGB that image files hold. Luma is BT.601; a pixel's chroma is what is
-left of it, rgb - luma, a vector in the plane of zero luma. The angle in that plane is the hue (the Cb, Cr
+All computation is on the gamma-coded RGB that image files hold. Luma is BT.601; a pixel's chroma is the
+rest, rgb - luma, a vector in the plane of zero luma. The angle in that plane is the hue (the Cb, Cr
 angle), its length the chroma.
 """
 
@@ -35,7 +35,7 @@ def _luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
 def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     """Luma y under the chroma of rgb: float32 [..., H, W, 3] in [0, 1].
 
-    y: [..., H, W] in [0, 1] (values outside are taken to the nearer bound: no colour has such a luma).
+    y: [..., H, W] in [0, 1] (values outside are clipped: no colour has such a luma).
     rgb: [..., H, W, 3] in [0, 1].
 
         out = y + s (rgb - luma(rgb)),   s = min(1, (1 - y) / (max - luma), y / (luma - min))
@@ -49,7 +49,7 @@ def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     y / luma where y is darker turns the hot spots of SPECT brown and costs a tenth of its chroma for 0.1
     degree of hue; scaling it up where y is brighter lifts the near-black noise of PET to pure blue.
 
-    Raises InputError for shapes that do not belong together and for integers.
+    Raises InputError for shapes that do not match and for integers.
     """
     y, rgb = _as_float32(y, "y"), _as_float32(rgb, "rgb")
     if rgb.ndim < 2 or rgb.shape[-1] != 3 or y.shape != rgb.shape[:-1]:
@@ -69,7 +69,8 @@ def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
         channel = channel - grey
         channel *= share
         channel += y
-        # In real numbers nothing is left to clip; in float32 the product may end one rounding step outside.
+        # In exact arithmetic there is nothing to clip; in float32 the product may end one rounding step
+        # outside.
         out[..., i] = np.clip(channel, 0, 1, out=channel)
     return out
 

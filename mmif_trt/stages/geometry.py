@@ -1,5 +1,5 @@
-"""One grid for two volumes: b onto a's by their headers, by a movement that the caller states, or by a rigid
-registration that is reported."""
+"""One grid for two volumes: b onto a's by their headers, by a transform that the caller states, or by a rigid
+registration with a report."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 REGISTRATIONS = ("header", "rigid", "none")
 _SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
 _FINEST_MM = 1.5
-_SEEDS = (20, 40)  # the same registration from other samples: how far the two differ is the repeatability
+_SEEDS = (20, 40)  # the same registration from other samples: the distance of the two is the repeatability
 
 
 @dataclass(frozen=True)
 class Stated:
-    """A movement that is known already. matrix: [4, 4] a's RAS+ mm to the place in b's header, RAS+ mm; by:
-    who says so, in words."""
+    """A transform that is known already. matrix: [4, 4] a's RAS+ mm to the place in b's header, RAS+ mm; by:
+    who stated it, as text."""
 
     matrix: np.ndarray
     by: str = "matrix"
@@ -40,10 +40,10 @@ class Report:
     """What was done to b. registration: of REGISTRATIONS, or who stated it. matrix: [4, 4] a's RAS+ mm to the
     place in b's header, RAS+ mm (identity: header).
 
-    shift_mm: how far the middle of a's grid moves; rotation_deg: about the axis of rotation.
-    mutual_information: before and after, Mattes, negative is better as in ITK. repeatability_mm: the largest
-    distance within a's grid between two registrations of other random samples: no error bound, but one that
-    is large says that the result is not to be trusted. None where nothing was measured.
+    shift_mm: how far the centre of a's grid moves; rotation_deg: about the axis of rotation.
+    mutual_information: before and after, Mattes; lower is better, as in ITK. repeatability_mm: the largest
+    distance within a's grid between two registrations from different random samples: not an error bound, but
+    a large one means that the result cannot be trusted. None where nothing was measured.
     """
 
     registration: str
@@ -65,7 +65,7 @@ def align(
 
     "header": by the two affines; refused where both name a frame of reference and these differ. "rigid":
     six parameters on top of the headers, by mutual information. "none": voxel for voxel, only with
-    assume_aligned=True and equal shapes. Stated: as it says, whatever the frames. Raises InputError.
+    assume_aligned=True and equal shapes. Stated: by its matrix, whatever the frames. Raises InputError.
     """
     if not isinstance(registration, Stated) and registration not in REGISTRATIONS:
         raise InputError(
@@ -75,7 +75,7 @@ def align(
     if registration == "none":
         if not assume_aligned:
             raise InputError(
-                "registration 'none' says nothing on where b lies; expected assume_aligned=True with it"
+                "registration 'none' does not say where b lies; expected assume_aligned=True with it"
             )
         if a.data.shape[:3] != b.data.shape[:3]:
             raise InputError(
@@ -92,8 +92,8 @@ def align(
     elif registration == "header":
         if a.frame and b.frame and a.frame != b.frame:
             raise InputError(
-                f"{a.source} and {b.source} have different frames of reference: coordinates say nothing "
-                "on each other; expected one frame, or registration 'rigid'"
+                f"{a.source} and {b.source} have different frames of reference: their coordinates "
+                "are unrelated; expected one frame, or registration 'rigid'"
             )
         b = replace(b, notes=(*b.notes, *_one_space(a, b)))
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
@@ -101,12 +101,12 @@ def align(
         matrix, report = register_rigid(a, b)
     moved, inside = resample(a, b, matrix)
     if not inside:
-        raise InputError(f"{b.source} does not reach {a.source} anywhere; expected volumes of one place")
+        raise InputError(f"{b.source} does not overlap {a.source} anywhere; expected the same body region")
     return moved, replace(report, inside=round(inside, 4))
 
 
 def _has_place(a: Image, b: Image) -> None:
-    """Raises InputError where a file says nothing on where its volume lies."""
+    """Raises InputError where a file does not say where its volume lies."""
     for image in (a, b):
         if image.space == "none":
             raise InputError(
@@ -116,19 +116,19 @@ def _has_place(a: Image, b: Image) -> None:
 
 
 def _one_space(a: Image, b: Image) -> tuple[str, ...]:
-    """A note where the header does not settle that both lie in one space. Raises InputError where it says
-    that they do not: a scanner's millimetres and those of a template have nothing in common."""
+    """A note where the headers leave open whether both lie in one space. Raises InputError where they say
+    that they do not: a scanner's millimetres and a template's have nothing in common."""
     spaces = ["scanner" if image.frame else image.space for image in (a, b)]
     if None in spaces or spaces[0] == spaces[1]:
         return ()
     if set(spaces) == {"scanner", "aligned"}:
         other = a if spaces[0] == "aligned" else b
         return (
-            f"{other.source} is 'aligned' (code 2) to a file that it does not name: taken to be the other",
+            f"{other.source} is 'aligned' (code 2) to a file that it does not name: assumed to be the other",
         )
     raise InputError(
         f"{a.source} lies in {spaces[0]} space and {b.source} in {spaces[1]} space (sform, qform code): "
-        "coordinates say nothing on each other; expected one space, or registration 'rigid'"
+        "their coordinates are unrelated; expected one space, or registration 'rigid'"
     )
 
 
@@ -137,14 +137,14 @@ def _same_patient(a: Image, b: Image) -> None:
     for keyword in ("PatientID", "IssuerOfPatientID"):
         ours, theirs = (stored_text(x.headers[0], keyword) if x.headers else "" for x in (a, b))
         if ours and theirs and ours != theirs:
-            raise InputError(f"{a.source} and {b.source} are of two patients; expected one patient")
+            raise InputError(f"{a.source} and {b.source} name different patients; expected the same patient")
 
 
 def resample(a: Image, b: Image, matrix: np.ndarray) -> tuple[Image, float]:
     """b [S, H, W] (or RGB) on a's grid, linear, and the share of that grid that b covers.
 
-    matrix: RAS+ mm of a to RAS+ mm of b. Works on voxel indices, so that left-handed, oblique and sheared
-    grids are all one case.
+    matrix: RAS+ mm of a to RAS+ mm of b. Works on voxel indices, so left-handed, oblique and sheared
+    grids need no case of their own.
     """
     import SimpleITK as sitk
 
@@ -160,7 +160,7 @@ def resample(a: Image, b: Image, matrix: np.ndarray) -> tuple[Image, float]:
     moved = [_resample(channel, shape, transform, 0.0 if b.is_colour else lowest) for channel in channels]
     covered = float(_resample(np.ones(b.data.shape[:3], np.float32), shape, transform, 0.0).mean())
     data = np.rint(np.stack(moved, axis=-1)).astype(b.data.dtype) if b.is_colour else moved[0]
-    # The stated range stays, so black and white mean what they meant; integers turned float32 in between.
+    # The stated range stays, so black and white keep their meaning; integers became float32 on the way.
     return replace(b, data=data, affine=a.affine), covered
 
 
@@ -187,8 +187,8 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
     """[4, 4] RAS+ mm of a to RAS+ mm of b that aligns them, and the report.
 
     Mattes mutual information on half of the voxels, drawn at random, at three resolutions, gradient
-    descent over an Euler transform about the middle of a; starts from the headers where these overlap, else
-    from the middles. Run twice with other samples (see Report).
+    descent over an Euler transform about the centre of a; starts from the headers if these overlap, otherwise
+    from the centres. Run twice with different samples (see Report).
     """
     fixed, moving = _itk(a), _itk(b)
     runs = [_descend(fixed, moving, seed) for seed in _SEEDS]
@@ -207,7 +207,7 @@ def corners(image: Image) -> np.ndarray:
 
 
 def _moved(a: Image, matrix: np.ndarray) -> tuple[float, float]:
-    """How far the middle of a's grid moves, mm, and the angle of the rotation that is nearest, degrees."""
+    """How far the centre of a's grid moves, mm, and the angle of the nearest rotation, degrees."""
     middle = corners(a).mean(axis=0)
     shift = float(np.linalg.norm((matrix @ middle - middle)[:3]))
     left, _, right = np.linalg.svd(matrix[:3, :3])
@@ -230,7 +230,7 @@ def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, flo
     if _overlap(fixed, moving) > 0.25:
         start.SetTranslation((0.0, 0.0, 0.0))
     method = sitk.ImageRegistrationMethod()
-    method.SetGlobalDefaultNumberOfThreads(1)  # several threads sum in another order: not the same twice
+    method.SetGlobalDefaultNumberOfThreads(1)  # several threads sum in varying order: runs would differ
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetInterpolator(sitk.sitkLinear)
@@ -256,7 +256,7 @@ def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, flo
 
 
 def _overlap(fixed: Any, moving: Any) -> float:
-    """Share of the fixed grid's middle half that lies inside the moving one by their headers."""
+    """Share of the fixed grid's central half that lies inside the moving one, by their headers."""
     size = np.array(fixed.GetSize())
     points = [size * share for share in np.array(np.meshgrid(*[[0.25, 0.5, 0.75]] * 3)).reshape(3, -1).T]
     inside = 0

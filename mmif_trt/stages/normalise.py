@@ -1,5 +1,4 @@
-"""Pixels of any type to [0, 1] by their stated value range, and back. No stretch to an image's own extremes,
-ever."""
+"""Pixels of any type to [0, 1] by their stated value range, and back; never by an image's own extremes."""
 
 from __future__ import annotations
 
@@ -9,16 +8,15 @@ from mmif_trt.image import Image, InputError
 
 # Black and white of volumes whose values have a physical unit: our own choice, the same for every patient.
 # CT: from below fat to compact bone, so that brain stays above black; PET: FDG's usual display, cortex below
-# white. MRI has no unit: its limits come from the header's window, from the caller, or by percentiles on
-# demand.
+# white. MRI has no unit: its limits come from the header's window, the caller, or percentiles on request.
 LIMITS = {("ct", "HU"): (-100.0, 900.0), ("pet", "SUVbw"): (0.0, 10.0)}
 
 
 def to_unit(image: Image) -> np.ndarray:
-    """The pixels as float32, black 0 and white 1; what lies outside the value range saturates, as a display
-    would.
+    """The pixels as float32, black 0 and white 1; values outside the value range saturate, as on a
+    display.
 
-    Every level of 8 and 16 bits maps to a value of its own.
+    Every 8-bit and 16-bit level maps to a distinct value.
     """
     assert image.value_range is not None
     return unit(image.data, image.value_range)
@@ -44,11 +42,11 @@ def from_unit(unit: np.ndarray, dtype: np.dtype, value_range: tuple[float, float
 def volume_limits(
     image: Image, percentiles: tuple[float, float] | None, side: str = "a"
 ) -> tuple[tuple[float, float], str]:
-    """(black, white) of a volume, once for all its slices, and in words where they come from.
+    """(black, white) of a volume, once for all its slices, and their origin as text.
 
-    percentiles: (low, high), 0..100, of all voxels, where the caller asks; else the stated range
-    (argument, DICOM window, NIfTI cal_min, cal_max), else LIMITS. side: "a" or "b", for the message. Raises
-    InputError where nothing is known.
+    percentiles: (low, high), 0..100, of all voxels, if the caller asks; otherwise the stated range
+    (argument, DICOM window, NIfTI cal_min, cal_max), otherwise LIMITS. side: "a" or "b", for the message.
+    Raises InputError where nothing is known.
     """
     if percentiles is not None:
         low, high = percentiles

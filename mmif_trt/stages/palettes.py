@@ -18,7 +18,7 @@ DEFAULT = {"pet": "PET", "spect": "HOT_METAL_BLUE"}  # CT stays grey unless a pa
 
 
 def uid(name: str) -> str:
-    """The UID of a palette given by name or UID. Raises InputError for another."""
+    """The UID of a palette given by name or UID. Raises InputError for an unknown one."""
     found = PALETTES.get(name, name)
     if found not in PALETTES.values():
         expected = ", ".join(f"{key} ({value})" for key, value in PALETTES.items())
@@ -28,7 +28,8 @@ def uid(name: str) -> str:
 
 @lru_cache(maxsize=4)
 def table(name: str) -> np.ndarray:
-    """[256, 3] float32 RGB in [0, 1]. name: one of PALETTES, or its UID. Raises InputError for another."""
+    """[256, 3] float32 RGB in [0, 1]. name: one of PALETTES, or its UID. Raises InputError for an unknown
+    one."""
     from pydicom.pixels import apply_color_lut
 
     rgb: np.ndarray = apply_color_lut(np.arange(256, dtype=np.uint8), palette=uid(name))

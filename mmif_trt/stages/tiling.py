@@ -1,4 +1,4 @@
-"""Any size through a network that wants multiples of 32: padding, and for large images overlapping tiles."""
+"""Any size through a network that needs multiples of 32: padding and, for large images, overlapping tiles."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 
 MULTIPLE_PX = 32  # one attention window at quarter resolution, LAGNConfig().multiple
 TILE_PX = 1024  # largest side that runs whole
-HALO_PX = 96  # three windows; what a tile's border changes fades out within it
+HALO_PX = 96  # three windows; the effect of a tile's border fades out within it
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def padded(x: np.ndarray) -> np.ndarray:
-    """[H, W] -> sides rounded up to MULTIPLE_PX by reflection at the bottom and right."""
+    """[H, W] -> sides rounded up to multiples of MULTIPLE_PX by reflection at the bottom and right."""
     down, right = (-side % MULTIPLE_PX for side in x.shape)
     if not down and not right:
         return x
-    # As np.pad's "reflect", and faster; OpenCV wants its rows in one piece.
+    # Like np.pad's "reflect", but faster; OpenCV needs contiguous rows.
     return cv2.copyMakeBorder(np.ascontiguousarray(x), 0, down, 0, right, cv2.BORDER_REFLECT_101)
 
 
 def spans(length: int) -> Iterator[tuple[int, int, int]]:
-    """(start, keep_from, keep_to) of the tiles along a side; the kept parts cover it once, without a gap.
+    """(start, keep_from, keep_to) of the tiles along a side; the kept parts cover it exactly once.
 
     Starts are multiples of MULTIPLE_PX, so that a tile's windows are the windows of the whole image.
     """
@@ -38,7 +38,7 @@ def spans(length: int) -> Iterator[tuple[int, int, int]]:
 
 
 def run(network: Network, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """network over a, b [H, W] float32 of any size -> [H, W] float32; memory is that of one tile and the
+    """network over a, b [H, W] float32 of any size -> [H, W] float32; uses the memory of one tile and the
     images."""
     height, width = a.shape
     a, b = padded(a), padded(b)

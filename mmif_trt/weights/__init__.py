@@ -1,5 +1,5 @@
-"""The shipped weight files, and the manifest that says what they are. Nothing is loaded whose SHA-256 is not
-in it."""
+"""The shipped weight files, and the manifest that describes them. A file loads only if its SHA-256 matches
+the manifest."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def sha256(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def manifest() -> dict[str, Any]:
-    """weights/manifest.json: files with SHA-256, dimensions, preprocessing and provenance, of each model that
-    fuses ("models") and of the latent diffusion that their training used ("diffusion")."""
+    """weights/manifest.json: files with SHA-256, dimensions, preprocessing and provenance, for each fusion
+    model ("models") and for the latent diffusion that their training used ("diffusion")."""
     path = FOLDER / "manifest.json"
     if not path.is_file():
         raise InputError(
@@ -36,9 +36,9 @@ def manifest() -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def verified_path(name: str, suffix: str) -> Path:
-    """The file of model `name` with `suffix`, after its hash was compared with the manifest's.
+    """The file of model `name` with `suffix`, after its hash was checked against the manifest.
 
-    Raises InputError for an unknown model, a missing file or another hash.
+    Raises InputError for an unknown model, a missing file or a different hash.
     """
     models = manifest()["models"]
     if name not in models:

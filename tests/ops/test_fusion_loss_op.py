@@ -51,7 +51,7 @@ def test_a_gradient_to_anything_but_f_is_refused(name: str) -> None:
         (op.fusion_loss, torch.ops.mmif_trt.fusion_loss) if kernels_available("cpu") else (op.fusion_loss,)
     ):
         with pytest.raises(
-            RuntimeError, match=f"fusion_loss: {name} requires a gradient; expected: one to f only"
+            RuntimeError, match=f"fusion_loss: {name} requires a gradient; expected: only f does"
         ):
             call(*wanted.all())
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_a_second_derivative_is_refused() -> None:
     x = inputs((1, 12, 12))
     f = x.f.clone().requires_grad_()
     (d_f,) = torch.autograd.grad(op.fusion_loss(f, x.a, x.b).sum(), f, create_graph=True)
-    with pytest.raises(RuntimeError, match="no derivative of second order"):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         d_f.sum().backward()
 
 

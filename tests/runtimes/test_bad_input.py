@@ -89,12 +89,12 @@ def driver(version: int) -> Change:
 
 WRONG: dict[str, tuple[Change, str]] = {
     "no driver": (no_driver, "no NVIDIA driver (libcuda.so.none cannot be loaded)"),
-    "driver too old": (driver(11080), "the NVIDIA driver is too old: it knows CUDA 11.8; expected 12.0"),
+    "driver too old": (driver(11080), "the NVIDIA driver is too old: it supports CUDA 11.8; expected 12.0"),
     "no card": (faults(cuInit=100), "an NVIDIA driver, but no card"),
     "another card": (cached(compute_capabilities=("8.0",)), "compute capability 8.9; expected 8.0"),
     "another version": (cached(version="0.9"), "built by tensorrt_rtx 0.9; this installation loads"),
     "one byte changed": (one_byte, "SHA-256 is "),
-    "corrupt": (faults(deserialize=None), "TensorRT takes no such engine: no reason given"),
+    "corrupt": (faults(deserialize=None), "TensorRT does not load this engine: no reason given"),
     "full card": (faults(mem_alloc=MemoryFull("full")), "out of memory for batch 1 of 64 x 96 px"),
     "full card at loading": (faults(create_execution_context=MemoryFull("")), "out of memory for batch 8"),
     "exclusive card": (faults(retain=Error("exclusive")), "Fake RTX: no context (exclusive)"),

@@ -142,7 +142,7 @@ def test_device_arrays_are_read_in_place_and_kept(fake: FakeCard, path: Path) ->
 def test_device_arrays_that_do_not_fit_are_refused(fake: FakeCard, path: Path) -> None:
     a, b = pair(64, 64)
     with Engine(path) as e:
-        with pytest.raises(InputError, match="one on the card, one not"):
+        with pytest.raises(InputError, match="only one is on the card"):
             e(OnCard(fake, a), b)
         other = OnCard(fake, a)
         other.__cuda_array_interface__["typestr"] = "<f2"
@@ -224,7 +224,7 @@ def test_without_graphs_it_goes_on(fake: FakeCard, path: Path, call: str) -> Non
 
 
 LOADING = [
-    ("deserialize", None, "TensorRT takes no such engine: no reason given"),
+    ("deserialize", None, "TensorRT does not load this engine: no reason given"),
     ("create_execution_context", None, "no execution context"),
     ("create_execution_context", MemoryFull("full"), "out of memory for batch 4 of 128 x 128 px"),
     ("Stream", Error("broken"), "Fake RTX: broken"),
@@ -364,9 +364,9 @@ def test_a_wheel_needs_the_driver_of_its_cuda(
     [
         ({"cuInit": 100}, 13000, "an NVIDIA driver, but no card"),
         ({"cuDeviceGetCount": 0}, 13000, "an NVIDIA driver, but no card"),
-        ({"cuInit": 35}, 10020, "too old: it knows CUDA 10.2; expected 12.0 or newer"),
-        ({}, 11080, "too old: it knows CUDA 11.8"),
-        ({}, 12040, "too old for tensorrt-rtx-cu13: it knows CUDA 12.4; expected CUDA 13.0 or newer"),
+        ({"cuInit": 35}, 10020, "too old: it supports CUDA 10.2; expected 12.0 or newer"),
+        ({}, 11080, "too old: it supports CUDA 11.8"),
+        ({}, 12040, "too old for tensorrt-rtx-cu13: it supports CUDA 12.4; expected CUDA 13.0 or newer"),
         ({"cuInit": 999}, 13000, "does not start .cuInit returned 999"),
     ],
 )

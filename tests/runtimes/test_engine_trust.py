@@ -82,7 +82,7 @@ def test_with_a_key_only_what_it_signed_is_run(
     os.chmod(key, 0o600)
     monkeypatch.setenv(trust.KEY, str(key))
     with pytest.raises(
-        InputError, match=r"x\.engine: no signature; expected that of the key in \$MMIF_ENGINE_KEY"
+        InputError, match=r"x\.engine: no signature; expected one by the key in \$MMIF_ENGINE_KEY"
     ):
         load(path)
     engine(path)

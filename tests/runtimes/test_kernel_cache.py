@@ -73,9 +73,9 @@ def test_each_card_version_and_engine_has_its_own(fake: FakeCard, path: Path, tm
 
 
 DAMAGE = {
-    "a flipped bit": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged; made anew"),
-    "cut": (lambda data: data[: len(data) // 2], "damaged; made anew"),
-    "empty": (lambda data: b"", "damaged; made anew"),
+    "a flipped bit": (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged; rebuilt"),
+    "cut": (lambda data: data[: len(data) // 2], "damaged; rebuilt"),
+    "empty": (lambda data: b"", "damaged; rebuilt"),
 }
 
 
@@ -91,9 +91,9 @@ def test_a_damaged_one_never_reaches_tensorrt(fake: FakeCard, path: Path, tmp_pa
 
 
 REFUSED: list[tuple[str, Any, str, int]] = [
-    ("cache.deserialize", False, "of another card, driver or version; made anew", 2),
-    ("create_runtime_cache", None, "TensorRT makes none", 4),
-    ("set_runtime_cache", False, "TensorRT does not take it", 4),
+    ("cache.deserialize", False, "of another card, driver or version; rebuilt", 2),
+    ("create_runtime_cache", None, "TensorRT does not create one", 4),
+    ("set_runtime_cache", False, "TensorRT does not accept it", 4),
 ]
 
 

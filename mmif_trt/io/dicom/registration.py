@@ -44,7 +44,7 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
         for side in (a, b):
             theirs = stored_text(dataset, "PatientID")
             if side.patient and theirs and side.patient != theirs:
-                raise InputError(f"{name} and {side.name} are of two patients; expected one patient")
+                raise InputError(f"{name} and {side.name} name different patients; expected the same patient")
         into_a, into_b = (_into_registered(dataset, name, side) for side in (a, b))
         words = f"Spatial Registration {dataset.SOPInstanceUID}"
     except InputError:

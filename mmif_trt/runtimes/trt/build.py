@@ -1,7 +1,7 @@
-"""ONNX to TensorRT engine by whichever module imports, and what the builder said of its layers.
+"""ONNX to TensorRT engine by whichever module imports, and the builder's report on its layers.
 
-TensorRT-RTX builds without a GPU, for several architectures in one file; the full TensorRT builds on a card
-and for it. Networks are strongly typed in both: the graph of half.py decides the precision.
+TensorRT-RTX builds without a GPU, for several architectures in one file; the full TensorRT builds on a GPU,
+for that GPU. Networks are strongly typed in both: the graph of half.py decides the precision.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from mmif_trt.runtimes.trt.half import half, shape_at, static
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-MODULES = ("tensorrt", "tensorrt_rtx")  # the first that imports is taken
+MODULES = ("tensorrt", "tensorrt_rtx")  # the first that imports is used
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 ANY_SHAPE: tuple[Shape, Shape, Shape] = ((1, 32, 32), (1, 256, 256), (8, 1024, 1024))
 ANY_PIXELS: tuple[Shape, Shape, Shape] = ((1, 16, 16), *ANY_SHAPE[1:])  # the graph pads by itself
-OLDEST_DRIVERS = {13: 580, 12: 525}  # CUDA of a wheel -> branch of the driver that first knew it
+OLDEST_DRIVERS = {13: 580, 12: 525}  # CUDA of a wheel -> first driver branch that supports it
 REMEDY = "pip install 'mmif-trt[console]' (RTX cards), or NVIDIA's tensorrt 10.x or 11.x (any card)"
 
 
@@ -63,8 +63,8 @@ def installed() -> ModuleType | None:
 
 
 def refuse_old_driver(name: str, card: Card) -> None:
-    """Raises DeviceError where the wheel that brought module `name` is of a newer CUDA than the driver's: its
-    first call would fail with a number. An installation by other means is not known, and left alone."""
+    """Raises DeviceError if the wheel of module `name` needs a newer CUDA than the driver supports: its first
+    call would fail with a bare number. Other kinds of installation are not checked."""
     for cuda, branch in OLDEST_DRIVERS.items():
         wheel = f"{name.replace('_', '-')}-cu{cuda}"
         try:
@@ -73,7 +73,7 @@ def refuse_old_driver(name: str, card: Card) -> None:
             continue
         if int(card.driver.split(".")[0]) < cuda:
             raise DeviceError(
-                f"the NVIDIA driver is too old for {wheel}: it knows CUDA {card.driver}; "
+                f"the NVIDIA driver is too old for {wheel}: it supports CUDA {card.driver}; "
                 f"expected CUDA {cuda}.0 or newer, which is driver {branch} or newer"
             )
         return
@@ -90,7 +90,7 @@ class Layer:
 
     @property
     def is_whole_attention(self) -> bool:
-        """Q K^T, softmax and the product with V in this one kernel."""
+        """Q K^T, softmax and the product with V are all in this kernel."""
         ends = [name.rsplit("/", 1)[-1] for name in self.onnx]
         return "Softmax" in ends and sum(end.startswith("MatMul") for end in ends) >= 2
 
@@ -123,7 +123,7 @@ def build(
     """Builds the shipped network in mixed FP16 and writes `engine` and its manifest.
 
     shapes: smallest, typical and largest (batch, height, width); three equal ones make a static engine; None:
-    any size. capabilities: cards to build for, None: all that the module takes. form: the network alone, or
+    any size. capabilities: GPUs to build for, None: all that the module supports. form: the network alone, or
     from pixels to pixels. Raises InputError.
     """
     onnx = _onnx()
@@ -182,7 +182,7 @@ def compile_graph(
     """The plan, the builder's log, and the compute capabilities it is for. Raises InputError."""
     logger = make_logger(trt)
     builder = made(lambda: trt.Builder(logger), "Builder", logger)
-    # 10.x takes the types of the graph only when asked, 11.x and TensorRT-RTX know no other way.
+    # 10.x uses the types of the graph only on request; 11.x and TensorRT-RTX always do.
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = made(lambda: builder.create_network(typed), "create_network", logger)
     parser = made(lambda: trt.OnnxParser(network, logger), "OnnxParser", logger)
@@ -208,7 +208,7 @@ def compile_graph(
 
 
 def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    if not hasattr(config, "num_compute_capabilities"):  # the full TensorRT: for the card that is here
+    if not hasattr(config, "num_compute_capabilities"):  # the full TensorRT: for the GPU of this machine
         from mmif_trt.runtimes.trt.cuda import card
 
         here = (card().capability,)
@@ -228,8 +228,8 @@ def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...] | No
 
 
 def made(make: Callable[[], Any], what: str, logger: Any) -> Any:
-    """What TensorRT makes. Raises InputError where it makes nothing: methods return None then, constructors
-    raise pybind11's TypeError, as the full TensorRT's do without a card."""
+    """Returns what TensorRT makes. Raises InputError if it makes nothing: then methods return None, and
+    constructors raise pybind11's TypeError, as the full TensorRT's do without a GPU."""
     try:
         thing = make()
     except TypeError:
@@ -259,7 +259,7 @@ def last_error(logger: Any) -> str:
 
 
 def golden_psnr(mixed: ModelProto, model: str = "lagn", form: Form = LUMA) -> tuple[float | None, str]:
-    """The least PSNR in dB of the golden pairs under ONNX Runtime, and what ran; None where it is missing."""
+    """The lowest PSNR in dB of the golden pairs under ONNX Runtime, and what ran; None if it is missing."""
     try:
         import onnxruntime
     except ImportError:
@@ -290,6 +290,6 @@ def golden_unit(form: Form, fused: np.ndarray) -> np.ndarray:
 
 
 def least_psnr(received: np.ndarray, expected: np.ndarray) -> float:
-    """dB, peak 1, of the worst picture; came, expected [n, H, W]."""
+    """dB, peak 1, of the worst picture; received, expected [n, H, W]."""
     error = ((received.astype(np.float64) - expected) ** 2).mean(axis=(1, 2)).max()
     return round(float(-10 * np.log10(max(error, 1e-20))), 2)

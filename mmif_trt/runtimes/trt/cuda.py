@@ -1,7 +1,7 @@
-"""One NVIDIA card: what the driver says of it, and through PyCUDA its context, streams, buffers and graphs.
+"""One NVIDIA GPU: what the driver says about it, and through PyCUDA its context, streams, buffers and graphs.
 
-The card is asked through the driver library alone (ctypes), so that `mmif-trt info` needs no PyCUDA; PyCUDA
-2026.1 has no CUDA graphs, so these go through the same library. The context is the device's primary one,
+Queries use only the driver library (ctypes), so that `mmif-trt info` needs no PyCUDA. PyCUDA 2026.1 has no
+CUDA graphs, so these use the same library. The context is the device's primary one,
 which torch, CuPy and DALI use too: their pointers are valid in it.
 """
 
@@ -26,27 +26,27 @@ OLDEST_DRIVER = 12000  # CUDA 12.0
 NO_DEVICE, DRIVER_TOO_OLD = 100, (35, 803)
 CAPTURE_THREAD_LOCAL = 1
 RECORD_EXTERNAL = 1  # CU_EVENT_RECORD_EXTERNAL: a node of the graph that records at every replay
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream, which torch works on
-SPIN_S = 0.002  # a fused pair takes less: no sleep in its latency
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, which torch uses
+SPIN_S = 0.002  # a fused pair takes less, so no sleep adds to its latency
 
 
 class DeviceError(InputError):
-    """The card or its driver failed; one line, and the run may go on elsewhere."""
+    """The GPU or its driver failed; a one-line message, and the run may continue on another runtime."""
 
 
 class Hung(DeviceError):
-    """The card did not finish in time. Nothing of it may be freed: that would wait for it."""
+    """The GPU did not finish in time. Nothing on it may be freed: that would wait for it."""
 
 
 @dataclass(frozen=True)
 class Card:
     name: str
     capability: str  # such as "8.9"
-    driver: str  # the newest CUDA that it knows, such as "13.0"
+    driver: str  # the newest CUDA that it supports, such as "13.0"
 
 
 def library() -> Any:
-    """The driver, initialised. Raises DeviceError where there is none, an old one, or no card."""
+    """The driver, initialised. Raises DeviceError for no driver, an old one, or no GPU."""
     try:
         cuda = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -57,8 +57,8 @@ def library() -> Any:
         raise DeviceError("an NVIDIA driver, but no card")
     cuda.cuDriverGetVersion(ctypes.byref(version))
     if code in DRIVER_TOO_OLD or (not code and version.value < OLDEST_DRIVER):
-        came = f"{version.value // 1000}.{version.value % 1000 // 10}"
-        raise DeviceError(f"the NVIDIA driver is too old: it knows CUDA {came}; expected 12.0 or newer")
+        found = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        raise DeviceError(f"the NVIDIA driver is too old: it supports CUDA {found}; expected 12.0 or newer")
     if code:
         raise DeviceError(f"the NVIDIA driver does not start (cuInit returned {code})")
     return cuda
@@ -84,7 +84,7 @@ def card(index: int = 0) -> Card:
 
 
 def keep_for_ever(*objects: Any) -> None:
-    """No destructor of these will run, not even when the interpreter ends: on a hung card it would not
+    """Prevents these destructors from running, even when the interpreter ends: on a hung GPU they would not
     return."""
     for thing in objects:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
@@ -96,7 +96,7 @@ def _ok(code: int, call: str) -> None:
 
 
 class Graph:
-    """A captured sequence of copies and kernels, replayed in one call; `destroy` before its context goes."""
+    """A captured sequence of copies and kernels, replayed in one call; `destroy` it before its context."""
 
     def __init__(self, cuda: Any, handle: ctypes.c_void_p) -> None:
         self._cuda, self._handle = cuda, handle
@@ -109,8 +109,8 @@ class Graph:
 
 
 class Marks:
-    """`count` events between the parts of a call, by the card's own clock; also in a captured graph, where a
-    plain record orders the nodes only and never has a time. Use inside `with device.current():`."""
+    """`count` events between the parts of a call, by the GPU's own clock; also in a captured graph, where a
+    plain record only orders the nodes and has no time. Use inside `with device.current():`."""
 
     def __init__(self, cuda: Any, count: int) -> None:
         self._cuda, self._events = cuda, [ctypes.c_void_p() for _ in range(count)]
@@ -123,7 +123,7 @@ class Marks:
         _ok(code, "cuEventRecordWithFlags")
 
     def laps_ms(self) -> list[float]:
-        """Between neighbours; all of them must have come."""
+        """Milliseconds between neighbours; all events must have happened."""
         lap, laps = ctypes.c_float(), []
         for start, end in zip(self._events, self._events[1:], strict=False):
             _ok(self._cuda.cuEventElapsedTime(ctypes.byref(lap), start, end), "cuEventElapsedTime")
@@ -136,10 +136,10 @@ class Marks:
 
 
 class Device:
-    """The card's context and what was made in it. Use inside `with device.current():`, in any thread.
+    """The GPU's context and what was made in it. Use inside `with device.current():`, in any thread.
 
-    `errors` is what PyCUDA raises, `memory_error` its case of a full card. PyCUDA frees and releases nothing
-    in another thread than the one that made it, unless its context is current there: so here it always is.
+    `errors` is what PyCUDA raises, `memory_error` its error for full memory. PyCUDA frees nothing in a thread
+    other than the one that made it, unless its context is current there: so here it always is.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -156,11 +156,11 @@ class Device:
             self._context = self.driver.Device(index).retain_primary_context()
         except self.errors as error:
             raise DeviceError(f"{self.card.name}: no context ({error})") from None
-        # Touched by several threads and by the garbage collector: single operations on a dict alone.
+        # Used by several threads and the garbage collector: only single operations on a dict.
         self._allocations: dict[int, Any] = {}
         self._lent: dict[int, Any] = {}
-        self._held = {0: self._context}  # empty once the context was released
-        self._capturing: dict[int, list[Any]] = {}  # thread -> what came back while it captured
+        self._held = {0: self._context}  # empty once the context is released
+        self._capturing: dict[int, list[Any]] = {}  # thread -> what was given back while it captured
         self._closed = self._abandoned = False
 
     @contextmanager
@@ -197,11 +197,11 @@ class Device:
         return memory
 
     def give_back(self, memory: Any) -> None:
-        """Frees what `lend` gave, in any thread and outside of `current`, also behind `close`."""
+        """Frees memory from `lend`, in any thread and outside `current`, also after `close`."""
         if self._abandoned:
             return None
         late = self._capturing.get(threading.get_ident())
-        if late is not None:  # the garbage collector, inside a capture: freeing would spoil it
+        if late is not None:  # called by the garbage collector during a capture: freeing would break it
             late.append(memory)
             return None
         with contextlib.suppress(self.errors), self.current():
@@ -210,7 +210,7 @@ class Device:
         return self._release()
 
     def pinned(self, size: int) -> np.ndarray:
-        """`size` bytes of page-locked memory, which copies run over beside kernels."""
+        """`size` bytes of page-locked memory, so that copies overlap with kernels."""
         pinned: np.ndarray = self.driver.pagelocked_empty((size,), np.uint8)
         return pinned
 
@@ -224,7 +224,7 @@ class Device:
         self.driver.Context.synchronize()
 
     def wait(self, event: Any, seconds: float, what: str) -> None:
-        """Returns when `event` has come. Ctrl-C gets through. Raises Hung after `seconds`."""
+        """Returns when `event` has happened. Ctrl-C interrupts it. Raises Hung after `seconds`."""
         start = time.monotonic()
         while not event.query():
             waited = time.monotonic() - start
@@ -234,7 +234,7 @@ class Device:
                 time.sleep(0.0002)
 
     def capture(self, stream: Any, enqueue: Callable[[], None]) -> Graph:
-        """What `enqueue` puts on `stream`, as a graph; nothing of it runs. Raises DeviceError."""
+        """Captures what `enqueue` puts on `stream` as a graph, without running it. Raises DeviceError."""
         cuda, handle = self._library, ctypes.c_void_p(stream.handle)
         graph, runnable = ctypes.c_void_p(), ctypes.c_void_p()
         thread = threading.get_ident()
@@ -244,7 +244,7 @@ class Device:
             _ok(cuda.cuStreamBeginCapture_v2(handle, CAPTURE_THREAD_LOCAL), "cuStreamBeginCapture")
             try:
                 enqueue()
-            finally:  # else the stream would stay in capture for ever
+            finally:  # otherwise the stream would stay in capture for ever
                 code = cuda.cuStreamEndCapture(handle, ctypes.byref(graph))
         finally:
             del self._capturing[thread]
@@ -257,12 +257,12 @@ class Device:
         return Graph(cuda, runnable)
 
     def abandon(self) -> None:
-        """After a timeout: nothing is freed any more, for that would wait for the hung card."""
+        """After a timeout: frees nothing from now on, because that would wait for the hung GPU."""
         self._abandoned = True
         keep_for_ever(self._context, *self._allocations.values(), *self._lent.values())
 
     def close(self) -> None:
-        """Frees what is left; the context goes with the last memory that is lent."""
+        """Frees what is left; the context is released with the last lent memory."""
         self._closed = True
         if not self._abandoned:
             with contextlib.suppress(self.errors), self.current():
@@ -273,12 +273,12 @@ class Device:
         self._release()
 
     def _release(self) -> None:
-        """Detached while current: from a thread that did not retain it, PyCUDA would leave it retained."""
+        """Detaches while current: in a thread that did not retain it, PyCUDA would not release it."""
         if not self._closed or self._abandoned or self._lent or not self._held.pop(0, None):
             return
         with contextlib.suppress(self.errors):
             self._context.push()
             try:
                 self._context.detach()
-            finally:  # PyCUDA forgets that it pushed
+            finally:  # PyCUDA does not track its own push
                 self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))

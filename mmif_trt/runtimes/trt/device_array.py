@@ -1,4 +1,4 @@
-"""Arrays of any library, on the card or the host: DLPack and `__cuda_array_interface__`, without a copy."""
+"""Arrays of any library, on the GPU or the host: DLPack and `__cuda_array_interface__`, without a copy."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mmif_trt.image import InputError
 if TYPE_CHECKING:
     from mmif_trt.runtimes.trt.cuda import Device
 
-# dlpack.h. Managed memory is on the card for us, page-locked memory on the host.
+# dlpack.h. We treat managed memory as on the GPU, page-locked memory as on the host.
 ON_HOST, ON_CARD = {1: "CPU", 3: "CUDA host"}, {2: "CUDA", 13: "CUDA managed"}
 # DLPack's (code, bits, lanes) and the CUDA array interface's name of what the engines take.
 DTYPES = {(2, 32, 1): "float32", (1, 8, 1): "uint8", (1, 16, 1): "uint16"}
 TYPESTRS = {"<f4": "float32", "=f4": "float32", "|u1": "uint8", "<u2": "uint16", "=u2": "uint16"}
-NO_SYNC = -1  # DLPack: only look
-# What producers raise where they cannot share: gradients, bits that mean the conjugate, a dead context.
+NO_SYNC = -1  # DLPack: query only
+# What producers raise when they cannot share: gradients, lazy conjugates, a dead context.
 PRODUCER_ERRORS = (BufferError, RuntimeError, TypeError, ValueError, AttributeError)
 ACCEPTED = "expected {0} NumPy arrays, and {0} on this host or card by DLPack or CUDA array interface"
 
 
 @dataclass(frozen=True)
 class View:
-    """shape, dtype: as came; owner keeps the memory alive; ordered: its producer has told its stream."""
+    """shape, dtype: as received; owner keeps the memory alive; ordered: its producer knows our stream."""
 
     pointer: int
     shape: tuple[int, ...]
@@ -37,8 +37,8 @@ class View:
 
 
 class DeviceArray:
-    """`dtype` on the card, C-contiguous; torch.as_tensor and cupy.asarray take it without a copy. Freed with
-    its last reference, in whatever thread; it may outlive its engine."""
+    """`dtype` on the GPU, C-contiguous; torch.as_tensor and cupy.asarray use it without a copy. Freed with
+    its last reference, in any thread; it may outlive its engine."""
 
     def __init__(self, device: Device, size: int, shape: tuple[int, ...], dtype: str = "float32") -> None:
         self.memory, self.shape, self.dtype = device.lend(size), shape, dtype
@@ -51,7 +51,7 @@ class DeviceArray:
 
 
 def is_on_device(x: Any, name: str, index: int = 0) -> bool:
-    """Does x lie on the CUDA device `index`? (A torch tensor on the CPU has `__dlpack__` too.)
+    """Is x on CUDA device `index`? (A torch tensor on the CPU has `__dlpack__` too.)
 
     Raises InputError for another device.
     """
@@ -59,14 +59,14 @@ def is_on_device(x: Any, name: str, index: int = 0) -> bool:
         return _interface(x) is not None
     kind, place = (int(number) for number in x.__dlpack_device__())
     if kind not in ON_HOST | ON_CARD or (kind in ON_CARD and place != index):
-        came = f"{ON_CARD[kind]} device {place}" if kind in ON_CARD else f"DLPack device type {kind}"
-        raise InputError(f"{name}: on {came}; expected the host or CUDA device {index}, of this engine")
+        received = f"{ON_CARD[kind]} device {place}" if kind in ON_CARD else f"DLPack device type {kind}"
+        raise InputError(f"{name}: on {received}; expected the host or CUDA device {index}, of this engine")
     return kind in ON_CARD
 
 
 def host_array(x: Any, name: str, dtype: str = "float32") -> np.ndarray:
-    """x as a NumPy array of `dtype` on its own memory: NumPy's, or by DLPack torch's and others'. Raises
-    InputError."""
+    """x as a NumPy array of `dtype` over its own memory: NumPy's, or by DLPack that of torch and others.
+    Raises InputError."""
     accepted = ACCEPTED.format(dtype)
     if not isinstance(x, np.ndarray):
         if not hasattr(x, "__dlpack__"):
@@ -81,11 +81,11 @@ def host_array(x: Any, name: str, dtype: str = "float32") -> np.ndarray:
 
 
 def view(x: Any, name: str, stream_handle: int, dtype: str | None = "float32") -> View:
-    """Pointer, shape and type of x, C-contiguous `dtype` (None: any that engines take) on the card. Raises
+    """Pointer, shape and type of x, C-contiguous `dtype` (None: any that engines take) on the GPU. Raises
     InputError.
 
-    stream_handle: where it will be read; a DLPack producer is told and orders its own work before. NO_SYNC:
-    nobody will.
+    stream_handle: the stream that will read it, before which a DLPack producer orders its own work. NO_SYNC:
+    none will.
     """
     wanted = dtype or " or ".join(DTYPES.values())
     accepted = ACCEPTED.format(wanted)
@@ -124,7 +124,7 @@ def _line(error: Exception) -> str:
 def _refuse_strided(
     name: str, shape: tuple[int, ...], strides: tuple[int, ...], unit: int, said: str
 ) -> None:
-    """Strides of sides of one may be anything. Raises InputError."""
+    """Sides of length 1 may have any stride. Raises InputError."""
     expected = tuple(unit * step for step in _contiguous(shape))
     if all(shape) and any(s != e and n > 1 for s, e, n in zip(strides, expected, shape, strict=True)):
         raise InputError(f"{name}: strides {strides} in {said}; expected a C-contiguous array")
@@ -173,7 +173,7 @@ def _from_capsule(capsule: Any, name: str, x: Any, wanted: str) -> View:
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     try:
         tensor = _Tensor.from_address(get(capsule, b"dltensor"))
-    except ValueError:  # consumed already, or of a version that was not asked for
+    except ValueError:  # consumed already, or of a version that was not requested
         raise InputError(
             f"{name}: {type(x).__name__}: no unused DLPack capsule; {ACCEPTED.format(wanted)}"
         ) from None

@@ -1,8 +1,8 @@
-"""An engine on an NVIDIA card: `with Engine(path) as engine: fused = engine(a, b)`.
+"""An engine on an NVIDIA GPU: `with Engine(path) as engine: fused = engine(a, b)`.
 
-Two slots, each a stream with an execution context and buffers of its own, so that the copies of one pair hide
-behind the kernels of another: of one caller's `run`, or of several threads. A shape that comes again is
-replayed as a CUDA graph.
+Two slots, each a stream with its own execution context and buffers, so that the copies of one pair overlap
+with the kernels of another, in one caller's `run` or in several threads. A repeated shape is replayed as a
+CUDA graph.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Range = tuple[float, float]
 
 
 class Engine:
-    """An engine file on the card, after its manifest was compared with it. Several threads may call it.
+    """An engine file on the GPU, checked against its manifest. Several threads may call it.
 
-    engine(a, b): arrays of the engine's form (models.pixels.Form), a batch or channel of one may be left out;
-    both on the host (NumPy, or DLPack: torch) or both on the card (DLPack or `__cuda_array_interface__`). The
+    engine(a, b): arrays of the engine's form (models.pixels.Form); a batch or channel of 1 may be omitted;
+    both on the host (NumPy, or DLPack: torch) or both on the GPU (DLPack or `__cuda_array_interface__`). The
     network alone takes float32 [H, W], [B, H, W] or [B, 1, H, W] in [0, 1]. The result has b's shape: a NumPy
     array or a `DeviceArray`, the caller's own. Forms with ranges also take range_a, range_b: (black, white)
     each; default: the whole range of the type. `run` keeps two pairs in flight.
-    Raises InputError for what does not match, DeviceError (an InputError) where the card fails.
+    Raises InputError for arrays that do not match, DeviceError (an InputError) if the GPU fails.
     """
 
     def __init__(self, path: str | Path, timeout_s: float = TIMEOUT_S) -> None:
         self.path, self._timeout_s = Path(path), timeout_s
-        self._changed = threading.Condition()  # holds what follows
+        self._changed = threading.Condition()  # guards what follows
         self._free: list[Slot] = []
-        self._working = 0  # threads that touch the card just now
+        self._working = 0  # threads that use the GPU now
         self._inside: set[int] = set()  # threads inside `run`
         self._broken = ""
         self._closed = False
@@ -54,7 +54,7 @@ class Engine:
         self.parts_ms: list[float] = []  # of the last call from host arrays, see `time_parts`
         self._logger = self._runtime = self._engine = None
         trt = engine_build.module()
-        engine_file.read_manifest(self.path)  # before the card: a missing file is said as such
+        engine_file.read_manifest(self.path)  # before the GPU, so that a missing file is reported as such
         self.device = Device()
         try:
             engine_build.refuse_old_driver(trt.__name__, self.device.card)
@@ -64,7 +64,7 @@ class Engine:
             self.form = Form.named(self.manifest.form)
             with self.device.current(), self._said(self.manifest.largest):
                 self._load(trt)
-        except BaseException:  # Ctrl-C too: the card is given back
+        except BaseException:  # Ctrl-C too: the GPU is released
             self.close()
             raise
 
@@ -74,7 +74,7 @@ class Engine:
         runtime: Any = self._runtime
         self._engine = engine = runtime.deserialize_cuda_engine(self.data)
         if engine is None:
-            raise DeviceError(f"{self.path}: TensorRT takes no such engine: {self._reason()}")
+            raise DeviceError(f"{self.path}: TensorRT does not load this engine: {self._reason()}")
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         if names != (expected := {*self.form.inputs, OUTPUT}):
             raise DeviceError(f"{self.path}: tensors {sorted(names)}; expected {sorted(expected)}")
@@ -85,7 +85,7 @@ class Engine:
                 raise DeviceError(f"{self.path}: no execution context: {self._reason()}")
             self._slots.append(Slot(self.device, context, self.form, self._timeout_s, self._reason))
         self._free = list(self._slots)
-        self.kernels.save()  # now, for a process that is killed never closes
+        self.kernels.save()  # now, because a killed process never closes
 
     def _reason(self) -> str:
         return engine_build.last_error(self._logger)
@@ -97,7 +97,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Gives the card back, behind the calls of other threads; a second call does nothing."""
+        """Releases the GPU after the calls of other threads; a second call does nothing."""
         with self._changed:
             if self._closed:
                 return
@@ -110,8 +110,8 @@ class Engine:
         if not self._broken:
             with contextlib.suppress(device.errors), device.current():
                 if self._slots:
-                    device.synchronise()  # nothing is freed that the card still writes
-                    self.kernels.save()  # with those of the shapes that came
+                    device.synchronise()  # nothing is freed that the GPU still writes
+                    self.kernels.save()  # with those of the shapes received
                 for slot in self._slots:
                     slot.close()
                 self.kernels = self._engine = self._runtime = None
@@ -123,15 +123,15 @@ class Engine:
         return all(slot.graphs for slot in self._slots)
 
     def time_parts(self) -> None:
-        """From now on `parts_ms` holds what the last call from host arrays took on the card: copies to it,
-        network, copy back. For a profiler: events in stream and graph cost about a microsecond each."""
+        """From now on `parts_ms` holds the GPU times of the last call from host arrays: upload, network,
+        download. For a profiler: events in stream and graph cost about a microsecond each."""
         for slot in self._slots:
             with self._work(), self.device.current():
                 slot.time_parts()
 
     @property
     def device_bytes(self) -> int:
-        """What this engine asked of the card: its plan, the contexts' activations, the buffers."""
+        """GPU memory that this engine requested: its plan, the contexts' activations, the buffers."""
         assert self._engine is not None
         contexts = len(self._slots) * int(self._engine.device_memory_size_v2)
         return len(self.data) + contexts + sum(slot.device_bytes for slot in self._slots)
@@ -141,19 +141,19 @@ class Engine:
         return fused
 
     def run(self, pairs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """The fused of each pair in order; while one is computed, the next is on its way.
+        """Yields the fused array of each pair in order; while one is computed, the next is uploaded.
 
-        pairs: (a, b) or (a, b, range_a, range_b). The results are the caller's own, none is overwritten by a
-        later pair. A break ends what is in flight.
+        pairs: (a, b) or (a, b, range_a, range_b). The results belong to the caller; no later pair overwrites
+        them. A break ends what is in flight.
         """
         thread = threading.get_ident()
         if thread in self._inside:
-            raise InputError(f"{self.path}: called inside its own `run`; expected one after the other")
+            raise InputError(f"{self.path}: called inside its own `run`; expected calls one after the other")
         self._inside.add(thread)
         flying: list[tuple[Slot, Job]] = []
         try:
             for pair in pairs:
-                # Who holds a slot never waits for another: two threads would wait for each other.
+                # A holder of a slot never waits for another slot: two threads would deadlock.
                 while (slot := self._take(wait=not flying)) is None:
                     yield self._finish(*flying.pop(0))
                 flying.append((slot, self._start(slot, *pair)))
@@ -179,7 +179,7 @@ class Engine:
 
     @contextmanager
     def _work(self) -> Iterator[None]:
-        """Around what touches the card: `close` waits for its end."""
+        """Wraps every use of the GPU: `close` waits for its end."""
         with self._changed:
             self._refuse_unusable()
             self._working += 1
@@ -192,19 +192,19 @@ class Engine:
 
     def _give_back(self, slot: Slot) -> None:
         with self._changed:
-            self._free.insert(0, slot)  # the next pair of this size finds its graph
+            self._free.insert(0, slot)  # the next pair of this size reuses its graph
             self._changed.notify()
 
     def _start(
         self, slot: Slot, a: Any, b: Any, range_a: Range | None = None, range_b: Range | None = None
     ) -> Job:
-        """Puts one pair on its way; gives the slot back where that fails."""
+        """Starts one pair; returns the slot if that fails."""
         try:
             ranges = self._ranges(range_a, range_b)
             on_card = [device_array.is_on_device(x, name) for x, name in ((a, "a"), (b, "b"))]
             if on_card[0] != on_card[1]:
                 raise InputError(
-                    "a and b: one on the card, one not; expected both on the card or both on the host"
+                    "a and b: only one is on the card; expected both on the card or both on the host"
                 )
             if not on_card[0]:
                 hosts = [device_array.host_array(x, n, self.form.dtype) for x, n in ((a, "a"), (b, "b"))]
@@ -237,7 +237,7 @@ class Engine:
             self._give_back(slot)
 
     def _hung(self, error: Hung) -> Hung:
-        """After a timeout nothing may be freed: a destructor would wait for the card, perhaps for ever."""
+        """After a timeout nothing may be freed: a destructor would wait for the GPU, perhaps for ever."""
         self._broken = f"{self.path}, {error}"
         self._abandon()
         return Hung(self._broken)
@@ -249,7 +249,7 @@ class Engine:
     def _ranges(self, *given: Range | None) -> dict[str, np.ndarray]:
         names = self.form.ranges
         if not names and any(given):
-            raise InputError(f"{self.path}: a value range; form {self.form} has its own, expected none")
+            raise InputError(f"{self.path}: a value range; form {self.form} has a fixed one, expected none")
         default = DTYPE_RANGE[self.form.dtype]
         return {n: np.array(x or default, np.float32) for n, x in zip(names, given, strict=False)}
 
@@ -266,20 +266,20 @@ class Engine:
             expected = "equal [H, W], [B, H, W] or [B, 1, H, W]"
             if not one_channel:
                 of_b = "[B, H, W, 3]" if self.form.layout == "rgb-last" else "[B, 3, H, W]"
-                expected = f"[H, W], [B, H, W] or [B, 1, H, W] with {of_b}, of one picture also without B"
+                expected = f"[H, W], [B, H, W] or [B, 1, H, W] with {of_b}, for one picture also without B"
             raise InputError(f"a has shape {a} and b {b}; expected {expected}")
         self.manifest.refuse_shape("a and b", shape)
         return shape
 
     @contextmanager
     def _said(self, shape: Shape) -> Iterator[None]:
-        """What PyCUDA raises, as one line that names batch and size where the memory was full."""
+        """What PyCUDA raises, as one line that names batch and size if memory was full."""
         try:
             yield
         except self.device.memory_error:
             name = self.device.card.name
             raise DeviceError(
-                f"{name}: out of memory for {said(shape)}; take a smaller batch or size"
+                f"{name}: out of memory for {said(shape)}; use a smaller batch or size"
             ) from None
         except self.device.errors as error:
             raise DeviceError(f"{self.device.card.name}: {' '.join(str(error).split())}") from None

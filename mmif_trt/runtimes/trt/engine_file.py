@@ -1,7 +1,7 @@
-"""Engine files and their manifests: written whole or not at all, loaded only where everything matches.
+"""Engine files and their manifests: written whole or not at all, loaded only if everything matches.
 
-An engine is native code for one TensorRT version and some cards. Beside NAME.engine lies its
-manifest, NAME.engine.json, which is written last: an engine without one is what an ended build left, and is
+An engine is native code for one TensorRT version and some GPUs. Beside NAME.engine lies its manifest,
+NAME.engine.json, which is written last: an engine without one comes from an interrupted build and is
 refused.
 """
 
@@ -32,12 +32,13 @@ Shape = tuple[int, int, int]  # batch, height, width
 class Manifest:
     """What an engine is. Hashes are SHA-256.
 
-    form: what goes in and comes out, see models.pixels.Form.
-    flavour: the module, "tensorrt" or "tensorrt_rtx"; version: its own. compute_capabilities: such as "8.6".
+    form: inputs and outputs, see models.pixels.Form.
+    flavour: the module, "tensorrt" or "tensorrt_rtx"; version: the module's. compute_capabilities: such as
+    "8.6".
     smallest, typical, largest: (batch, height, width) of the profile; all equal: the shape is fixed.
     fused_attention: kernels that hold a whole attention block, of attention_blocks; None: the builder printed
-    no layer table. float_convolutions: ONNX names of those computed in FP32. psnr_db: the least of the golden
-    pairs against FP32 torch, and psnr_of what ran; None where nothing could, and why.
+    no layer table. float_convolutions: ONNX names of those computed in FP32. psnr_db: the lowest of the
+    golden pairs against FP32 torch, and psnr_of what ran; None if nothing could, and why.
     """
 
     model: str
@@ -72,8 +73,8 @@ class Manifest:
         )
 
     def refuse_shape(self, name: str, shape: Shape) -> None:
-        """Raises InputError where (batch, height, width) lies outside the profile, or without padding inside
-        the engine off the window grid."""
+        """Raises InputError if (batch, height, width) is outside the profile or, where the engine does not
+        pad by itself, off the window grid."""
         low, high = self.smallest, self.largest
         odd = self.form == str(LUMA) and any(side % 32 for side in shape[1:])
         if odd or not all(x <= y <= z for x, y, z in zip(low, shape, high, strict=True)):
@@ -91,7 +92,7 @@ def manifest_path(engine: Path) -> Path:
 
 
 def read_manifest(engine: Path) -> Manifest:
-    """The manifest beside `engine`, not compared with anything yet. Raises InputError."""
+    """The manifest beside `engine`, not checked yet. Raises InputError."""
     path = manifest_path(engine)
     if not engine.is_file():
         raise InputError(f"{engine}: no such engine file; {REBUILD}")
@@ -108,9 +109,9 @@ def read_manifest(engine: Path) -> Manifest:
 
 
 def load_checked(engine: Path, flavour: str, version: str, capability: str) -> tuple[bytes, Manifest]:
-    """The engine's bytes, after everything that its manifest says was compared with what is here.
+    """The engine's bytes, after its whole manifest was checked against this installation.
 
-    capability: of the card, such as "8.9". Raises InputError that names what does not match.
+    capability: of the GPU, such as "8.9". Raises InputError that names what does not match.
     """
     manifest = read_manifest(engine)
     refuse_untrusted(engine, manifest)
@@ -123,7 +124,7 @@ def load_checked(engine: Path, flavour: str, version: str, capability: str) -> t
     received = hashlib.sha256(data).hexdigest()
     if received != manifest.engine_sha256:
         raise InputError(
-            f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"
+            f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, from its manifest"
         )
     return data, manifest
 
@@ -135,14 +136,14 @@ def refuse_untrusted(engine: Path, manifest: Manifest) -> None:
 
 
 def refuse_other_version(engine: Path, manifest: Manifest, flavour: str, version: str) -> None:
-    """Raises InputError for an engine of another TensorRT than the module `flavour` of `version`."""
+    """Raises InputError unless the engine was built by the module `flavour` of `version`."""
     if (manifest.flavour, manifest.version) != (flavour, version):
         received = f"built by {manifest.flavour} {manifest.version}"
         raise InputError(f"{engine}: {received}; this installation loads {flavour} {version}")
 
 
 def refuse_other_network(engine: Path, manifest: Manifest) -> None:
-    """Raises InputError for an engine that was built from other weights than those of this installation."""
+    """Raises InputError for an engine built from weights other than those of this installation."""
     models = weights.manifest()["models"]
     if manifest.model not in models:
         raise InputError(f"{engine}: of model {manifest.model!r}; expected {', '.join(models)}")
@@ -155,7 +156,8 @@ def refuse_other_network(engine: Path, manifest: Manifest) -> None:
 
 
 def save(engine: Path, data: bytes, manifest: Manifest) -> None:
-    """Both files, the manifest last; a failure leaves no half file. Raises InputError, as on a full disk."""
+    """Both files, the manifest last; a failure leaves no partial file. Raises InputError, as on a full
+    disk."""
     try:
         manifest = trust.signed(manifest)
         engine.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -181,7 +183,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def locked(engine: Path) -> Iterator[None]:
-    """One process at a time builds `engine`; the lock of one that dies goes with it. Raises InputError."""
+    """One process at a time builds `engine`; a process that dies releases the lock. Raises InputError."""
     import fcntl
 
     path = engine.with_name(engine.name + ".lock")

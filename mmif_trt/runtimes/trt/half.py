@@ -1,6 +1,6 @@
-"""The FP32 ONNX network as a strongly typed mixed-precision graph: what runs in half stands in the graph.
+"""The FP32 ONNX network as a strongly typed mixed-precision graph: the graph says what runs in half.
 
-TensorRT 11 and TensorRT-RTX take the types as they are. In half: convolutions, projections, both products of
+TensorRT 11 and TensorRT-RTX use the types as they are. In half: convolutions, projections, both products of
 attention and the element-wise work between them. In float32, between casts: softmax, LayerNorm, and all that
 follows the head's convolution, where max(a, b) + r min(a, b) rounded to half would cost levels near white.
 Input and output are float32; normalisation to [0, 1] is outside the graph.
@@ -46,7 +46,7 @@ def half(model: ModelProto) -> ModelProto:
             nodes += _between_casts(node)
         else:
             nodes.append(_with_half_types(node, constants))
-    del graph.node[:], graph.value_info[:]  # the second names the types of before
+    del graph.node[:], graph.value_info[:]  # value_info names the old types
     graph.node.extend(nodes)
     onnx.checker.check_model(out)
     return out
@@ -75,8 +75,8 @@ def shape_at(value: Any, batch: int, height: int, width: int) -> tuple[int, ...]
 
 
 def _float_end(graph: Any) -> set[str]:
-    """What is computed in float32 at the end: the tensors after the network's Cast of r, and max and min of
-    the inputs."""
+    """The tensors computed in float32 at the end: those after the network's Cast of r, and max and min of the
+    inputs."""
     cast_to = {node.output[0] for node in graph.node if node.op_type == "Cast"}
     ends = [node.input[0] for node in graph.node if node.op_type == "Tanh" and node.input[0] in cast_to]
     if len(ends) != 1:
@@ -101,7 +101,7 @@ def _between_casts(node: NodeProto) -> Iterator[NodeProto]:
 
 
 def _with_half_types(node: NodeProto, constants: dict[str, Any]) -> NodeProto:
-    """`node` on half inputs; converts the float32 constants that it uses, and what it makes or casts to."""
+    """`node` on half inputs; converts the float32 constants it uses, and the type it makes or casts to."""
     from onnx import TensorProto
 
     for i, name in enumerate(node.input):
@@ -118,7 +118,7 @@ def _with_half_types(node: NodeProto, constants: dict[str, Any]) -> NodeProto:
 
 
 def _to_half(tensor: Any) -> None:
-    """In place; what is no float32 (indices, shapes) stays."""
+    """In place; other types than float32 (indices, shapes) stay."""
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_type != TensorProto.FLOAT:

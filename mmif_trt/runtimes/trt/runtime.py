@@ -1,6 +1,6 @@
-"""LAGN by TensorRT on an NVIDIA card: taken by "auto" where a card, a module and an engine are there.
+"""LAGN by TensorRT on an NVIDIA GPU: "auto" takes it if a GPU, a module and an engine are there.
 
-The engine lies in a cache of this user, and is built there on first use.
+The engine is in this user's cache, and is built there on first use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmif_trt.runtimes.trt.engine import Engine, Range
 
 
 def why_not() -> str:
-    """Everything that is missing for TensorRT here, in one line; "" where nothing is."""
+    """Everything that TensorRT lacks here, in one line; "" if nothing is missing."""
     missing = []
     found = next((name for name in engine_build.MODULES if importlib.util.find_spec(name)), None)
     try:
@@ -41,9 +41,9 @@ def why_not() -> str:
 
 
 def cached_engine(form: Form = LUMA) -> Path:
-    """This user's engine for the card and TensorRT here, built where it is missing: once, by one process.
+    """This user's engine for this GPU and TensorRT; built once, by one process, if missing.
 
-    Raises InputError where it cannot be built or what lies there does not match.
+    Raises InputError if it cannot be built or the one there does not match.
     """
     trt, onnx_sha = (
         engine_build.module(),
@@ -55,14 +55,14 @@ def cached_engine(form: Form = LUMA) -> Path:
     path = engine_file.cache_folder() / name
     if not engine_file.manifest_path(path).is_file():
         with engine_file.locked(path):
-            if not engine_file.manifest_path(path).is_file():  # the process that we waited for made it
+            if not engine_file.manifest_path(path).is_file():  # not built by the process that we waited for
                 command = "built on first use by mmif_trt.Fuser"
                 engine_build.build(path, command, capabilities=(here,), form=form)
     return path
 
 
 def load(precision: str, threads: int | None, streams: int = 1) -> TensorRtRuntime:
-    """threads, streams: ignored, the card runs one picture at a time."""
+    """threads, streams: ignored; the GPU runs one picture at a time."""
     if precision not in ("auto", "fp16"):
         raise InputError(f"precision {precision!r}: runtime 'tensorrt' runs FP16; expected auto, fp16")
     return TensorRtRuntime(Engine(cached_engine()))
@@ -77,7 +77,7 @@ class TensorRtRuntime:
         self.engine = engine
         self._loading = threading.Lock()
         self._engines = {LUMA: engine}
-        # With the last reference, and before the interpreter ends, after Ctrl-C too: the card is given back.
+        # Releases the GPU with the last reference, and before the interpreter ends, after Ctrl-C too.
         weakref.finalize(self, _close, self._engines)
         self.device = engine.device.card.name
         self.note = "; ".join(filter(None, [engine.manifest.psnr, engine.kernels.note]))
@@ -88,18 +88,18 @@ class TensorRtRuntime:
         return fused
 
     def fuse_on_card(self, a: Any, b: Any, range_a: Range | None, range_b: Range | None) -> Any:
-        """From pixels to pixels without a way through the host: a `DeviceArray` in the shape and type of b,
-        in a's range. None where a or b is not on the card, or where only the host's way can do it.
+        """From pixels to pixels without passing through the host: a `DeviceArray` in the shape and type of b,
+        in a's range. None if a or b is not on the GPU, or only the host path can do it.
 
         a: [H, W] or [N, H, W]; b: the same, or RGB [H, W, 3], [N, H, W, 3]; both uint8 from 0 to 255, or both
-        float32, not looked at for NaN. 16 to 1024 px a side, 8 pairs at most. Raises InputError.
+        float32, not checked for NaN. 16 to 1024 px per side, 8 pairs at most. Raises InputError.
         """
         if not all(is_on_device(x, name) for x, name in ((a, "a"), (b, "b"))):
             return None
         types, shapes = zip(*(_seen(x, name) for x, name in ((a, "a"), (b, "b"))), strict=True)
         if is_colour(shapes[0]):
             raise InputError(f"a has shape {shapes[0]}, in colour; expected a grey MRI on the card")
-        by_host = all(type(x).__module__.split(".")[0] == "torch" for x in (a, b))  # can go that way too
+        by_host = all(type(x).__module__.split(".")[0] == "torch" for x in (a, b))  # the host path works too
         given = [x for x in (range_a, range_b) if x is not None]
         whole = all(tuple(x) == DTYPE_RANGE["uint8"] for x in given)
         if types not in (("uint8", "uint8"), ("float32", "float32")) or (types[0] == "uint8" and not whole):
@@ -132,7 +132,7 @@ def _seen(x: Any, name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def is_colour(shape: tuple[int, ...]) -> bool:
-    """As everywhere a last axis of 3: no side may be under 16."""
+    """A last axis of 3 means colour, as everywhere: no side may be under 16."""
     return len(shape) in (3, 4) and shape[-1] == 3
 
 

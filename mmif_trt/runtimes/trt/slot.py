@@ -1,7 +1,7 @@
 """One pair in flight: a stream with an execution context, its buffers, and the CUDA graph of the last shape.
 
-A slot belongs to one caller at a time; `Engine` hands it out. Every return value of TensorRT is looked at:
-False means that the tensor named in the message was not taken.
+A slot belongs to one caller at a time; `Engine` hands it out. Every return value of TensorRT is checked:
+False means that it refused the tensor named in the message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmif_trt.runtimes.trt.engine_file import Shape
 
 @dataclass
 class Job:
-    """A pair that a slot has in hand. result: the shape that the caller gets; out: where it is, on a card."""
+    """A pair that a slot is processing. result: the shape that the caller gets; out: its place on the GPU."""
 
     shape: Shape
     result: tuple[int, ...]
@@ -28,22 +28,22 @@ class Job:
 
 
 class Slot:
-    """Use inside `with device.current():`. reason: what TensorRT said last. Raises DeviceError for what
-    TensorRT or the driver refuses, Hung where the card needs more than timeout_s."""
+    """Use inside `with device.current():`. reason: TensorRT's last message. Raises DeviceError for what
+    TensorRT or the driver refuses, Hung if the GPU needs more than timeout_s."""
 
     def __init__(
         self, device: Device, context: Any, form: Form, timeout_s: float, reason: Callable[[], str]
     ) -> None:
         self.context, self.stream, self.done = context, device.stream(), device.event()
-        self.graphs = True  # False where capture failed once
+        self.graphs = True  # False once a capture has failed
         self.parts_ms: list[float] = []  # of the last pair from the host, where parts are timed
         self._device, self._form, self._timeout_s, self._reason = device, form, timeout_s, reason
         self._pinned: dict[str, np.ndarray] = {}  # bytes
         self._memory: dict[str, Any] = {}
         self._shape: Shape | None = None  # of the last pair from the host
         self._graph: Graph | None = None
-        self._alive: list[Any] = []  # the caller's arrays on the card, kept until `done` has come
-        self._marks: Marks | None = None  # before, between and behind copy, network and copy
+        self._alive: list[Any] = []  # the caller's arrays on the GPU, kept until `done`
+        self._marks: Marks | None = None  # around upload, network and download
 
     @property
     def device_bytes(self) -> int:
@@ -54,8 +54,8 @@ class Slot:
         self._marks = self._marks or self._device.marks(4)
 
     def start(self, arrays: dict[str, np.ndarray], shape: Shape, result: tuple[int, ...]) -> Job:
-        """Puts a pair from the host on its way; `arrays` may go at once."""
-        self._wait(shape)  # for what a caller left behind who was interrupted
+        """Starts a pair from the host; `arrays` may be freed at once."""
+        self._wait(shape)  # for the work of an interrupted caller
         self._fit(shape)
         for name, x in arrays.items():
             np.copyto(self._pinned[name][: x.nbytes].view(x.dtype).reshape(x.shape), x)
@@ -69,11 +69,11 @@ class Slot:
     def start_on_card(
         self, views: dict[str, View], ranges: dict[str, np.ndarray], shape: Shape, result: tuple[int, ...]
     ) -> Job:
-        """Puts a pair that lies on the card on its way, and keeps it until then; no pixel is copied."""
+        """Starts a pair that is on the GPU and keeps it until it is done; copies no pixel."""
         self._wait(shape)
         if not all(x.ordered for x in views.values()):
-            self._device.synchronise()  # no stream is named: whatever writes them must have ended
-        self._forget_graph()  # the context's addresses are others now
+            self._device.synchronise()  # no stream was named: whatever writes them must have ended
+        self._forget_graph()  # the context's addresses have changed
         addresses = {name: x.pointer for name, x in views.items()}
         for name, x in ranges.items():
             self._buffer(name, x.nbytes)
@@ -88,7 +88,7 @@ class Slot:
         return Job(shape, result, out)
 
     def finish(self, job: Job) -> Any:
-        """The result, the caller's own."""
+        """The result, which belongs to the caller."""
         self._wait(job.shape)
         if job.out is not None:
             return job.out
@@ -98,7 +98,7 @@ class Slot:
         return fused.view(self._form.dtype).reshape(job.result).copy()
 
     def close(self) -> None:
-        """Drops everything, the execution context first; the buffers on the card go with the device."""
+        """Drops everything, the execution context first; the buffers on the GPU go with the device."""
         self.context = None
         self._forget_graph()
         if self._marks:
@@ -113,15 +113,15 @@ class Slot:
         self._alive = []
 
     def _first_or_second(self, shape: Shape) -> None:
-        """A shape that came before is captured: TensorRT must have run it once without."""
+        """Captures a repeated shape: TensorRT must have run it once without capture."""
         again = self._shape == shape
-        self._forget_graph()  # of another shape
+        self._forget_graph()  # it is of another shape
         self._set(shape, {name: int(memory) for name, memory in self._memory.items()})
         if again and self.graphs:
             try:
                 self._graph = self._device.capture(self.stream, lambda: self._enqueue(shape, True))
             except (DeviceError, self._device.errors):
-                self.graphs = False  # goes on without, a little slower
+                self.graphs = False  # continue without, a little slower
         if self._graph is not None:
             self._graph.launch(self.stream)
         else:
@@ -156,9 +156,9 @@ class Slot:
                 raise DeviceError(f"TensorRT: tensor {name!r} does not take shape {shapes[name]}")
         if missing := self.context.infer_shapes():
             raise DeviceError(f"TensorRT: no shape for tensor {', '.join(map(repr, missing))}")
-        came = tuple(self.context.get_tensor_shape(OUTPUT))
-        if came != shapes[OUTPUT]:
-            raise DeviceError(f"TensorRT: tensor {OUTPUT!r} has shape {came}; expected {shapes[OUTPUT]}")
+        received = tuple(self.context.get_tensor_shape(OUTPUT))
+        if received != shapes[OUTPUT]:
+            raise DeviceError(f"TensorRT: tensor {OUTPUT!r} has shape {received}; expected {shapes[OUTPUT]}")
         for name, address in addresses.items():
             if not self.context.set_tensor_address(name, address):
                 raise DeviceError(f"TensorRT: tensor {name!r} does not take its buffer")
@@ -175,7 +175,7 @@ class Slot:
             self._buffer(name, self._nbytes(name, shape))
 
     def _buffer(self, name: str, size: int) -> None:
-        """At least `size` bytes on the card and page-locked on the host for one tensor; they only grow."""
+        """At least `size` bytes on the GPU and page-locked on the host for one tensor; they only grow."""
         if name in self._pinned and self._pinned[name].nbytes >= size:
             return
         self._forget_graph()  # it holds the old addresses

@@ -1,9 +1,10 @@
-"""May this engine be run? It is native code: only what this user or root wrote, and nobody else could change.
+"""May this engine run? It is native code: this user or root must have written it, and nobody else may change
+it.
 
-A hash in the manifest beside it says that a file is whole, not who made it. So owner and mode of engine,
-manifest and folder are looked at; and where $MMIF_ENGINE_KEY names a file with a secret (32 bytes or more,
-mode 0600), `engine build` signs the manifest with it (HMAC-SHA-256), and an engine without its signature is
-refused: for engines that are copied from machine to machine.
+A hash in the manifest beside it shows that a file is complete, not who made it. So owner and mode of engine,
+manifest and folder are checked. If $MMIF_ENGINE_KEY names a file with a secret (32 bytes or more, mode 0600),
+`engine build` signs the manifest with it (HMAC-SHA-256), and an engine without its signature is refused: for
+engines that are copied from machine to machine.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ MIN_KEY_BYTES = 32
 
 
 def refuse_strangers(*paths: Path) -> None:
-    """Raises InputError where a file, or the folder it lies in, belongs to another user than this one and
-    root, or where others may write it. A file system without owners (Windows) is passed over."""
+    """Raises InputError if a file or its folder belongs to a user other than this one or root, or if others
+    may write it. Skipped on a file system without owners (Windows)."""
     if not hasattr(os, "geteuid"):
         return
     for path in dict.fromkeys(x for file in paths for x in (file.resolve(), file.resolve().parent)):
@@ -39,7 +40,7 @@ def refuse_strangers(*paths: Path) -> None:
             raise InputError(
                 f"{path}: {owner}; expected this user or root (an engine is native code): chown it"
             )
-        private = status.st_gid == status.st_uid  # a group of the owner's own, as Debian makes them
+        private = status.st_gid == status.st_uid  # the owner's private group, as Debian creates them
         loose = stat.S_IWOTH | (0 if private else stat.S_IWGRP)
         if status.st_mode & loose:
             mode = f"mode {stat.S_IMODE(status.st_mode):o}"
@@ -50,7 +51,7 @@ def refuse_strangers(*paths: Path) -> None:
 
 
 def key() -> bytes:
-    """The secret that $MMIF_ENGINE_KEY names, b"" where it names none. Raises InputError."""
+    """The secret that $MMIF_ENGINE_KEY names; b"" if it is unset. Raises InputError."""
     name = os.environ.get(KEY)
     if not name:
         return b""
@@ -66,18 +67,18 @@ def key() -> bytes:
 
 
 def signed(manifest: Manifest) -> Manifest:
-    """With its signature, where there is a key."""
+    """With its signature, if there is a key."""
     secret = key()
     return replace(manifest, signature=_signature(manifest, secret)) if secret else manifest
 
 
 def refuse_unsigned(engine: Path, manifest: Manifest) -> None:
-    """Raises InputError where there is a key, and the manifest was not signed with it."""
+    """Raises InputError if there is a key and the manifest was not signed with it."""
     secret = key()
     if secret and not hmac.compare_digest(manifest.signature, _signature(manifest, secret)):
         found = "another signature" if manifest.signature else "no signature"
         raise InputError(
-            f"{engine}: {found}; expected that of the key in ${KEY}: build it with that key, or unset ${KEY}"
+            f"{engine}: {found}; expected one by the key in ${KEY}: build it with that key, or unset ${KEY}"
         )
 
 

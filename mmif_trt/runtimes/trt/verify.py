@@ -1,4 +1,4 @@
-"""Does an engine do what its manifest says? The files anywhere, the numbers where the card is."""
+"""Does an engine do what its manifest says? Checks the files anywhere, the numbers on a GPU."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOWEST_PSNR_DB = 55.0
 
 
 def files(engine: Path) -> Manifest:
-    """The manifest, after the engine's hash, the installed weights and the installed TensorRT (where there is
-    one) were compared with it; needs no card. Raises InputError."""
+    """The manifest, after a check against the engine's hash, the installed weights and the installed TensorRT
+    (if any); needs no GPU. Raises InputError."""
     manifest = engine_file.read_manifest(engine)
     engine_file.refuse_untrusted(engine, manifest)
     received = hashlib.sha256(read_regular(engine)).hexdigest()
     if received != manifest.engine_sha256:
         raise InputError(
-            f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, of its manifest"
+            f"{engine}: SHA-256 is {received}; expected {manifest.engine_sha256}, from its manifest"
         )
     engine_file.refuse_other_network(engine, manifest)
     if trt := engine_build.installed():
@@ -37,7 +37,7 @@ def files(engine: Path) -> Manifest:
 
 
 def why_not_run(manifest: Manifest) -> str:
-    """Why the engine cannot run on the golden pairs here; "" where it can."""
+    """Why the engine cannot run on the golden pairs here; "" if it can."""
     if missing := tensorrt.why_not():
         return missing
     size = weights.golden(manifest.model)[0].shape[1:]
@@ -49,11 +49,11 @@ def why_not_run(manifest: Manifest) -> str:
 
 
 def on_card(path: Path) -> tuple[str, float]:
-    """The card's name, and the least PSNR in dB of the golden pairs against FP32 torch."""
+    """The GPU's name, and the lowest PSNR in dB of the golden pairs against FP32 torch."""
     with Engine(path) as engine:
         manifest, form = engine.manifest, Form.named(engine.manifest.form)
         a, b, expected = weights.golden(manifest.model)
-        batch = manifest.smallest[0]  # a static engine takes no less: each pair as often as it wants
+        batch = manifest.smallest[0]  # a static engine takes exactly that: repeat each pair to fill the batch
         pairs = (
             tuple(
                 engine_build.golden_feed(
@@ -62,5 +62,5 @@ def on_card(path: Path) -> tuple[str, float]:
             )
             for x, y in zip(a, b, strict=True)
         )
-        fused = [engine_build.golden_unit(form, came)[-1] for came in engine.run(pairs)]
+        fused = [engine_build.golden_unit(form, received)[-1] for received in engine.run(pairs)]
         return engine.device.card.name, engine_build.least_psnr(np.stack(fused), expected)
