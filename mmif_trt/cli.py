@@ -1,9 +1,9 @@
 """The command line: dispatches to commands/.
 
-Exit code 0: all well. 1: some failed, or the reader of the output has gone (head, less). 2: usage or input,
-nothing was done. 130: interrupted; 128 + N: ended by signal N.
+Exit code 0: success. 1: some failed, or the reader of the output has closed it (head, less). 2: a usage or
+input error, nothing was done. 130: interrupted; 128 + N: ended by signal N.
 
-Heavy imports are inside the functions, so that --help and a mistyped option answer at once.
+Heavy imports are inside the functions, so that --help and usage errors are immediate.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; argv without the program's name, None: the process's own. Returns the exit code, all
-    output flushed: nothing is left that could fail at the interpreter's end."""
+    """Runs one command; argv without the program's name, None: the process's own. Returns the exit code after
+    flushing all output, so that nothing can fail when the interpreter ends."""
     _open_streams()
     try:
         code = _run(argv)
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Without a standard stream (2>&-, pythonw, a service) what would be said goes nowhere, and no file that
-    is opened later gets its number. A file name that is not of the terminal's encoding is shown escaped."""
+    """Without a standard stream (2>&-, pythonw, a service), output is discarded, and no file opened later
+    gets its number. A file name outside the terminal's encoding is shown escaped."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -75,14 +75,14 @@ def _open_streams() -> None:
 
 
 def _flush() -> bool:
-    """False where what was said cannot be written: the reader has gone, or the disk behind it is full."""
+    """False if output cannot be written: the reader has closed it, or its disk is full."""
     written = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
             written = False
-            with contextlib.suppress(OSError, ValueError):  # the rest goes nowhere, at the end too
+            with contextlib.suppress(OSError, ValueError):  # the rest is discarded, at the end too
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return written
 
@@ -91,9 +91,9 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
         return int(args.run(args))
-    except KeyboardInterrupt:  # before or after the part of `fuse` that ends its pairs first
+    except KeyboardInterrupt:  # outside the part of `fuse` that finishes its pairs first
         return say("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
+    except BrokenPipeError:  # the reader of our output (head, less) has closed it
         _flush()
         return 1
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Files on the disk: written whole or not at all, folders proven to take files, leftovers of killed runs."""
+"""Files on disk: atomic writes, folders proven to be writable, leftovers of killed runs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import BinaryIO
 from mmif_trt import processes
 from mmif_trt.image import InputError
 
-# A file being written is ".<place>-<pid>-<random>" and this, beside its target; one that stays was left by a
-# kill. place: of the process, see processes.py.
+# A file being written is ".<place>-<pid>-<random>" plus this, beside its target; one that stays was left by a
+# killed process. place: of the process, see processes.py.
 TMP_SUFFIX = ".mmif-tmp"
 _STARTED = time.time()
 
 
 def temporary_prefix(number: int | None = None) -> str:
-    """How the name of a temporary file of this process begins, or of the process `number` of this machine."""
+    """The start of the names of temporary files of this process, or of process `number` on this machine."""
     return f".{processes.here().tag}-{number or os.getpid()}-"
 
 
 class OutputError(InputError, OSError):
-    """A file could not be written; nothing of it is left behind. The cause is in __cause__."""
+    """A file could not be written; no part of it is left. The cause is in __cause__."""
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
@@ -39,7 +39,7 @@ def name_of(path: str | os.PathLike[str]) -> str:
 
 
 def kind_of_entry(mode: int) -> str:
-    """What a file's mode says it is, for a message; "" for a regular file."""
+    """The kind of file by its mode, for a message; "" for a regular file."""
     kinds = {
         stat.S_IFREG: "",
         stat.S_IFDIR: "a folder",
@@ -52,7 +52,7 @@ def kind_of_entry(mode: int) -> str:
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
-    """False also where nothing can be said: a link to itself, a disk that fails."""
+    """False also if it cannot be known: a link to itself, a failing disk."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
@@ -60,16 +60,16 @@ def is_regular(path: str | os.PathLike[str]) -> bool:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file for reading; nothing else is ever opened, for a pipe waits for its writer, and a device
-    may do whatever it is made for. Links are followed.
+    """A regular file for reading. Nothing else is ever opened: a pipe would wait for its writer, and opening
+    a device may have effects. Links are followed.
 
-    Raises InputError for anything else, OSError where it is not there or cannot be read.
+    Raises InputError for anything else, OSError if it is missing or cannot be read.
     """
     name = os.fspath(path)
     if kind := kind_of_entry(os.stat(name).st_mode):
         raise InputError(f"{name}: {kind}; expected a regular file")
     descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if kind := kind_of_entry(os.fstat(descriptor).st_mode):  # it was changed since
+    if kind := kind_of_entry(os.fstat(descriptor).st_mode):  # it has changed since
         os.close(descriptor)
         raise InputError(f"{name}: {kind}; expected a regular file")
     return os.fdopen(descriptor, "rb")
@@ -82,7 +82,7 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
 
 
 def one_sum(sums: Iterable[str]) -> str:
-    """One SHA-256 for files by theirs: that of a single file, of several that of their sorted sums, one per
+    """One SHA-256 from those of files: that of a single file; for several, that of their sorted sums, one per
     line (`sha256sum FILES | cut -c1-64 | sort | sha256sum`)."""
     ordered = sorted(sums)
     if len(ordered) < 2:
@@ -93,12 +93,12 @@ def one_sum(sums: Iterable[str]) -> str:
 def write_atomic(
     path: str | os.PathLike[str], data: bytes, *more: bytes | memoryview, durable: bool = True
 ) -> None:
-    """The whole of `data` (and `more`, after it) under `path`, or what was there before: also after a kill.
+    """All of `data` (then `more`) under `path`, or the previous content: also after a kill.
 
-    durable: also after a power cut, for then the bytes reach the disk (fsync) before the name does, and the
-    name (the folder's entry) before this returns. A second
-    run over a folder skips finished names: none may stand for an empty file. It waits, at no cost of the CPU:
-    0.3 ms a file on an idle machine, 8 ms with all its cores busy. A link is followed; the folder must exist.
+    durable: also after a power cut: the bytes reach the disk (fsync) before the name, and the name (the
+    folder's entry) before this returns. A second run over a folder skips finished names, so none may name an
+    empty file. The wait takes no CPU time: 0.3 ms per file on an idle machine, 8 ms with all cores busy. A
+    link is followed; the folder must exist.
     Raises OutputError and leaves no temporary file.
     """
     name = name_of(path)
@@ -120,7 +120,7 @@ def write_atomic(
             if durable:
                 sync_folder(os.path.dirname(target))
         except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 os.unlink(temporary)
             raise
     except OutputError:
@@ -131,8 +131,8 @@ def write_atomic(
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """The entries of a folder to the disk: a power cut then takes no rename, link or mkdir in it back. A file
-    system that cannot is passed over."""
+    """Flushes a folder's entries to disk, so that a power cut undoes no rename, link or mkdir in it. Does
+    nothing on a file system that cannot."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     except OSError:  # Windows opens no folder
@@ -163,28 +163,28 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def prove_writable(folder: Path) -> None:
-    """Makes the folder where it is missing. Raises InputError where it takes no files."""
+    """Creates the folder if it is missing. Raises InputError if it is not writable."""
     try:
         make_folder(folder)
-        # Permission bits say little: root, read-only mounts, network shares. This file never has a name.
+        # Permission bits prove little: root, read-only mounts, network shares. This file never has a name.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        expected = "expected a folder that can be made and takes files"
+        expected = "expected a writable folder, or a place where one can be created"
         raise InputError(f"{folder}: cannot write there ({error.strerror}); {expected}") from error
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files of `write_atomic` whose process is gone; those of other runs at work there stay.
+    """Delete temporary files of `write_atomic` whose process is gone; those of other active runs stay.
 
-    Of a process of another machine (a shared file system) the file's age decides. Containers hand out the
-    same process number again: one of ours, older than we are, is left over.
+    For a process of another machine (on a shared file system), the file's age decides. Containers reuse
+    process numbers: a file with our number that is older than this process is a leftover.
     """
     for entry in os.scandir(folder):
         if not (entry.name.startswith(".") and entry.name.endswith(TMP_SUFFIX)):
             continue
         tag, number, *_ = (*entry.name[1:].split("-"), "")
-        with contextlib.suppress(OSError):  # another run may be clearing up as well
+        with contextlib.suppress(OSError):  # another run may be cleaning up as well
             written = entry.stat().st_mtime
             left = written < time.time() - processes.LEASE_S
             if tag == processes.here().tag and number.isdecimal():

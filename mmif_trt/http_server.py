@@ -1,9 +1,9 @@
-"""uvicorn with bounds: no connection is held without a deadline, and none locks out another.
+"""uvicorn with bounds: every connection has a deadline, and none locks out another.
 
-uvicorn answers 503 to everybody once so many connections are open, and waits for ever for a request that is
-never finished. Here a connection has HEAD_S for a whole request, counted from its opening or the last answer,
-however slowly it drips; where there are too many, the longest idle one of the same address makes room, then
-the longest idle one of all. A connection that is being answered is never closed for another.
+Above a number of open connections, uvicorn answers 503 to everybody, and it waits for ever for an unfinished
+request. Here a connection has HEAD_S for a whole request, counted from its opening or the last answer,
+however slowly the bytes arrive; if there are too many, the longest idle one of the same address is closed,
+then the longest idle one of all. A connection that is being answered is never closed for another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Doors:
 
     def __init__(self, most: int, per_address: int, refused: Callable[[str], None]) -> None:
         self.most, self.per_address, self.refused = most, per_address, refused
-        self.open: dict[Bounded, float] = {}  # when each was last of use
+        self.open: dict[Bounded, float] = {}  # when each was last used
 
     def enter(self, protocol: Bounded) -> None:
         self.open[protocol] = time.monotonic()
@@ -71,7 +71,7 @@ class Bounded(H11Protocol):
             self._arm()
 
     def is_busy(self) -> bool:
-        """Whether a whole request has come and is not answered yet."""
+        """Whether a complete request was received and is not answered yet."""
         whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
         return self.cycle is not None and not self.cycle.response_complete and whole
 
@@ -88,7 +88,7 @@ class Bounded(H11Protocol):
 
 
 def listening(host: str, port: int, option: str) -> socket.socket:
-    """A socket that listens. Raises InputError where it cannot. option: for the message."""
+    """A listening socket. Raises InputError if it cannot listen. option: for the message."""
     channel = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -111,10 +111,10 @@ def server(
     key: str | None = None,
     proxy: str | None = None,
 ) -> uvicorn.Server:
-    """A uvicorn server; run it with the sockets of `listening`. No access log. proxy: the one address whose
-    X-Forwarded-For and X-Forwarded-Proto count.
+    """A uvicorn server; run it with the sockets of `listening`. No access log. proxy: the only address whose
+    X-Forwarded-For and X-Forwarded-Proto are used.
 
-    Raises InputError where certificate and key do not load.
+    Raises InputError if certificate and key do not load.
     """
     doors = Doors(connections, per_address, refused)
     config = uvicorn.Config(
@@ -124,7 +124,7 @@ def server(
         ws="none",
         lifespan="off",
         access_log=False,
-        log_level="critical",  # what a broken client sends is no news, and may hold a link
+        log_level="critical",  # what a broken client sends is not worth a log, and may contain a link
         log_config=None,
         server_header=False,
         date_header=False,

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-# The instruction sets that decide speed and precision, as /proc/cpuinfo names them (x86; the last row ARM).
+# The instruction sets that matter for speed and precision, by their names in /proc/cpuinfo (last row: ARM).
 CPU_FLAGS = (
     *(
         "sse4_2",
@@ -36,8 +36,8 @@ def usable_cores() -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time that the cgroups of this process grant, the least of it and its parents; v1 (CFS)
-    and v2. None where nothing limits. root: where proc and sys lie."""
+    """CPU quota in cores: the lowest of this process's cgroup and its parents; v1 (CFS) and v2. None if there
+    is no limit. root: the folder that holds proc and sys."""
     found = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
@@ -46,7 +46,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
         mounts = ["sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"] if controllers else ["sys/fs/cgroup"]
         parts = [part for part in path.split("/") if part and part != ".."]
         for mount in mounts:
-            for depth in range(len(parts) + 1):  # in a container the path may be the host's: the root is ours
+            for depth in range(len(parts) + 1):  # a container may show the host's path; then take the root
                 found.append(_quota_of(root.joinpath(mount, *parts[:depth])))
     return min((quota for quota in found if quota is not None), default=None)
 
@@ -71,7 +71,7 @@ def _text(path: Path) -> str:
 
 
 def cpu() -> dict[str, Any]:
-    """Model, usable cores and those of CPU_FLAGS that it has; no flags where /proc is missing."""
+    """Model, usable cores and the CPU_FLAGS that it has; no flags if /proc is missing."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""The guard before anything is written: no output is a source, no two are one file, none is a stranger's."""
+"""The guard before anything is written: no output is a source, shared, or a file that is not ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from mmif_trt.files import kind_of_entry, open_regular
 from mmif_trt.image import InputError
 
-MARKS = (b"mmif_trt", b"mmif-trt")  # a text that this package wrote names it near its beginning
+MARKS = (b"mmif_trt", b"mmif-trt")  # a text that this package wrote names it near its start
 MARK_BYTES = 4096
 
 
@@ -18,22 +18,22 @@ def check(
     may_replace: Callable[[str], bool] = lambda path: True,
 ) -> None:
     """Raises InputError for an output that is an input under any name (links count: files are compared by
-    device and inode), for two outputs that are one file, and for one that exists where may_replace says no.
+    device and inode), for two outputs that are one file, and for an existing one that may_replace refuses.
 
-    inputs: files, or folders, which stand for all files in them and below.
+    inputs: files, or folders, which stand for all files below them.
     """
     named = [os.fspath(path) for path in outputs]
     places: dict[str, str] = {}
     for path in named:
         place = os.path.realpath(path)
         if place in places:
-            raise InputError(f"{path}: is also the output {places[place]}; expected a file for each")
+            raise InputError(f"{path}: is also the output {places[place]}; expected different files")
         places[place] = path
     existing = {(s.st_dev, s.st_ino): path for path in named if (s := _stat(path)) is not None}
     for source in _files(inputs) if existing else ():
         found = _stat(source)
         if found is not None and (own := existing.get((found.st_dev, found.st_ino))):
-            raise InputError(f"{own}: is the same file as the input {source}; expected an output of its own")
+            raise InputError(f"{own}: is the same file as the input {source}; expected a different output")
     for path in existing.values():
         if (kind := kind_of_entry(os.stat(path).st_mode)) and kind != "a folder":
             raise InputError(f"{path}: {kind}; expected a file name")
@@ -59,8 +59,7 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def is_ours(path: str, header: bytes = b"") -> bool:
-    """Whether a text was written by this package: it says so, or begins with `header` (of a table), or holds
-    nothing."""
+    """Whether this package wrote a text: it says so, starts with `header` (of a table), or is empty."""
     try:
         with open_regular(path) as file:
             head = file.read(MARK_BYTES)

@@ -1,7 +1,7 @@
 """Which process on which machine wrote something, and whether it still runs.
 
-On a shared file system a process number alone says nothing: another machine, another container or the same
-one after a restart has a process of that number too.
+On a shared file system a process number alone proves nothing: another machine or container, or the same one
+after a restart, has a process with that number too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-LEASE_S = 3600.0  # what a process of another machine left counts as at work for so long
+LEASE_S = 3600.0  # how long files of another machine's process count as in use
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where processes have numbers of their own. host: its name; boot: since which start of the machine;
-    space: of process numbers, that of a container."""
+    """A place with its own process numbers. host: its name; boot: which start of the machine; space: the
+    process number space, one per container."""
 
     host: str
     boot: str
@@ -44,7 +44,7 @@ def here() -> Place:
 
 @dataclass(frozen=True)
 class Process:
-    """began: its start in the machine's own count, for numbers come again; "" where it is not known."""
+    """began: its start by the machine's own count, because numbers are reused; "" if unknown."""
 
     place: Place
     number: int
@@ -59,7 +59,7 @@ def this() -> Process:
 
 
 def of(entry: Any) -> Process | None:
-    """The process of `Process.entry`; None where the text is something else."""
+    """The process of `Process.entry`; None if the text is something else."""
     try:
         place = entry["place"]
         where = Place(str(place["host"]), str(place["boot"]), str(place["space"]))
@@ -69,21 +69,21 @@ def of(entry: Any) -> Process | None:
 
 
 def runs(process: Process, since: float) -> bool:
-    """Whether it may still be at work. since: time.time() of its last sign of life, which alone counts for a
-    process of another machine."""
+    """Whether it may still run. since: time.time() of its last sign of life, the only evidence for a process
+    of another machine."""
     ours = here()
     if process.place == ours:
         began = _began(process.number)
         return is_running(process.number) and (not began or not process.began or began == process.began)
     if (process.place.host, process.place.space) == (ours.host, ours.space):
-        return False  # the machine has started anew since
+        return False  # the machine has restarted since
     return time.time() - since < LEASE_S
 
 
 def is_running(number: int) -> bool:
-    """Of this place. A process that has ended and waits for its parent to notice counts as ended."""
+    """For a process of this place. A zombie counts as ended."""
     if os.name != "posix":
-        return True  # os.kill(number, 0) would end the process there; what it left goes by its age
+        return True  # os.kill(number, 0) would end the process there; the age of its files decides
     try:
         os.kill(number, 0)
     except ProcessLookupError:

@@ -20,14 +20,14 @@ ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice 
 
 @dataclass(slots=True)
 class Stop:
-    """Why no new pair is to be taken; empty while the run goes on. Set from a signal handler or a worker."""
+    """Why the run takes no new pair; empty while it goes on. Set by a signal handler or a worker."""
 
     reason: str = ""
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
-    """Ctrl-C and a polite kill end the run after the pairs in hand; a later one ends the process at once.
+    """Ctrl-C and SIGTERM end the run after the current pairs; a second one ends the process at once.
 
     Yields the Stop for `run_pairs`, and the list of signals received.
     """
@@ -51,21 +51,21 @@ def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
     try:
         yield stop, received
     finally:
-        # Where one came the process is about to end. Its echo must not meet the default action on the way,
-        # which the interpreter's shutdown puts in the place of every handler but "ignore".
+        # After a signal the process is about to end. Its echo must not meet the default action on the way,
+        # which the interpreter's shutdown restores for every handler but "ignore".
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if received else handler)
 
 
 def refuse_without_posix(what: str, otherwise: str) -> None:
-    """Raises InputError on Windows, which has none of the limits and locks that `what` rests on."""
+    """Raises InputError on Windows, which lacks the limits and locks that `what` needs."""
     if importlib.util.find_spec("resource") is None:
         raise InputError(f"{what}: not on {platform.system()}; expected Linux or macOS (or WSL). {otherwise}")
 
 
 def explain(error: BaseException) -> str:
-    """One printable line. An error that is not ours is told by its type and our line that it came from: its
-    text may quote a patient's value. MMIF_DEBUG=1 prints the traceback to stderr, text and all."""
+    """One printable line. An error that is not ours is reported by its type and our line that caused it,
+    because its text may quote a patient's value. MMIF_DEBUG=1 prints the full traceback to stderr."""
     if os.environ.get("MMIF_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, InputError):
@@ -85,5 +85,5 @@ def _place(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """File names may hold line breaks and terminal codes: neither belongs in a message."""
+    """File names may contain line breaks and terminal codes: neither belongs in a message."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

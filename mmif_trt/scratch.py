@@ -1,4 +1,4 @@
-"""Scratch folders: for their owner alone, gone at the end, and after a kill at the next start."""
+"""Scratch folders: private to their owner, deleted at the end or, after a kill, at the next start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX = "mmif-"
 
 @contextmanager
 def folder(what: str, root: Path | None = None) -> Iterator[Path]:
-    """A folder of mode 0700 in TMPDIR, or in `root`; what processes of this user left there goes first."""
+    """A folder of mode 0700 in TMPDIR or `root`; leftovers of this user's processes are deleted first."""
     root = root or Path(tempfile.gettempdir())
     sweep(root)
     name = f"{PREFIX}{what}-{processes.here().tag}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -31,8 +31,8 @@ def folder(what: str, root: Path | None = None) -> Iterator[Path]:
 
 
 def sweep(root: Path) -> None:
-    """Ends what is left of processes of this machine that run no more. TMPDIR of a node is its own, so that
-    other machines' folders are none of ours to judge."""
+    """Deletes folders of processes of this machine that have ended. Other machines' folders are left: whether
+    their processes run cannot be known here."""
     with contextlib.suppress(OSError), os.scandir(root) as entries:
         for entry in entries:
             parts = entry.name.removeprefix(PREFIX).split("-")

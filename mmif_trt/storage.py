@@ -1,4 +1,4 @@
-"""Where plans, outputs and records lie: a folder, or s3://BUCKET/PREFIX. A name is whole or not there."""
+"""Where plans, outputs and records are: a folder, or s3://BUCKET/PREFIX. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmif_trt.image import InputError
 
 
 class Folder:
-    """Names are relative, with "/" between folders, which are made as they are needed."""
+    """Names are relative, with "/" between folders, which are created as needed."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -54,13 +54,14 @@ class Folder:
         write_atomic(self.root / name, data)
 
     def make_room(self, name: str) -> None:
-        """The folder in which `name` is to lie."""
+        """The folder for `name`, created if missing."""
         folder = (self.root / name).parent
         if not folder.is_dir():
             make_folder(folder)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes what is not there; False where it is: of several writers at once one gets True."""
+        """Writes only if the name is free; False if it exists: of several concurrent writers, one gets
+        True."""
         self.make_room(name)
         target = self.root / name
         if target.exists():
@@ -80,13 +81,13 @@ class Folder:
         return True
 
     def names(self, folder: str = "") -> Iterator[str]:
-        """What lies in a folder, in any order; nothing where there is none."""
+        """What a folder contains, in any order; nothing if it does not exist."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
             for entry in entries:
                 yield f"{folder}/{entry.name}" if folder else entry.name
 
     def folders(self, folder: str = "") -> Iterator[str]:
-        """Those below, at any depth; a folder before what is in it."""
+        """Folders below, at any depth; each before its contents."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
             inner = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
             for name in inner:
@@ -96,15 +97,15 @@ class Folder:
 
 
 class Bucket:
-    """As Folder, on an object store that speaks S3. Where it is and who asks is said by the environment:
-    AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws. It pickles."""
+    """Like Folder, on an object store that speaks S3. The environment gives address and credentials:
+    AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws. It can be pickled."""
 
     def __init__(self, url: str) -> None:
         self.root = url.rstrip("/")
 
     @property
     def files(self) -> Any:
-        """Of fsspec, for this process; nothing is remembered of a listing."""
+        """The file system of fsspec, for this process; listings are not cached."""
         return _s3(os.getpid())
 
     def where(self, name: str) -> str:
@@ -129,7 +130,7 @@ class Bucket:
             self.files.pipe_file(self.where(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """By If-None-Match: of two writers that know nothing of each other, one gets True."""
+        """By If-None-Match: of two independent writers, one gets True."""
         try:
             with _as_output_error(self.where(name)):
                 self.files.pipe_file(self.where(name), data, mode="create")
@@ -172,7 +173,7 @@ Store = Folder | Bucket
 
 
 def _is_there_already(error: BaseException | None) -> bool:
-    """Servers differ in what they tell beside the code."""
+    """Servers differ in what they report beside the code."""
     while error is not None:
         code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
         if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
@@ -187,7 +188,7 @@ def _as_output_error(where: str) -> Iterator[None]:
         yield
     except OutputError:
         raise
-    except Exception as error:  # botocore has many, and not all are OSError
+    except Exception as error:  # botocore raises many kinds, and not all are OSError
         why = getattr(error, "strerror", None) or type(error).__name__
         raise OutputError(
             f"{where}: cannot be written ({why}); expected a bucket that takes objects"
@@ -196,7 +197,7 @@ def _as_output_error(where: str) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _s3(process: int) -> Any:
-    """process: a fork has connections of its own."""
+    """process: a fork needs its own connections."""
     try:
         import fsspec
         import s3fs  # noqa: F401
@@ -206,7 +207,7 @@ def _s3(process: int) -> Any:
 
 
 def is_url(text: str) -> bool:
-    """Raises InputError for a URL of another kind."""
+    """Raises InputError for any other kind of URL."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme and scheme[1] != "s3":
         raise InputError(f"{text}: {scheme[1]}://; expected a path or s3://BUCKET/PREFIX")
@@ -214,14 +215,14 @@ def is_url(text: str) -> bool:
 
 
 def join(base: str, name: str) -> str:
-    """`name` as seen from `base`, a folder or URL; an absolute path or a URL stays what it is."""
+    """`name` relative to `base`, a folder or URL; an absolute path or a URL is returned unchanged."""
     if is_url(name) or os.path.isabs(name):
         return name
     return f"{base.rstrip('/')}/{name}" if is_url(base) else str(Path(base) / name)
 
 
 def parent(name: str) -> str:
-    """The folder or URL in which a file lies."""
+    """The folder or URL that contains a file."""
     return name.rpartition("/")[0] if is_url(name) else str(Path(name).parent)
 
 

@@ -1,4 +1,4 @@
-"""BIDS: which files of a data set belong together, and where their fusion lies in a derived one.
+"""BIDS: which files of a data set belong together, and where their fusion goes in a derived one.
 
 Brain Imaging Data Structure 1.10, bids-specification.readthedocs.io: sub-<label>/[ses-<label>/]<datatype>/
 <entities>_<suffix>.nii[.gz]. CT has no datatype there yet; its files are looked for in ct/.
@@ -22,9 +22,9 @@ from mmif_trt.storage import Folder
 
 VERSION_OF_BIDS = "1.10.0"
 DESCRIPTION = "dataset_description.json"
-ANATOMY = ("T1w", "T2w", "FLAIR")  # the first that is there is A
+ANATOMY = ("T1w", "T2w", "FLAIR")  # the first that exists is A
 OTHERS = {"pet": "pet", "ct": "ct"}  # datatype and suffix of B, its modality
-# Beside the volumes lie lumas, pages and logs, of which BIDS knows nothing.
+# Beside the volumes are lumas, pages and logs, which BIDS does not define.
 IGNORED = "*_luma.nii\n*_luma.nii.gz\n*.html\n*.log\n"
 NAME = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?((?:_[a-z]+-[A-Za-z0-9+]+)*)_([A-Za-z0-9]+)")
 
@@ -46,7 +46,7 @@ def is_dataset(root: str) -> bool:
 
 
 def files_of(folder: Path) -> list[File]:
-    """The images in sub-*/[ses-*]/DATATYPE, by name; others are passed over."""
+    """The images in sub-*/[ses-*]/DATATYPE, by name; others are ignored."""
     found = []
     for path in sorted(folder.glob("*.nii*")):
         stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
@@ -57,10 +57,10 @@ def files_of(folder: Path) -> list[File]:
 
 
 def cases(root: str, across: bool = False) -> Iterator[Case | str]:
-    """Cases in the order of subjects and sessions, and in words what is left out and why.
+    """Cases in the order of subjects and sessions, and what is left out and why.
 
-    Every PET and CT goes with the MRI of its session: T1w before T2w before FLAIR, then by name. across:
-    where its session has none, with that of the subject's first session with one (to be registered).
+    Every PET and CT is paired with the MRI of its session: T1w before T2w before FLAIR, then by name. across:
+    if its session has none, with that of the subject's first session that has one (to be registered).
     """
     for subject in sorted(Path(root).glob("sub-*")):
         sessions = sorted(subject.glob("ses-*")) or [subject]
@@ -95,15 +95,15 @@ def name_of(mri: File, other: File) -> str:
 
 
 def folder_of(name: str) -> str:
-    """Where a name of `name_of` lies in its data set. Raises InputError for another name."""
+    """The place of a name of `name_of` in its data set. Raises InputError for any other name."""
     parts = NAME.fullmatch(name)
     if parts is None:
-        raise InputError(f"{name}: no name of BIDS; expected sub-<label>[_ses-<label>][_<entities>]_<suffix>")
+        raise InputError(f"{name}: not a BIDS name; expected sub-<label>[_ses-<label>][_<entities>]_<suffix>")
     return "/".join(filter(None, (parts[1], parts[2], "anat")))
 
 
 def sidecar(case: Case, root: str) -> dict[str, Any]:
-    """What BIDS asks of a derived image, beside our record."""
+    """The sidecar that BIDS requires of a derived image, beside our record."""
     sources = [f"bids:raw:{os.path.relpath(path, root)}" for path in (*case.a, *case.b)]
     what = str(case.own.get("modality_b", "another volume")).upper()
     return {
@@ -114,7 +114,7 @@ def sidecar(case: Case, root: str) -> dict[str, Any]:
 
 
 def _is_stripped(path: str) -> bool:
-    """What the MRI's own sidecar says; raw ones are not."""
+    """SkullStripped by the MRI's own sidecar; raw images are not."""
     try:
         told = json.loads(read_regular(re.sub(r"\.nii(\.gz)?$", ".json", path)))
         return told.get("SkullStripped") is True
@@ -123,7 +123,7 @@ def _is_stripped(path: str) -> bool:
 
 
 def describe(store: Folder, root: str) -> None:
-    """The derived data set's description and what validators are to pass over, where they are not there yet.
+    """The derived data set's description and the files that validators should ignore, unless they exist.
     Raises OutputError."""
     link = os.path.relpath(os.path.realpath(root), os.path.realpath(store.root))
     text = {

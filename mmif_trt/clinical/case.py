@@ -12,7 +12,7 @@ from mmif_trt.volume import Fused, Options
 
 
 class Reader(Protocol):
-    """What a case needs of `clinical.decoder.Decoder`."""
+    """The part of `clinical.decoder.Decoder` that a case needs."""
 
     def read(self, paths: tuple[str, ...], which: Which = ANY) -> Image: ...
 
@@ -20,16 +20,16 @@ class Reader(Protocol):
 
 
 class VolumeFuser(Protocol):
-    """What a case needs of `mmif_trt.Fuser`."""
+    """The part of `mmif_trt.Fuser` that a case needs."""
 
     def fuse_volumes(self, a: Image, b: Image, options: Options | None = None) -> Fused: ...
 
 
 @dataclass(frozen=True)
 class Case:
-    """One fusion to be made. a, b: files (or one folder or file each). own: fields of Options that hold for
-    this case in place of the run's. registration: the file of a DICOM Spatial Registration, or "".
-    which_a, which_b: of several series or volumes that are there. words: what it is made of, for the plan."""
+    """One fusion to do. a, b: files (or one folder or file each). own: fields of Options that replace the
+    run's for this case. registration: the file of a DICOM Spatial Registration, or "". which_a, which_b:
+    which of several series or volumes. words: what it is made of, for the plan."""
 
     name: str
     a: tuple[str, ...]
@@ -41,7 +41,7 @@ class Case:
     words: str = ""
 
     def options(self, run: Options) -> Options:
-        """What this case is fused with, in a run of these options."""
+        """The options of this case in a run with these."""
         return replace(run, **self.own)
 
 
@@ -55,7 +55,7 @@ class Loaded:
 
 
 def load(case: Case, reader: Reader, run: Options) -> Loaded:
-    """Both volumes, and the case's options with the movement that its Spatial Registration states.
+    """Both volumes, and the case's options with the transform that its Spatial Registration states.
 
     A `Decoder` reads in its child process, within its limits. Raises InputError and OutputError as it does.
     """

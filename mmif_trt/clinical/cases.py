@@ -1,8 +1,8 @@
 """Many cases of volumes: read (in a child), fuse and write overlap; a record per case; resume after a kill.
 
-A case is done when its record says so, and with what options: it is written last, so that a kill at any
-moment leaves either a whole case or one that is made again. Memory holds one case in each of the three
-stages, whatever their number.
+A case is done when its record says so, with its options. The record is written last, so that a kill at any
+moment leaves either a complete case or one that is redone. Memory holds one case in each of the three stages,
+however many there are.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ FULL = "the disk of {} is full"
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a case. status: DONE, FAILED; BEFORE: it was done; ELSEWHERE: another run is at it;
-    LEFT: untouched, for the run was stopped."""
+    """The outcome of a case. status: DONE, FAILED; BEFORE: it was done; ELSEWHERE: another run works on it;
+    LEFT: untouched, because the run was stopped."""
 
     name: str
     status: str
@@ -49,7 +49,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class How:
-    """run: resolved. overwrite: what was fused otherwise. take_over: see records.claim."""
+    """run: resolved. overwrite: redo cases fused with other options. take_over: see records.claim."""
 
     output: Output
     run: Run
@@ -58,7 +58,7 @@ class How:
 
 
 class Runner:
-    """One case from its files to its record: the only way a case is made. Close it, or use `with`.
+    """One case from its files to its record: the only way to make a case. Close it, or use `with`.
 
     Several threads may call it: one reads, one fuses, one writes.
     """
@@ -88,7 +88,7 @@ class Runner:
 
     @property
     def scratch(self) -> Path:
-        """A folder on this machine for what comes from an object store, or goes to one."""
+        """A folder on this machine for files from or for an object store."""
         if self._scratch is None:
             self._scratch = self._ends.enter_context(scratch.folder("cases"))
         return self._scratch
@@ -121,7 +121,7 @@ class Runner:
         return self._commit({**record, **files}, start)
 
     def _guard(self, case: Case) -> None:
-        """Raises InputError where an output is a source of the case, or somebody's file."""
+        """Raises InputError if an output is a source of the case, or a file that is not ours."""
         if isinstance(self.output.store, Bucket):
             return
         inputs = [path for path in (*case.a, *case.b, case.registration) if path]
@@ -129,7 +129,7 @@ class Runner:
         overwriting.check(inputs, self.output.files(case.name), lambda path: os.path.basename(path) in ours)
 
     def _make(self, case: Case) -> dict[str, Any] | None:
-        """What the record is to say of the fused case; None where the run was stopped by a full disk."""
+        """The record's content for the fused case; None if a full disk stopped the run."""
         with self._reading:
             loaded = self._load(case)
         with self._fusing:
@@ -184,7 +184,7 @@ class Runner:
         if self.output.page:
             shown = triple.of_volumes(loaded.a, loaded.b, fused.image, told, loaded.options)
             beside = path.removesuffix(self.output.suffix) + ".html"
-            # It names the case, for paths may name a patient.
+            # Names the case, because paths may name a patient.
             page.write(beside, shown, case.name, dict.fromkeys(("a", "b", "fused"), f"of {case.name}"))
             told["files"] = [*files, beside]
         return told
@@ -192,7 +192,7 @@ class Runner:
     def _commit(self, record: dict[str, Any], start: float) -> Settled:
         record |= {"seconds": round(time.monotonic() - start, 3), "finished": round(time.time(), 3)}
         try:
-            if not self.output.write(record):  # another came before, and may have made other bytes
+            if not self.output.write(record):  # another writer was first, perhaps with other bytes
                 self._withdraw(record)
                 return Settled(record["name"], BEFORE)
         except Exception as error:
@@ -200,7 +200,7 @@ class Runner:
         return Settled(record["name"], record["status"], record["message"])
 
     def _withdraw(self, record: dict[str, Any]) -> None:
-        """What was uploaded in vain; not where the other's outputs are the same."""
+        """Deletes what was uploaded in vain, unless the other's outputs are the same."""
         store, kept = self.output.store, self.output.read(record["name"])
         if isinstance(store, Bucket) and kept is not None:
             for url in set(record["files"]) - set(kept["files"]):
@@ -210,7 +210,7 @@ class Runner:
         full = FULL.format(self.output.store.root)
         if disk_is_full(error):
             if self.stop.reason == full:
-                return Settled(case.name, LEFT)  # told once; these are made by the next run
+                return Settled(case.name, LEFT)  # reported once; the next run makes these
             self.stop.reason = self.stop.reason or full
         return Settled(case.name, FAILED, explain(error))
 
@@ -228,8 +228,8 @@ def carry(
 ) -> Counter[str]:
     """Every case through the runner, as many at once as it has stages; counts of each status.
 
-    on_case: of one thread at a time, in order of completion. A full disk sets the runner's stop; so does an
-    exception of `cases` or `on_case`, which is raised at the end.
+    on_case: called by one thread at a time, in order of completion. A full disk sets the runner's stop; so
+    does an exception from `cases` or `on_case`, which is raised at the end.
     """
     todo, stop, count = iter(cases), runner.stop, Counter[str]()
     taking, telling = threading.Lock(), threading.Lock()
@@ -248,7 +248,7 @@ def carry(
                     if settled.status != LEFT:
                         on_case(settled)
             except BaseException as error:
-                if disk_is_full(error):  # its log lies on the same disk
+                if disk_is_full(error):  # its log is on the same disk
                     stop.reason = stop.reason or FULL.format(runner.output.store.root)
                 else:
                     errors.append(error)
@@ -260,7 +260,7 @@ def carry(
     try:
         for thread in threads:
             thread.join()
-    except BaseException:  # Ctrl-C where nobody sets `stop`: the cases in hand still end whole
+    except BaseException:  # Ctrl-C without `stop`: the current cases still finish
         stop.reason = stop.reason or "interrupted"
         for thread in threads:
             thread.join()
@@ -271,8 +271,8 @@ def carry(
 
 
 def refuse_overwriting(cases: list[Case], output: Output, log: str, others: list[str]) -> None:
-    """Raises InputError where an output of a case is a source of any, or of another case, or a file that no
-    record claims. log: of the run, which is added to. others: further files that the run reads."""
+    """Raises InputError if an output of a case is a source of any case, an output of another, or a file that
+    no record claims. log: the run's, which is appended to. others: further files that the run reads."""
     claimed = {os.path.basename(log)}.union(*(records.claimed(output, case.name) for case in cases))
     inputs = [path for case in cases for path in (*case.a, *case.b, case.registration) if path]
     overwriting.check(

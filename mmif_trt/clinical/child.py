@@ -1,4 +1,4 @@
-"""A process of ours that answers JSON lines: one request, one answer; the parent's side."""
+"""A child process of ours that answers requests in JSON lines; the parent's side."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-MAX_ANSWER_BYTES = 256 << 20  # 20,000 headers have about 40 MB; the memory limit is the child's alone
+MAX_ANSWER_BYTES = 256 << 20  # 20,000 headers take about 40 MB; the memory limit covers only the child
 STEP_S = 0.5
 
 
 class Child:
-    """`python -m module words...`, started at the first request and anew after a death. For one thread."""
+    """`python -m module words...`, started at the first request and again after it died. For one thread."""
 
     def __init__(self, module: str, *words: str, pass_fds: tuple[int, ...] = ()) -> None:
         self._command = [sys.executable, "-m", module, *words]
@@ -24,7 +24,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it where it does not run, and does not wait for it."""
+        """Starts it unless it runs, without waiting for it."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._pass_fds
@@ -33,8 +33,8 @@ class Child:
     def ask(
         self, request: dict[str, Any], seconds: float, stopped: Callable[[], object] = lambda: False
     ) -> dict[str, Any]:
-        """Raises EOFError where the child died on it, TimeoutError where it took too long, InterruptedError
-        where `stopped` came true meanwhile, ValueError for too long an answer; it is ended then."""
+        """Raises EOFError if the child died on it, TimeoutError if it took too long, InterruptedError if
+        `stopped` became true, ValueError for too long an answer; the child is then ended."""
         self.start()
         assert self._process is not None and self._process.stdin is not None
         try:

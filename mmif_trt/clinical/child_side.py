@@ -1,7 +1,7 @@
-"""The child's side of child.py: limits, silence, an end with the parent, and the loop over requests.
+"""The child's side of child.py: limits, silence, ending with the parent, and the loop over requests.
 
-Nothing of a file reaches the child's stderr: libraries and codecs quote what they choke on. What goes wrong
-is told in the answer, by its type. MMIF_DEBUG=1 lets stderr through.
+No file content reaches the child's stderr: libraries and codecs quote what they fail on. The answer reports
+an error by its type. MMIF_DEBUG=1 lets stderr through.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from collections.abc import Callable
 
 
 def serve(megabytes: int, answer: Callable[[str], str], prepare: Callable[[], object] = lambda: None) -> None:
-    """answer: one line of JSON for one; the process has `megabytes` of address space. prepare: what can be
-    done before the first request; what goes wrong in it, the request tells."""
+    """answer: from one line of JSON to another; the process has `megabytes` of address space. prepare: work
+    before the first request; that request reports its errors."""
     import resource
 
     limit = megabytes << 20
-    with contextlib.suppress(ValueError, OSError):  # macOS has none: the parent's time limit stays
+    with contextlib.suppress(ValueError, OSError):  # macOS lacks it; the parent's time limit remains
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _end_with_the_parent()
     answers, errors = os.fdopen(os.dup(1), "w"), os.dup(2)
     silent = os.open(os.devnull, os.O_WRONLY) if os.environ.get("MMIF_DEBUG") != "1" else 2
-    for descriptor in (1, 2):  # what a codec prints is no answer
+    for descriptor in (1, 2):  # what a codec prints is not an answer
         os.dup2(silent, descriptor)
     with contextlib.suppress(Exception):
         prepare()
@@ -41,8 +41,8 @@ def serve(megabytes: int, answer: Callable[[str], str], prepare: Callable[[], ob
 
 
 def _end_with_the_parent() -> None:
-    """The parent decides when to end: Ctrl-C on a terminal reaches all its children as well, and one that was
-    killed says nothing. A pipe tells: its other end is closed. Where memory runs out, we go first."""
+    """The parent decides when to end: Ctrl-C on a terminal also reaches its children, and a killed parent
+    sends nothing. The closed end of a pipe tells us. If memory runs out, the kernel should end us first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -50,11 +50,11 @@ def _end_with_the_parent() -> None:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("500")
     except OSError:
-        pass  # no Linux
+        pass  # not Linux
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(0, 0)  # POLLHUP and POLLERR come unasked
+        poll.register(0, 0)  # POLLHUP and POLLERR are always reported
         poll.poll()
         os._exit(0)
 

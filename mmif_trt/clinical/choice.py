@@ -1,4 +1,4 @@
-"""Which of several series of a study is meant: judged by what each is, in words that the plan shows."""
+"""Which of several series of a study is meant, with the reason that the plan shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mmif_trt.clinical.series import Series
 
 SAME_PLACE_MM = 0.01
-# Image types and names of series that show something else than anatomy, or only a part of it.
+# Image types and names of series that show something other than anatomy, or only part of it.
 OTHER_KINDS = {
     *("P", "PHASE", "PHASE MAP", "ADC", "FA", "TRACEW", "DIFFUSION", "PERFUSION", "CBF", "CBV", "MTT", "TTP"),
     *("FMRI", "SUB", "SUBTRACTION", "MIP", "MNIP", "PROJECTION IMAGE", "VELOCITY", "MAP", "FIELD_MAP"),
@@ -23,7 +23,7 @@ OTHER_NAMES = re.compile(
 
 
 def is_one_volume(series: Series) -> bool:
-    """Whether each image lies at a place of its own, on one grid."""
+    """Whether all images have distinct positions on one grid."""
     return series.images > 1 and not series.why and _places(series) == series.images
 
 
@@ -42,8 +42,8 @@ def words(series: Series) -> str:
 
 def best(candidates: list[Series], other: Series) -> tuple[Series, str]:
     """(the MRI for `other`, why it and not the next one). One volume before several; anatomy before maps,
-    diffusion, perfusion and function; originals before derived; then by its share of `other`'s space, its
-    slices, its matrix, a contrast agent; of equals the first by number."""
+    diffusion, perfusion and function; originals before derived; then by its coverage of `other`, its slices,
+    its matrix, a contrast agent; of equals, the first by number."""
     ranked = sorted(candidates, key=lambda one: _rank(one, other))
     first = ranked[0]
     if len(ranked) == 1:
@@ -99,8 +99,8 @@ def shows_no_anatomy(series: Series) -> bool:
 
 
 def coverage(one: Series, other: Series) -> float:
-    """Share of `other`'s space that lies in `one`'s, by their boxes; 0 where either's is not known, or where
-    they share no frame of reference."""
+    """Share of `other`'s space inside `one`'s, by their boxes; 0 if either is unknown or if they share no
+    frame of reference."""
     if one.frame != other.frame or not (len(one.places) and len(other.places)):
         return 0.0
     steps = (np.arange(6) + 0.5) / 6
@@ -125,7 +125,7 @@ def _box(series: Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _places(series: Series) -> int:
-    """Different places, of all grids together."""
+    """The number of distinct positions, over all grids."""
     if not len(series.places):
         return 0
     normal = np.cross(series.places[0, 4:7], series.places[0, 7:10])

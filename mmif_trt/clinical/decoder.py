@@ -1,8 +1,8 @@
 """Reading in a child process with limits of memory and time: a bad file costs one case, never the run.
 
-This is the parent's side. The child (decoder_child.py) takes one JSON request per line and gives one answer
-per line; pixels come through a scratch file that has no name, so that no kill leaves a patient's pixels in a
-folder. The parent starts the child anew after a death.
+This is the parent's side. The child (decoder_child.py) takes one JSON request per line and answers in one
+line; pixels are passed in an unnamed scratch file, so that no kill leaves a patient's pixels in a folder. The
+parent restarts the child if it dies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADERS_AT_ONCE = 128
 
 
 def _megabytes() -> int:
-    """The limit where none is given: less on a small machine, where the system would kill others first."""
+    """The default limit: less on a small machine, where the system would kill others first."""
     try:
         with open("/proc/meminfo") as file:
             free_kb = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
@@ -41,9 +41,9 @@ def _megabytes() -> int:
 
 
 class Decoder:
-    """read(paths) as io.read, in a child. Not for several threads at once. Close it, or use `with`.
+    """read(paths) like io.read, in a child. Not for several threads at once. Close it, or use `with`.
 
-    folder: on whose disk the pixels wait; None: the temporary folder.
+    folder: where pixels are kept until read; None: the temporary folder.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Decoder:
             "Python's mmif_trt.read and mmif_trt.fuse read them in their own process",
         )
         self.megabytes, self.seconds = megabytes or _megabytes(), seconds
-        try:  # O_TMPFILE where the file system has it; else a name for a moment
+        try:  # O_TMPFILE if the file system has it; otherwise a name for a moment
             self._pixels = tempfile.TemporaryFile(  # noqa: SIM115
                 dir=folder, prefix=temporary_prefix(), suffix=TMP_SUFFIX
             )
@@ -82,8 +82,8 @@ class Decoder:
     def read(self, paths: tuple[str, ...], which: Which = ANY) -> Image:
         """paths: one file or folder, or the DICOM files of a series. which: of several volumes.
 
-        Raises InputError, also where the child died or took too long, and OutputError where there was no room
-        for the pixels on the way.
+        Raises InputError, also if the child died or took too long, and OutputError if there was no room for
+        the pixels in transit.
         """
         name = paths[0] if len(paths) == 1 else f"{os.path.dirname(paths[0])} ({len(paths)} files)"
         try:
@@ -92,7 +92,7 @@ class Decoder:
                 raise OutputError(answer["error"])
             if "error" in answer:
                 if "memory" in answer["error"]:
-                    self._child.stop()  # what it still holds would cost the next file
+                    self._child.stop()  # memory it still holds would be lost to the next file
                 raise InputError(answer["error"])
             self._pixels.seek(0)
             return _image(answer, np.load(self._pixels, allow_pickle=False))
@@ -100,7 +100,7 @@ class Decoder:
             self._pixels.truncate(0)
 
     def registration(self, path: str, a: Image, b: Image) -> geometry.Stated:
-        """What a DICOM Spatial Registration file says on a and b. Raises InputError."""
+        """What a DICOM Spatial Registration file says about a and b. Raises InputError."""
         sides = [asdict(dicom_registration.side_of(image)) for image in (a, b)]
         answer = self._ask({"registration": path, "sides": sides}, path)
         if "error" in answer:
@@ -110,7 +110,7 @@ class Decoder:
     def headers(self, paths: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(path, its keys, see keys.py) of every DICOM file of `paths` that can be read.
 
-        A file that kills the child, or holds it up, is left out like one that is no DICOM.
+        A file that kills or blocks the child is left out, like one that is not DICOM.
         """
         for at in range(0, len(paths), HEADERS_AT_ONCE):
             part = paths[at : at + HEADERS_AT_ONCE]
@@ -127,7 +127,7 @@ class Decoder:
         except EOFError:
             why = f"the reader died on it (memory over {self.megabytes} MB?); expected a valid file"
         except TimeoutError:
-            why = f"not read within {self.seconds:g} s; expected a file that is"
+            why = f"not read within {self.seconds:g} s; expected a faster file"
         except ValueError:
             why = "headers without an end; expected less"
         raise InputError(f"{name}: {why}")

@@ -1,7 +1,7 @@
 """`python -m mmif_trt.clinical.decoder_child MEGABYTES DESCRIPTOR`: the child of decoder.py.
 
-Nothing of a file reaches its stderr: libraries and codecs quote what they choke on. What goes wrong is told
-in the answer, by its type.
+No file content reaches its stderr: libraries and codecs quote what they fail on. The answer reports an error
+by its type.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _answer(line: str, pixels: int) -> str:
-    """One try around all of it: neither a value that cannot be converted nor one that is no JSON gets out."""
+    """One try around everything: values that cannot be converted or written as JSON must not escape."""
     request: dict[str, Any] = {}
     try:
         request = json.loads(line)
@@ -51,7 +51,7 @@ def _reply(request: dict[str, Any], pixels: int) -> dict[str, Any]:
             file.seek(0)
             file.truncate()
             np.save(file, image.data)
-    except OSError as error:  # not the file's fault: another try may do
+    except OSError as error:  # not the file's fault: another try may succeed
         why = error.strerror or "no room"
         return {
             "is_disk": True,

@@ -1,4 +1,4 @@
-"""What leaves the reading process of a source's header: what DICOM out keeps and refers to, no more."""
+"""The part of a source's header that leaves the reading process: what DICOM output keeps and refers to."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ REFERRED = (
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 )
-# These say whose picture it is, and in which study: an invalid value goes on as it is, so that the result
-# still meets its study in the PACS. Another invalid value is left out.
+# These identify patient and study: an invalid value is kept unchanged, so that the PACS still files the
+# result under its study. Any other invalid value is left out.
 IDENTITY = {
     "SpecificCharacterSet",
     "PatientName",
@@ -33,7 +33,7 @@ IDENTITY = {
     "SeriesInstanceUID",
 }
 CHARACTER_SET = 0x00080005
-MAX_BYTES = 65_536  # a header of KEPT and REFERRED has about 1,000
+MAX_BYTES = 65_536  # a header of KEPT and REFERRED takes about 1,000
 
 
 def header(dataset: Any) -> tuple[str, list[str]]:
@@ -49,7 +49,7 @@ def header(dataset: Any) -> tuple[str, list[str]]:
                 element = as_stored(dataset, keyword)
                 _check(element, dataset.get("SpecificCharacterSet"), keyword in IDENTITY)
                 small[element.tag] = element
-            except Exception:  # pydicom raises whatever the bytes lead it to
+            except Exception:  # pydicom may raise anything on bad bytes
                 left_out.append(keyword)
     if not (data := _written(small)):  # which of them?
         for tag in list(small.keys()):
@@ -70,7 +70,7 @@ def parsed(text: str) -> Any:
 
 
 def _written(dataset: Any) -> bytes:
-    """b"" where a value cannot be written, or the whole is longer than any that KEPT names would make it."""
+    """b"" if a value cannot be written, or if the whole is too long for the elements of KEPT."""
     from pydicom.filebase import DicomBytesIO
     from pydicom.filewriter import write_dataset
 
@@ -86,8 +86,8 @@ def _written(dataset: Any) -> bytes:
 
 
 def _check(element: Any, charset: Any, is_identity: bool) -> None:
-    """Raises an error where a value cannot be converted or, but for IDENTITY, is not of its Value
-    Representation (PS3.5, 6.2). The element itself stays as it is."""
+    """Raises an error if a value cannot be converted or, except for IDENTITY, does not match its Value
+    Representation (PS3.5, 6.2). The element itself is not changed."""
     from pydicom import config
     from pydicom.dataset import Dataset
     from pydicom.valuerep import validate_value

@@ -1,4 +1,4 @@
-"""What pairing asks of one DICOM file, read in the child process: who, which series, what lies where."""
+"""What pairing needs from one DICOM file, read in the child process: who, which series, where."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ KEYS = (
     "ContentTime",
 )
 TIED = "TiedFrames"  # beside KEYS: the frames that a Spatial Registration ties together
-PLACES = "Places"  # of every image of the file: its grid and where it lies, see _places
-NO_IMAGE = "NoImage"  # what the instance is, where it is no image
-WHY = "Why"  # what is wrong with its geometry, in words
+PLACES = "Places"  # of every image of the file: its grid and position, see _places
+NO_IMAGE = "NoImage"  # what the instance is, if not an image
+WHY = "Why"  # what is wrong with its geometry, as text
 CONTRAST = "Contrast"  # whether a contrast agent is named
 HEAD_BYTES = 1 << 20  # most headers end long before
 
 
 def keys_of(path: str) -> tuple[str, dict[str, Any]] | None:
-    """(path, its keys); None where the file cannot be read."""
+    """(path, its keys); None if the file cannot be read."""
     try:
         return path, _keys(path, HEAD_BYTES)
-    except Exception:  # pydicom raises whatever the bytes lead it to, MemoryError too
+    except Exception:  # pydicom may raise anything on bad bytes, MemoryError too
         pass
     try:
         return path, _keys(path, -1)  # the header of thousands of frames may be longer

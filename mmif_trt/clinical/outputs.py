@@ -1,4 +1,4 @@
-"""A fused volume to files, whole or not at all: NIfTI (RGB and luma), DICOM, PNG slices, a contact sheet."""
+"""A fused volume to files, atomically: NIfTI (RGB and luma), DICOM, PNG slices, a contact sheet."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LUMA = "_luma"
 
 
 def kind_of(path: str) -> str:
-    """ "nifti", "dicom", "picture" (of one slice) or "png" (a folder of slices), by the name's end. Raises
-    InputError for another."""
+    """ "nifti", "dicom", "picture" (of one slice) or "png" (a folder of slices), by the name's suffix. Raises
+    InputError for any other."""
     name = path.lower()
     if name.endswith((".nii", ".nii.gz")):
         return "nifti"
@@ -40,7 +40,7 @@ def kind_of(path: str) -> str:
 
 
 def names(path: str) -> list[str]:
-    """The files that `save` writes under `path`; of slices their folder."""
+    """The files that `save` writes under `path`; for slices, their folder."""
     if kind_of(path) != "nifti":
         return [path]
     end = 7 if path.lower().endswith(".nii.gz") else 4
@@ -48,7 +48,7 @@ def names(path: str) -> list[str]:
 
 
 def refuse_picture(path: str) -> NoReturn:
-    raise InputError(f"{path}: expected for a volume .nii, .nii.gz, .dcm or a folder (of PNG slices)")
+    raise InputError(f"{path}: expected .nii, .nii.gz, .dcm or a folder (of PNG slices) for a volume")
 
 
 def save(
@@ -59,7 +59,7 @@ def save(
     if kind == "nifti":
         _, luma = names(path)
         was_there = os.path.exists(luma)
-        io.write(luma, fused.luma)  # the RGB last: where it stands, all stands
+        io.write(luma, fused.luma)  # the RGB last: once it exists, all files do
         try:
             io.write(path, fused.image)
         except OutputError:
@@ -82,7 +82,7 @@ def save(
 
 
 def _save_slices(folder: Path, picture: Image) -> list[str]:
-    """slice_0001.png and on, in a folder that gets its name when all of them are in it."""
+    """slice_0001.png and so on, in a folder that gets its name once all are in it."""
     unfinished = folder.with_name(f".{folder.name}{TMP_SUFFIX}")
     shutil.rmtree(unfinished, ignore_errors=True)
     names = [f"slice_{index + 1:04}.png" for index in range(len(picture.data))]
@@ -91,7 +91,7 @@ def _save_slices(folder: Path, picture: Image) -> list[str]:
         for index, name in enumerate(names):
             io.write(unfinished / name, _slice(picture, index))
         sync_folder(unfinished)
-        os.replace(unfinished, folder)  # over an empty folder too, but never over somebody's files
+        os.replace(unfinished, folder)  # replaces an empty folder too, but never one with files
         sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -114,7 +114,7 @@ def displayed(fused: Fused) -> Image:
 
 
 def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deidentify: bool = False) -> Any:
-    """The derived DICOM dataset; patient and study are those of a, or of b where only b came as DICOM."""
+    """The derived DICOM dataset; patient and study are those of a, or of b if only b is DICOM."""
     models = weights.manifest()["models"]["lagn"]["files"]
     record = fused.record
     registration = record["registration"]
@@ -131,7 +131,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
         derivation="; ".join(words),
         version=__version__,
         weights_sha256=models["lagn.onnx"]["sha256"],
-        # A sum leads whoever has the source back to it: a de-identified object has none.
+        # A checksum identifies the source for whoever has it, so a de-identified object has none.
         sources_sha256="" if deidentify else dict(fused.image.label)["Source"],
         burn_in=burn_in,
     )
@@ -140,7 +140,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
 
 def save_preview(path: str, fused: Fused) -> None:
     if not path.lower().endswith(".png"):
-        raise InputError(f"--preview {path}: expected a name that ends in .png")
+        raise InputError(f"--preview {path}: expected a name ending in .png")
     drawn = preview.sheet(displayed(fused), f"mmif_trt {__version__}, {fused.plane}")
     write_atomic(path, raster.png.labelled(drawn, fused.image.label))
 

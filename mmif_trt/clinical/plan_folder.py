@@ -1,8 +1,8 @@
 """A plan in files: made once, by one process or several, and read by all that make its cases.
 
 PLAN/plan-I-of-N.json says how many cases part I has and how they are fused, and is written last;
-PLAN/cases-I-of-N-NUMBER.jsonl.gz hold CHUNK cases each, one per line; PLAN/left-I-of-N.txt.gz what is left
-out.
+PLAN/cases-I-of-N-NUMBER.jsonl.gz hold CHUNK cases each, one per line; PLAN/left-I-of-N.txt.gz lists what is
+left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def is_plan(store: Store) -> bool:
 
 
 def write(store: Store, spill: Spill, run: Run, part: tuple[int, int]) -> None:
-    """One part of a plan, its head last. run: resolved. Raises InputError where it is there."""
+    """Writes one part of a plan, its head last. run: resolved. Raises InputError if the part exists."""
     name = "{}-of-{}".format(*part)
     if store.holds(f"plan-{name}.json"):
         raise InputError(f"{store.where(f'plan-{name}.json')}: exists; expected a new folder for a plan")
@@ -62,13 +62,13 @@ class Part:
 
 class PlanFolder:
     """A whole plan. run: how its cases are fused. Memory holds one chunk. Raises InputError for a folder that
-    is none, and for one that lacks a part."""
+    is not a plan or lacks a part."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         heads = [found for name in store.names() if (found := HEAD.fullmatch(name))]
         if not heads:
-            raise InputError(f"{store.where('')}: no plan; expected a folder as mmif-trt plan writes it")
+            raise InputError(f"{store.where('')}: no plan; expected a folder written by mmif-trt plan")
         counts = {int(head[2]) for head in heads}
         missing = sorted(set(range(1, max(counts) + 1)) - {int(head[1]) for head in heads})
         if len(counts) > 1 or missing:
@@ -78,7 +78,7 @@ class PlanFolder:
         self._parts = [part for part, _ in read]
         self.run = read[0][1]
         if any(run != self.run for _, run in read):
-            raise InputError(f"{store.where('')}: its parts differ in options; expected the same of all")
+            raise InputError(f"{store.where('')}: its parts differ in options; expected the same for all")
 
     def _head(self, name: str) -> tuple[Part, Run]:
         try:
@@ -97,7 +97,7 @@ class PlanFolder:
         return sum(part.cases for part in self._parts)
 
     def cases(self, index: int = 1, count: int = 1) -> Iterator[Case]:
-        """The index-th of `count` shares, neighbours in the plan: a share reads its own files alone."""
+        """The index-th of `count` shares, consecutive in the plan: a share reads only its own files."""
         total = len(self)
         yield from self._between(total * (index - 1) // count, total * index // count)
 

@@ -1,4 +1,4 @@
-"""Which cases are to be made: of a manifest, a folder of DICOM studies or a BIDS data set."""
+"""Which cases to make: from a manifest, a folder of DICOM studies or a BIDS data set."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def fill(
     """Cases of a manifest (.csv), a BIDS data set or a folder of DICOM studies, and what is not paired, into
     `spill`.
 
-    secret: the key of the names (pseudonym.py). across: see series.pair. part: (I, N), of a folder's entries
-    every N-th from the I-th on; no study may lie in several of them then. Headers are read in a child
-    process, as pixels are. Raises InputError.
+    secret: the key of the names (pseudonym.py). across: see series.pair. part: (I, N), every N-th of a
+    folder's entries from the I-th on; then no study may span several entries. Headers are read in a child
+    process, like pixels. Raises InputError.
     """
     if bids.is_dataset(source):
         for found in list(bids.cases(source, across))[part[0] - 1 :: part[1]]:
@@ -53,10 +53,10 @@ def fill(
         with Decoder() as decoder:
             _paired(spill, source, decoder, secret, across, part)
     else:
-        raise InputError(f"{source}: expected a manifest .csv, a folder of DICOM studies, or of BIDS")
+        raise InputError(f"{source}: expected a manifest .csv, a folder of DICOM studies, or a BIDS data set")
     if twins := spill.twins(LUMA):
         raise InputError(
-            f"{source}: the luma of {twins[0]!r} is also the output of {twins[1]!r}; expected a file for each"
+            f"{source}: the luma of {twins[0]!r} is also the output of {twins[1]!r}; expected different files"
         )
 
 
@@ -95,7 +95,7 @@ def _paired(
             spill.leave_out(f"{names.number} {what}: {shown(names)}")
 
 
-Headers = Iterator[tuple[str, Any]]  # None in the place of a header that cannot be read
+Headers = Iterator[tuple[str, Any]]  # None in place of an unreadable header
 
 
 def _local_headers(root: str, decoder: Decoder, there: Walk, spill: Spill, part: tuple[int, int]) -> Headers:
@@ -105,7 +105,7 @@ def _local_headers(root: str, decoder: Decoder, there: Walk, spill: Spill, part:
 
 
 def _remote_headers(root: str, decoder: Decoder, there: Walk, spill: Spill, part: tuple[int, int]) -> Headers:
-    """By the first bytes of each object, many at once; whole where they do not do."""
+    """From the first bytes of each object, many at once; from the whole object if they do not suffice."""
     with scratch.folder("headers") as folder:
         for urls in _at_once(staging.objects(root, part)):
             todo, whole = urls, False
@@ -136,7 +136,7 @@ def _at_once(paths: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _dicom_of(files: Iterator[str], lost: list[str]) -> Iterator[str]:
-    """The DICOM files by their first bytes; into `lost` those that cannot be opened and why."""
+    """The DICOM files, by their first bytes; those that cannot be opened go into `lost`, with the reason."""
     from mmif_trt.io import dicom
 
     for path in files:
@@ -165,7 +165,7 @@ def _manifest(path: str) -> Iterator[Case]:
 def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:
     if None in row or not {"name", "a", "b"} <= set(row) <= set(COLUMNS):
         raise InputError(
-            f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}, the first three needed"
+            f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}; the first three are required"
         )
     name = row["name"] or ""
     if not name or name != os.path.basename(name) or name.startswith(".") or not (row["a"] and row["b"]):

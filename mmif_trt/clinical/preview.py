@@ -16,8 +16,7 @@ BACKGROUND, TEXT, BAR = (18, 20, 24), (232, 234, 238), (255, 190, 92)
 def sheet(image: Image, title: str) -> bytes:
     """PNG of evenly spaced slices of `image`, a volume in display order (volume.orient), RGB or grey.
 
-    The letters at the edges of each slice say which side of the patient lies there; empty slices at either
-    end are left out.
+    The letters at the edges of each slice name the patient's side; empty slices at either end are left out.
     """
     import PIL.Image
     from PIL import ImageDraw, ImageFont

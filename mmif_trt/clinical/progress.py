@@ -1,4 +1,4 @@
-"""How far a run is, from the records in its output alone: on any machine that sees them, at any time."""
+"""How far a run is, only from the records in its output: on any machine that sees them, at any time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from mmif_trt.clinical import records
 from mmif_trt.storage import Store
 
-WINDOW_S = 3600.0  # over which a rate is told
+WINDOW_S = 3600.0  # over which a rate is reported
 MINUTE_S = 60.0
 SHOWN = 5
 
 
 @dataclass
 class Progress:
-    """cases: of the newest record's plan. interrupted: at work when their process ended. machines: those at
-    work. failures: the first (name, message). rate: done cases per second over the last hour that had any."""
+    """cases: of the newest record's plan. interrupted: in progress when their process ended. machines: active
+    ones. failures: the first (name, message). rate: done cases per second over the last hour that had any."""
 
     cases: int = 0
     done: int = 0
@@ -38,7 +38,7 @@ class Progress:
 
 
 def of(store: Store) -> Progress:
-    """Reads every record once; memory grows with the minutes of the run, not with its cases."""
+    """Reads every record once; memory grows with the minutes of the run, not with the number of cases."""
     found, minutes, machines = Progress(), Counter[int](), set[str]()
     newest, first, last = 0.0, float("inf"), 0.0
     for record in records.all_records(store):
@@ -68,7 +68,7 @@ def of(store: Store) -> Progress:
 
 
 def _rate(minutes: Counter[int], first: float, last: float, is_at_work: bool) -> float | None:
-    """Up to now where the run goes on: a run that stands still gets slower by the minute."""
+    """Up to now if the run goes on: the rate of a stalled run falls by the minute."""
     end = max(last, time.time()) if is_at_work else last
     begin = max(first, end - WINDOW_S)
     count = sum(number for minute, number in minutes.items() if (minute + 1) * MINUTE_S > begin)

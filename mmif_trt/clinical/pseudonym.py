@@ -1,6 +1,6 @@
-"""Names of cases and files that say nothing of a patient: HMAC-SHA256 under a key that stays with the output.
+"""Names of cases and files that do not reveal a patient: HMAC-SHA256 under a key kept with the output.
 
-A plain hash of a patient's number can be undone by hashing all numbers; this one only by who has the key.
+A plain hash of a patient's number can be undone by hashing all numbers; this one only with the key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from mmif_trt.files import make_folder, read_regular, sync_folder
 from mmif_trt.image import InputError
 
-FILE = ".pseudonym-key"  # beside the names it made, mode 0600; without it they lead to nobody
+FILE = ".pseudonym-key"  # beside the names it made, mode 0600; without it they cannot be traced
 KEY_BYTES = 32
 
 
@@ -29,15 +29,15 @@ def fresh_key() -> bytes:
 
 
 def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes | None:
-    """The key of an output folder: of the file `given`, else root/FILE, which is made where it is missing.
+    """The key of an output folder: from the file `given`, otherwise root/FILE, which is created if missing.
 
-    make: False gives None where there is none. Several processes that start at once get the same one. Raises
-    InputError for a file that is no key.
+    make: False returns None if there is none. Several processes that start at once get the same key. Raises
+    InputError for a file that is not a key.
     """
     path = Path(given) if given else root / FILE
     if not given and make and not path.exists():
         make_folder(root)
-        # Written aside and linked: a name that is there has a whole key, and the first of several wins.
+        # Written aside and linked: an existing name has a complete key, and the first of several wins.
         aside = root / f"{FILE}.{secrets.token_hex(8)}"
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

@@ -1,7 +1,7 @@
-"""The record of a case, OUT/NAME.json: what became of it, written last, and the only truth about it.
+"""The record of a case, OUT/NAME.json: its outcome, written last, and the only source of truth about it.
 
-A record is also the claim on its case: who starts one creates it as "running", with the process that runs it.
-Two runs over one output share the cases out by it. A claim whose process is gone is taken over.
+A record is also the claim on its case: whoever starts a case creates it as "running", with its process. Two
+runs over one output thereby share the cases. A claim is taken over once its process is gone.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _at_work: set[str] = set()  # runs of this process
 
 @dataclass(frozen=True)
 class Run:
-    """What decides all cases of a run: how volumes are fused, and what runs the network. "auto" is resolved
-    before the first case, for machines differ."""
+    """What all cases of a run share: how volumes are fused, and what runs the network. "auto" is resolved
+    before the first case, because machines differ."""
 
     options: Options = field(default_factory=Options)
     runtime: str = "auto"
@@ -46,8 +46,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who works: a run and its process. token: the same for all workers of one driver, which gives a case to
-    one of them at a time."""
+    """Who works on a case: a run and its process. token: the same for all workers of one driver, which gives
+    a case to one of them at a time."""
 
     token: str
     process: processes.Process
@@ -64,13 +64,13 @@ class Owner:
 
 @dataclass(frozen=True)
 class Output:
-    """digits: of the hash of a case's name that name its folder; 0: all lie in one. cases: of the whole plan,
-    for those who ask how much is left. suffix: with its dot. page: each case has one to look at, NAME.html.
-    bids: the data set whose cases these are, which lie as in a derived one then; or "".
+    """digits: of the hash of a case's name that name its folder; 0: one folder for all. cases: of the whole
+    plan, to tell how many are left. suffix: with its dot. page: each case has a viewer page, NAME.html. bids:
+    the data set of these cases, whose outputs are laid out as a derived one; or "".
 
-    On an object store nothing can be replaced on a condition, only created. There the record of a done case
-    is created, NAME.json, once and for all; claims and failures lie in NAME.state.json; and the outputs have
-    their hash in their names, so that two writers that know nothing of each other never meet.
+    An object store can create on a condition, but not replace. So the record of a done case, NAME.json, is
+    created once and for all; claims and failures are in NAME.state.json; and the outputs have their hash in
+    their names, so that independent writers never collide.
     """
 
     store: Store
@@ -91,7 +91,7 @@ class Output:
         return f"{self.at(name)}.json"
 
     def state(self, name: str) -> str:
-        """Where claims and failures lie."""
+        """The name for claims and failures."""
         return f"{self.at(name)}{STATE}" if isinstance(self.store, Bucket) else self.record(name)
 
     def target(self, name: str, digest: str = "") -> str:
@@ -101,14 +101,14 @@ class Output:
         return f"{self.at(name)}{digest and f'-{digest}'}.html"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The record; None where there is none of ours."""
+        """The record; None if there is none of ours."""
         record = read_record(self.store, self.record(name), name)
         if record is None and isinstance(self.store, Bucket):
             return read_record(self.store, self.state(name), name)
         return record
 
     def write(self, record: dict[str, Any]) -> bool:
-        """False where another writer's record came before, on an object store. Raises OutputError."""
+        """False if another writer's record was first, on an object store. Raises OutputError."""
         name = record["name"]
         if not isinstance(self.store, Bucket):
             self.store.write(self.record(name), _text(record))
@@ -125,12 +125,12 @@ class Output:
         return True
 
     def forget(self, name: str) -> None:
-        """Before a done case is made again: an object store replaces nothing."""
+        """Call before redoing a done case: an object store replaces nothing."""
         if isinstance(self.store, Bucket):
             self.store.remove(self.record(name))
 
     def lies_there(self, record: dict[str, Any]) -> bool:
-        """Whether the outputs that a record of ours names are there."""
+        """Whether the outputs that a record of ours names exist."""
         files = record.get("files")
         folder = self.at(record["name"]).rpartition("/")[0]
         names = [os.path.basename(str(file)) for file in files] if isinstance(files, list) else []
@@ -144,8 +144,8 @@ class Output:
 
 
 def output_in(store: Store, suffix: str, cases: int, keep: bool = True) -> Output:
-    """The layout that the folder has; of a new one that for so many cases, which is kept in it. keep: False
-    writes nothing."""
+    """The folder's layout; for a new folder, one for so many cases, which is stored in it. keep: False writes
+    nothing."""
     try:
         digits = int(json.loads(store.read(LAYOUT))["shard_digits"])
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def output_in(store: Store, suffix: str, cases: int, keep: bool = True) -> Outpu
             return output_in(store, suffix, cases)
     except (OSError, ValueError, KeyError, TypeError, InputError):
         where = store.where(LAYOUT)
-        raise InputError(f"{where}: damaged; expected a layout as batch wrote it, or no file") from None
+        raise InputError(f"{where}: damaged; expected a layout written by batch, or no file") from None
     return Output(store, suffix, digits, cases)
 
 
@@ -201,7 +201,7 @@ def all_records(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def asked(case: Case, run: Run) -> dict[str, Any]:
-    """All that decides what a case looks like, beside its files, as JSON has it."""
+    """Everything but its files that determines a case's result, as JSON has it."""
     own = {
         "runtime": run.runtime,
         "precision": run.precision,
@@ -213,18 +213,18 @@ def asked(case: Case, run: Run) -> dict[str, Any]:
 
 
 def is_done(output: Output, case: Case) -> dict[str, Any] | None:
-    """The record of a case that is done and lies there, with its page where it is to have one."""
+    """The record of a case that is done and whose outputs exist, with its page if it should have one."""
     record = output.read(case.name)
     if record is None or record["status"] != DONE or not output.lies_there(record):
         return None
     made = [str(file) for file in record["files"]]
     wanted = (output.suffix, *([".html"] if output.page else []))
-    # Of another format it is another case.
+    # With another format it is another case.
     return record if all(any(x.endswith(end) for x in made) for end in wanted) else None
 
 
 def difference(record: dict[str, Any], case: Case, run: Run) -> str:
-    """What of a done case differs from now, in words, empty if nothing."""
+    """How a done case differs from now, as text; empty if it does not."""
     was, now = record.get("asked") or {}, asked(case, run)
     return ", ".join(
         key if isinstance(now.get(key), dict) else f"{key} {was.get(key)}, now {now.get(key)}"
@@ -234,7 +234,7 @@ def difference(record: dict[str, Any], case: Case, run: Run) -> str:
 
 
 def claim(output: Output, case: Case, owner: Owner, take_over: bool = False) -> dict[str, Any] | None:
-    """The record that says that `owner` is at it; None where another is. take_over: from whoever claimed it.
+    """The record that `owner` works on the case; None if another does. take_over: from whoever claimed it.
     Raises OutputError."""
     while True:
         before = output.read(case.name)
@@ -252,7 +252,7 @@ def claim(output: Output, case: Case, owner: Owner, take_over: bool = False) -> 
         if before is not None:
             output.write(
                 record
-            )  # two that take over at once both make it: the same, whole, one after the other
+            )  # two that take over at once both make it: the same result, complete, one after the other
         elif not output.store.create(output.state(case.name), _text(record)):
             if output.read(case.name) is None:
                 raise OutputError(
@@ -276,7 +276,7 @@ def _is_others(record: dict[str, Any], owner: Owner) -> bool:
 
 
 def is_at_work(record: dict[str, Any]) -> bool:
-    """Whether a "running" record's process may still be at it."""
+    """Whether a "running" record's process may still be working."""
     process, token = processes.of(record.get("process")), record.get("run")
     if process is None:
         return False
@@ -286,7 +286,7 @@ def is_at_work(record: dict[str, Any]) -> bool:
 
 
 def claimed(output: Output, name: str) -> set[str]:
-    """The base names that a record of ours says are this case's; its own too."""
+    """The base names that a record of ours lists for this case, with its own."""
     record = output.read(name)
     if record is None:
         return set()

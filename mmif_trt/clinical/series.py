@@ -17,14 +17,14 @@ from mmif_trt.io.dicom.values import MODALITY
 
 STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 SHARED = "instances of several patients or studies bear its UID: not fused"
-PLACE = 13  # numbers of each image, see keys._places
+PLACE = 13  # numbers per image, see keys._places
 
 
 @dataclass
 class Series:
-    """One series as it lies on disk. key: pseudonym of patient, study and frame of reference; tag: of the
-    series. group: what key stands for: never in a name or a message. places: [N, PLACE] of every image,
-    see keys.py. why: what is wrong with its geometry. kind: Image Type."""
+    """One series on disk. key: pseudonym of patient, study and frame of reference; tag: of the series. group:
+    what key stands for, never in a name or a message. places: [N, PLACE] of every image, see keys.py. why:
+    what is wrong with its geometry. kind: Image Type."""
 
     uid: str
     modality: str  # mri, ct, pet or spect
@@ -57,7 +57,7 @@ class Series:
 
     @property
     def is_derived(self) -> bool:
-        """An MPR, a copy of an anonymiser, a computed map: second to an original."""
+        """An MPR, an anonymiser's copy, a computed map: ranks after an original."""
         return self.kind[:1] == ("DERIVED",)
 
     @property
@@ -79,7 +79,7 @@ class Tie:
 @dataclass
 class Found:
     """All series, in the order of patient and study, the same on every machine, whatever the key; ties, the
-    newest first; left: what was left out and why, in words; others: how many instances of what kind were."""
+    newest first; left: what was left out and why, as text; others: how many instances of each kind were."""
 
     series: list[Series]
     ties: list[Tie]
@@ -89,7 +89,7 @@ class Found:
 
 def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
     """found: (path, header: a dict of keys.py). secret: the key of the pseudonyms. Localizers and other
-    modalities are left out; an instance that lies there twice counts once."""
+    modalities are left out; a duplicate instance counts once."""
     series: dict[str, Series] = {}
     places: dict[str, list[list[float]]] = {}
     ties: list[Tie] = []
@@ -109,7 +109,8 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
             continue
         frame = str(header.get("FrameOfReferenceUID", ""))
         group = f"{study}\0{frame}"
-        # A series whose instances name two patients or two frames becomes two: neither is paired unseen.
+        # A series whose instances name two patients or two frames becomes two, and neither is paired
+        # silently.
         name = f"{header.get('SeriesInstanceUID', '')}/{group}/{modality}"
         if name not in series:
             series[name] = _new(header, modality, group, frame, kind, secret)
@@ -128,15 +129,15 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
 
 
 def take_out(found: Found, shared: Container[str]) -> list[Series]:
-    """Takes the series of these UIDs out, of which some instances are of another patient or study: which of
-    them are wrong, nothing says, and the rest would be fused unseen."""
+    """Removes the series with these UIDs, some of whose instances belong to another patient or study: nothing
+    says which of them are wrong, and the rest would be fused silently."""
     gone = [one for one in found.series if one.uid in shared]
     found.series = [one for one in found.series if one.uid not in shared]
     return gone
 
 
 def study_of(header: Any) -> str:
-    """Patient and study of one instance, as in Series.study: what is paired lies in one."""
+    """Patient and study of one instance, as in Series.study: pairs are within one study."""
     return "\0".join(str(header.get(key, "")) for key in STUDY)
 
 
@@ -165,9 +166,10 @@ def _number(value: Any) -> int:
 
 
 def pair(found: Found, across: bool = False) -> tuple[list[Case], list[str]]:
-    """(cases, what is left out and why). Every CT, PET and SPECT goes with one MRI of its patient and study:
-    of its frame of reference; else of a frame that a tie leads to; else, across, of any. Of several that
-    which choice.best takes. Of the others a derived one, or one of several volumes, yields to an original."""
+    """(cases, what is left out and why). Every CT, PET and SPECT is paired with one MRI of its patient and
+    study: in its frame of reference; otherwise in a frame that a tie leads to; otherwise, with across, in
+    any. Among several, choice.best decides. A derived CT, PET or SPECT, or one of several volumes, yields to
+    an original."""
     cases, left = list[Case](), list(found.left)
     for study in dict.fromkeys(one.study for one in found.series):
         members = [one for one in found.series if one.study == study]
@@ -199,7 +201,7 @@ def pair(found: Found, across: bool = False) -> tuple[list[Case], list[str]]:
 
 
 def _yields(one: Series, members: list[Series]) -> str:
-    """Why a CT, PET or SPECT is no case of its own, or ""."""
+    """Why a CT, PET or SPECT is not a case of its own, or ""."""
     if not one.images and "no geometry" in one.why:
         return one.why
     rivals = [x for x in members if x is not one and (x.modality, x.frame) == (one.modality, one.frame)]
@@ -213,8 +215,8 @@ def _yields(one: Series, members: list[Series]) -> str:
 def _partner(
     one: Series, mri: list[Series], whole: list[Series], ties: list[Tie], across: bool
 ) -> tuple[Series | None, str, str]:
-    """(the MRI for a series, why it, the file of the tie between them); or None and why there is none.
-    whole: of the MRI those that may be paired across frames."""
+    """(the MRI for a series, the reason, the file of the tie between them); or None and why there is none.
+    whole: the MRI that may be paired across frames."""
     if same := [other for other in mri if one.frame and other.frame == one.frame]:
         return *choice.best(same, one), ""
     for tie in ties:

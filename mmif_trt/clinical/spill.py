@@ -1,4 +1,4 @@
-"""Headers and cases of a plan on the disk, in a file without a name: memory holds one study."""
+"""Headers and cases of a plan on disk, in an unnamed file: memory holds one study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmif_trt.image import InputError
 from mmif_trt.io.which import Which
 
 CACHE_KB = 16_384
-HEADERS_AT_ONCE = 128  # of one study in a row: they have nearly all text in common
+HEADERS_AT_ONCE = 128  # of one study in a row: they share nearly all their text
 TABLES = """
 CREATE TABLE seen(device TEXT, inode TEXT, PRIMARY KEY(device, inode)) WITHOUT ROWID;
 CREATE TABLE header(study BLOB, number INTEGER, body BLOB, PRIMARY KEY(study, number));
@@ -25,8 +25,8 @@ CREATE TABLE outside(number INTEGER PRIMARY KEY, line TEXT);
 
 
 class Spill:
-    """Close it, or use `with`. SQLite gives a database without a name a file without one, for its owner
-    alone, where SQLITE_TMPDIR or TMPDIR says; a kill leaves nothing of a patient in a folder."""
+    """Close it, or use `with`. SQLite keeps an unnamed database in an unnamed file, private to its
+    owner, in SQLITE_TMPDIR or TMPDIR; so a kill leaves no patient data in a folder."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -43,8 +43,8 @@ class Spill:
         self._db.close()
 
     def __contains__(self, key: tuple[int, int]) -> bool:
-        """With `add` the set of files and folders that were met, see io/walk.py. As text: an inode has 64
-        bits without a sign, SQLite's numbers have one."""
+        """With `add`, the set of visited files and folders, see io/walk.py. As text: an inode is an unsigned
+        64-bit number, SQLite's are signed."""
         sought = "SELECT 1 FROM seen WHERE device = ? AND inode = ?"
         return self._db.execute(sought, (str(key[0]), str(key[1]))).fetchone() is not None
 
@@ -76,33 +76,31 @@ class Spill:
             yield [(path, header) for (body,) in rows for path, header in _unpacked(body)]
 
     def shared(self) -> set[str]:
-        """The Series Instance UIDs that instances of several patients or studies bear."""
+        """The Series Instance UIDs shared by instances of several patients or studies."""
         self._write_headers()
         sought = "SELECT series FROM owner GROUP BY series HAVING count(*) > 1"
         return {uid for (uid,) in self._db.execute(sought)}
 
     def put(self, case: Case) -> None:
-        """Raises InputError for a name that is there."""
+        """Raises InputError for a name that exists."""
         try:
             row = (case.name, _packed(entry_of(case)))
             self._db.execute("INSERT INTO planned(name, body) VALUES (?, ?)", row)
         except sqlite3.IntegrityError:
-            raise InputError(
-                f"the name {case.name!r} is there twice; expected one case for each name"
-            ) from None
+            raise InputError(f"the name {case.name!r} occurs twice; expected one case per name") from None
 
     def leave_out(self, line: str) -> None:
         self._db.execute("INSERT INTO outside(line) VALUES (?)", (line,))
 
     def sort(self) -> None:
-        """By name, where they did not come in an order of their own."""
+        """Sorts by name, for cases that were not added in order."""
         self._db.execute("CREATE TABLE sorted AS SELECT name, body FROM planned ORDER BY name")
         self._db.execute("DELETE FROM planned")
         self._db.execute("INSERT INTO planned(name, body) SELECT name, body FROM sorted ORDER BY rowid")
         self._db.execute("DROP TABLE sorted")
 
     def twins(self, end: str) -> tuple[str, str] | None:
-        """Two cases of which one is named as the other with `end`."""
+        """Two cases, one named like the other with `end` appended."""
         sought = (
             "SELECT one.name, other.name FROM planned one JOIN planned other ON other.name = one.name || ?"
         )
@@ -125,7 +123,7 @@ class Spill:
 
 
 def _text(uid: str) -> str:
-    """As SQLite takes it: a malformed UID may hold what is no Unicode."""
+    """As SQLite accepts it: a malformed UID may not be valid Unicode."""
     return uid.encode(errors="backslashreplace").decode()
 
 
@@ -143,7 +141,7 @@ def entry_of(case: Case) -> dict[str, Any]:
 
 
 def case_of(entry: Any) -> Case:
-    """Raises KeyError, TypeError or ValueError for what `entry_of` did not make."""
+    """Raises KeyError, TypeError or ValueError for anything not made by `entry_of`."""
     own = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["own"].items()}
     name, registration, words = (str(entry[key]) for key in ("name", "registration", "words"))
     which_a, which_b = (Which(**entry[key]) for key in ("which_a", "which_b"))

@@ -1,4 +1,4 @@
-"""Inputs of a case from an object store onto this machine for as long as they are read; heads of files."""
+"""Inputs of a case from an object store, on this machine only while they are read; heads of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmif_trt.clinical.case import Case
 from mmif_trt.image import InputError
 from mmif_trt.storage import Bucket, is_url
 
-HEAD_BYTES = 256 << 10  # most DICOM headers end long before; else the file is fetched whole
+HEAD_BYTES = 256 << 10  # most DICOM headers are far shorter; otherwise the whole file is fetched
 TWINS = {".hdr": ".img", ".img": ".hdr"}
 
 
@@ -22,7 +22,7 @@ def is_remote(case: Case) -> bool:
 
 
 def fetched(case: Case, folder: Path) -> tuple[Case, dict[str, str]]:
-    """The case with files of `folder` in the place of URLs, and for messages: local path -> URL. Raises
+    """The case with files of `folder` in place of URLs, and local path -> URL for messages. Raises
     InputError."""
     names: dict[str, str] = {}
     a, b = (
@@ -34,7 +34,7 @@ def fetched(case: Case, folder: Path) -> tuple[Case, dict[str, str]]:
 
 
 def _local(url: str, folder: Path, names: dict[str, str]) -> str:
-    """One object, or all below a prefix, into a folder of its own, the names kept."""
+    """One object, or all below a prefix, into a new folder, under their own names."""
     if not is_url(url):
         return url
     files, url = Bucket(url).files, url.rstrip("/")
@@ -52,7 +52,7 @@ def _local(url: str, folder: Path, names: dict[str, str]) -> str:
                 raise InputError(f"{url}: no such object or prefix; expected what the plan names")
             root = url.removeprefix("s3://")
             for number, key in enumerate(found):
-                # Keys may hold any text: none leads out of the folder.
+                # Keys may contain any text: none may lead out of the folder.
                 parts = [part for part in key.removeprefix(root).split("/") if part not in ("", ".", "..")]
                 target = folder / base / Path(*parts) if parts else folder / base / str(number)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def _local(url: str, folder: Path, names: dict[str, str]) -> str:
 
 
 def named(message: str, names: dict[str, str]) -> str:
-    """A message with the URLs in the place of the local names."""
+    """A message with the URLs in place of the local names."""
     for path, url in names.items():
         message = message.replace(path, url)
     return message
@@ -86,8 +86,8 @@ def opened(url: str) -> Any:
 
 
 def objects(root: str, part: tuple[int, int]) -> Iterator[str]:
-    """All objects below a prefix, level by level in order of name. part: (I, N): of what lies in `root`
-    itself every N-th from the I-th on. Raises InputError."""
+    """All objects below a prefix, level by level in order of name. part: (I, N): every N-th entry of `root`
+    itself, from the I-th on. Raises InputError."""
     files = Bucket(root).files
     waiting = [(root.rstrip("/"), part)]
     while waiting:
@@ -104,7 +104,8 @@ def objects(root: str, part: tuple[int, int]) -> Iterator[str]:
 
 
 def heads(urls: list[str], folder: Path, whole: bool = False) -> dict[str, str]:
-    """local path -> URL, of the first HEAD_BYTES of each object; those that cannot be had are left out."""
+    """local path -> URL, for the first HEAD_BYTES of each object; those that cannot be fetched are left
+    out."""
     files = Bucket(urls[0]).files
     end = None if whole else HEAD_BYTES
     parts = files.cat_ranges(urls, [0] * len(urls), [end] * len(urls), on_error="return")

@@ -46,7 +46,7 @@ def test_one_slice_is_a_picture_too_and_coverage_is_said(
     assert mmif_trt.read(tmp_path / "f.png").data.shape == SHAPE[1:]
     whole = write_mr(tmp_path / "whole", AFFINE, SHAPE)
     assert main(["fuse", str(whole), str(tmp_path / "ct"), "-o", str(tmp_path / "g.png")]) == 2
-    assert "expected for a volume .nii" in capsys.readouterr().err
+    assert "expected .nii, .nii.gz, .dcm" in capsys.readouterr().err
     assert main(["fuse", str(whole), str(tmp_path / "ct"), "-o", str(tmp_path / "g.nii"), "--quiet"]) == 0
     assert "warning: B covers 11% of A; the rest shows A alone" in capsys.readouterr().err
 
