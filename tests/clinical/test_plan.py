@@ -55,7 +55,7 @@ def test_a_case_in_the_spill_and_in_a_plan_is_the_case(tmp_path: Path) -> None:
     store = Folder(tmp_path)
     with Spill() as spill:
         spill.put(case)
-        with pytest.raises(InputError, match="'n' is there twice"):
+        with pytest.raises(InputError, match="'n' occurs twice"):
             spill.put(case)
         plan_folder.write(store, spill, RUN, (1, 1))
         assert list(spill.cases()) == [case] == list(plan_folder.PlanFolder(store).cases())
