@@ -1,7 +1,7 @@
-"""DICOMweb (PS3.18) by dicomweb-client: results out by STOW-RS, sources in by QIDO-RS and WADO-RS.
+"""DICOMweb (PS3.18) by dicomweb-client: stores results by STOW-RS, fetches sources by QIDO-RS and WADO-RS.
 
-The service gets what is stated and nothing else: no proxy, no .netrc and no redirect is followed, so neither
-patients nor credentials go anywhere but there. Every answer has a deadline and a most bytes.
+Requests go to the stated service only: no proxy, .netrc or redirect is followed, so neither patient data nor
+credentials go anywhere else. Every answer has a deadline and a size limit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TIMEOUT_S = (10.0, 60.0)  # to connect; between two parts of an answer
 MAX_ANSWER_S = 3600.0
 MAX_QUERY_BYTES, MAX_STUDY_BYTES = 64 << 20, 16 << 30
 SENT, REFUSED, UNREACHABLE = "sent", "refused", "unreachable"
-# The instance's fault, and not that of the service, its load or our credentials (PS3.18 10.5.3).
+# The instance is at fault, not the service, its load or our credentials (PS3.18 10.5.3).
 FOR_THE_INSTANCE = {400, 409, 411, 413, 415, 422}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True)
 class Service:
-    """authorization: a header's value. authority: PEM file of who signed the service's certificate; None:
+    """authorization: a header's value. authority: PEM file of the signer of the service's certificate; None:
     those that Python's certifi trusts."""
 
     url: str
@@ -43,11 +43,11 @@ def service(url: str, auth: str | None = None, authority: str | None = None) -> 
     """auth: a file with one line, "Bearer TOKEN" or "Basic USER:PASSWORD", mode 0600. Raises InputError."""
     try:
         parts = urlsplit(url)
-        named = parts.port != 0 and bool(parts.hostname)  # .port raises ValueError where it is no number
+        named = parts.port != 0 and bool(parts.hostname)  # .port raises ValueError if it is not a number
     except ValueError:
         named = False
     if not named or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
-        raise InputError("--dicomweb: no URL of a service; expected http(s)://HOST[:PORT]/PATH")
+        raise InputError("--dicomweb: not the URL of a service; expected http(s)://HOST[:PORT]/PATH")
     if parts.username or parts.password:
         raise InputError("--dicomweb: a URL with a user or password; expected them in --dicomweb-auth FILE")
     if authority is not None and not os.path.isfile(authority):
@@ -78,7 +78,7 @@ def _authorization(path: str) -> str:
 
 
 class _Bounded:
-    """urllib3's response, whose body has an end."""
+    """urllib3's response, with a limit on its body."""
 
     def __init__(self, raw: Any, most: int) -> None:
         self._raw, self._most = raw, most
@@ -118,12 +118,12 @@ def _client(of: Service, most: int) -> Any:
         session.mount(scheme, Adapter())
     headers = {"Authorization": of.authorization} if of.authorization else None
     client = DICOMwebClient(of.url, session=session, headers=headers, timeout=TIMEOUT_S)
-    client.set_http_retry_params(retry=False)  # the callers have pauses of their own
+    client.set_http_retry_params(retry=False)  # the callers have their own pauses
     return client
 
 
 def store(of: Service, dataset: Any) -> str:
-    """One instance by STOW-RS: SENT, REFUSED by its answer, or UNREACHABLE: nothing certain is known."""
+    """One instance by STOW-RS: SENT, REFUSED by its answer, or UNREACHABLE: the outcome is unknown."""
     import requests
 
     try:
@@ -153,8 +153,8 @@ def holds(of: Service, dataset: Any) -> bool:
 
 
 def announced(of: Service, study: str) -> int | None:
-    """How many instances the service says a study has, by QIDO-RS; None where it does not say. Raises
-    InputError where there is no such study."""
+    """How many instances the service says a study has, by QIDO-RS; None if it does not say. Raises InputError
+    if there is no such study."""
     import requests
 
     words = {"search_filters": {"StudyInstanceUID": study}, "fields": ["NumberOfStudyRelatedInstances"]}
@@ -188,11 +188,11 @@ def instances(of: Service, study: str, series: list[str]) -> Iterator[Any]:
     except InputError:
         raise
     except (requests.RequestException, ValueError) as error:
-        raise InputError(f"{of.url}: {_why(error)}; expected the whole study") from None
+        raise InputError(f"{of.url}: {_why(error)}; expected the complete study") from None
 
 
 def _why(error: Exception) -> str:
-    """Without the text of the error: it quotes URLs, which name patients' studies."""
+    """Without the error's text, which quotes URLs and thereby patients' studies."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"answers {response.status_code}"

@@ -88,7 +88,7 @@ def _paired(
     for what, names in (
         ("files that cannot be read", there.lost),
         ("DICOM files with a damaged header", damaged),
-        ("passed over", there.passed),
+        ("ignored", there.passed),
     ):
         if names:
             assert isinstance(names, Names)

@@ -1,6 +1,6 @@
 """Pictures and volumes in and out of files: read(path), write(path, image), and one table of formats.
 
-A file is decoded whole or refused with one line (InputError), and written whole or not at all (OutputError).
+A file is decoded completely or refused in one line (InputError), and written atomically (OutputError).
 """
 
 from __future__ import annotations
@@ -27,32 +27,30 @@ __all__ = [
     "write",
 ]
 
-# The largest picture (4096 x 4096 RGB float32) has 201 MB; a file of more than twice that is something else.
+# The largest picture (4096 x 4096 RGB float32) takes 201 MB; a file over twice that is something else.
 MAX_FILE_BYTES = 402_653_184
 MAX_VOLUME_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class Format:
-    """What a suffix stands for. decode(bytes, name) and encode(image) know nothing of the file system; an
-    InputError of encode does not name the file, write() does. decode takes a volume's Which as a third."""
+    """What a suffix stands for. decode(bytes, name) and encode(image) do not touch the file system; encode's
+    InputError does not name the file, write() adds it. decode of volumes takes a Which as third argument."""
 
     name: str
-    dtypes: tuple[str, ...]  # that encode takes
+    dtypes: tuple[str, ...]  # that encode accepts
     decode: Callable[..., Image]
     encode: Callable[[Image], bytes]
     is_volume: bool = False
-    by_path: Callable[[str, Which], Image] | None = (
-        None  # in place of decode, where a volume is several files
-    )
+    by_path: Callable[[str, Which], Image] | None = None  # instead of decode, if a volume is several files
 
 
 def _read_only(image: Image) -> bytes:
-    raise InputError("a format that is read only; expected .nii or .nii.gz")
+    raise InputError("a read-only format; expected .nii or .nii.gz")
 
 
 def _not_by_write(image: Image) -> bytes:
-    raise InputError("DICOM needs a study to belong to; write it with mmif-trt fuse A B -o OUT.dcm")
+    raise InputError("DICOM belongs to a study; write it with mmif-trt fuse A B -o OUT.dcm")
 
 
 _VOLUME = tuple(DTYPE_RANGE)
@@ -87,26 +85,26 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
-    """The format of a file name, by its suffix in any case. Raises InputError for another."""
+    """The format of a file name, by its suffix in any case. Raises InputError for an unknown one."""
     name = name_of(path)
     for suffix, form in FORMATS.items():
         if name.lower().endswith(suffix):
             return form
-    came = os.path.splitext(name)[1] or "none"
-    raise InputError(f"{name}: suffix {came}; expected one of {' '.join(FORMATS)}")
+    received = os.path.splitext(name)[1] or "none"
+    raise InputError(f"{name}: suffix {received}; expected one of {' '.join(FORMATS)}")
 
 
 def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None = None) -> Image:
     """The picture or volume in a file, as stored: [H, W] grey or [H, W, 3] RGB; uint8, uint16 or float32.
 
-    NIfTI and DICOM with geometry come as volumes (see Image); a folder is one DICOM series; a file without a
-    known suffix may be DICOM.
+    NIfTI and DICOM with geometry are returned as volumes (see Image); a folder is one DICOM series; a file
+    without a known suffix may be DICOM.
 
-    series: of several DICOM series in a folder or zip the one with this UID, number or description. volume:
-    of several volumes of a series (echoes, time points, b-values) or a 4-D file, from 1.
+    series: which of several DICOM series in a folder or zip, by UID, number or description. volume: which of
+    several volumes of a series (echoes, time points, b-values) or a 4-D file, from 1.
 
     An RGB file with equal channels stays RGB. Image.source is the path as given. Raises InputError, one line
-    that names the file, for everything that is not one whole picture (see raster.py) or cannot be read.
+    that names the file, for anything that is not one complete picture (see raster.py) or cannot be read.
     """
     name, which = name_of(path), Which(series, volume)
     try:
@@ -116,9 +114,7 @@ def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None =
             return form.by_path(name, which)
         name, form, data = read_bytes(path)
         if which.is_given and not form.is_volume:
-            raise InputError(
-                f"{name}: a picture; expected a series or a volume to be chosen of DICOM or NIfTI"
-            )
+            raise InputError(f"{name}: a picture; expected DICOM or NIfTI where a series or volume is chosen")
         image = form.decode(data, name, which) if form.is_volume else form.decode(data, name)
         return replace(image, sha256=hashlib.sha256(data).hexdigest())
     except ModuleNotFoundError as error:
@@ -130,14 +126,14 @@ def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None =
 
 
 def read_registration(path: str | os.PathLike[str], a: Image, b: Image) -> tuple[np.ndarray, str]:
-    """([4, 4] a's RAS+ mm to b's, in words whose) of a DICOM Spatial Registration file. Raises InputError,
-    see dicom_registration.decode."""
+    """([4, 4] a's RAS+ mm to b's, its origin as text) from a DICOM Spatial Registration file. Raises
+    InputError, see dicom.registration.decode."""
     name, _, data = read_bytes(path)
     return dicom_registration.decode(data, name, dicom_registration.side_of(a), dicom_registration.side_of(b))
 
 
 def _format_to_read(name: str) -> Format:
-    """Raises InputError for what is no regular file."""
+    """Raises InputError for anything but a regular file."""
     try:
         status = os.stat(name)
     except FileNotFoundError:
@@ -147,17 +143,17 @@ def _format_to_read(name: str) -> Format:
     form = _DICOM if _is_nameless_dicom(name) else format_of(name)
     most = MAX_VOLUME_BYTES if form.is_volume else MAX_FILE_BYTES
     if status.st_size > most:
-        raise InputError(f"{name}: {status.st_size} bytes; expected {most} at most")
+        raise InputError(f"{name}: {status.st_size} bytes; expected at most {most}")
     return form
 
 
 def read_bytes(path: str | os.PathLike[str]) -> tuple[str, Format, bytes]:
-    """(name, format, content) of one file, nothing of it looked at yet. Raises InputError."""
+    """(name, format, content) of one file, not examined yet. Raises InputError."""
     name = name_of(path)
     try:
         form = _format_to_read(name)
         with open_regular(name) as file:
-            # Of its size and not of the limit: read(n) takes n bytes before it looks.
+            # Read its size, not the limit: read(n) allocates n bytes first.
             return name, form, file.read(os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); expected a readable file") from error
@@ -171,10 +167,10 @@ def _is_nameless_dicom(name: str) -> bool:
 
 
 def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -> None:
-    """Writes `image` in the format of the suffix, whole or not at all. JPEG is lossy, the others are exact.
+    """Writes `image` in the format of the suffix, atomically. JPEG is lossy, the others are exact.
 
-    Raises InputError for a suffix not in the table and for a dtype that the format does not hold (nothing is
-    reduced silently), OutputError where the file cannot be written. durable: see write_atomic.
+    Raises InputError for an unknown suffix and for a dtype that the format cannot hold (nothing is reduced
+    silently), OutputError if the file cannot be written. durable: see write_atomic.
     """
     name, form, dtype = name_of(path), format_of(path), image.data.dtype.name
     if dtype not in form.dtypes:

@@ -1,10 +1,10 @@
-"""Pairs of files decoded by NVIDIA DALI, ahead of whoever uses them; on a card JPEG and JPEG 2000 there.
+"""Pairs of files decoded ahead of use by NVIDIA DALI; on a GPU, it also decodes JPEG and JPEG 2000.
 
-DALI stops a whole pipeline at the first file that it cannot decode, takes a damaged one for whole where its
-decoder does, and reduces 16 bits to 8 where no type is stated. So each file's bytes are checked by io.raster
-first, as for OpenCV; the checked type is given to the decoder; what is refused is reported by name and never
-reaches DALI. Should DALI fail all the same, the batches in its hands are read by OpenCV, file by file, and a
-new pipeline goes on behind them. What only OpenCV's path can do (palettes, alpha, float) goes that way too.
+DALI stops a whole pipeline at the first file that it cannot decode, accepts damaged files that its decoder
+accepts, and reduces 16 bits to 8 unless a type is stated. So io.raster checks each file's bytes first, as for
+OpenCV; the decoder is given the checked type; a refused file is reported by name and never reaches DALI. If
+DALI still fails, OpenCV reads its current batches file by file, and a new pipeline continues after them.
+Files that only OpenCV handles (palettes, alpha, float) also take that path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Types = tuple[str, str]  # of a and b: "uint8" or "uint16"
 
 @dataclass(frozen=True)
 class Decoded:
-    """A pair of the list by its index; `error` is one line that names the file, "" where both are there."""
+    """A pair of the list by its index; `error` is one line that names the file, "" if both were read."""
 
     index: int
     a: Image | None = None
@@ -50,13 +50,13 @@ _Pair = tuple[int, tuple[_File, _File] | InputError]
 
 
 def why_not() -> str:
-    """Why DALI cannot be used here, in one line; "" where it can."""
+    """Why DALI cannot be used here, in one line; "" if it can."""
     found = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     return "" if found else "DALI is not installed; try pip install 'mmif-trt[console]'"
 
 
 def shard_of(count: int, shard: int, shards: int) -> range:
-    """The indices of one of `shards` processes: every pair in exactly one, sizes equal within one pair."""
+    """The indices for one of `shards` processes: every pair in exactly one, sizes equal within one pair."""
     if not 0 <= shard < shards:
         raise InputError(f"shard {shard} of {shards}; expected 0 to {max(0, shards - 1)}")
     return range(count * shard // shards, count * (shard + 1) // shards)
@@ -72,12 +72,12 @@ def read_pairs(
     shard: int = 0,
     shards: int = 1,
 ) -> Iterator[Decoded]:
-    """Each pair of two lists of one length, in order: the pixels of io.read bit by bit, or the error.
+    """Each pair of two lists of equal length, in order: the pixels of io.read bit for bit, or the error.
 
-    device_id: None: all on the CPU. With a card, JPEG is decoded there, which may differ by a level.
+    device_id: None: all on the CPU. A GPU decodes JPEG itself, which may differ by a level.
     """
     if len(files_a) != len(files_b):
-        raise InputError(f"{len(files_a)} and {len(files_b)} files; expected two lists of one length")
+        raise InputError(f"{len(files_a)} and {len(files_b)} files; expected two lists of equal length")
     if missing := why_not():
         raise InputError(missing)
     indices = shard_of(len(files_a), shard, shards)
@@ -125,13 +125,13 @@ def _by_opencv(pair: _Pair) -> Decoded:
 
 
 class _Pipeline:
-    """One DALI pipeline for one combination of types; it is built again after an error."""
+    """One DALI pipeline for one combination of types; rebuilt after an error."""
 
     def __init__(self, types: Types, device_id: int | None, threads: int, batch: int) -> None:
         self._settings = (types, device_id, threads, batch)
         self._dali: Any = None
         self._source: Iterator[_Pair] = iter(())
-        self._flying: deque[list[_Pair]] = deque()  # given to DALI, not back yet
+        self._flying: deque[list[_Pair]] = deque()  # given to DALI, not returned yet
 
     def run(self, pairs: Iterable[_Pair]) -> Iterator[Decoded]:
         self._source = iter(pairs)
@@ -143,7 +143,7 @@ class _Pipeline:
             except StopIteration:
                 self._dali.reset()
                 return
-            except RuntimeError:  # DALI's own; it says neither which file nor which batch
+            except RuntimeError:  # DALI's own; it names neither file nor batch
                 self._dali = None
                 while self._flying:
                     yield from map(_by_opencv, self._flying.popleft())
@@ -189,7 +189,7 @@ def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, so
     kinds = [{"uint8": DALIDataType.UINT8, "uint16": DALIDataType.UINT16}[x] for x in types]
     place = "cpu" if device_id is None else "mixed"
 
-    # DALI's stubs do not say that device_id may be None: no card.
+    # DALI's stubs do not say that device_id may be None, which means no GPU.
     settings: dict[str, Any] = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
 
     @pipeline_def(prefetch_queue_depth=PREFETCH, **settings)
@@ -208,10 +208,10 @@ def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, so
 
 
 class Ahead:
-    """read_pairs in a thread of its own, for workers that ask in order, some of them perhaps never: it stays
-    `depth` pairs before the last that was asked for.
+    """read_pairs in its own thread, for workers that ask in order, and perhaps not for every pair: it stays
+    `depth` pairs ahead of the last request.
 
-    `read(index)` blocks until the pair is there, and raises its InputError.
+    `read(index)` blocks until the pair is read, and raises its InputError.
     """
 
     def __init__(self, pairs: Iterable[Decoded], depth: int) -> None:
@@ -233,7 +233,7 @@ class Ahead:
                         return
                     self._ready[pair.index] = pair
                     self._changed.notify_all()
-        except Exception as error:  # told to every worker that waits
+        except Exception as error:  # reported to every waiting worker
             ended = error
         with self._changed:
             self._ended = self._ended or ended
@@ -253,8 +253,8 @@ class Ahead:
         return received.a, received.b
 
     def close(self) -> None:
-        """Ends the thread, with what it holds."""
+        """Ends the thread and drops what it holds."""
         with self._changed:
-            self._ended = self._ended or InputError("the reading of pairs was ended")
+            self._ended = self._ended or InputError("the reader of pairs was closed")
             self._changed.notify_all()
         self._thread.join()

@@ -1,6 +1,6 @@
-"""Volumes of neighbouring programs: FreeSurfer's MGH and MGZ and .hdr/.img pairs by nibabel, NRRD by ITK.
+"""Volumes of other programs: FreeSurfer's MGH and MGZ and .hdr/.img pairs by nibabel, NRRD by ITK.
 
-All sizes are judged by the header before the voxels are read.
+All sizes are checked in the header before the voxels are read.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def _mgh(data: bytes, name: str, which: Which) -> Image:
     start = nifti.unpacked(data, _MGH_HEADER_BYTES) if packed else data[:_MGH_HEADER_BYTES]
     version, *shape, kind = struct.unpack_from(">6i", start)
     if version != 1 or kind not in _MGH_BYTES or min(shape) < 1:
-        raise InputError("no MGH of a known type; expected version 1 of uchar, int, float or short")
+        raise InputError("not an MGH of a known type; expected version 1 of uchar, int, float or short")
     _judge(shape[:3], shape[3:])
     size = _MGH_HEADER_BYTES + int(np.prod(shape)) * _MGH_BYTES[kind]
     if packed:
         data = nifti.unpacked(data, size + _MGH_FOOTER_BYTES)
     if len(data) < size:
-        raise InputError(f"an MGH of {len(data)} bytes that announces {size}; expected a whole file")
+        raise InputError(f"an MGH of {len(data)} bytes that announces {size}; expected a complete file")
     index, notes = nifti.pick(tuple(shape[3:]), which)
     image = nibabel.MGHImage.from_bytes(data)
     voxels = np.asarray(image.dataobj)
@@ -58,7 +58,7 @@ def _mgh(data: bytes, name: str, which: Which) -> Image:
 
 
 def read_pair(name: str, which: Which) -> Image:
-    """One of the two files .hdr and .img, NIfTI or Analyze 7.5; the other lies beside it."""
+    """One of the two files .hdr and .img, NIfTI or Analyze 7.5; the other is beside it."""
     return _read(lambda: _pair(name, which), name, "pair of .hdr and .img", *_both(name))
 
 
@@ -79,8 +79,8 @@ def _pair(name: str, which: Which) -> Image:
     kind = nibabel.Spm2AnalyzeImage
     try:
         shape = kind.header_class(header[:348], check=True).get_data_shape()
-    except Exception:  # nibabel raises whatever the bytes lead it to
-        raise InputError("no header of NIfTI or Analyze 7.5; expected a valid pair") from None
+    except Exception:  # nibabel may raise anything on bad bytes
+        raise InputError("not a header of NIfTI or Analyze 7.5; expected a valid pair") from None
     _judge(shape[:3], shape[3:])
     index, notes = nifti.pick(tuple(shape[3:]), which)
     image = kind.from_filename(files[0])
@@ -114,7 +114,9 @@ def _nrrd(name: str, which: Which) -> Image:
     try:
         reader.ReadImageInformation()
     except RuntimeError:  # ITK's message is a page long
-        raise InputError("no NRRD that ITK reads; expected a whole file, its data file beside it") from None
+        raise InputError(
+            "not a NRRD that ITK reads; expected a complete file, with its data file beside it"
+        ) from None
     size = reader.GetSize()
     if len(size) not in (3, 4):
         raise InputError(f"NRRD of {len(size)} axes; expected 3, or 4 with a volume chosen")
@@ -125,7 +127,7 @@ def _nrrd(name: str, which: Which) -> Image:
     try:
         image = reader.Execute()
     except RuntimeError:
-        raise InputError("a NRRD that is cut off or damaged; expected a whole file") from None
+        raise InputError("a truncated or damaged NRRD; expected a complete file") from None
     space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
     known = "left" in space or "right" in space
     lps = np.eye(4)

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2 volumes, plain and gzipped, by nibabel; sizes are proven before unpacking."""
+"""NIfTI-1 and NIfTI-2 volumes, plain and gzipped, by nibabel; sizes are checked before unpacking."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from mmif_trt.image import MAX_VOXELS, SPACES, Image, InputError
 from mmif_trt.io.which import ANY, Which
 
 MAX_SERIES_VOXELS = 1 << 30  # of all volumes of a 4-D file
-MAX_TRAILING_BYTES = 1 << 20  # padding that some writers leave after the voxels
+MAX_TRAILING_BYTES = 1 << 20  # padding that some writers append to the voxels
 CIFTI = range(3000, 3100)  # intent codes of CIFTI-2
 _HEADER_BYTES = 544  # of NIfTI-2, the longer, with the extension flag
-_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown is millimetres, as everywhere
+_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown means millimetres, as in other programs
 _REORDER = [2, 1, 0, 3]  # nibabel's (column, row, slice) to our (slice, row, column)
 
 
 def decode(data: bytes, name: str, which: Which = ANY) -> Image:
-    """data: the bytes of a .nii or .nii.gz file. Axes become (slice, row, column), the affine with them.
+    """data: the bytes of a .nii or .nii.gz file. Axes become (slice, row, column), and the affine follows.
 
     which: its volume picks one of a 4-D file. Stored scaling is applied; value_range is the header's cal_min
-    and cal_max where stated. Where sform and qform are both set and differ, the sform counts, as in SPM and
+    and cal_max if stated. If sform and qform are both set and differ, the sform is used, as in SPM and
     dcm2niix, and a note says so. NaN is background (as SPM and FSL write it): black, counted in a note.
-    Raises InputError, which begins with `name`, for several volumes, complex voxels, infinity, wrong sizes.
+    Raises InputError, which starts with `name`, for several volumes, complex voxels, infinity, wrong sizes.
     """
     return guarded(lambda: _decode(data, name, which), name, "NIfTI")
 
 
 def guarded(work: Callable[[], Image], name: str, kind: str) -> Image:
-    """What `work` gives; its errors as one line that begins with the name."""
+    """The result of `work`; its errors become one line that starts with the name."""
     try:
         return work()
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(name) else f"{name}: {text}") from None
     except (zlib.error, struct.error, EOFError, ValueError, OverflowError):
-        raise InputError(f"{name}: truncated or damaged {kind}; expected a whole file") from None
+        raise InputError(f"{name}: truncated or damaged {kind}; expected a complete file") from None
 
 
 def _decode(data: bytes, name: str, which: Which) -> Image:
@@ -51,9 +51,7 @@ def _decode(data: bytes, name: str, which: Which) -> Image:
     start = unpacked(data, _HEADER_BYTES) if packed else data[:_HEADER_BYTES]
     header, is_pair = _header(start)
     if is_pair:
-        raise InputError(
-            "the header of a pair of files (.hdr and .img); expected to be named .hdr, beside .img"
-        )
+        raise InputError("the header of a pair of files; expected the name .hdr, beside .img")
     if int(header["intent_code"]) in CIFTI:
         raise InputError(
             "CIFTI: values along surfaces and parcels; expected a volume (wb_command separates it)"
@@ -64,12 +62,12 @@ def _decode(data: bytes, name: str, which: Which) -> Image:
     if packed:
         data = unpacked(data, size, whole=True)
     if not 352 <= offset <= size <= len(data):
-        raise InputError(f"a NIfTI of {len(data)} bytes that announces {size}; expected a whole file")
+        raise InputError(f"a NIfTI of {len(data)} bytes that announces {size}; expected a complete file")
     return _image(header, data, offset, name, which)
 
 
 def decode_pair(header: bytes, data: bytes, name: str, which: Which = ANY) -> Image:
-    """As decode, of the bytes of an .hdr and an .img file."""
+    """Like decode, for the bytes of an .hdr and an .img file."""
 
     def work() -> Image:
         parsed, is_pair = _header(header)
@@ -77,7 +75,7 @@ def decode_pair(header: bytes, data: bytes, name: str, which: Which = ANY) -> Im
         size = offset + int(np.prod(_shape(parsed), dtype=np.int64)) * parsed.get_data_dtype().itemsize
         if not 0 <= offset <= size <= len(data):
             raise InputError(
-                f"an .img of {len(data)} bytes where {size} are announced; expected a whole file"
+                f"an .img of {len(data)} bytes where {size} are announced; expected a complete file"
             )
         return _image(parsed, data, offset, name, which)
 
@@ -105,10 +103,10 @@ def _image(header: Any, data: bytes, offset: int, name: str, which: Which) -> Im
 
 
 def pick(more: tuple[int, ...], which: Which) -> tuple[int, tuple[str, ...]]:
-    """(which volume from 0, a note) of the axes after the third. Raises InputError where none is chosen."""
+    """(which volume from 0, a note) of the axes after the third. Raises InputError if none is chosen."""
     count = int(np.prod(more, dtype=np.int64))
     if which.series:
-        raise InputError("a series was chosen; expected that of DICOM only")
+        raise InputError("a series was chosen; expected that only for DICOM")
     if which.volume is None and count > 1:
         raise InputError(
             f"{count} volumes (axes after the third: {' x '.join(map(str, more))}); expected one: choose by "
@@ -121,7 +119,7 @@ def pick(more: tuple[int, ...], which: Which) -> tuple[int, tuple[str, ...]]:
 
 
 def without_nan(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The values with NaN as black (the smallest that is finite), and a note that counts them."""
+    """The values with NaN as black (the smallest finite value), and a note that counts them."""
     if values.dtype.kind != "f":
         return values, ()
     missing = np.isnan(values)
@@ -141,8 +139,8 @@ def without_nan(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def unpacked(data: bytes, size: int, *, whole: bool = False) -> bytes:
-    """At most `size` bytes of a gzip file (and the allowed padding), of several members too, as bgzip and
-    pigz write them (RFC 1952, 2.2); whole: to its end, checksums proven."""
+    """At most `size` bytes of a gzip file (and the allowed padding), also of several members, as bgzip and
+    pigz write them (RFC 1952, 2.2); whole: to its end, with checksums verified."""
     most = size + (MAX_TRAILING_BYTES if whole else 0)
     out, rest, is_whole = bytearray(), data, False
     while rest[:2] == b"\x1f\x8b" and len(out) < most:
@@ -153,13 +151,15 @@ def unpacked(data: bytes, size: int, *, whole: bool = False) -> bytes:
             break
     goes_on = len(out) >= most or rest[:2] == b"\x1f\x8b"
     if whole and (not is_whole or len(out) < size or rest[:2] == b"\x1f\x8b" and any(rest)):
-        came = "goes on after its announced end" if goes_on else f"ends after {len(out)} bytes"
-        raise InputError(f"a gzipped NIfTI that announces {size} bytes and {came}; expected a whole file")
+        received = "goes on after its announced end" if goes_on else f"ends after {len(out)} bytes"
+        raise InputError(
+            f"a gzipped NIfTI that announces {size} bytes and {received}; expected a complete file"
+        )
     return bytes(out)
 
 
 def _header(start: bytes) -> tuple[Any, bool]:
-    """(the header, whether its voxels lie in an .img file of their own)."""
+    """(the header, whether its voxels are in a separate .img file)."""
     import nibabel
 
     for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
@@ -175,11 +175,11 @@ def _header(start: bytes) -> tuple[Any, bool]:
                 raise InputError(f"damaged NIfTI header ({error}); expected a valid one") from None
             except (KeyError, ValueError):
                 raise InputError("damaged NIfTI header; expected a valid one") from None
-    raise InputError("no single-file NIfTI (magic n+1 or n+2); expected .nii or .nii.gz")
+    raise InputError("not a single-file NIfTI (magic n+1 or n+2); expected .nii or .nii.gz")
 
 
 def _shape(header: Any) -> tuple[int, ...]:
-    """Of three axes at least, all volumes within the limit together."""
+    """The shape: at least three axes, all volumes together within the limit."""
     try:
         shape = tuple(int(side) for side in header.get_data_shape())
     except Exception:
@@ -198,16 +198,16 @@ def _shape(header: Any) -> tuple[int, ...]:
 
 
 def _affine(header: Any) -> tuple[np.ndarray, str, tuple[str, ...]]:
-    """([4, 4] in millimetres and our axis order, its space of SPACES, notes); sform before qform. Where
-    neither is set: along the axes by the voxels' size, which says nothing on where the volume lies."""
+    """([4, 4] in millimetres and our axis order, its space of SPACES, notes); sform before qform. If
+    neither is set: along the axes by the voxels' size, which does not tell where the volume lies."""
     sform = header.get_sform() if header["sform_code"] > 0 else None
     try:
         qform = header.get_qform() if header["qform_code"] > 0 else None
-    except Exception:  # a quaternion that is none
+    except Exception:  # an invalid quaternion
         qform = None
     notes: tuple[str, ...] = ()
     if sform is not None and qform is not None and not np.allclose(sform, qform, atol=0.1):
-        notes = ("sform and qform differ: the sform counts",)
+        notes = ("sform and qform differ: the sform is used",)
     if sform is None and qform is None:
         affine, code = np.array(header.get_base_affine(), np.float64), 0
         notes = ("no geometry in the file (sform and qform code 0)",)
@@ -219,8 +219,8 @@ def _affine(header: Any) -> tuple[np.ndarray, str, tuple[str, ...]]:
 
 
 def _values(voxels: np.ndarray, header: Any) -> np.ndarray:
-    """[S, H, W] or [S, H, W, 3]: integers as they are where no scaling applies and a type of ours holds them,
-    else float32."""
+    """[S, H, W] or [S, H, W, 3]: integers unchanged if no scaling applies and one of our types holds them,
+    otherwise float32."""
     if voxels.dtype.kind == "V":
         return np.stack([voxels[channel] for channel in "RGB"], axis=-1)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
@@ -235,7 +235,7 @@ def _values(voxels: np.ndarray, header: Any) -> np.ndarray:
 
 
 def encode(image: Image) -> bytes:
-    """The bytes of a .nii file: RGB24 for colour, else the pixels as they are; sform and qform in mm."""
+    """The bytes of a .nii file: RGB24 for colour, otherwise the pixels unchanged; sform and qform in mm."""
     import nibabel
 
     if not image.is_volume or image.affine is None:
@@ -264,7 +264,7 @@ def encode(image: Image) -> bytes:
 
 
 def _say(header: Any, image: Image) -> None:
-    """What the volume is: in short in descrip (80 bytes), whole in an extension of comment (ecode 6)."""
+    """What the volume is: briefly in descrip (80 bytes), in full in a comment extension (ecode 6)."""
     from nibabel.nifti1 import Nifti1Extension
 
     lines = "\n".join(f"{keyword}: {text}" for keyword, text in image.label)
@@ -276,5 +276,5 @@ def _say(header: Any, image: Image) -> None:
 
 
 def encode_gz(image: Image) -> bytes:
-    """As encode, gzipped without a time stamp: the same volume gives the same bytes."""
+    """Like encode, gzipped without a time stamp: the same volume gives the same bytes."""
     return gzip.compress(encode(image), 6, mtime=0)

@@ -1,4 +1,4 @@
-"""The files of a folder and below, links followed: the one walk of `fuse` and `batch`."""
+"""The files of a folder and below, links followed: the walk of both `fuse` and `batch`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 3
 
 
 class Seen(Protocol):
-    """What a walk asks of a set of (device, inode)."""
+    """What a walk needs from a set of (device, inode)."""
 
     def __contains__(self, key: tuple[int, int]) -> bool: ...
 
@@ -22,7 +22,7 @@ class Seen(Protocol):
 
 
 class Names(list[str]):
-    """The first names of many and how many there are, for a message: of a million no more than these stay."""
+    """The first names and the count of many, for a message: even of a million, only these are kept."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,19 +36,19 @@ class Names(list[str]):
 
 @dataclass
 class Walk:
-    """files: in order of name. lost: what may have been a file of a series and cannot be read ("PATH: why").
-    passed: what is none (pipes, devices, links that lead round in a circle, a file met before)."""
+    """files: in order of name. lost: possible files of a series that cannot be read ("PATH: why"). passed:
+    others (pipes, devices, circular links, a file already visited)."""
 
     files: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
 
     def refuse_lost(self, root: str) -> None:
-        """Raises InputError where a file cannot be read: without it a volume would be shorter in silence."""
+        """Raises InputError if a file cannot be read: without it a volume would silently be shorter."""
         if self.lost:
             raise InputError(
                 f"{root}: {len(self.lost)} files cannot be read: {shown(self.lost)}; expected all files of "
-                "the folder (fetch what the links stand for, as by `datalad get` or `git annex get`)"
+                "the folder (fetch the targets of the links, as by `datalad get` or `git annex get`)"
             )
 
 
@@ -59,7 +59,7 @@ def shown(names: list[str]) -> str:
 
 
 def walk(root: str) -> Walk:
-    """Every regular file once, whatever links lead to it. Nothing is opened: a pipe would never answer."""
+    """Every regular file once, whatever links lead to it. Opens nothing: a pipe would block for ever."""
     found = Walk()
     found.files.extend(stream(root, found, set()))
     found.files.sort()
@@ -67,8 +67,8 @@ def walk(root: str) -> Walk:
 
 
 def stream(root: str, found: Walk, seen: Seen, part: tuple[int, int] = (1, 1)) -> Iterator[str]:
-    """The files of `walk` one by one, folder by folder, into `found` what is left out. Holds the names of one
-    folder per level. part: (I, N): of the entries of `root` every N-th from the I-th on."""
+    """The files of `walk` one by one, folder by folder; what is left out goes into `found`. Holds the names
+    of one folder per level. part: (I, N): every N-th entry of `root` from the I-th on."""
     for path, status in _entries(root, found, seen, part):
         key = (status.st_dev, status.st_ino)
         if not stat.S_ISREG(status.st_mode):
@@ -103,7 +103,7 @@ def _entries(
 
 
 def _names(folder: str, found: Walk, seen: Seen) -> list[str]:
-    """What lies in a folder, in order of name; nothing where it was read before or cannot be."""
+    """A folder's entries, in order of name; nothing if it was read before or is unreadable."""
     try:
         here = os.stat(folder)
         if (here.st_dev, here.st_ino) in seen:

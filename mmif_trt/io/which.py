@@ -10,7 +10,7 @@ from mmif_trt.image import InputError
 @dataclass(frozen=True)
 class Which:
     """series: the Series Instance UID, Series Number or Series Description of a DICOM series; "": there is
-    one. volume: of several volumes of a series or a 4-D file, from 1; None: there is one."""
+    only one. volume: which volume of a series or a 4-D file, from 1; None: there is only one."""
 
     series: str = ""
     volume: int | None = None

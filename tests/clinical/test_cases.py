@@ -110,7 +110,7 @@ def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path
     assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 1
     reports = {p.stem: json.loads(p.read_text()) for p in out.glob("*.json")}
     assert [reports[f"case00{i}"]["status"] for i in range(4)] == ["done", "failed", "done", "done"]
-    assert "expected a whole file" in reports["case001"]["message"]
+    assert "expected a complete file" in reports["case001"]["message"]
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
     (tmp_path / "bad.nii").write_bytes((tmp_path / "mri.nii").read_bytes())
     assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0

@@ -125,7 +125,7 @@ def test_shards_cover_every_pair_once(tmp_path: Path) -> None:
     assert sum(seen, []) == list(range(7)) and all(2 <= len(part) <= 3 for part in seen)
     with pytest.raises(InputError, match="shard 3 of 3; expected 0 to 2"):
         next(dali.read_pairs(files, files, shard=3, shards=3))
-    with pytest.raises(InputError, match="7 and 6 files; expected two lists of one length"):
+    with pytest.raises(InputError, match="7 and 6 files; expected two lists of equal length"):
         next(dali.read_pairs(files, files[1:]))
 
 

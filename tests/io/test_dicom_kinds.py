@@ -132,7 +132,7 @@ def test_frames_without_a_place_are_refused(tmp_path: Path, modality: str) -> No
     one.Modality, one.NumberOfFrames = modality, len(parts)
     one.PixelData = b"".join(part.PixelData for part in parts)
     one.SpacingBetweenSlices, one.ImageType = "5", ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
-    refused(write_series(tmp_path / "top", [one]), "9 frames without positions of their own")
+    refused(write_series(tmp_path / "top", [one]), "9 frames without their own positions")
     del one.ImagePositionPatient, one.ImageOrientationPatient
     refused(write_series(tmp_path / "none", [one]), "9 frames without a position")
 
@@ -332,7 +332,7 @@ def test_what_is_no_image_is_passed_over_and_counted(tmp_path: Path) -> None:
     said = " ".join(image.notes)
     for words in ("1 x DICOM directory (DICOMDIR)", "2 x Raw Data", "1 x Basic Text SR", "1 x Segmentation"):
         assert words in said, said
-    assert "1 files that are no DICOM" in said and "readme.txt" in said
+    assert "1 files that are not DICOM" in said and "readme.txt" in said
     with zipfile.ZipFile(tmp_path / "cd.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, path.name)
@@ -354,7 +354,7 @@ def test_links_are_followed_and_nothing_waits_for_a_pipe(tmp_path: Path) -> None
     image = mmif_trt.read(folder)
     is_the_head(image)
     said = " ".join(image.notes)
-    assert "loop: a link to itself" in said and "passed over" in said
+    assert "loop: a link to itself" in said and "ignored: " in said
     found = walk(str(folder))
     assert len(found.files) == 9 and any("pipe: a pipe" in line for line in found.passed)
     (folder / "gone.dcm").symlink_to(tmp_path / "nowhere")
@@ -367,11 +367,11 @@ def test_copies_of_an_instance_count_once_and_others_of_its_name_do_not(tmp_path
     shutil.copy(one, folder / "copy of it")
     image = mmif_trt.read(folder)
     is_the_head(image)
-    assert any("copies of an instance" in note and "copy of it" in note for note in image.notes)
+    assert any("duplicate instances" in note and "copy of it" in note for note in image.notes)
     dataset = pydicom.dcmread(one)
     dataset.PixelData = bytes(len(dataset.PixelData))
     (folder / "copy of it").write_bytes(encoded(dataset))
-    refused(folder, "one instance twice, with other pixels", "copy of it")
+    refused(folder, "the same instance twice, with different pixels", "copy of it")
 
 
 def test_gzipped_files_of_several_members_are_read(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_stream_that_the_first_codec_refuses_goes_to_the_next(
     monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {"first": fails, **good})
     is_the_head(mmif_trt.read(folder))
     monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {"first": fails})
-    refused(folder, "that no codec here decodes (RuntimeError): cut off, damaged")
+    refused(folder, "that no codec here decodes (RuntimeError): truncated, damaged")
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ BROKEN = {
     "slope": "rescale slope",
     "monochrome1": "MONOCHROME1",
     "empty": "without DICOM files",
-    "truncated": "announced: cut off",
+    "truncated": "announced: truncated",
 }
 
 
@@ -273,7 +273,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
         (gzip.compress(good)[:-6], "whole file"),
         (good[:-5], "announces"),
         (gzip.compress(good + b"\0" * (2 << 20)), "goes on after"),
-        (b"", "no single-file NIfTI"),
+        (b"", "not a single-file NIfTI"),
     ):
         with pytest.raises(InputError, match=words):
             nifti.decode(data, "x.nii")

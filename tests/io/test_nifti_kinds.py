@@ -138,7 +138,7 @@ def test_freesurfer(tmp_path: Path, suffix: str, dtype: Any) -> None:
     np.testing.assert_allclose(image.affine, AFFINE, atol=1e-3)
     assert image.space == "scanner" and image.data.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
     (tmp_path / f"y{suffix}").write_bytes((tmp_path / f"x{suffix}").read_bytes()[:2000])
-    refused(tmp_path / f"y{suffix}", "expected a whole file")
+    refused(tmp_path / f"y{suffix}", "expected a complete file")
     data = nibabel.MGHImage(values.T, ITS).to_bytes()
     huge = data[:4] + np.array([4096, 4096, 4096], ">i4").tobytes() + data[16:]
     (tmp_path / f"z{suffix}").write_bytes(gzip.compress(huge) if suffix == ".mgz" else huge)

@@ -18,8 +18,8 @@ REORDER = [2, 1, 0, 3]
 REFUSED = {
     "JPEG-lossy": "pixels of JPEG Extended (Process 2 and 4) in 12 bits that no codec here decodes",
     "JPEG2000-embedded-sequence-delimiter": "JPEG of 1024 x 3722445056 px",
-    "MR_truncated": "8130 bytes of pixels, 8192 announced: cut off",
-    "no_meta": "a stray byte before a bare data set; expected it without",
+    "MR_truncated": "8130 bytes of pixels, 8192 announced: truncated",
+    "no_meta": "a stray byte before a bare data set; expected none",
     "nested_priv_SQ": "pixel data without Rows and Columns",
     "UN_sequence": "neither Rows nor pixel data, no image",
     "empty_charset_LEI": "neither Rows nor pixel data, no image",

@@ -88,7 +88,7 @@ def test_images_listed_stand_for_their_frame(study: Path, tmp_path: Path) -> Non
     fused = mmif_trt.Fuser().fuse_volumes(a, b, volume.Options(registration=str(path)))
     np.testing.assert_allclose(fused.record["registration"]["matrix"], MOVEMENT, atol=1e-4)
     path = write_registration(tmp_path / "other.dcm", phantoms.FRAME, [([*uids, "1.2.3"], [BACK])])
-    with pytest.raises(InputError, match="says nothing on the frame of reference"):
+    with pytest.raises(InputError, match="does not mention the frame of reference"):
         mmif_trt.fuse(a, b, registration=path)
 
 

@@ -1,6 +1,7 @@
 """DICOM series to a volume: a folder, a zip, single files, enhanced multi-frame and NM, by pydicom.
 
-No message of this file quotes a value of the patient: what came is told by numbers, types and geometry.
+No message of this file quotes a value of the patient: it describes what it found by numbers, types and
+geometry.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from mmif_trt.io.which import ANY, Which
 
 privacy.patient_values_off()
 MAX_FILES = 20_000
-MAX_BYTES = 2 << 30  # of a series, and of what a zip or a deflated file unpacks to
+MAX_BYTES = 2 << 30  # of a series, and of an unpacked zip
 MAX_INFLATED_BYTES = 256 << 20  # pydicom takes about twice this
-HEAD_BYTES = 4096  # enough to see what a file is
+HEAD_BYTES = 4096  # enough to tell what a file is
 DEFLATED = "1.2.840.10008.1.2.1.99"
 ONE_OF = (
     ("patients", "PatientID"),
@@ -42,7 +43,8 @@ ONE_OF = (
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether a file begins as DICOM: with a preamble (PS3.10, 7.1), or as a bare data set of old exports."""
+    """Whether a file starts as DICOM: with a preamble (PS3.10, 7.1), or as a bare data set, as in old
+    exports."""
     return start[128:132] == b"DICM" or bare.is_bare(start)
 
 
@@ -65,8 +67,8 @@ def _unzip(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             size = sum(entry.file_size for entry in entries)
             if len(entries) > MAX_FILES or size > MAX_BYTES:
-                came = f"a zip of {len(entries)} files and {size} bytes"
-                raise InputError(f"{name}: {came}; expected {MAX_FILES} and {MAX_BYTES} at most")
+                received = f"a zip of {len(entries)} files and {size} bytes"
+                raise InputError(f"{name}: {received}; expected at most {MAX_FILES} and {MAX_BYTES}")
             for entry in entries:
                 with archive.open(entry) as file:
                     part = file.read(entry.file_size + 1)
@@ -76,12 +78,12 @@ def _unzip(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
                     yield entry.filename, part
     except InputError:
         raise
-    except Exception:  # zipfile raises whatever the bytes lead it to
-        raise InputError(f"{name}: a damaged or encrypted zip; expected a whole, plain one") from None
+    except Exception:  # zipfile may raise anything on bad bytes
+        raise InputError(f"{name}: a damaged or encrypted zip; expected an intact, unencrypted one") from None
 
 
 def read_folder(folder: str, which: Which = ANY) -> Image:
-    """The one image series that lies in a folder and below, links followed; or which is chosen."""
+    """The one image series in a folder and below, links followed; or the chosen one."""
     found, others, sums = [], [], dict[str, str]()
     total, kept = 0, walk(folder)
     kept.refuse_lost(folder)
@@ -98,25 +100,25 @@ def read_folder(folder: str, which: Which = ANY) -> Image:
         found.append(dataset)
         if total > MAX_BYTES:
             raise InputError(
-                f"{folder}: over {MAX_BYTES} bytes of DICOM; expected one series of that at most"
+                f"{folder}: over {MAX_BYTES} bytes of DICOM; expected one series within that limit"
             )
     if not found:
         raise InputError(f"{folder}: a folder without DICOM files; expected one with a series")
-    notes = [f"passed over: {shown(kept.passed)}"] if kept.passed else []
-    notes += [f"passed over, {len(others)} files that are no DICOM: {shown(others)}"] if others else []
+    notes = [f"ignored: {shown(kept.passed)}"] if kept.passed else []
+    notes += [f"ignored {len(others)} files that are not DICOM: {shown(others)}"] if others else []
     image = _chosen(found, folder, which)
     return replace(image, notes=(*image.notes, *notes), sha256=_sum(image, sums))
 
 
 def read_files(paths: list[str], name: str, which: Which = ANY) -> Image:
-    """The series that these DICOM files are. Raises InputError, OSError."""
+    """The series that these DICOM files form. Raises InputError, OSError."""
     parts = {path: content(path) for path in paths}
     image = series([parse(data or b"", path) for path, (data, _) in parts.items()], name, which)
     return replace(image, sha256=_sum(image, {path: digest for path, (_, digest) in parts.items()}))
 
 
 def _sum(image: Image, sums: dict[str, str]) -> str:
-    """Of the files that the image was made of."""
+    """SHA-256 of the files that the image was made of."""
     return one_sum(sums[str(dataset.filename)] for dataset in image.headers)
 
 
@@ -150,7 +152,7 @@ def begins_as_dicom(path: str) -> bool:
 
 
 def content(path: str) -> tuple[bytes | None, str]:
-    """(the bytes of a DICOM file, gunzipped; None for a file that is none, SHA-256 of the file as it lies).
+    """(the bytes of a DICOM file, gunzipped; None if it is not DICOM, SHA-256 of the file as stored).
     Raises OSError and InputError."""
     with open_regular(path) as file:
         start = file.read(HEAD_BYTES)
@@ -175,16 +177,19 @@ def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:
     except (struct.error, UnicodeDecodeError):
         uid = ""
     if not uid:
-        raise InputError(f"{name}: DICOM without a transfer syntax; expected a whole file")
+        raise InputError(f"{name}: DICOM without a transfer syntax; expected a complete file")
     return uid, at
 
 
 def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
-    """A pydicom dataset of a file, its `filename` set to `name`. A deflated bomb is refused unopened."""
+    """A pydicom dataset of a file, its `filename` set to `name`. Refuses a deflate bomb without unpacking
+    it."""
     if not is_dicom(data) and bare.is_bare(data[1:HEAD_BYTES]):
-        raise InputError(f"{name}: a stray byte before a bare data set; expected it without (tail -c +2)")
+        raise InputError(
+            f"{name}: a stray byte before a bare data set; expected none (remove it: tail -c +2)"
+        )
     if not is_dicom(data):
-        raise InputError(f"{name}: no DICOM file (no DICM at byte 128, no bare data set); expected PS3.10")
+        raise InputError(f"{name}: not a DICOM file (no DICM at byte 128, no bare data set); expected PS3.10")
     data = bare.with_preamble(data)
     uid, at = transfer_syntax(data, name)
     if uid == DEFLATED:
@@ -192,7 +197,7 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
         try:
             size = len(stream.decompress(data[at:], MAX_INFLATED_BYTES))
         except zlib.error:
-            raise InputError(f"{name}: damaged deflated DICOM; expected a whole file") from None
+            raise InputError(f"{name}: damaged deflated DICOM; expected a complete file") from None
         if not stream.eof and size >= MAX_INFLATED_BYTES:
             raise InputError(f"{name}: inflates to over {MAX_INFLATED_BYTES} bytes; expected fewer")
     import pydicom
@@ -202,7 +207,9 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
         dataset.filename = name
         return dataset
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a whole file") from None
+        raise InputError(
+            f"{name}: damaged DICOM ({type(error).__name__}); expected a complete file"
+        ) from None
 
 
 def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
@@ -213,7 +220,7 @@ def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
         text = str(error)
         raise InputError(text if text.startswith(name) else f"{name}: {text}") from None
     except MemoryError:
-        raise InputError(f"{name}: too large for the memory here; expected a smaller series") from None
+        raise InputError(f"{name}: too large for this machine's memory; expected a smaller series") from None
     except Exception as error:
         raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a valid series") from None
 
@@ -221,7 +228,9 @@ def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
 def _series(datasets: list[Any], name: str, which: Which) -> Image:
     _one_series(datasets)
     if missing := [dataset for dataset in datasets if "PixelData" not in dataset]:
-        what = "no pixel data (cut off?)" if "Rows" in missing[0] else "neither Rows nor pixel data, no image"
+        what = (
+            "no pixel data (truncated?)" if "Rows" in missing[0] else "neither Rows nor pixel data, no image"
+        )
         raise InputError(f"{missing[0].filename}: {what}; expected images")
     datasets, notes = _each_once(datasets)
     first = datasets[0]
@@ -239,7 +248,7 @@ def _series(datasets: list[Any], name: str, which: Which) -> Image:
         raise InputError("MONOCHROME1 (low is bright) in arbitrary units; expected MONOCHROME2")
     data = stacked.resampled(volume(ordered, factor))
     windows = [plane.window for plane in ordered if plane.window is not None]
-    # One window for all slices: what any slice shows, stays visible, and slices stay comparable.
+    # One window for all slices: what any slice shows stays visible, and slices stay comparable.
     limits = (min(w[0] for w in windows), max(w[1] for w in windows)) if windows and units is None else None
     headers = {id(plane.dataset): plane.dataset for plane in ordered}.values()
     return Image(
@@ -256,21 +265,22 @@ def _series(datasets: list[Any], name: str, which: Which) -> Image:
 
 
 def _one_series(datasets: list[Any]) -> None:
-    """Raises InputError where the files are of several series, which it names, or of several patients."""
+    """Raises InputError if the files are of several series, which it lists, or of several patients."""
     for label, keyword in ONE_OF:
         count = len({stored_text(dataset, keyword) for dataset in datasets})
         if count > 1:
-            came = f"{len(datasets)} DICOM files of {count} {label}"
+            received = f"{len(datasets)} DICOM files of {count} {label}"
             if label == "patients" or len({stored_text(x, "SeriesInstanceUID") for x in datasets}) == 1:
-                raise InputError(f"{came}; expected one series")
+                raise InputError(f"{received}; expected one series")
             raise InputError(
-                f"{came}: {objects.series_words(datasets)}; expected one series: choose by --series-a or "
+                f"{received}: {objects.series_words(datasets)}; expected one series: choose by --series-a or "
                 "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...))"
             )
 
 
 def _each_once(datasets: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
-    """(the instances, a note on copies). Raises InputError where two of one UID differ in their pixels."""
+    """(the instances, a note on copies). Raises InputError if two with the same UID differ in their
+    pixels."""
     kept: dict[str, Any] = {}
     copies = []
     for dataset in datasets:
@@ -280,17 +290,17 @@ def _each_once(datasets: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
             continue
         if other.PixelData != dataset.PixelData:
             raise InputError(
-                f"{other.filename} and {dataset.filename}: one instance twice, with other pixels; "
+                f"{other.filename} and {dataset.filename}: the same instance twice, with different pixels; "
                 "expected each slice once"
             )
         copies.append(str(dataset.filename))
-    notes = (f"copies of an instance that is there, passed over: {shown(copies)}",) if copies else ()
+    notes = (f"duplicate instances, ignored: {shown(copies)}",) if copies else ()
     return list(kept.values()), notes
 
 
 def _picture(dataset: Any, name: str) -> Image:
-    """An instance without geometry: one 2-D picture, rescaled, black and white by its window, else by its
-    bits. Raises InputError for several frames: nothing says where each lies."""
+    """An instance without geometry: one 2-D picture, rescaled, black and white by its window, otherwise by
+    its bits. Raises InputError for several frames, whose positions are unknown."""
     count = announced(dataset)[0]
     if count > 1:
         raise InputError(

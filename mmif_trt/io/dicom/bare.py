@@ -1,4 +1,4 @@
-"""DICOM without its wrapping: data sets without a PS3.10 preamble, and gzipped files."""
+"""Unusual DICOM files: data sets without a PS3.10 preamble, and gzipped files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_UNPACKED_BYTES = 2 << 30
 _IMPLICIT, _EXPLICIT, _BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 _LONG = {b"OB", b"OW", b"UN", b"UT", b"SQ", b"OF", b"OD", b"UC", b"UR"}
 _FIRST_GROUPS = (0x0002, 0x0008)
-_MOST = 1024  # bytes of a first element; of the data set's first ones none is longer
+_MOST = 1024  # bytes of an element at the start; none there is longer
 
 
 def is_packed(start: bytes) -> bool:
@@ -20,7 +20,7 @@ def is_packed(start: bytes) -> bool:
 
 
 def first_bytes(packed: bytes) -> bytes:
-    """What a gzipped file begins with; b"" where it is none."""
+    """The first bytes inside a gzipped file; b"" if it is not one."""
     try:
         return zlib.decompressobj(wbits=31).decompress(packed, 4096)
     except zlib.error:
@@ -28,7 +28,7 @@ def first_bytes(packed: bytes) -> bytes:
 
 
 def unpacked(data: bytes, name: str) -> bytes:
-    """A gzipped file unpacked, of several members too (RFC 1952, 2.2); others as they are."""
+    """A gzipped file unpacked, also of several members (RFC 1952, 2.2); others unchanged."""
     if not is_packed(data):
         return data
     out, rest = bytearray(), data
@@ -39,20 +39,20 @@ def unpacked(data: bytes, name: str) -> bytes:
             if len(out) > MAX_UNPACKED_BYTES:
                 raise InputError(f"{name}: unpacks to over {MAX_UNPACKED_BYTES} bytes; expected less")
             if not stream.eof:
-                raise InputError(f"{name}: a gzipped file that ends too soon; expected a whole one")
+                raise InputError(f"{name}: a truncated gzipped file; expected a complete one")
             rest = stream.unused_data
     except zlib.error:
-        raise InputError(f"{name}: a damaged gzipped file; expected a whole one") from None
+        raise InputError(f"{name}: a damaged gzipped file; expected an intact one") from None
     return bytes(out)
 
 
 def is_bare(start: bytes) -> bool:
-    """Whether bytes begin as a data set: two elements in order, the first of group 0002 or 0008."""
+    """Whether bytes start as a data set: two elements in order, the first of group 0002 or 0008."""
     return _syntax(start) != ""
 
 
 def with_preamble(data: bytes) -> bytes:
-    """A bare data set as a PS3.10 file, in the syntax that its first elements have; a file as it is."""
+    """A bare data set as a PS3.10 file, in the syntax of its first elements; a PS3.10 file unchanged."""
     if data[128:132] == b"DICM":
         return data
     head = bytes(128) + b"DICM"
@@ -64,7 +64,7 @@ def with_preamble(data: bytes) -> bytes:
 
 
 def _syntax(start: bytes) -> str:
-    """The transfer syntax that the first two elements are of, or ""."""
+    """The transfer syntax of the first two elements, or ""."""
     for uid, order in ((_EXPLICIT, "<"), (_IMPLICIT, "<"), (_BIG, ">")):
         at, tags = 0, list[tuple[int, int]]()
         try:

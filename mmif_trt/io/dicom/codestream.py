@@ -1,6 +1,6 @@
-"""What a compressed frame itself announces, before a codec allocates it.
+"""The size that a compressed frame itself announces, read before a codec allocates it.
 
-Codecs believe the stream, not DICOM's Rows and Columns, and a few bytes can announce 255 components of
+Codecs trust the stream, not DICOM's Rows and Columns, and a few bytes can announce 255 components of
 65535 x 65535 px.
 """
 
@@ -19,7 +19,7 @@ _MAX_RLE_GROWTH = 1.2  # PackBits never makes data longer by more than 1 in 128,
 
 
 def check(dataset: Any, count: int, rows: int, columns: int) -> None:
-    """Raises InputError where a frame of an encapsulated dataset is of another size than its header says."""
+    """Raises InputError if a frame of an encapsulated dataset differs in size from its header."""
     from pydicom.encaps import generate_frames
 
     samples = int(dataset.get("SamplesPerPixel", 1) or 1)
@@ -28,15 +28,15 @@ def check(dataset: Any, count: int, rows: int, columns: int) -> None:
     for frame in generate_frames(dataset.PixelData, number_of_frames=count):
         if syntax == RLE:
             if len(frame) > _MAX_RLE_GROWTH * raw + 1024:
-                came = f"{len(frame)} bytes of RLE for a frame of {raw}"
-                raise InputError(f"{dataset.filename}: {came}; expected a whole, valid file")
+                stream = f"{len(frame)} bytes of RLE for a frame of {raw}"
+                raise InputError(f"{dataset.filename}: {stream}; expected a complete, valid file")
             continue
         found = announced(frame)
         if found != (rows, columns, samples):
-            came = "no JPEG" if found is None else "JPEG of {} x {} px in {} channels".format(*found)
+            stream = "no JPEG" if found is None else "JPEG of {} x {} px in {} channels".format(*found)
             raise InputError(
-                f"{dataset.filename}: {came} in an image of {rows} x {columns} in {samples}; "
-                "expected one that agrees"
+                f"{dataset.filename}: {stream} in an image of {rows} x {columns} in {samples}; "
+                "expected one that matches"
             )
 
 
@@ -44,7 +44,7 @@ def announced(frame: bytes) -> tuple[int, int, int] | None:
     """(rows, columns, components) of a JPEG, JPEG-LS (T.81 B.2.2, T.87 C.2.2) or JPEG 2000 (T.800 A.5.1)
     stream; None for anything else."""
     try:
-        if frame.startswith(JP2):  # a whole JP2 file, as some write it: its codestream
+        if frame.startswith(JP2):  # a complete JP2 file, as some programs write: take its codestream
             frame = frame[frame.index(b"jp2c") + 4 :]
         if frame[:4] == b"\xff\x4f\xff\x51":
             right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)

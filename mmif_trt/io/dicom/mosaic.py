@@ -1,7 +1,7 @@
 """Siemens mosaics: the slices of a volume as the tiles of one 2-D picture, unpacked by the CSA header.
 
-Tiles run row by row from the top left, in a grid of ceil(sqrt(n)) a side. Image Position is that of a slice
-as large as the whole mosaic, about the middle of the first tile (the same rule as nibabel and dcm2niix have).
+Tiles run row by row from the top left, in a grid of ceil(sqrt(n)) per side. Image Position is that of a slice
+as large as the whole mosaic, around the centre of the first tile (the same rule as in nibabel and dcm2niix).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def tiles(
 ) -> Iterator[tuple[np.ndarray, tuple[slice, slice]]]:
     """(position LPS mm, (rows, columns) in the frame) of every slice. position, axes, step_mm: the mosaic's.
 
-    Raises InputError where the header does not say how many tiles there are, or which way they run.
+    Raises InputError if the header does not say how many tiles there are, or in which direction they run.
     """
     csa = _csa(dataset)
     count = _count(dataset, csa)
@@ -66,13 +66,13 @@ def tiles(
 
 
 def _csa(dataset: Any) -> dict[str, Any] | None:
-    # nibabel calls its DICOM readers experimental at each first import; the rule is held by our own tests.
+    # nibabel warns that its DICOM readers are experimental at first import; our own tests check the rule.
     warnings.filterwarnings("ignore", "The DICOM readers are highly experimental", UserWarning)
     from nibabel.nicom import csareader
 
     try:
         found: dict[str, Any] | None = csareader.get_csa_header(dataset, "image")
-    except Exception:  # its bytes may be anything
+    except Exception:  # its bytes may be arbitrary
         return None
     return found
 
@@ -83,7 +83,7 @@ def _tag(csa: dict[str, Any] | None, name: str) -> list[Any]:
 
 
 def _count(dataset: Any, csa: dict[str, Any] | None) -> int:
-    """How many tiles the header says there are; 0: it does not."""
+    """The number of tiles by the header; 0 if it does not say."""
     group, creator, element = _NUMBER
     try:
         return int(dataset.private_block(group, creator)[element].value)

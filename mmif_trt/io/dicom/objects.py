@@ -9,9 +9,9 @@ from typing import Any
 from mmif_trt.image import InputError
 
 ROOT = "1.2.840.10008.5.1.4.1.1"
-PRIVATE = r"1\.[23]\.[0-9.]{1,60}"  # as roots of vendors are; another text may be anything
+PRIVATE = r"1\.[23]\.[0-9.]{1,60}"  # the form of vendors' roots; any other text may be anything
 DIRECTORY = "1.2.840.10008.1.3.10"
-# Objects with pixels that are no picture of the body: what was drawn or computed on one.
+# Objects with pixels that do not show the body: they were drawn on or computed from a picture.
 DRAWN = {f"{ROOT}.{end}" for end in ("66.4", "66.5", "66.7", "481.2", "30")}
 
 
@@ -22,7 +22,7 @@ def sop_class(dataset: Any) -> str:
 
 
 def no_image(dataset: Any, header_only: bool = False) -> str:
-    """What an instance is that is no image ("Basic Text SR"); "" for an image, also one that was cut off.
+    """The kind of an instance that is not an image ("Basic Text SR"); "" for an image, also a truncated one.
     header_only: the pixels were not read."""
     uid = sop_class(dataset)
     pixels = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", *(["Rows"] if header_only else []))
@@ -43,7 +43,7 @@ def _name(uid: str) -> str:
 
 
 def images(datasets: list[Any], name: str) -> tuple[list[Any], tuple[str, ...]]:
-    """(the images, a note that counts what else there is). Raises InputError where there is no image."""
+    """(the images, a note that counts the other objects). Raises InputError if there is no image."""
     kinds = [no_image(dataset) for dataset in datasets]
     kept = [dataset for dataset, kind in zip(datasets, kinds, strict=True) if not kind]
     others = Counter(kind for kind in kinds if kind)
@@ -52,11 +52,11 @@ def images(datasets: list[Any], name: str) -> tuple[list[Any], tuple[str, ...]]:
     words = ", ".join(f"{count} x {kind}" for kind, count in sorted(others.items()))
     if not kept:
         raise InputError(f"{name}: {words}, no image; expected images (MR, CT, PET, NM)")
-    return kept, (f"passed over, no images: {words}",)
+    return kept, (f"ignored, not images: {words}",)
 
 
 def wanted(dataset: Any, series: str) -> bool:
-    """Whether `series` names the dataset's series: by its UID, its number or its description, in any case."""
+    """Whether `series` names the dataset's series by UID, number or description, in any case."""
     return series.strip().casefold() in {
         str(dataset.get(key) if dataset.get(key) is not None else "").strip().casefold()
         for key in ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription")
@@ -64,7 +64,7 @@ def wanted(dataset: Any, series: str) -> bool:
 
 
 def series_words(datasets: list[Any]) -> str:
-    """The series among datasets by number, description and count, as a user may choose them."""
+    """The series among datasets by number, description and count, for a user to choose from."""
     counts: Counter[str] = Counter(str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets)
     first = {str(dataset.get("SeriesInstanceUID", "")): dataset for dataset in reversed(datasets)}
     ordered = sorted(first.items(), key=lambda item: (_number(item[1]), item[0]))
@@ -74,7 +74,7 @@ def series_words(datasets: list[Any]) -> str:
 
 
 def title(dataset: Any) -> str:
-    """ "series 3 't1_mprage'"; the UID where neither number nor description is there."""
+    """ "series 3 't1_mprage'"; the UID if it has neither number nor description."""
     number, words = dataset.get("SeriesNumber"), str(dataset.get("SeriesDescription") or "").strip()
     if number is None and not words:
         return f"series {dataset.get('SeriesInstanceUID', '')}"

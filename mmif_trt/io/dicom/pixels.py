@@ -12,7 +12,7 @@ from mmif_trt.io.dicom import codestream
 if TYPE_CHECKING:
     from mmif_trt.io.dicom.planes import Plane
 
-# pydicom gives RGB for all of the last four; what is not here it would give unconverted.
+# pydicom returns RGB for all of the last four; any other it would return unconverted.
 PHOTOMETRIC = (
     "MONOCHROME1",
     "MONOCHROME2",
@@ -27,13 +27,13 @@ UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB
 
 
 def volume(planes: list[Plane], factor: float) -> np.ndarray:
-    """[S, H, W] float32 (uint8, uint16 where nothing is to be rescaled), or [S, H, W, 3] uint8.
+    """[S, H, W] float32 (uint8, uint16 if there is nothing to rescale), or [S, H, W, 3] uint8.
 
-    Rescaled by the Modality LUT (PS3.3 C.11.1): its table where there is one, else slope and intercept.
+    Rescaled by the Modality LUT (PS3.3 C.11.1): its table if there is one, otherwise slope and intercept.
     """
     voxels = sum(plane.size[0] * plane.size[1] for plane in planes)
     if voxels > MAX_VOXELS:
-        raise InputError(f"a series of {voxels} voxels; expected {MAX_VOXELS} at most")
+        raise InputError(f"a series of {voxels} voxels; expected at most {MAX_VOXELS}")
     plain = all(
         (plane.slope * factor, plane.intercept, plane.has_table) == (1.0, 0.0, False) for plane in planes
     )
@@ -68,8 +68,8 @@ def _rescaled(stored: np.ndarray, plane: Plane, factor: float) -> np.ndarray:
 
 
 def announced(dataset: Any) -> tuple[int, int, int]:
-    """(frames, rows, columns) of an instance. Raises InputError, before anything is allocated, where they are
-    none or more than a volume may have."""
+    """(frames, rows, columns) of an instance. Raises InputError, before allocating anything, if they are
+    missing or exceed the limit of a volume."""
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     rows, columns = int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
     bits = int(dataset.get("BitsAllocated", 0) or 0) * int(dataset.get("SamplesPerPixel", 1) or 1)
@@ -79,17 +79,17 @@ def announced(dataset: Any) -> tuple[int, int, int]:
     if not fits:
         raise InputError(
             f"{dataset.filename}: announces {count} x {rows} x {columns}; "
-            f"expected {MAX_VOXELS} voxels at most"
+            f"expected at most {MAX_VOXELS} voxels"
         )
     if not 0 < bits <= 64:
-        raise InputError(f"{dataset.filename}: announces {bits} bits per pixel; expected 64 at most")
+        raise InputError(f"{dataset.filename}: announces {bits} bits per pixel; expected at most 64")
     return count, rows, columns
 
 
 def frames(dataset: Any) -> np.ndarray:
     """[F, H, W] or [F, H, W, 3] stored values of an instance, decompressed; colour as RGB uint8.
 
-    Raises InputError, without a value of the header, where the pixels are cut off or cannot be decoded.
+    Raises InputError, quoting no header value, if the pixels are truncated or cannot be decoded.
     """
     from pydicom.pixels import apply_color_lut
 
@@ -97,49 +97,53 @@ def frames(dataset: Any) -> np.ndarray:
     colour = int(dataset.get("SamplesPerPixel", 1) or 1) > 1
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric not in PHOTOMETRIC:
-        came = photometric if photometric in UNCONVERTED else "missing or unknown"  # no free text of a header
+        received = (
+            photometric if photometric in UNCONVERTED else "missing or unknown"
+        )  # never free text from a header
         raise InputError(
-            f"{dataset.filename}: Photometric Interpretation {came}; expected {', '.join(PHOTOMETRIC)}"
+            f"{dataset.filename}: Photometric Interpretation {received}; expected {', '.join(PHOTOMETRIC)}"
         )
     try:
         if colour and int(dataset.BitsAllocated) != 8:
             raise InputError(f"{dataset.filename}: colour of {dataset.BitsAllocated} bits; expected 8")
-        pixels = _decoded(dataset, shape)  # YBR comes back as RGB
+        pixels = _decoded(dataset, shape)  # YBR is returned as RGB
         if photometric == "PALETTE COLOR":
             pixels, colour = _eight_bits(apply_color_lut(pixels, dataset), str(dataset.filename)), True
     except InputError:
         raise
-    except Exception as error:  # every codec raises what it likes
+    except Exception as error:  # codecs may raise anything
         raise InputError(f"{dataset.filename}: {_why_not(dataset, shape, error)}") from None
     if pixels.ndim == (3 if colour else 2):
         pixels = pixels[None]
     if pixels.shape[:3] != shape:
         raise InputError(
-            f"{dataset.filename}: {pixels.shape[:3]} pixels, {shape} announced; expected a whole file"
+            f"{dataset.filename}: {pixels.shape[:3]} pixels, {shape} announced; expected a complete file"
         )
     return pixels
 
 
 def _why_not(dataset: Any, shape: tuple[int, int, int], error: Exception) -> str:
-    """By sizes and names of ours: what a codec says may quote the file."""
+    """Only sizes and our own terms: a codec's message may quote the file."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         bits = int(dataset.get("BitsStored") or 0)
         return (
             f"pixels of {syntax.name} in {bits} bits that no codec here decodes ({type(error).__name__}): "
-            "cut off, damaged or of a kind they lack; expected a whole file, or an uncompressed copy "
+            "truncated, damaged or of an unsupported kind; expected a complete file, or an uncompressed copy "
             "(dcmdjpeg, gdcmconv --raw)"
         )
     samples = int(dataset.get("SamplesPerPixel", 1) or 1)
     size = int(np.prod(shape)) * samples * int(dataset.get("BitsAllocated") or 8) // 8
     if len(dataset.PixelData) < size:
-        return f"{len(dataset.PixelData)} bytes of pixels, {size} announced: cut off; expected a whole file"
-    return f"pixels that cannot be read ({type(error).__name__}); expected a valid header"
+        return (
+            f"{len(dataset.PixelData)} bytes of pixels, {size} announced: truncated; expected a complete file"
+        )
+    return f"unreadable pixels ({type(error).__name__}); expected a valid header"
 
 
 def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
-    """By the first codec that takes the stream: one may refuse 12 bits or a marker that another reads. Not by
-    gdcm: damaged pixels abort the process in it (found by tests/io/test_fuzz_volumes.py)."""
+    """By the first codec that accepts the stream: one may refuse 12 bits or a marker that another reads.
+    Never gdcm: damaged pixels abort the process in it (found by tests/io/test_fuzz_volumes.py)."""
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -170,6 +174,8 @@ def _eight_bits(rgb: np.ndarray, name: str) -> np.ndarray:
     """Palettes of 16 bits to 8, by their high byte (PS3.3 C.7.6.3.1.6)."""
     if rgb.dtype == np.uint8:
         return rgb
-    if 0 < rgb.max() < 256:  # an old writer's trap: 8-bit entries under a descriptor of 16 would be black
+    if (
+        0 < rgb.max() < 256
+    ):  # a fault of old writers: 8-bit entries under a 16-bit descriptor would look black
         raise InputError(f"{name}: a palette of 16 bits with entries under 256; expected 16-bit entries")
     return (rgb >> 8).astype(np.uint8)

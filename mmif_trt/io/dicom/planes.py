@@ -1,7 +1,7 @@
 """The frames of DICOM instances with their geometry and the meaning of their values.
 
-Functional groups first, everywhere: a value is looked for in the frame's own groups, the shared ones, the NM
-detector's, and only then at the top of the data set (PS3.3 C.7.6.16).
+A value is always searched first in the frame's own functional groups, then in the shared ones, the NM
+detector's, and last at the top of the data set (PS3.3 C.7.6.16).
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Look:
             numbers = np.array([])
         if numbers.shape != (count,) or not np.isfinite(numbers).all():
             raise InputError(
-                f"{self.name}: {keyword} is missing or no {count} numbers; expected a slice with geometry"
+                f"{self.name}: {keyword} is missing or not {count} numbers; expected a slice with geometry"
             )
         return numbers
 
     def number(self, sequence: str, keyword: str) -> float | None:
-        """Where it is a number above 0."""
+        """The value if it is a number above 0."""
         try:
             number = float(self.get(sequence, keyword))
         except (TypeError, ValueError):
@@ -93,7 +93,7 @@ def has_geometry(dataset: Any) -> bool:
 
 
 def planes(dataset: Any) -> Iterator[Plane]:
-    """The images of an instance with their geometry. Raises InputError where one has none."""
+    """The images of an instance with their geometry. Raises InputError if one has none."""
     count = announced(dataset)[0]
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if groups and len(groups) != count:
@@ -150,26 +150,26 @@ def meaning(dataset: Any, look: Look) -> dict[str, Any]:
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         raise InputError(
-            f"{dataset.filename}: rescale slope {slope}, intercept {intercept}; expected a slope not 0"
+            f"{dataset.filename}: rescale slope {slope}, intercept {intercept}; expected a nonzero slope"
         )
     kind = str(look.get(_TRANSFORMATION, "RescaleType") or "") or _real_world(look)
     return {"slope": slope, "intercept": intercept, "unit": kind, "has_table": False, "window": window}
 
 
 def _real_world(look: Look) -> str:
-    """The unit of a Real World Value Mapping (PS3.3 C.7.6.16.2.11), where no Rescale Type states one."""
+    """The unit of a Real World Value Mapping (PS3.3 C.7.6.16.2.11), if no Rescale Type states one."""
     codes = look.get("RealWorldValueMappingSequence", "MeasurementUnitsCodeSequence") or []
     code = str(codes[0].get("CodeValue") or "") if codes else ""
     return "HU" if code == "[hnsf'U]" else code
 
 
 def _nm_step(dataset: Any, plane: Plane) -> np.ndarray:
-    """From slice to slice of a reconstructed NM volume (PS3.3 C.8.4.15): along the normal, sign kept."""
+    """Step between slices of a reconstructed NM volume (PS3.3 C.8.4.15): along the normal, with its sign."""
     kind = list(dataset.get("ImageType", []))
     count = int(dataset.NumberOfFrames)
     if str(dataset.get("SOPClassUID")) != NM or "RECON TOMO" not in kind:
         raise InputError(
-            f"{dataset.filename}: {count} frames without positions of their own (no functional groups); "
+            f"{dataset.filename}: {count} frames without their own positions (no functional groups); "
             "expected an enhanced multi-frame, or NM of type RECON TOMO"
         )
     spacing = dataset.get("SpacingBetweenSlices")
@@ -182,7 +182,7 @@ def _nm_step(dataset: Any, plane: Plane) -> np.ndarray:
 
 
 def _nm_slice(dataset: Any, frame: int) -> int:
-    """Which slice, from 0, a frame is: by the Slice Vector (PS3.3 C.8.4.8); without one, in their order."""
+    """The slice, from 0, of each frame: by the Slice Vector (PS3.3 C.8.4.8); without one, in file order."""
     vector = dataset.get("SliceVector")
     if vector is None:
         return frame

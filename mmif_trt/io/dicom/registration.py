@@ -1,4 +1,5 @@
-"""DICOM Spatial Registration (PS3.3 C.20.2): where one frame of reference lies in another, by pydicom."""
+"""DICOM Spatial Registration (PS3.3 C.20.2): the position of one frame of reference in another, by
+pydicom."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.1"
 
 @dataclass(frozen=True)
 class Side:
-    """What a registration may know an image by. name: for messages."""
+    """How a registration may refer to an image. name: for messages."""
 
     name: str
     frame: str | None
@@ -34,8 +35,8 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
 
     Its items each lead from one frame of reference, or from the images they list, into the frame that the
     instance itself names: a's, then b's backwards (equation C.20.2-3). Rigid, scaled and affine matrices are
-    taken as they are. Raises InputError for another SOP class (deformable ones too), another patient, a frame
-    of which the file says nothing or two things, and a matrix that turns left into right or flattens space.
+    used unchanged. Raises InputError for another SOP class (deformable ones too), another patient, a frame
+    that the file does not mention or contradicts itself on, and a matrix that mirrors or flattens space.
     """
     dataset = dicom.parse(data, name, pixels=False)
     try:
@@ -50,7 +51,9 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
     except InputError:
         raise
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a whole file") from None
+        raise InputError(
+            f"{name}: damaged DICOM ({type(error).__name__}); expected a complete file"
+        ) from None
     return RAS_LPS @ np.linalg.inv(into_b) @ into_a @ RAS_LPS, words
 
 
@@ -69,7 +72,7 @@ def _into_registered(dataset: Any, name: str, side: Side) -> np.ndarray:
         return np.eye(4)
     if not found:
         raise InputError(
-            f"{name}: says nothing on the frame of reference of {side.name}; expected one of both sources"
+            f"{name}: does not mention the frame of reference of {side.name}; expected that of both sources"
         )
     if any(not np.allclose(matrix, found[0], atol=1e-6) for matrix in found):
         raise InputError(f"{name}: several matrices for {side.name}; expected one per frame")
@@ -84,12 +87,14 @@ def _is_of(item: Any, side: Side) -> bool:
 
 
 def _product(item: Any, name: str) -> np.ndarray:
-    """The matrices of one item, multiplied in their order (equation C.20.2-2)."""
+    """The matrices of one item, multiplied in order (equation C.20.2-2)."""
     product = np.eye(4)
     for part in item.MatrixRegistrationSequence[0].MatrixSequence:
         values = np.array([float(x) for x in part.FrameOfReferenceTransformationMatrix])
         if values.shape != (16,) or not np.isfinite(values).all() or (values[12:] != (0, 0, 0, 1)).any():
-            raise InputError(f"{name}: a matrix that is no [4, 4] of homogeneous coordinates; expected one")
+            raise InputError(
+                f"{name}: a matrix that is not a [4, 4] of homogeneous coordinates; expected one"
+            )
         product = product @ values.reshape(4, 4)
     stretch = np.linalg.svd(product[:3, :3], compute_uv=False)
     if np.linalg.det(product[:3, :3]) <= 0 or stretch.min() < 0.5 or stretch.max() > 2:

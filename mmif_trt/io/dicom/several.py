@@ -1,4 +1,4 @@
-"""Several volumes in one series: what varies between them, in words, and the choice of one."""
+"""Several volumes in one series: what varies between them, and the choice of one."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ Value = float | str | tuple[float, ...] | None
 
 @dataclass(frozen=True)
 class Part:
-    """One of the volumes. words: what sets it apart."""
+    """One of the volumes. words: what distinguishes it."""
 
     words: str
     planes: list[Plane]
 
 
 def choose(planes: list[Plane], number: int | None) -> tuple[list[Plane], tuple[str, ...]]:
-    """(the planes of one volume, a note where it was chosen). number: which, from 1; None: there must be one.
+    """(the planes of one volume, a note if it was chosen). number: which, from 1; None: there must be one.
 
-    Raises InputError that says what varies, how often, and which volumes there are to choose from.
+    Raises InputError that says what varies, how often, and which volumes exist.
     """
-    parts, came = _split(planes)
+    parts, found = _split(planes)
     if number is None:
         if len(parts) == 1:
             return planes, ()
@@ -48,7 +48,7 @@ def choose(planes: list[Plane], number: int | None) -> tuple[list[Plane], tuple[
         )
         more = f"; and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
         raise InputError(
-            f"{came}; expected one volume: choose by --volume-a or --volume-b N "
+            f"{found}; expected one volume: choose by --volume-a or --volume-b N "
             f"(Python: read(path, volume=N)) from {listed}{more}"
         )
     if not 1 <= number <= len(parts):
@@ -60,14 +60,14 @@ def choose(planes: list[Plane], number: int | None) -> tuple[list[Plane], tuple[
 
 
 def _split(planes: list[Plane]) -> tuple[list[Part], str]:
-    """The volumes, and in words why there are several."""
+    """The volumes, and why there are several."""
     grids = _by(planes, _grid)
     parts, words = list[Part](), list[str]()
     for number, group in enumerate(grids, 1):
-        inner, came = _at_places(group)
+        inner, why = _at_places(group)
         prefix = f"grid {number} of {len(grids)}" if len(grids) > 1 else ""
         parts += [Part(", ".join(x for x in (prefix, part.words) if x), part.planes) for part in inner]
-        words += [came] if came else []
+        words += [why] if why else []
     if len(grids) > 1:
         words.insert(0, f"{_what_is_mixed(planes)}: {len(planes)} images in {len(grids)} grids")
     return parts, "; ".join(words[:3])
@@ -95,11 +95,11 @@ def _by(planes: list[Plane], key: Callable[[Plane], Any]) -> list[list[Plane]]:
 
 
 def _near(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return float(np.abs(np.subtract(one, other)).max()) <= 0.0101  # rounding must not part what is the same
+    return float(np.abs(np.subtract(one, other)).max()) <= 0.0101  # rounding must not separate equal values
 
 
 def _at_places(planes: list[Plane]) -> tuple[list[Part], str]:
-    """Of images on one grid: one volume where each lies at a place of its own."""
+    """The volumes of images on one grid: one if all positions are distinct."""
     normal = np.cross(planes[0].axes[:3], planes[0].axes[3:])
     along = np.array([plane.position @ normal for plane in planes])
     order = np.argsort(along, kind="stable")
@@ -146,7 +146,7 @@ def _plain(value: Value) -> str:
         return "none"
     if isinstance(value, tuple):
         return "(" + " ".join(f"{x:g}" for x in value) + ")"
-    if isinstance(value, str):  # no free text of a header
+    if isinstance(value, str):  # never free text from a header
         return value if set(value.split("_")) <= KINDS else "another"
     return f"{value:g}"
 
@@ -158,10 +158,10 @@ def _words(name: str, value: Value) -> str:
 def _what_varies(
     planes: list[Plane], places: np.ndarray, most: int
 ) -> tuple[tuple[str, ...], list[tuple[Value, ...]]]:
-    """(what of ATTRIBUTES tells the images of one place apart, its values of every image).
+    """(which of ATTRIBUTES distinguishes the images at one place, its value for every image).
 
-    That which makes whole volumes: one value for every place. One attribute before two; where none does, the
-    order of the images at their place by instance and frame number.
+    The one that gives complete volumes: each value once per place. One attribute before two; if none does,
+    the order of the images at their place by instance and frame number.
     """
     table = {name: [_value(read, plane) for plane in planes] for name, read in ATTRIBUTES.items()}
     varying = [name for name, values in table.items() if len(set(values)) > 1]
@@ -218,7 +218,7 @@ def _b_value(plane: Plane) -> Any:
     for read in (
         _private(0x0019, "SIEMENS MR HEADER", 0x0C),
         _private(0x2001, "Philips Imaging DD 001", 0x03),
-        lambda plane: float(_private(0x0043, "GEMS_PARM_01", 0x39)(plane)[0]) % 1e6,  # 1e9 is added to some
+        lambda plane: float(_private(0x0043, "GEMS_PARM_01", 0x39)(plane)[0]) % 1e6,  # some have 1e9 added
     ):
         found = _value(read, plane)
         if found is not None:

@@ -1,4 +1,4 @@
-"""Planes to a grid: their order and affine by geometry alone, also of a head CT in blocks of two pitches."""
+"""Planes to a grid: order and affine from geometry alone, also for a head CT in blocks of two pitches."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mmif_trt.image import RAS_LPS, InputError
 from mmif_trt.io.dicom.planes import Plane
 
 TOLERANCE_MM = 0.1
-THIN = 2.0  # slices further apart than this many thicknesses leave most of the body out
-FINEST = 8  # a grid for uneven slices divides their smallest gap by this at most
-MAX_GROWTH = 8  # and has so many times their number at most
+THIN = 2.0  # slices further apart than this many thicknesses miss most of the body
+FINEST = 8  # a grid for uneven slices divides their smallest gap by at most this
+MAX_GROWTH = 8  # and has at most this many times their number
 
 
 @dataclass(frozen=True)
 class Stack:
     """order: of the planes along their normal. affine: [4, 4] (slice, row, column) to RAS+ mm.
-    between: [S] where each slice of the grid lies, counted in ordered planes, of slices that are not evenly
-    spaced; else None."""
+    between: [S] the position of each grid slice, counted in ordered planes, if those are unevenly spaced;
+    otherwise None."""
 
     order: list[int]
     affine: np.ndarray
@@ -27,7 +27,7 @@ class Stack:
     between: np.ndarray | None = None
 
     def resampled(self, data: np.ndarray) -> np.ndarray:
-        """[S, ...] on the grid: linear between the two slices around each place."""
+        """[S, ...] on the grid: linear interpolation between the two slices around each place."""
         if self.between is None:
             return data
         low = np.clip(np.floor(self.between).astype(int), 0, len(data) - 2)
@@ -39,18 +39,18 @@ class Stack:
 
 
 def stack(planes: list[Plane]) -> Stack:
-    """Planes on one grid, each at a place of its own (see several.choose), to a volume.
+    """Planes on one grid at distinct positions (see several.choose) to a volume.
 
     A steady shift across the normal (gantry tilt) stays in the affine as a shear. Two or more blocks of
-    different pitch become one even grid (Stack.between). Raises InputError for gaps, and for axes that are
-    not orthonormal.
+    different pitch are resampled to one even grid (Stack.between). Raises InputError for gaps, and for axes
+    that are not orthonormal.
     """
     first = planes[0]
     row, column = first.axes[:3], first.axes[3:]
     lengths = [abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)]
     if not max(lengths) < 1e-2 or not min(first.step_mm) > 0:
         raise InputError(
-            "ImageOrientationPatient or PixelSpacing of no right-angled grid; expected a real one"
+            "ImageOrientationPatient or PixelSpacing is not of a right-angled grid; expected one that is"
         )
     if any(np.abs(plane.axes - first.axes).max() > 1e-3 for plane in planes):
         raise InputError("mixed orientations (a localizer?); expected one stack of parallel slices")
@@ -73,7 +73,7 @@ def stack(planes: list[Plane]) -> Stack:
 
 
 def _one_slice(plane: Plane, normal: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The slab that a single slice covers is its thickness; what lies between slices says nothing of it."""
+    """A single slice covers its thickness; the spacing between slices does not tell it."""
     if plane.thickness_mm is not None:
         return normal * plane.thickness_mm, (f"one slice of {plane.thickness_mm:g} mm",)
     if plane.between_mm is None:
@@ -92,7 +92,7 @@ def _steps(
     places = np.array([plane.position for plane in planes])
     line = (places[-1] - places[0]) / (along[-1] - along[0])  # of 1 mm along the normal
     if np.abs(places - (places[0] + (along - along[0])[:, None] * line)).max() > 2 * tolerance:
-        raise InputError("slices that do not lie on one line; expected a straight stack")
+        raise InputError("slices that are not on one line; expected a straight stack")
     notes = list[str]()
     tilt = float(np.degrees(np.arccos(np.clip(line @ normal / np.linalg.norm(line), -1, 1))))
     if tilt > 0.1:
@@ -104,7 +104,7 @@ def _steps(
     if runs is None or _numbers_missing(planes, gaps):
         worst = float(gaps[np.abs(gaps - pitch).argmax()])
         raise InputError(
-            f"missing slices: {worst:.2f} mm where the pitch is {pitch:.2f} mm; expected a whole series"
+            f"missing slices: {worst:.2f} mm where the pitch is {pitch:.2f} mm; expected a complete series"
         )
     even, between = _even(along)
     words = ", then ".join(f"{count + 1} slices {mm:.4g} mm apart" for mm, count in runs)
@@ -123,9 +123,9 @@ def _thinned(planes: list[Plane], pitch: float) -> list[str]:
 
 
 def _blocks(gaps: np.ndarray, tolerance: float) -> list[tuple[float, int]] | None:
-    """(pitch, gaps) of every block; None where a gap stands alone, as a missing slice leaves it.
+    """(pitch, gaps) of every block; None if a gap stands alone, as after a missing slice.
 
-    Between two blocks one gap may be of neither pitch, if it is no longer than the longer one.
+    Between two blocks one gap may differ from both pitches, if it is no longer than the longer one.
     """
     runs: list[list[float]] = []
     for gap in gaps:
@@ -147,7 +147,7 @@ def _blocks(gaps: np.ndarray, tolerance: float) -> list[tuple[float, int]] | Non
 
 
 def _numbers_missing(planes: list[Plane], gaps: np.ndarray) -> bool:
-    """Whether Instance Numbers that count the slices leave some out where the gaps are wide."""
+    """Whether Instance Numbers that count the slices skip some where the gaps are wide."""
     try:
         numbers = np.array([int(plane.dataset.InstanceNumber) for plane in planes])
     except (AttributeError, TypeError, ValueError):
@@ -158,7 +158,8 @@ def _numbers_missing(planes: list[Plane], gaps: np.ndarray) -> bool:
 
 
 def _even(along: np.ndarray) -> tuple[float, np.ndarray]:
-    """(pitch of the coarsest even grid that meets every slice, or else the finest allowed; Stack.between)."""
+    """(pitch of the coarsest even grid that meets every slice, otherwise the finest allowed;
+    Stack.between)."""
     length, smallest = float(along[-1] - along[0]), float(np.diff(along).min())
     for parts in range(1, FINEST + 1):
         steps = round(length / (smallest / parts))

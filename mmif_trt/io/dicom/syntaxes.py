@@ -1,4 +1,4 @@
-"""The transfer syntaxes whose pixels can be read here: what the node offers, and what a file may have."""
+"""The transfer syntaxes whose pixels can be read here: those that the node offers and a file may have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NOT_USED = "gdcm"  # see stack._codec
 
 
 def readable() -> list[Any]:
-    """pydicom UIDs, as the installed codecs have it: uncompressed ones first, then by number."""
+    """pydicom UIDs that the installed codecs support: uncompressed ones first, then by number."""
     from pydicom import uid
     from pydicom.pixels import get_decoder
 

@@ -10,15 +10,15 @@ import numpy as np
 from mmif_trt.image import InputError
 
 MODALITY = {"MR": "mri", "CT": "ct", "PT": "pet", "NM": "spect"}
-MIN_DOSE_BQ = 1e6  # less is no adult dose but one written in MBq, a known vendor trap
-MAX_WEIGHT_KG = 500.0  # more was written in grams
+MIN_DOSE_BQ = 1e6  # less is not an adult dose, but one written in MBq, a known vendor fault
+MAX_WEIGHT_KG = 500.0  # more must be in grams
 MAX_DELAY_S = 86_400.0
-# (7053,xx00): from rescaled counts to SUVbw; (7053,xx09): to Bq/ml, where the first is missing (QIBA).
+# (7053,xx00): from rescaled counts to SUVbw; (7053,xx09): to Bq/ml, if the first is missing (QIBA).
 PHILIPS, PHILIPS_GROUP, PHILIPS_SUV, PHILIPS_BQML = "Philips PET Private Group", 0x7053, 0x00, 0x09
 ONE_OF = ("Units", "SUVType", "DecayCorrection", "PatientWeight")  # of a PET series
 
 
-# Defined terms that a message may quote (PS3.3 C.8.9.1, C.11.1.1.2); any other text may be a patient's.
+# Defined terms that a message may quote (PS3.3 C.8.9.1, C.11.1.1.2); any other text may identify a patient.
 # fmt: off
 TERMS = {
     "HU", "US", "OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "CNTS", "NONE", "CM2", "CM2ML", "PCNT",
@@ -36,10 +36,10 @@ def term(value: Any) -> str:
 
 def units(datasets: list[Any], rescaled: str) -> tuple[str | None, float, tuple[str, ...]]:
     """(units, factor to apply to the rescaled values, notes) of one series. rescaled: its Rescale Type, see
-    planes.meaning; "" where the header has none.
+    planes.meaning; "" if the header has none.
 
-    CT: HU, unless Rescale Type says otherwise. PET: SUVbw where it can be computed by the rules of the QIBA
-    FDG-PET/CT profile, else the stored unit, with a note that says why. Others: None, arbitrary.
+    CT: HU, unless Rescale Type says otherwise. PET: SUVbw if it can be computed by the rules of the QIBA
+    FDG-PET/CT profile, otherwise the stored unit, with a note that says why. Others: None, arbitrary.
     """
     dataset = datasets[0]
     modality = dataset.get("Modality")
@@ -81,11 +81,11 @@ def units(datasets: list[Any], rescaled: str) -> tuple[str | None, float, tuple[
 
 
 def suv_factor(datasets: list[Any]) -> float:
-    """g/ml for 1 Bq/ml: weight_g / (dose decayed to the time that the image is corrected to).
+    """g/ml for 1 Bq/ml: weight_g / (dose decayed to the time to which the image is corrected).
 
     Decay Correction START: images are corrected to the scan's start, which is the series time, or the first
-    acquisition time where post-processing gave the series a later one. ADMIN: corrected to the injection, the
-    dose as it was. Raises InputError (no patient value in it) where the header does not allow SUVbw.
+    acquisition time if post-processing gave the series a later one. ADMIN: corrected to the injection, with
+    the full dose. Raises InputError (without patient values) if the header does not allow SUVbw.
     """
     dataset = datasets[0]
     corrected = {str(item) for item in _values(dataset.get("CorrectedImage"))}
@@ -124,7 +124,9 @@ def _scan_start(dataset: Any) -> datetime:
 def _injection(start: datetime, dose: Any) -> datetime:
     stamp = str(dose.get("RadiopharmaceuticalStartDateTime") or "").split("+")[0].split("-")[0]
     moment = _moment(stamp[:8], stamp[8:]) if len(stamp) >= 12 else None
-    if moment is None:  # time only: the day of the scan, or the day before where that would be later
+    if (
+        moment is None
+    ):  # time only: the day of the scan, or the day before if that would be later than the scan
         moment = _moment(start.strftime("%Y%m%d"), dose.get("RadiopharmaceuticalStartTime"))
         if moment is not None and moment > start:
             moment -= timedelta(days=1)
@@ -153,7 +155,8 @@ def _number(dataset: Any, keyword: str, words: str) -> float:
 
 
 def _philips_factor(datasets: list[Any], element: int) -> float | None:
-    """The private factor where every slice has it; one for all, else InputError. Some write 0 for "none"."""
+    """The private factor if every slice has it, and the same one, otherwise InputError. Some write 0 for
+    "none"."""
     found = set()
     for dataset in datasets:
         try:

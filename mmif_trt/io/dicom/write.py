@@ -1,9 +1,9 @@
 """A fused volume as DICOM: one multi-frame Secondary Capture in the study of its sources, by pydicom.
 
-Why this SOP class: colour with the geometry of every frame is in its IOD (Multi-frame True Color SC has the
-Pixel Measures, Plane Position and Plane Orientation macros), single-frame SC has no plane of its own, and no
-modality's own class allows RGB. One instance also means that a series is whole or not there at all. CT
-without a palette is grey: Multi-frame Grayscale Word SC.
+Why this SOP class: its IOD allows colour with the geometry of every frame (Multi-frame True Color SC has the
+Pixel Measures, Plane Position and Plane Orientation macros), single-frame SC has no plane, and no modality's
+own class allows RGB. One instance also means that a series is never incomplete. CT without a palette is grey:
+Multi-frame Grayscale Word SC.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GREY_SC = "1.2.840.10008.5.1.4.1.1.7.3"
 LABEL = "RESEARCH USE ONLY"
 MARK = "mmif_trt fusion - research use only, not for diagnosis"
 SERIES_NUMBER = 9000  # plus that of a
-# Patient, study and clinical context, as they are in the source (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
+# Patient, study and clinical context, unchanged from the source (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
 KEPT = (
     "SpecificCharacterSet",
     "PatientName",
@@ -69,10 +69,10 @@ def derived(
     """The dataset of `image`, a volume in display order: RGB uint8 or grey uint16.
 
     sources: the headers of every source instance, those of the one whose patient and study are kept first.
-    description: of the series. derivation: Derivation Description, what was done in words. sources_sha256: of
-    the source files, in words. burn_in: write MARK into the pixels. UIDs are new, and the same for the same
-    sources, words and weights: a run that is repeated after a crash makes no second series. Raises InputError
-    where no source is DICOM.
+    description: of the series. derivation: Derivation Description, what was done. sources_sha256: of the
+    source files, as text. burn_in: write MARK into the pixels. UIDs are new, but the same for the same
+    sources, texts and weights: a run repeated after a crash makes no second series. Raises InputError if no
+    source is DICOM.
     """
     if not sources:
         raise InputError(
@@ -107,10 +107,10 @@ def derived(
 
 
 def as_stored(dataset: Any, keyword: str) -> Any:
-    """An element of text with its bytes as they were read, for a dataset of explicit VR; None where it is not
-    there. They stay undecoded: what is not of the declared character set would come out as other bytes.
+    """A text element with its bytes as read, for a dataset of explicit VR; None if absent. The bytes stay
+    undecoded: decoding would replace those outside the declared character set.
 
-    Raises ValueError for a value that is no text.
+    Raises ValueError for a value that is not text.
     """
     from pydicom.datadict import dictionary_VR
 
@@ -119,14 +119,14 @@ def as_stored(dataset: Any, keyword: str) -> Any:
         return element
     vr = element.VR if element.VR not in (None, "UN") else dictionary_VR(element.tag)
     value = element.value or b""
-    if vr not in TEXT or len(value) > 65_534:  # whose length has 16 bits
+    if vr not in TEXT or len(value) > 65_534:  # a 16-bit length
         raise ValueError(keyword)
     return element._replace(VR=vr, length=len(value), value=value, is_implicit_VR=False)
 
 
 def keep_bytes(dataset: Any) -> None:
-    """Tells pydicom that the dataset is of explicit little endian already, in its own character set: then
-    what was read and not decoded since is written byte for byte."""
+    """Tells pydicom that the dataset is already explicit little endian, in its own character set: then
+    elements that were read and not decoded are written byte for byte."""
     dataset.set_original_encoding(False, True, dataset._character_set)
 
 
@@ -266,7 +266,7 @@ def _geometry(dataset: Any, image: Image) -> None:
 
 
 def _decimal(value: float) -> str:
-    """A DS of 16 characters at most; minus zero is zero."""
+    """A DS of at most 16 characters; minus zero is zero."""
     return f"{float(value) + 0.0:.10f}"[:16].rstrip("0").rstrip(".") if abs(value) > 1e-10 else "0"
 
 
@@ -297,7 +297,7 @@ def _pixels(dataset: Any, image: Image, burn_in: bool) -> None:
 
 
 def marked(plane: np.ndarray) -> np.ndarray:
-    """A copy with LABEL at the bottom, white on black; word under word where a slice is narrow."""
+    """A copy with LABEL at the bottom, white on black; one word per line if a slice is narrow."""
     out = np.ascontiguousarray(plane).copy()
     height, width = out.shape[:2]
     font, white = cv2.FONT_HERSHEY_PLAIN, float(np.iinfo(out.dtype).max)

@@ -1,9 +1,9 @@
-"""PNG, TIFF, JPEG and JPEG 2000 between bytes and pixels: the whole picture or an InputError.
+"""PNG, TIFF, JPEG and JPEG 2000 between bytes and pixels: the complete picture or an InputError.
 
-OpenCV alone returns a cropped PNG, a JPEG with a grey lower half or a TIFF without its alpha, and says so on
-stderr at most. So png.py, tiff.py and jpeg.py first check what their format can prove: announced size, kind
-of pixels, lengths, checksums. What no check can see: bits that flipped inside the data of a JPEG, TIFF or
-JPEG 2000, which carry no checksum. Colour profiles and gamma are ignored on purpose: pixels stay as stored.
+OpenCV alone returns a cropped PNG, a JPEG with a grey lower half or a TIFF without its alpha, with at most a
+line on stderr. So png.py, tiff.py and jpeg.py first check what their format allows: announced size, kind of
+pixels, lengths, checksums. No check finds bits that flipped inside the data of a JPEG, TIFF or JPEG 2000,
+which carry no checksum. Colour profiles and gamma are ignored on purpose: pixels stay as stored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ READERS: dict[str, tuple[tuple[bytes, ...], Callable[[bytes], Checked]]] = {
     "JPEG 2000": ((jpeg.JP2_SIGNATURE, jpeg.J2K_SIGNATURE), jpeg.check_jp2),
 }
 
-# Image.label in the place that each format has for it.
+# Image.label in each format's own place for it.
 LABELLED: dict[str, Callable[[bytes, Label], bytes]] = {
     ".png": png.labelled,
     ".tiff": tiff.labelled,
@@ -39,7 +39,7 @@ LABELLED: dict[str, Callable[[bytes, Label], bytes]] = {
 
 
 def decode(data: bytes, name: str) -> Image:
-    """data: the bytes of a whole file. Raises InputError that begins with `name`."""
+    """data: the bytes of a complete file. Raises InputError that starts with `name`."""
     kind, proven = check(data, name)
     try:
         pixels = _pixels(proven, kind)
@@ -49,7 +49,7 @@ def decode(data: bytes, name: str) -> Image:
 
 
 def check(data: bytes, name: str) -> tuple[str, Checked]:
-    """The kind of a whole file, and what can be proven of it before it is decoded. Errors as `decode`."""
+    """The kind of a complete file, and what can be checked before decoding. Errors as in `decode`."""
     kind = next((kind for kind, (signatures, _) in READERS.items() if data.startswith(signatures)), None)
     if kind is None:
         received = f"begins with {data[:8]!r}" if data else "an empty file"
@@ -59,17 +59,17 @@ def check(data: bytes, name: str) -> tuple[str, Checked]:
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except (struct.error, zlib.error, IndexError, ArithmeticError):
-        raise InputError(f"{name}: truncated or damaged {kind}; expected a whole file") from None
+        raise InputError(f"{name}: truncated or damaged {kind}; expected a complete file") from None
 
 
 def _pixels(checked: Checked, kind: str) -> np.ndarray:
-    """[H, W] or [H, W, 3] RGB; alpha is dropped where it is opaque everywhere. Raises InputError where it is
-    not, and where the decoder returns nothing or something else than announced."""
-    # OpenCV goes on after an error in the compressed data of an 8-bit (only) TIFF; Pillow stops there.
+    """[H, W] or [H, W, 3] RGB; alpha is dropped if it is opaque everywhere. Raises InputError if it is not,
+    and if the decoder returns nothing or something other than announced."""
+    # OpenCV continues after an error in the compressed data of a TIFF, if it is 8-bit; Pillow stops.
     decoder = _pillow if kind == "TIFF" and checked.dtype == np.uint8 else _opencv
     pixels = decoder(checked.stream)
     if pixels is None or pixels.dtype != checked.dtype or (*pixels.shape, 1)[:3] != checked.shape:
-        raise InputError(f"damaged {kind}: its pixels cannot be decoded; expected a whole file")
+        raise InputError(f"damaged {kind}: its pixels cannot be decoded; expected a complete file")
     if checked.palette is not None and checked.alpha is not None:
         return _from_palette(pixels // checked.step, checked.palette, checked.alpha)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
@@ -102,7 +102,7 @@ def _pillow(stream: bytes) -> np.ndarray | None:
 
 
 def _from_palette(index: np.ndarray, table: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """RGB, or grey where the whole palette is grey: not its used entries only, so that an empty slice of a
+    """RGB, or grey if the whole palette is grey: not only its used entries, so that an empty slice of a
     colour-mapped series stays colour. index: [H, W] uint8, table: [n, 3] uint8, alpha: [256] uint8."""
     if index.max() >= len(table):
         raise InputError(f"PNG palette of {len(table)} entries and a pixel of index {index.max()}; damaged")
@@ -112,7 +112,7 @@ def _from_palette(index: np.ndarray, table: np.ndarray, alpha: np.ndarray) -> np
 
 def _check_opaque(opaque: np.ndarray) -> None:
     if not opaque.all():
-        raise InputError("transparent pixels; expected no alpha or one opaque everywhere: flatten it first")
+        raise InputError("transparent pixels; expected no alpha, or opaque alpha: flatten it first")
 
 
 def encode(image: Image, suffix: str, *parameters: int) -> bytes:
@@ -128,9 +128,9 @@ def encode(image: Image, suffix: str, *parameters: int) -> bytes:
 
 
 def encode_png(image: Image) -> bytes:
-    """Lossless. The fastest level and one filter (up): at 256 x 256 0.4 to 1.5 ms, within some 10 % of the
-    size of level 6 and all filters, which takes 2 to 6 ms. Run lengths do for grey; the few hues of a colour
-    map want real matches."""
+    """Lossless. The fastest level and one filter (up): 0.4 to 1.5 ms at 256 x 256, within about 10 % of the
+    size with level 6 and all filters, which takes 2 to 6 ms. Run lengths suffice for grey; the few hues of a
+    colour map need real matches."""
     strategy = cv2.IMWRITE_PNG_STRATEGY_DEFAULT if image.is_colour else cv2.IMWRITE_PNG_STRATEGY_RLE
     row_filter = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
     return encode(
@@ -139,7 +139,7 @@ def encode_png(image: Image) -> bytes:
 
 
 def encode_tiff(image: Image) -> bytes:
-    """Lossless: LZW, which every reader knows, on differences along the row for whole numbers."""
+    """Lossless: LZW, which every reader supports, on differences along the row for integers."""
     floating = image.data.dtype == np.float32
     predictor = cv2.IMWRITE_TIFF_PREDICTOR_NONE if floating else cv2.IMWRITE_TIFF_PREDICTOR_HORIZONTAL
     lzw = (cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_LZW)
@@ -153,7 +153,7 @@ def encode_jpeg(image: Image) -> bytes:
 
 
 def encode_jp2(image: Image) -> bytes:
-    """Lossless: 1000 (1:1) keeps every bit, OpenCV's own default is a lossy 4:1. InputError below 32 px."""
+    """Lossless: 1000 (1:1) keeps every bit; OpenCV's default is a lossy 4:1. InputError below 32 px."""
     if min(image.size) < 32:  # OpenCV halves five times
         size = f"{image.size[0]} x {image.size[1]} px"
         raise InputError(f"{size}; expected 32 px per side or more for JPEG 2000: write PNG or TIFF")
@@ -161,5 +161,5 @@ def encode_jp2(image: Image) -> bytes:
 
 
 def encode_j2k(image: Image) -> bytes:
-    """Lossless, the bare codestream: OpenCV writes it inside a JP2 file only."""
+    """Lossless, the bare codestream: OpenCV only writes it inside a JP2 file."""
     return jpeg.bare_codestream(encode_jp2(image))

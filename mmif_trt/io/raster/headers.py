@@ -1,4 +1,4 @@
-"""What is checked in the bytes of a raster file before OpenCV sees them: the parts that all formats share."""
+"""Checks on the bytes of a raster file before OpenCV sees them: the parts that all formats share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Label = tuple[tuple[str, str], ...]  # (keyword, text) in ASCII, see Image.label
 
 @dataclass(frozen=True)
 class Checked:
-    """One picture whose announced size, kind and length are proven, ready for the decoder.
+    """One picture whose announced size, kind and length are checked, ready for the decoder.
 
     stream: the bytes to decode.
     shape, dtype: (height, width, channels) and uint8, uint16 or float32: what the decoder must return.
@@ -39,13 +39,14 @@ def lines(label: Label) -> bytes:
 
 
 def check_size(height: int, width: int) -> None:
-    """Before a pixel is decoded: a header may announce 100,000 x 100,000."""
+    """Called before a pixel is decoded: a header may announce 100,000 x 100,000."""
     if min(height, width) < MIN_SIDE_PX or max(height, width) > MAX_SIDE_PX:
         raise InputError(f"{height} x {width} px; expected {MIN_SIDE_PX} to {MAX_SIDE_PX} px per side")
 
 
 def check_orientation(orientation: int) -> None:
-    """Turning may swap left and right, and viewers disagree with pixels left unturned: neither silently."""
+    """Turning may swap left and right, and viewers would disagree with unturned pixels: do neither
+    silently."""
     if 2 <= orientation <= 8:
         raise InputError(
             f"orientation tag {orientation}; expected 1 (upright): save it turned, without the tag"
@@ -53,7 +54,7 @@ def check_orientation(orientation: int) -> None:
 
 
 def check_exif(exif: bytes) -> None:
-    """exif: a TIFF structure. One that cannot be read is no reason to refuse the pixels."""
+    """exif: a TIFF structure. An unreadable one is no reason to refuse the pixels."""
     try:
         orientation = tiff_tags(exif)[0].get(274, (1,))[0]
     except (error, KeyError):
@@ -64,7 +65,7 @@ def check_exif(exif: bytes) -> None:
 def tiff_tags(data: bytes) -> tuple[dict[int, tuple[int, ...]], int]:
     """Whole-number tags of the first page, and the offset of the next page (0: none). TIFF 6.0, section 2.
 
-    Raises KeyError for an unknown byte order, struct.error where an offset points outside the bytes.
+    Raises KeyError for an unknown byte order, struct.error if an offset points outside the bytes.
     """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     page = unpack_from(order + "I", data, 4)[0]

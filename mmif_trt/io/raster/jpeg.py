@@ -1,4 +1,4 @@
-"""JPEG and JPEG 2000: the checks before decoding. Without checksums, but nothing may be missing."""
+"""JPEG and JPEG 2000: the checks before decoding. They have no checksums, but nothing may be missing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 JP2_SIGNATURE, J2K_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 # Ends a scan: neither a stuffed zero, nor a restart, nor padding.
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# libjpeg fills with grey what it misses before the end marker, and only murmurs. Without an end marker it
-# must find the last row in the data, or fail. It looks 8 bytes ahead, hence these. What this cannot see: a
-# gap in the last one or two blocks and, of several scans, an end marker put into the last one.
+# libjpeg fills what is missing before the end marker with grey, and only warns. Without an end marker it must
+# find the last row in the data, or fail. It looks 8 bytes ahead, hence these. This does not find a gap in the
+# last one or two blocks or, with several scans, an end marker inside the last one.
 LOOKAHEAD = b"\xff\x00" * 8
 SRGB, GREY = 16, 17  # enumerated colour spaces, ISO/IEC 15444-1, table I.10
 
 
 def check_jpeg(data: bytes) -> Checked:
-    """Raises InputError, struct.error or IndexError if not whole or of no kind read here (ITU-T T.81)."""
+    """Raises InputError, struct.error or IndexError if incomplete or of an unsupported kind (ITU-T T.81)."""
     at, scans, height, width, components = 2, 0, 0, 0, 0
-    exact = 0  # coefficients (64 per component) that some scan carries to their last bit
+    exact = 0  # coefficients (64 per component) that some scan completes to the last bit
     while (marker := data[at + 1]) != 0xD9:
         if data[at] != 0xFF:
-            raise InputError("damaged JPEG (marker missing); expected a whole file")
+            raise InputError("damaged JPEG (marker missing); expected a complete file")
         if marker == 0xFF:  # padding
             at += 1
             continue
@@ -47,8 +47,8 @@ def check_jpeg(data: bytes) -> Checked:
             found = MARKER.search(data, at)
             at = found.start() if found else len(data)
     if not components or exact < 64 * components:
-        raise InputError("truncated JPEG (scans missing); expected a whole file")
-    # Of several scans (progressive) libjpeg waits for the end marker; that all are there was counted above.
+        raise InputError("truncated JPEG (scans missing); expected a complete file")
+    # With several scans (progressive) libjpeg needs the end marker; the count above shows that all are there.
     stream = data[:at] + (LOOKAHEAD if scans == 1 else b"\xff\xd9")
     return Checked(stream, (height, width, components), np.uint8)
 
@@ -66,12 +66,12 @@ def _frame(marker: int, body: bytes) -> tuple[int, int, int]:
 
 
 def check_jp2(data: bytes) -> Checked:
-    """A JP2 file or a bare codestream, given on as a plain JP2 file. Raises InputError or struct.error."""
+    """A JP2 file or a bare codestream, passed on as a plain JP2 file. Raises InputError or struct.error."""
     start, stop, space = 0, len(data), 0
     if data.startswith(JP2_SIGNATURE):
         boxes = {kind: (at, end) for kind, at, end in reversed(list(_boxes(data, 0, len(data))))}
         if b"jp2h" not in boxes or b"jp2c" not in boxes:
-            raise InputError("truncated JPEG 2000 (no picture); expected a whole file")
+            raise InputError("truncated JPEG 2000 (no picture); expected a complete file")
         space = _colour_space(data, *boxes[b"jp2h"])
         start, stop = boxes[b"jp2c"]
     height, width, components, bits = _codestream(data, start, stop)
@@ -88,18 +88,18 @@ def check_jp2(data: bytes) -> Checked:
 
 
 def bare_codestream(data: bytes) -> bytes:
-    """The codestream of a JP2 file: what a .j2k file holds."""
+    """The codestream of a JP2 file: the content of a .j2k file."""
     return next(data[start:stop] for kind, start, stop in _boxes(data, 0, len(data)) if kind == b"jp2c")
 
 
 def labelled(data: bytes, label: Label) -> bytes:
-    """A JPEG with a comment behind its first segment, which JFIF wants first (ITU-T T.81, B.2.4.5)."""
+    """A JPEG with a comment after its first segment, which must stay first for JFIF (ITU-T T.81, B.2.4.5)."""
     at, text = 4 + unpack_from(">H", data, 4)[0], lines(label)
     return b"".join((data[:at], b"\xff\xfe", struct.pack(">H", 2 + len(text)), text, data[at:]))
 
 
 def labelled_jp2(data: bytes, label: Label) -> bytes:
-    """A JP2 file whose codestream has a comment of Latin-1 behind SIZ (ISO/IEC 15444-1, A.9.2)."""
+    """A JP2 file whose codestream has a Latin-1 comment after SIZ (ISO/IEC 15444-1, A.9.2)."""
     parts, text = [], lines(label)
     for kind, start, stop in _boxes(data, 0, len(data)):
         body = data[start:stop]
@@ -122,13 +122,13 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         head = 16 if length == 1 else 8
         size = unpack_from(">Q", data, at + 8)[0] if length == 1 else length or end - at
         if not head <= size <= end - at:
-            raise InputError("truncated or damaged JPEG 2000 (box); expected a whole file")
+            raise InputError("truncated or damaged JPEG 2000 (box); expected a complete file")
         yield kind, at + head, at + size
         at += size
 
 
 def _colour_space(data: bytes, start: int, stop: int) -> int:
-    """The enumerated space, or the one an ICC profile is for; the profile itself is ignored as elsewhere."""
+    """The enumerated space, or that of an ICC profile; the profile itself is ignored, as elsewhere."""
     boxes = {kind: (at, end) for kind, at, end in reversed(list(_boxes(data, start, stop)))}
     if b"pclr" in boxes:
         raise InputError("a JPEG 2000 with a palette; expected grey or RGB")
@@ -158,7 +158,7 @@ def _codestream(data: bytes, start: int, stop: int) -> tuple[int, int, int, int]
     at, tiles = start + 2, set()
     while (marker := unpack_from(">H", data, at)[0]) != 0xFF90:
         if marker < 0xFF00 or at >= stop:
-            raise InputError("damaged JPEG 2000 (marker missing); expected a whole file")
+            raise InputError("damaged JPEG 2000 (marker missing); expected a complete file")
         at += 2 + unpack_from(">H", data, at + 2)[0]
     while marker == 0xFF90 and at < stop:
         tile, length = unpack_from(">4xHI", data, at)
@@ -167,5 +167,5 @@ def _codestream(data: bytes, start: int, stop: int) -> tuple[int, int, int, int]
         marker = unpack_from(">H", data, at)[0]
     expected = -(-(right - tile_x) // tile_w) * -(-(bottom - tile_y) // tile_h)
     if marker != 0xFFD9 or at + 2 > stop or len(tiles) != expected:
-        raise InputError("truncated JPEG 2000 (tiles missing); expected a whole file")
+        raise InputError("truncated JPEG 2000 (tiles missing); expected a complete file")
     return height, width, components, next(iter(kinds))[0] + 1

@@ -1,4 +1,4 @@
-"""PNG: the checks before decoding. Every checksum, and exactly as many rows as announced. ISO/IEC 15948."""
+"""PNG: the checks before decoding. Every checksum, and exactly the announced rows. ISO/IEC 15948."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mmif_trt.image import InputError
 from mmif_trt.io.raster.headers import Checked, Label, check_exif, check_size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Colour type: samples a pixel. Grey, RGB, palette, grey and alpha, RGB and alpha.
+# Colour type: samples per pixel. Grey, RGB, palette, grey and alpha, RGB and alpha.
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def check(data: bytes) -> Checked:
-    """Raises InputError, struct.error or zlib.error for a PNG that is damaged or of no kind read here.
+    """Raises InputError, struct.error or zlib.error for a PNG that is damaged or of an unsupported kind.
 
-    The stream made here has nothing but size, kind and pixels: no profile, gamma or tag can change the
-    decoder's answer or make it write to stderr. Its rows are stored, not compressed: they are inflated here,
-    once. A palette index is decoded as a grey level.
+    The stream made here has only size, kind and pixels: no profile, gamma or tag can change the decoder's
+    result or make it write to stderr. Its rows are stored, not compressed, because they are inflated here. A
+    palette index is decoded as a grey level.
     """
     chunks = _chunks(data)
     first, header = next(chunks)
@@ -35,7 +35,7 @@ def check(data: bytes) -> Checked:
     for kind, body in chunks:
         rest.setdefault(kind, []).append(body)
     critical = [kind for kind in rest if not kind[0] & 32 and kind not in (b"PLTE", b"IDAT", b"IEND")]
-    if critical:  # a capital first letter: the picture is not what it seems without this chunk
+    if critical:  # a capital first letter: the picture cannot be interpreted without this chunk
         raise InputError(f"PNG chunk {critical[0]!r}; expected the chunks of the PNG standard, one header")
     if b"acTL" in rest:
         raise InputError("an animated PNG; expected one picture per file")
@@ -48,7 +48,7 @@ def check(data: bytes) -> Checked:
     shape = (height, width, 4 if colour == 4 else SAMPLES[colour])
     dtype = np.uint16 if bits == 16 else np.uint8
     transparent = bytes(rest[b"tRNS"][0]) if b"tRNS" in rest else b""
-    step = 255 // (2**bits - 1) if bits < 8 else 1  # the decoder spreads 1, 2 and 4 bits over 0 to 255
+    step = 255 // (2**bits - 1) if bits < 8 else 1  # the decoder scales 1, 2 and 4 bits to 0..255
     if colour == 3:
         palette, alpha = _palette(b"".join(rest.get(b"PLTE", [])), transparent)
         return Checked(stream, shape, dtype, palette=palette, alpha=alpha, step=step)
@@ -82,7 +82,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _rows(packed: bytes, height: int, width: int, pixel_bits: int, interlaced: bool) -> bytes:
-    """The inflated rows, each with its filter byte: exactly what the header announces, no bomb inflated."""
+    """The inflated rows, each with its filter byte: exactly what the header announces; never inflates a
+    bomb."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     parts = [
         ((height - y + dy - 1) // dy, 1 + ((width - x + dx - 1) // dx * pixel_bits + 7) // 8)
@@ -94,12 +95,12 @@ def _rows(packed: bytes, height: int, width: int, pixel_bits: int, interlaced: b
     if len(rows) != announced or not inflater.eof:
         received = "more" if len(rows) > announced else "less"
         raise InputError(
-            f"PNG header announces {height} x {width} px, its data {received}; expected a whole file"
+            f"PNG header announces {height} x {width} px, its data {received}; expected a complete file"
         )
     at = 0
     for count, size in parts:
         if max(rows[at : at + count * size : size]) > 4:
-            raise InputError("damaged PNG rows (unknown filter); expected a whole file")
+            raise InputError("damaged PNG rows (unknown filter); expected a complete file")
         at += count * size
     return rows
 

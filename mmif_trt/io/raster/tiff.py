@@ -40,7 +40,7 @@ Tags = dict[int, tuple[int, ...]]
 
 
 def check(data: bytes) -> Checked:
-    """Raises InputError, struct.error or zlib.error for a TIFF that is not whole or of no kind read here."""
+    """Raises InputError, struct.error or zlib.error for an incomplete TIFF or one of an unsupported kind."""
     if data[2:4] in (b"+\0", b"\0+"):
         raise InputError("a BigTIFF; expected classic TIFF")
     tags, next_page = tiff_tags(data)
@@ -54,7 +54,7 @@ def check(data: bytes) -> Checked:
             raise InputError(f"TIFF {what} {received}; expected {words}")
     photometric, samples = tags.get(262, (-1,))[0], tags.get(277, (1,))[0]
     if (photometric, samples) not in ((1, 1), (2, 3), (2, 4)):
-        kind = f"TIFF {PHOTOMETRIC.get(photometric, photometric)}, {samples} samples a pixel"
+        kind = f"TIFF {PHOTOMETRIC.get(photometric, photometric)}, {samples} samples per pixel"
         raise InputError(f"{kind}; expected grey (1 sample), RGB (3), RGB with opaque alpha (4)")
     depths, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
     dtype = DTYPES.get((max(depths), max(formats))) if len(depths) == len(formats) == 1 else None
@@ -64,12 +64,12 @@ def check(data: bytes) -> Checked:
     check_orientation(tags.get(274, (1,))[0])
     _check_parts(data, tags, height, width, samples * np.dtype(dtype).itemsize)
     if samples == 4:
-        tags[338] = (2,)  # plain alpha, whatever it says: only an opaque one is read
+        tags[338] = (2,)  # declare plain alpha, whatever it was: only opaque alpha is accepted
     return Checked(_plain(data, tags), (height, width, samples), dtype)
 
 
 def _check_parts(data: bytes, tags: Tags, height: int, width: int, pixel_bytes: int) -> None:
-    """Every strip or tile the size asks for is listed, inside the file and, where it can be told, full."""
+    """Every strip or tile that the size needs is listed, inside the file and, where that is known, full."""
     if 322 in tags:
         across, down = tags[322][0], tags.get(323, (0,))[0]
         if not (16 <= across <= MAX_SIDE_PX and 16 <= down <= MAX_SIDE_PX):
@@ -84,27 +84,27 @@ def _check_parts(data: bytes, tags: Tags, height: int, width: int, pixel_bytes: 
     whole = len(offsets) == len(counts) == len(needed)
     for offset, count, need in zip(offsets, counts, needed, strict=False):
         whole = whole and 0 < count <= len(data) - offset
-        if whole and compression != 5:  # LZW tells its length only by decoding: libtiff checks it
+        if whole and compression != 5:  # the length of LZW is known only after decoding: libtiff checks it
             most = need if compression == 32773 else needed[0]  # a last strip may be padded to full height
             whole = need <= _unpacked_size(data[offset : offset + count], compression, most) <= most
     if not whole:
-        raise InputError("truncated or damaged TIFF (pixel data missing); expected a whole file")
+        raise InputError("truncated or damaged TIFF (pixel data missing); expected a complete file")
 
 
 def _unpacked_size(part: bytes, compression: int, most: int) -> int:
-    """Bytes in a strip or tile, as far as it matters: one more than `most` where there are more.
+    """Bytes in a strip or tile, counted up to one more than `most`.
 
     Raises zlib.error for a wrong checksum, of which libtiff only warns.
     """
     if compression == 1:
-        return min(len(part), most)  # padding does no harm
+        return min(len(part), most)  # padding is harmless
     if compression in (8, 32946):
         inflater = zlib.decompressobj()
         size = len(inflater.decompress(part, most + 1))
         return size if inflater.eof else most + 1
     at = size = 0
     while at < len(part) and size < most:
-        run = part[at]  # up to 127: run + 1 bytes follow as they are; from 129: one byte, 257 - run times
+        run = part[at]  # up to 127: run + 1 literal bytes follow; from 129: one byte, 257 - run times
         at += run + 2 if run < 128 else 2 if run > 128 else 1
         size += run + 1 if run < 128 else 257 - run if run > 128 else 0
     return size if at <= len(part) else 0
@@ -112,7 +112,7 @@ def _unpacked_size(part: bytes, compression: int, most: int) -> int:
 
 def labelled(data: bytes, label: Label) -> bytes:
     """A little-endian TIFF of one page with Software (305) and Image Description (270): its page of tags is
-    written anew behind the rest, since there is no room in it (TIFF 6.0, section 2)."""
+    rewritten at the end, because there is no room in place (TIFF 6.0, section 2)."""
     page = struct.unpack_from("<I", data, 4)[0]
     count = struct.unpack_from("<H", data, page)[0]
     entries = [data[at : at + 12] for at in range(page + 2, page + 2 + 12 * count, 12)]
@@ -127,7 +127,7 @@ def labelled(data: bytes, label: Label) -> bytes:
 
 
 def _plain(data: bytes, tags: Tags) -> bytes:
-    """The same file with a page of only the tags that matter: a decoder would warn of others."""
+    """The same file with a page of only the tags that matter: a decoder would warn about others."""
     order = "<" if data.startswith(b"II") else ">"
     kept = sorted((number, values) for number, values in tags.items() if number in KEPT)
     page = len(data) + len(data) % 2
