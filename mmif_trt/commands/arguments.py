@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and what is refused of them before any work."""
+"""Arguments that several commands share, and their checks before any work."""
 
 from __future__ import annotations
 
@@ -50,15 +50,16 @@ def load_fuser(args: argparse.Namespace, streams: int = 1) -> Fuser:
 
 
 def check_text_output(option: str, path: str, *suffixes: str) -> None:
-    """Refused early: a folder that takes no files, and a suffix (or link) under which a picture might lie."""
+    """Early checks: the folder is writable, and the suffix (also of a link's target) is not that of a
+    picture."""
     if os.path.splitext(os.path.realpath(path))[1].lower() not in suffixes:
-        raise InputError(f"{option} {path}: expected a file name that ends in {' or '.join(suffixes)}")
+        raise InputError(f"{option} {path}: expected a file name ending in {' or '.join(suffixes)}")
     prove_writable(Path(path).parent)
 
 
 def refuse_overwriting(inputs: Any, outputs: Any, text: str | Path | None, header: bytes = b"") -> None:
-    """overwriting.check, where of the outputs `text` may be replaced if this program wrote it. header: the
-    first line of a table. Raises InputError."""
+    """overwriting.check, with the output `text` replaceable if this program wrote it. header: the first line
+    of a table. Raises InputError."""
     from mmif_trt import overwriting
 
     named = None if text is None else os.fspath(text)
@@ -80,15 +81,15 @@ def add_dicomweb(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--dicomweb", metavar="URL", help=what)
     what = "a file with 'Bearer TOKEN' or 'Basic USER:PASSWORD', mode 0600"
     parser.add_argument("--dicomweb-auth", metavar="FILE", help=what)
-    what = "PEM file of who signed the service's certificate; default: the well-known authorities"
+    what = "PEM file of the signer of the service's certificate; default: the well-known authorities"
     parser.add_argument("--dicomweb-ca", metavar="FILE", help=what)
 
 
 def dicomweb_of(args: argparse.Namespace) -> Any:
-    """The dicomweb.Service that is stated, or None. Raises InputError."""
+    """The stated dicomweb.Service, or None. Raises InputError."""
     if args.dicomweb is None:
         if args.dicomweb_auth or args.dicomweb_ca:
-            raise InputError("--dicomweb-auth and --dicomweb-ca: expected with --dicomweb URL")
+            raise InputError("--dicomweb-auth and --dicomweb-ca: expected only with --dicomweb URL")
         return None
     from mmif_trt import dicomweb
 
@@ -104,9 +105,9 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Where the work is done, if not in this process."""
     group = parser.add_argument_group("many machines")
-    what = "do it by workers of this engine; -o is a folder that all machines see"
+    what = "run on workers of this engine; -o is a folder that all machines share"
     group.add_argument("--on", choices=("ray",), help=what)
-    what = "of a running cluster; default: one on this machine alone, for this run"
+    what = "of a running cluster; default: a new one on this machine, for this run"
     group.add_argument("--address", metavar="HOST:PORT", help=what)
     what = "CPUs that the engine reserves for a worker, and its threads"
     group.add_argument("--cpus-per-worker", type=count_to(1024), default=1, metavar="C", help=what)
@@ -114,7 +115,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster_of(args: argparse.Namespace) -> Size | None:
-    """What `add_cluster` states; None without --on. Raises InputError."""
+    """The options of `add_cluster`; None without --on. Raises InputError."""
     from mmif_trt.cluster.ray_engine import Size
 
     size = Size(args.workers or 1, args.cpus_per_worker, args.gpus_per_worker)
@@ -129,7 +130,7 @@ def cluster_of(args: argparse.Namespace) -> Size | None:
 
 def options_of(args: argparse.Namespace, **given: Any) -> Options:
     """The options that a command line states, under the names that it shares with `volume.Options`; given:
-    those that it has under another."""
+    those under other names."""
     from mmif_trt.volume import Options
 
     stated = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Plan = PlanFolder | Spill
 
-MANY = 4096  # cases; above, a case's outputs are compared with its own sources alone
+MANY = 4096  # cases; above, a case's outputs are compared only with its own sources
 TO_DO, DONE, OTHERWISE = range(3)
 
 
@@ -38,33 +38,33 @@ def add(commands: Any) -> None:
         "batch",
         help="fuse many volumes: a manifest, a folder of DICOM studies or of BIDS, or a plan",
         description="Pair series by patient, study and frame of reference (BIDS: anat with pet and ct of a "
-        "session), and fuse each pair. A case whose report says done is skipped: start it again after a stop "
+        "session), and fuse each pair. A case whose report says done is skipped: after a stop, run it again "
         "or a kill.",
     )
     parser.add_argument(
         "source",
         metavar="MANIFEST.csv|STUDY_ROOT|BIDS_ROOT|PLAN",
-        help="columns: name,a,b and optional ones; or what mmif-trt plan wrote",
+        help="columns: name,a,b and optional ones; or the output of mmif-trt plan",
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write, or s3://")
     parser.add_argument("--format", choices=("nii", "nii.gz", "dcm"), default="nii", help="default: nii")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
-    what = "fuse again what was fused with other options or weights"
+    what = "fuse again cases that were fused with other options or weights"
     parser.add_argument("--overwrite", action="store_true", help=what)
-    what = f"of names; default: one made as OUT/{pseudonym.FILE}"
+    what = f"of names; default: OUT/{pseudonym.FILE}, created if missing"
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
-    what = "make cases too that a run of another machine claimed, which is known to be dead"
+    what = "also fuse cases claimed by a run on another machine that is known to be dead"
     parser.add_argument("--take-over", action="store_true", help=what)
-    what = "every N-th case from the I-th on; of a PLAN the I-th of N shares"
+    what = "every N-th case from the I-th on; of a PLAN, the I-th of N shares"
     parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
-    what = "also a page per case to look at it, NAME.html, see mmif-trt view"
+    what = "also write a viewer page per case, NAME.html, see mmif-trt view"
     parser.add_argument("--view", action="store_true", help=what)
     add_how(parser)
     add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
     parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
     parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
-    what = "with --on: processes, each with a network of its own; default: 1"
+    what = "with --on: processes, each with its own network; default: 1"
     parser.add_argument("--workers", type=count_to(1024), metavar="N", help=what)
     add_cluster(parser)
     parser.set_defaults(run=run)
@@ -101,25 +101,27 @@ def _dataset(args: argparse.Namespace) -> str:
     if not bids.is_dataset(args.source):
         return ""
     if is_url(args.output):
-        raise InputError(f"{args.output}: of a BIDS data set; expected a folder")
+        raise InputError(f"{args.output}: the output of a BIDS data set; expected a folder")
     if args.format == "dcm":
-        raise InputError("--format dcm: not of BIDS; expected nii or nii.gz")
+        raise InputError("--format dcm: not allowed by BIDS; expected nii or nii.gz")
     if os.path.realpath(args.source) == os.path.realpath(args.output):
         raise InputError(
-            f"{args.output}: the data set itself; expected another folder, as {args.source}/derivatives/NAME"
+            f"{args.output}: the data set itself; expected another, such as {args.source}/derivatives/NAME"
         )
     return str(args.source)
 
 
 def _run_of(plan: Plan, stated: Run, args: argparse.Namespace) -> Run:
-    """A plan's own options; then the command line states none."""
+    """A plan has its own options; the command line must then state none."""
     from mmif_trt.clinical.plan_folder import PlanFolder
     from mmif_trt.clinical.records import Run
 
     if not isinstance(plan, PlanFolder):
         return stated
     if stated != Run():
-        raise InputError(f"{args.source}: a plan says how its cases are fused; expected no option for that")
+        raise InputError(
+            f"{args.source}: a plan says how its cases are fused; expected none of these options"
+        )
     return plan.run
 
 
@@ -184,7 +186,7 @@ def _here(
     from mmif_trt.clinical import cases as work
     from mmif_trt.clinical.records import Owner
 
-    owner = Owner.new(os.environ.get("SLURM_JOB_ID", ""))  # a job that is requeued keeps its number
+    owner = Owner.new(os.environ.get("SLURM_JOB_ID", ""))  # a requeued job keeps its number
     try:
         with work.Runner(how, network.fuser, owner, stop) as runner:
             return work.carry(waiting, runner, on_case)
@@ -227,7 +229,7 @@ def _states(
     if others:
         count = sum(state == OTHERWISE for state in states)
         raise InputError(
-            f"{args.output}: {count} cases were fused otherwise, as {others[0][0]} ({others[0][1]}); "
+            f"{args.output}: {count} cases have other options, such as {others[0][0]} ({others[0][1]}); "
             "expected the same options, another folder, or --overwrite"
         )
     return states
@@ -264,7 +266,7 @@ def _say_totals(total: Counter[str], skipped: int, seconds: float) -> None:
     skipped += total["before"]
     counts = f"{total['done']} fused, {skipped} skipped (done before), {total['failed']} failed{rate}"
     if total["elsewhere"]:
-        counts += f"; {total['elsewhere']} left to another run that is at work on them"
+        counts += f"; {total['elsewhere']} left to another run that works on them"
     print(f"mmif-trt: {counts}", file=sys.stderr)
 
 

@@ -33,7 +33,7 @@ Row = tuple[Image, Image, Image]  # MRI, the other source, fused
 
 def add(commands: Any) -> None:
     demo = commands.add_parser("demo", help="fuse the bundled samples, draw a contact sheet")
-    demo.add_argument("out", type=Path, metavar="OUT_DIR", help="the folder to make")
+    demo.add_argument("out", type=Path, metavar="OUT_DIR", help="the folder to create")
     add_runtime(demo)
     demo.set_defaults(run=run)
 
@@ -44,12 +44,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make(out: Path, load: Callable[[], Any]) -> None:
-    """Write OUT/<pair>.png and OUT/contact_sheet.png, print a table of ms per pair. load: makes the `Fuser`.
+    """Write OUT/<pair>.png and OUT/contact_sheet.png, print a table of ms per pair. load: creates the
+    `Fuser`.
 
-    Raises InputError where `out` takes no files.
+    Raises InputError if `out` is not writable.
     """
     made = [out / f"{name}.png" for name in (*PAIRS, Path(SHEET).stem)]
-    before = all(path.exists() for path in made)  # an earlier demo's, as a whole
+    before = all(path.exists() for path in made)  # all from an earlier demo
     overwriting.check([], made, lambda path: before)
     prove_writable(out)
     start = time.perf_counter()

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     build = actions.add_parser(
         "build",
         help="build an FP16 engine of the shipped network",
-        description="TensorRT-RTX needs no card. Without --size: any size up to 1024 px, batch 1 to 8.",
+        description="TensorRT-RTX needs no GPU. Without --size: any size up to 1024 px, batch 1 to 8.",
     )
     build.add_argument(
         "--size", type=int, metavar="PX", help="one side length; float32-luma: a multiple of 32"
@@ -34,7 +34,9 @@ def add(commands: Any) -> None:
     build.add_argument("--model", default="lagn", help="default: lagn")
     form = "TYPE-LAYOUT, such as uint8-rgb: from pixels to pixels; default: float32-luma, the network alone"
     build.add_argument("--form", default="float32-luma", metavar="FORM", help=form)
-    build.add_argument("--cards", metavar="8.6,8.9", help="compute capabilities; default: all that it can")
+    build.add_argument(
+        "--cards", metavar="8.6,8.9", help="compute capabilities; default: all that TensorRT supports here"
+    )
     build.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: in the user's cache")
     build.set_defaults(run=_build)
     export = actions.add_parser(
@@ -45,7 +47,9 @@ def add(commands: Any) -> None:
     )
     export.add_argument("form", metavar="TYPE-LAYOUT", help="such as uint8-rgb")
     export.add_argument("--model", default="lagn", help="default: lagn")
-    export.add_argument("--half", action="store_true", help="mixed FP16, the graph that engines are built of")
+    export.add_argument(
+        "--half", action="store_true", help="mixed FP16, the graph that engines are built from"
+    )
     export.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE.onnx", help="where to write the graph"
     )
@@ -96,9 +100,9 @@ def _build(args: argparse.Namespace) -> int:
     name += "" if shapes is None else f"-b{shapes[0][0]}-{args.size}"
     path = args.output or engine_file.cache_folder() / f"{name}{engine_file.SUFFIX}"
     if path.suffix != engine_file.SUFFIX:
-        raise InputError(f"--output {path}; expected a name that ends in {engine_file.SUFFIX}")
+        raise InputError(f"--output {path}; expected a name ending in {engine_file.SUFFIX}")
     cards = tuple(args.cards.split(",")) if args.cards else None
-    in_cache = path.parent == engine_file.cache_folder()  # there an engine without a manifest is a dead build
+    in_cache = path.parent == engine_file.cache_folder()  # without a manifest: an interrupted build
     overwriting.check([], [path], lambda _: in_cache or engine_file.manifest_path(path).is_file())
     with engine_file.locked(path):
         made = engine_build.build(
@@ -115,7 +119,7 @@ def _export(args: argparse.Namespace) -> int:
 
     form = pixels.Form.named(args.form)
     if args.output.suffix != ".onnx":
-        raise InputError(f"--output {args.output}; expected a name that ends in .onnx")
+        raise InputError(f"--output {args.output}; expected a name ending in .onnx")
     overwriting.check([], [args.output], lambda path: pixels.GRAPH.encode() in Path(path).read_bytes())
     graph = pixels.released(form, args.model, half if args.half else None)
     write_atomic(args.output, graph.SerializeToString())

@@ -22,12 +22,12 @@ PER_KIND = 150  # planting.PER_KIND, without its imports
 LESIONS = """Planted lesions, of any method, in three steps:
   mmif-trt eval SOURCES --plant PLANTED      lesions into copies of the sources
   YOUR METHOD PLANTED/mri PLANTED/ct FUSED   (or pet, spect) every picture, the same names
-  mmif-trt eval PLANTED FUSED --lesions      how much of each lesion is left
+  mmif-trt eval PLANTED FUSED --lesions      how much of each lesion remains
 Without FUSED the installed LAGN fuses: mmif-trt eval SOURCES --lesions --baselines.
 
 A lesion's share is its detectability (d' of a template reader in CIELAB with internal noise) in the fused
-picture, of that in the source alone, where each has d' = 4; 0 where bright became dark. Pictures should be
-about 256 px per side: lesions are 6 to 16 px across.
+picture, relative to that in the source alone, where each has d' = 4; 0 where bright became dark. Pictures
+should be about 256 px per side: lesions are 6 to 16 px across.
 """
 
 
@@ -44,13 +44,13 @@ def add(commands: Any) -> None:
         "sources", type=Path, metavar="SOURCES", help="folder with mri/ and ct/, pet/ or spect/"
     )
     score.add_argument(
-        "fused", type=Path, nargs="?", metavar="FUSED", help="folder of fused pictures of the same names"
+        "fused", type=Path, nargs="?", metavar="FUSED", help="folder of fused pictures with the same names"
     )
     score.add_argument("--baselines", action="store_true", help="add the pixel-wise average and maximum")
     score.add_argument("-o", "--output", metavar="TABLE", help="also write every row, as .csv or .json")
     lesions = score.add_argument_group("planted lesions")
     lesions.add_argument("--plant", type=Path, metavar="PLANTED", help="write SOURCES with lesions, and stop")
-    lesions.add_argument("--lesions", action="store_true", help="score what is left of the lesions")
+    lesions.add_argument("--lesions", action="store_true", help="score what remains of the lesions")
     lesions.add_argument("--per-kind", type=count_to(10_000), metavar="N", help=f"default: {PER_KIND}")
     lesions.add_argument("--seed", type=count_to(2**31), metavar="N", help="of places and shapes; default: 0")
     add_runtime(lesions)
@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    if args.output:  # before the minutes that scoring may take
+    if args.output:  # before scoring, which may take minutes
         check_text_output("--output", args.output, ".csv", ".json")
         inputs = [args.sources, *([args.fused] if args.fused else [])]
         heads = b"method,pair," if args.lesions else b"method,name,"

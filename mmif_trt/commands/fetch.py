@@ -19,19 +19,23 @@ def add(commands: Any) -> None:
         "fetch",
         help="a study from a PACS or a DICOMweb service to files",
         description="Asks by C-FIND and fetches by C-GET or C-MOVE, or by QIDO-RS and WADO-RS. The files are "
-        "what was stored, under names that say nothing. Exit code 1: some instances did not come.",
+        "the stored bytes, under names that reveal nothing. Exit code 1: some instances were not received.",
     )
     parser.add_argument("--study", required=True, metavar="UID", help="Study Instance UID")
     parser.add_argument(
-        "--series", action="append", default=[], metavar="UID", help="of it this series alone; repeatable"
+        "--series",
+        action="append",
+        default=[],
+        metavar="UID",
+        help="fetch only this series of it; repeatable",
     )
     parser.add_argument("--from", dest="pacs", metavar="AET@HOST:PORT", help="the PACS")
     parser.add_argument("--aet", default="MMIF", help="our AE title; default: MMIF")
     what = "C-MOVE to this port, open to the network meanwhile, which the PACS knows by --aet; default: C-GET"
     parser.add_argument("--move-port", type=count_to(65535), metavar="PORT", help=what)
-    what = "PEM files; TLS to the PACS, whose certificate CA signed"
+    what = "PEM files; TLS to the PACS, whose certificate is signed by CA"
     parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
-    add_dicomweb(parser, "fetch from this DICOMweb service in place of --from")
+    add_dicomweb(parser, "fetch from this DICOMweb service instead of --from")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.set_defaults(run=run)
 
@@ -39,21 +43,23 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     for option, uid in (("--study", args.study), *(("--series", uid) for uid in args.series)):
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid) or len(uid) > 64:
-            raise InputError(f"{option}: no UID; expected numbers between points, 64 characters at most")
+            raise InputError(
+                f"{option}: not a UID; expected numbers separated by dots, at most 64 characters"
+            )
     service = dicomweb_of(args)
     if (service is None) == (args.pacs is None):
-        raise InputError("--from or --dicomweb: expected one of them")
+        raise InputError("--from, --dicomweb: expected exactly one of them")
     from mmif_trt.files import prove_writable
     from mmif_trt.running import stop_on_signal
 
-    os.umask(0o077)  # patients are in these files
+    os.umask(0o077)  # these files contain patient data
     prove_writable(args.output)
     with stop_on_signal() as (stop, received):
         if service is not None:
             count, missing = _by_web(service, args, stop)
         else:
             count, missing = _by_dimse(args, stop)
-    say(f"{count} instances -> {args.output}" + (f"; {missing} did not come" if missing else ""))
+    say(f"{count} instances -> {args.output}" + (f"; {missing} were not received" if missing else ""))
     if received:
         return 128 + received[0]
     return 1 if missing else 0
@@ -69,11 +75,13 @@ def _by_dimse(args: argparse.Namespace, stop: Any) -> tuple[int, int]:
     pacs = retrieve.Pacs(to[1], to[2], int(to[3]), args.aet, secured)
     there = retrieve.series_of(pacs, args.study, stop)
     if absent := sorted(set(args.series) - set(there)):
-        raise InputError(f"--series: {len(absent)} are not in the study; expected of its {len(there)} series")
-    came = retrieve.fetch(
+        raise InputError(
+            f"--series: {len(absent)} are not in the study; expected some of its {len(there)} series"
+        )
+    arrived = retrieve.fetch(
         pacs, args.study, args.series, lambda uid, data: _keep(args.output, uid, data), stop, args.move_port
     )
-    return came.count, came.failed
+    return arrived.count, arrived.failed
 
 
 def _by_web(service: Any, args: argparse.Namespace, stop: Any) -> tuple[int, int]:
@@ -87,7 +95,7 @@ def _by_web(service: Any, args: argparse.Namespace, stop: Any) -> tuple[int, int
         if stop.reason:
             break
         stream = io.BytesIO()
-        pydicom.dcmwrite(stream, dataset)  # what was not decoded is written as it came
+        pydicom.dcmwrite(stream, dataset)  # elements that were not decoded are written as received
         _keep(args.output, str(dataset.SOPInstanceUID), stream.getvalue())
         count += 1
     return count, 0 if args.series or expected is None else max(0, expected - count)

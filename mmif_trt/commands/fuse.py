@@ -41,9 +41,9 @@ def add(commands: Any) -> None:
     fuse = commands.add_parser(
         "fuse",
         help="fuse two files, or two folders matched by name",
-        description="Fuse the MRI A with B (CT, PET, SPECT). Folders match by name, the suffix aside.",
-        epilog="A pair whose output exists is skipped. A name on one side only is a warning. Ctrl-C "
-        "finishes the pairs in hand, a second one ends at once. Exit code 0: all well, 1: some failed, "
+        description="Fuse the MRI A with B (CT, PET, SPECT). Folders match by name without suffix.",
+        epilog="A pair whose output exists is skipped. A name on one side only gives a warning. Ctrl-C "
+        "finishes the current pairs, a second one ends at once. Exit code 0: success, 1: some failed, "
         "2: usage, nothing was done.",
     )
     fuse.add_argument("a", metavar="A", help="the MRI: a file or a folder")
@@ -59,13 +59,13 @@ def add(commands: Any) -> None:
     fuse.add_argument(
         "--workers",
         type=count_to(MAX_WORKERS),
-        help="pairs in hand at once; default: by the cores; with --on: processes, default: 1",
+        help="pairs at a time; default: by the cores; with --on: processes, default: 1",
     )
     decoders = ("auto", "dali", "opencv")
     fuse.add_argument("--decode", choices=decoders, default="auto", help="what reads the files")
     fuse.add_argument("--overwrite", action="store_true", help="fuse finished pairs again")
-    fuse.add_argument("--report", metavar="REPORT.json", help="write what became of each pair, as JSON")
-    what = "of two files: also write a page to look at them, see mmif-trt view"
+    fuse.add_argument("--report", metavar="REPORT.json", help="write the outcome of each pair, as JSON")
+    what = "for two files: also write a viewer page, see mmif-trt view"
     fuse.add_argument("--view", metavar="PAGE.html", help=what)
     fuse.add_argument(
         "--quiet", action="store_true", help="no progress bar, warnings and summary; errors stay"
@@ -156,7 +156,7 @@ def _on_cluster(
     stop: Stop,
     on_result: Any,
 ) -> list[Result]:
-    """What `auto` is on this machine holds on all."""
+    """The meaning of `auto` on this machine applies to all."""
     from mmif_trt import cluster
     from mmif_trt.cluster.ray_engine import connected
 
@@ -167,12 +167,13 @@ def _on_cluster(
 
 @contextmanager
 def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
-    """Yields what to call with each Result: a failure is printed at once, the bar has rate and time left."""
+    """Yields a function to call with each Result: it prints failures at once; the bar has rate and time
+    left."""
     from tqdm import tqdm
 
     for warning in () if quiet else plan.warnings:
         say(f"warning: {warning}")
-    calm = 0.1 if sys.stderr.isatty() else 10  # a log file is no terminal: one line every ten seconds
+    calm = 0.1 if sys.stderr.isatty() else 10  # in a log file, one line every ten seconds
     off = quiet or len(plan.pairs) == 1
     finished = len(plan.pairs) - plan.unfinished
     with tqdm(total=len(plan.pairs), initial=finished, unit="pair", disable=off, mininterval=calm) as bar:
@@ -181,7 +182,7 @@ def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
             if result.status == "failed":
                 with tqdm.external_write_mode(file=sys.stderr):
                     say(f"failed: {result.message}")
-            if not result.pair.finished:  # those the bar began with
+            if not result.pair.finished:  # the bar started with these
                 bar.update()
 
         yield on_result
@@ -195,7 +196,7 @@ def _summarise(
     counts = f"{total['done']} fused, {total['skipped']} skipped (finished before), {total['failed']} failed"
     say(f"{counts} in {total['seconds']:.1f} s{rate} -> {plan.out_folder}")
     if newer := [r.pair.name for r in results if r.status == "skipped" and r.message]:
-        say(f"warning: {len(newer)} skipped have a newer input, as {newer[0]}; --overwrite fuses them again")
+        say(f"warning: {len(newer)} skipped have a newer input, such as {newer[0]}; use --overwrite to redo")
 
 
 def _report_head(

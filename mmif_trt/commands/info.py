@@ -24,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def facts() -> dict[str, Any]:
-    """Everything `mmif-trt info` shows; `default` is what "auto" takes, or the one-line reason of none.
+    """Everything `mmif-trt info` shows; `default` is what "auto" chooses, or one line that says why nothing.
 
-    `folders`: from how many pairs on `mmif-trt fuse` runs several pictures side by side, and how many.
+    `folders`: from how many pairs on `mmif-trt fuse` runs several pictures at a time, and how many.
     """
     from mmif_trt import ops, runtimes, weights
     from mmif_trt.folders import run as batch
@@ -34,7 +34,7 @@ def facts() -> dict[str, Any]:
 
     try:
         default: dict[str, Any] | str = runtimes.describe(Fuser().runtime)
-    except Exception as error:  # information about a broken installation is what the command is for
+    except Exception as error:  # the command must describe a broken installation too
         default = f"none ({type(error).__name__}: {error})"
     return {
         "mmif_trt": VERSION,

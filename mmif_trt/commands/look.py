@@ -1,4 +1,4 @@
-"""Pages to look at: what `view`, `fuse --view` and `batch --view` share."""
+"""Viewer pages: what `view`, `fuse --view` and `batch --view` share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def steps(count: int) -> Iterator[Callable[[str], None]]:
 
 
 def save(path: str, triple: Triple, files: tuple[str, str, str], title: str | None = None) -> int:
-    """The page of a, b and fused, and what is in doubt on stderr; returns its bytes."""
+    """Writes the page of a, b and fused, with doubts on stderr; returns its size in bytes."""
     from mmif_trt.view import page
 
     named = {side: Path(file).name or file for side, file in zip(("a", "b", "fused"), files, strict=True)}
@@ -46,7 +46,7 @@ def save(path: str, triple: Triple, files: tuple[str, str, str], title: str | No
 
 
 def of_pictures(a: Image, b: Image, fused: Image, range_a: Any = None, range_b: Any = None) -> Triple:
-    """range_a, range_b: (black, white) in place of the images' own."""
+    """range_a, range_b: (black, white) instead of the images' own."""
     from mmif_trt.view import triple
 
     a, b = (
@@ -67,7 +67,7 @@ def palette_of(b: Image) -> Any:
 
 
 def beside(fused: str) -> str | None:
-    """The record that batch writes beside its fused volume, where there is one."""
+    """The record that batch writes beside its fused volume, if there is one."""
     name = fused
     for suffix in (".gz", ".nii", ".dcm"):
         name = name.removesuffix(suffix)
@@ -76,7 +76,7 @@ def beside(fused: str) -> str | None:
 
 
 def read_record(path: str | None, is_given: bool = True) -> dict[str, Any]:
-    """A fusion's record; {} for no path. Raises InputError where a file that was named holds none."""
+    """A fusion's record; {} for no path. Raises InputError if a stated file contains none."""
     if path is None:
         return {}
     try:

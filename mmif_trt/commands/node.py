@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "node",
         help="a DICOM node: series in, fused series out",
-        description="Takes series by C-STORE, pairs them by patient, study and frame of reference when a "
+        description="Receives series by C-STORE, pairs them by patient, study and frame of reference when a "
         "study has been quiet, fuses, and sends the derived series on. The spool survives a crash.",
     )
     parser.add_argument("--aet", required=True, help="our AE title; another Called AE title is rejected")
@@ -27,20 +27,22 @@ def add(commands: Any) -> None:
     what = "address to listen on; default: 127.0.0.1, this machine only"
     parser.add_argument("--host", default="127.0.0.1", help=what)
     parser.add_argument("--send-to", metavar="AET@HOST:PORT", help="the PACS; or --dicomweb")
-    add_dicomweb(parser, "results go to this DICOMweb service, by STOW-RS, in place of --send-to")
+    add_dicomweb(parser, "results go to this DICOMweb service, by STOW-RS, instead of --send-to")
     parser.add_argument("--spool", type=Path, default=Path("mmif-spool"), help="folder; default: mmif-spool")
     what = "who may store, from which address, and its port for storage commitments; once per peer"
     parser.add_argument("--peer", action="append", default=[], metavar="AET[@HOST[:PORT]]", help=what)
     parser.add_argument("--any-peer", action="store_true", help="every AE title may store")
-    parser.add_argument("--quiet-s", type=float, default=10.0, help="silence that ends a study; default: 10")
-    what = "longest wait for an association that stays open; default: 600"
+    parser.add_argument(
+        "--quiet-s", type=float, default=10.0, help="quiet time that ends a study; default: 10"
+    )
+    what = "longest wait for an open association; default: 600"
     parser.add_argument("--hold-s", type=_positive, default=600.0, help=what)
     parser.add_argument("--http-port", type=int, help="of /health and /metrics; default: not served")
     what = "address of --http-port; default: 127.0.0.1; another needs --http-token or --http-tls"
     parser.add_argument("--http-host", default="127.0.0.1", help=what)
-    what = "a file with a token, which a request shows as 'Authorization: Bearer TOKEN'"
+    what = "a file with a token, which requests must send as 'Authorization: Bearer TOKEN'"
     parser.add_argument("--http-token", metavar="FILE", help=what)
-    parser.add_argument("--http-tls", action="store_true", help="serve --http-port by the TLS of --tls")
+    parser.add_argument("--http-tls", action="store_true", help="serve --http-port with the TLS of --tls")
     what = "one JSON line per event (PS3.15 A.5), to a file or to syslog; default: none"
     parser.add_argument("--audit", metavar="FILE|syslog", help=what)
     parser.add_argument(
@@ -49,24 +51,26 @@ def add(commands: Any) -> None:
     for option, default, what in (
         ("--max-mb", 512, "largest instance"),
         ("--max-association-mb", 16_384, "of one association"),
-        ("--max-memory-mb", 2_048, "of instances arriving at one time"),
+        ("--max-memory-mb", 2_048, "of instances arriving at the same time"),
         ("--max-spool-mb", 102_400, "of the spool folder"),
-        ("--min-free-mb", 1_024, "left free on the spool's disk"),
+        ("--min-free-mb", 1_024, "to leave free on the spool's disk"),
     ):
         what = f"{what}, in MB; over it C-STORE answers A700, out of resources; default: {default}"
         parser.add_argument(option, type=_positive, default=default, metavar="MB", help=what)
     what = "address space of the process that fuses; a case that needs more fails; default: 16384"
     parser.add_argument("--max-fusion-mb", type=_positive, default=16_384, metavar="MB", help=what)
-    what = "longest fusion of a case; default: 1800"
+    what = "time limit for fusing a case; default: 1800"
     parser.add_argument("--study-s", type=_positive, default=1800.0, metavar="S", help=what)
     parser.add_argument("--max-associations", type=_positive, default=16, help="at one time; default: 16")
     parser.add_argument("--keep-s", type=float, default=86_400.0, help="sources are kept; default: a day")
-    parser.add_argument("--retry-s", type=_positive, default=5.0, help="first pause where the PACS is down")
+    parser.add_argument("--retry-s", type=_positive, default=5.0, help="first pause when the PACS is down")
     what = "PEM files; TLS for peers (who must show a certificate of CA) and to the PACS"
     parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
     parser.add_argument("--tls-any-peer", action="store_true", help="peers need no certificate")
     parser.add_argument("--tls-plain-pacs", action="store_true", help="no TLS to the PACS")
-    parser.add_argument("--pseudonym-key", metavar="FILE", help="of names; default: one made in the spool")
+    parser.add_argument(
+        "--pseudonym-key", metavar="FILE", help="of names; default: one in the spool, created if missing"
+    )
     add_how(parser)
     add_pairing(parser)
     parser.set_defaults(run=run)
@@ -96,7 +100,7 @@ def settings_of(args: argparse.Namespace) -> Any:
 
     service = dicomweb_of(args)
     if (service is None) == (args.send_to is None):
-        raise InputError("--send-to or --dicomweb: expected one of them")
+        raise InputError("--send-to, --dicomweb: expected exactly one of them")
     to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to or "")
     if args.send_to and (not to or not 0 < int(to[3]) < 65536):
         raise InputError(f"--send-to {args.send_to}: expected AET@HOST:PORT")
@@ -159,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.node.run import serve
 
     settings = settings_of(args)
-    os.umask(0o077)  # the spool, its scratch files and the audit trail are nobody else's
+    os.umask(0o077)  # spool, scratch files and audit trail are private
     prove_writable(settings.spool)
 
     class Printable(logging.Formatter):
@@ -171,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     log = logging.getLogger("mmif_trt.node")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    # A traceback may quote what a peer sent: the log gets the kind of the error alone.
+    # A traceback may quote what a peer sent: the log gets only the type of the error.
     threading.excepthook = lambda args: log.error("a thread ended: %s", args.exc_type.__name__)
     with stop_on_signal() as (stop, _):
         return 0 if serve(settings, stop) else 1

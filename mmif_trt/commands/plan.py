@@ -17,22 +17,22 @@ from mmif_trt.image import InputError
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
-        help="write down once which volumes are to be fused, and how, for many `batch`",
+        help="list once which volumes to fuse, and how, for many `batch` runs",
         description="Pair the series of a folder of DICOM studies, or read a manifest, and write the cases "
         "with their options into the folder PLAN, for `mmif-trt batch PLAN` on one machine or many.",
     )
-    parser.add_argument("source", metavar="MANIFEST.csv|STUDY_ROOT", help="as of batch")
+    parser.add_argument("source", metavar="MANIFEST.csv|STUDY_ROOT", help="as for batch")
     parser.add_argument("-o", "--output", required=True, metavar="PLAN", help="folder to write, or s3://")
-    what = "every N-th entry of STUDY_ROOT from the I-th on; no study may lie in several of them"
+    what = "every N-th entry of STUDY_ROOT from the I-th on; no study may span several entries"
     parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
-    what = f"of names; default: one made as PLAN/{pseudonym.FILE}"
+    what = f"of names; default: PLAN/{pseudonym.FILE}, created if missing"
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)
     add_how(parser)
     add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no summary")
-    what = "what is to run the network on all machines; default: auto, what it is on this one"
+    what = "what runs the network on all machines; default: auto, resolved on this one"
     parser.add_argument("--runtime", default="auto", help=what)
-    what = "bf16, fp16 or fp32, on all machines; default: auto, what it is on this one"
+    what = "bf16, fp16 or fp32, on all machines; default: auto, resolved on this one"
     parser.add_argument("--precision", default="auto", help=what)
     parser.set_defaults(run=run)
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     store = store_of(args.output)
     if not is_url(args.output):
-        if not os.path.exists(args.output):  # it names paths, and what series are called: for its owner
+        if not os.path.exists(args.output):  # it contains paths and names of series: private to its owner
             os.makedirs(args.output, mode=0o700, exist_ok=True)
         prove_writable(Path(args.output))
     key = secret_of(args.source, args.output, args.pseudonym_key, make=True)

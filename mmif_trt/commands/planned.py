@@ -31,13 +31,13 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def absolute(path: str) -> str:
-    """For processes that are in other folders."""
+    """For processes in other working folders."""
     return path if is_url(path) else os.path.abspath(path)
 
 
 def secret_of(source: str, root: str, given: str | None, make: bool) -> bytes:
-    """The key of the names, kept with what they name. make: False for a look, whose names are its own. BIDS
-    has names of its own."""
+    """The key of the names, stored with the output. make: False for a dry run, whose names are temporary.
+    BIDS has its own names."""
     from mmif_trt.clinical import bids
     from mmif_trt.files import prove_writable
 
@@ -45,7 +45,7 @@ def secret_of(source: str, root: str, given: str | None, make: bool) -> bytes:
     has_patients = is_tree and not bids.is_dataset(source)
     if is_url(root) and not given:
         if has_patients:
-            raise InputError(f"-o {root}: expected --pseudonym-key FILE with it; the key stays here")
+            raise InputError(f"-o {root}: expected --pseudonym-key FILE with it, so that the key stays here")
         return pseudonym.fresh_key()
     folder = Path(root)
     key = pseudonym.key_in(folder, given, make=False)
@@ -57,7 +57,7 @@ def secret_of(source: str, root: str, given: str | None, make: bool) -> bytes:
 
 @contextmanager
 def plan_of(args: argparse.Namespace) -> Iterator[PlanFolder | Spill]:
-    """The plan that the source is, or that is made of it for this run. Raises InputError."""
+    """The plan that the source is, or one made from it for this run. Raises InputError."""
     from mmif_trt.clinical import plan_folder, planning
     from mmif_trt.clinical.spill import Spill
     from mmif_trt.storage import store_of
@@ -74,7 +74,7 @@ def plan_of(args: argparse.Namespace) -> Iterator[PlanFolder | Spill]:
 
 
 class Network:
-    """The network that a run asks for, loaded when it is needed, and the run with its "auto" resolved."""
+    """The run's network, loaded on demand, and the run with "auto" resolved."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

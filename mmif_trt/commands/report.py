@@ -1,4 +1,4 @@
-"""`mmif-trt report`: one page to send around, from sources and any number of methods' fused folders."""
+"""`mmif-trt report`: one self-contained page from sources and any number of methods' fused folders."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER|COMMAND",
-        help="a method's fused pictures, of the sources' names; or the command that makes them, with {mri}, "
-        "{other} and {out} for its folders, which is run on planted lesions too; once per method",
+        help="a method's fused pictures, named like the sources; or the command that makes them, with {mri}, "
+        "{other} and {out} for its folders, which also runs on planted lesions; once per method",
     )
     report.add_argument(
         "--lesions",
         action="append",
         default=[],
         metavar="NAME=TABLE.json",
-        help="what a method keeps of planted lesions, of mmif-trt eval --lesions -o; once per method",
+        help="a method's table of planted lesions, from mmif-trt eval --lesions -o; once per method",
     )
-    what = "lesions of each kind that are planted for commands; default: 20"
+    what = "lesions of each kind to plant for commands; default: 20"
     report.add_argument("--per-kind", type=count_to(10_000), default=20, metavar="N", help=what)
     report.add_argument("--seed", type=count_to(2**31), metavar="N", help="of the lesions; default: 0")
     report.add_argument(
@@ -161,7 +161,9 @@ def _method(text: str) -> tuple[str, str]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder) or name in (*BASELINES, "mri", "other"):
         taken = ", ".join((*BASELINES, "mri", "other"))
-        raise InputError(f"--method {text}; expected NAME=FOLDER or NAME=COMMAND, another name than {taken}")
+        raise InputError(
+            f"--method {text}; expected NAME=FOLDER or NAME=COMMAND, with a name other than {taken}"
+        )
     return name, folder
 
 

@@ -18,8 +18,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "status",
         help="how far a `batch` is, from the records in its output",
-        description="Counts of the cases in OUT, the rate and the time left, from their records alone: also "
-        "while runs of other machines are at work there. Exit code 1 where cases failed or are left.",
+        description="Counts of the cases in OUT, the rate and the time left, only from their records: also "
+        "while runs on other machines work there. Exit code 1 if cases failed or are left.",
     )
     parser.add_argument("output", metavar="OUT", help="what batch -o wrote")
     parser.add_argument("--json", action="store_true", help="as JSON")

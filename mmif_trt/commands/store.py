@@ -1,4 +1,4 @@
-"""`mmif-trt store OUT --dicomweb URL`: fused DICOM objects, of `batch` or `fuse`, to a PACS or service."""
+"""`mmif-trt store OUT --dicomweb URL`: fused DICOM objects from `batch` or `fuse` to a PACS or service."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ def add(commands: Any) -> None:
         "store",
         help="fused DICOM objects to a PACS or a DICOMweb service",
         description="Sends the fused objects of a folder (batch --format dcm) or single ones, by C-STORE or "
-        "STOW-RS. The peer is asked first, and what it has is not sent again: a run that was stopped is "
-        "started again. Exit code 1: some were not stored.",
+        "STOW-RS. The peer is asked first, and what it has is not sent again: an interrupted run can be "
+        "repeated. Exit code 1: some were not stored.",
     )
-    parser.add_argument("source", nargs="+", metavar="FOLDER|FILE", help="what is no fused object stays")
+    parser.add_argument(
+        "source", nargs="+", metavar="FOLDER|FILE", help="anything but fused objects is ignored"
+    )
     parser.add_argument("--to", dest="pacs", metavar="AET@HOST:PORT", help="the PACS")
     parser.add_argument("--aet", default="MMIF", help="our AE title; default: MMIF")
     what = "PEM files; TLS to the PACS, whose certificate CA signed"
     parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
-    add_dicomweb(parser, "store in this DICOMweb service in place of --to")
+    add_dicomweb(parser, "store in this DICOMweb service instead of --to")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     service = dicomweb_of(args)
     if (service is None) == (args.pacs is None):
-        raise InputError("--to or --dicomweb: expected one of them")
+        raise InputError("--to, --dicomweb: expected exactly one of them")
     to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.pacs or "")
     if args.pacs and (not to or not 0 < int(to[3]) < 65536):
         raise InputError(f"--to {args.pacs}: expected AET@HOST:PORT")
@@ -80,12 +82,12 @@ def _files(sources: list[str]) -> Iterator[Path]:
 
 
 def _is_fused(path: Path) -> bool:
-    """Whether we made it: no source is ever sent."""
+    """Whether we made it: sources are never sent."""
     import pydicom
 
     from mmif_trt.io.dicom.write import MARK
 
     try:
         return str(pydicom.dcmread(path, stop_before_pixels=True).get("ImageComments", "")) == MARK
-    except Exception:  # pydicom raises whatever the bytes lead it to
+    except Exception:  # pydicom may raise anything on bad bytes
         return False

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmif_trt.study.store import Store
 
 PORT = 8642
-ADDRESSES = "addresses.csv"  # beside the study, mode 0600: the readers' links as they are served now
+ADDRESSES = "addresses.csv"  # beside the study, mode 0600: the readers' links as currently served
 CONFIG_HELP = """CONFIG is a JSON file; folders are relative to it:
 {"title": "...", "readers": 16, "repeats": 0.1, "seed": 0,
  "sets": [{"modality": "pet", "sources": "SOURCES", "methods": {"LAGN": "fused/lagn", "max": "fused/max"}}],
@@ -37,18 +37,18 @@ def add(commands: Any) -> None:
         )
         parser.set_defaults(run=run)
         if name not in ("create", "demo"):
-            parser.add_argument("study", type=Path, metavar="STUDY", help="a folder made by study create")
+            parser.add_argument("study", type=Path, metavar="STUDY", help="a folder written by study create")
         return parser
 
-    create = command("create", _create, "check the pictures and make a study folder", epilog=CONFIG_HELP)
+    create = command("create", _create, "check the pictures and create a study folder", epilog=CONFIG_HELP)
     create.add_argument("config", type=Path, metavar="CONFIG", help="a JSON file, see below")
-    create.add_argument("study", type=Path, metavar="STUDY", help="the folder to make")
+    create.add_argument("study", type=Path, metavar="STUDY", help="the folder to create")
     serve = command("serve", _serve, "serve the study until interrupted; prints the readers' links")
     _add_address(serve)
     command("status", _status, "who has answered how much")
     export = command("export", _export, "every answer as a table, with a data dictionary")
     export.add_argument("-o", "--output", required=True, type=Path, metavar="TABLE", help=".csv or .json")
-    analyse = command("analyse", _analyse, "statistics as one page; prints what they say")
+    analyse = command("analyse", _analyse, "statistics as one page; prints a summary")
     analyse.add_argument("-o", "--output", required=True, type=Path, metavar="PAGE", help=".html")
     analyse.add_argument("--seed", type=int, default=0, help="of bootstrap and randomisation; default: 0")
     simulate = command(
@@ -59,14 +59,14 @@ def add(commands: Any) -> None:
     for name, what in (
         ("side-bias", "log-odds for the left"),
         ("equal", "difference under which they say equal"),
-        ("reader-sd", "spread of strengths over readers"),
-        ("case-sd", "spread of strengths over cases"),
+        ("reader-sd", "standard deviation of strengths over readers"),
+        ("case-sd", "standard deviation of strengths over cases"),
     ):
         simulate.add_argument(f"--{name}", type=float, default=0.0, metavar="X", help=f"{what}; default: 0")
     simulate.add_argument("--seed", type=int, default=0, help="of the answers; default: 0")
-    demo = command("demo", _demo, "make a study of the bundled samples, serve it and open it")
-    demo.add_argument("out", type=Path, metavar="OUT_DIR", help="the folder to make")
-    demo.add_argument("--no-serve", action="store_true", help="only make it")
+    demo = command("demo", _demo, "create a study of the bundled samples, serve it and open it")
+    demo.add_argument("out", type=Path, metavar="OUT_DIR", help="the folder to create")
+    demo.add_argument("--no-serve", action="store_true", help="only create it")
     demo.add_argument("--no-browser", action="store_true", help="do not open a browser")
     _add_address(demo)
 
@@ -76,11 +76,11 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on; default: this machine only"
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
-    parser.add_argument("--certificate", metavar="PEM", help="serve by TLS with this certificate")
+    parser.add_argument("--certificate", metavar="PEM", help="serve over TLS with this certificate")
     parser.add_argument("--key", metavar="PEM", help="the certificate's key")
-    what = "a name that readers reach this machine by, in their links too; may be repeated"
+    what = "a name by which readers reach this machine, also used in their links; may be repeated"
     parser.add_argument("--name", action="append", default=[], metavar="HOST", help=what)
-    what = "address of a proxy whose X-Forwarded-For is believed; default: nobody's"
+    what = "address of a proxy whose X-Forwarded-For is trusted; default: none"
     parser.add_argument("--proxy", metavar="ADDRESS", help=what)
 
 
@@ -91,7 +91,7 @@ def _open(folder: Path) -> Store:
 
 
 def _needs_extra() -> None:
-    """One line where the extra is not installed, before anything is written."""
+    """One line if the extra is not installed, before anything is written."""
     privacy.font_list_off()
     try:
         import fastapi  # noqa: F401
@@ -115,7 +115,7 @@ def _create(args: argparse.Namespace) -> int:
         f"{args.study}: {len(store.cases())} cases, {len(store.methods())} methods, {len(items)} readers, "
         f"{min(items)} to {max(items)} items each"
     )
-    print(f"personal links: {args.study / LINKS}; hand each reader one, and keep the file to yourself")
+    print(f"personal links: {args.study / LINKS}; give each reader one, and keep the file private")
     return 0
 
 
@@ -128,25 +128,25 @@ def _serve(args: argparse.Namespace) -> int:
     if not 1 <= args.port <= 65535:
         raise InputError(f"--port {args.port}; expected 1 to 65535")
     if bool(args.certificate) != bool(args.key):
-        raise InputError("--certificate, --key: one without the other; expected both or none")
+        raise InputError("--certificate, --key: one without the other; expected both or neither")
     store = _open(args.study)
     scheme = "https" if args.certificate else "http"
     host = f"[{args.host}]" if ":" in args.host else args.host
     found = links(args.study, f"{scheme}://{args.name[0] if args.name else host}:{args.port}")
-    os.umask(0o077)  # what SQLite makes beside the database, too
+    os.umask(0o077)  # also for what SQLite creates beside the database
     made = args.study / ADDRESSES
     text = "reader,link\n" + "".join(f"{reader},{link}\n" for reader, link in enumerate(found, 1))
 
     def ready() -> None:
-        write_atomic(made, text.encode())  # not on a terminal, nor in a log: who has a link is its reader
-        print(f"the readers' links: {made} (hand each reader one)", flush=True)
+        write_atomic(made, text.encode())  # not on a terminal or in a log: whoever has a link is its reader
+        print(f"the readers' links: {made} (give each reader one)", flush=True)
         if not _is_loopback(args.host) and not args.certificate:
             print(
-                "mmif-trt: warning: open to the network without TLS: anyone on the way can read links and "
+                "mmif-trt: warning: open to the network without TLS: anyone on the route can read links and "
                 "answers; pass --certificate and --key, or put a TLS proxy in front of 127.0.0.1",
                 file=sys.stderr,
             )
-        print("serving; Ctrl-C ends it, nothing answered is lost", flush=True)
+        print("serving; Ctrl-C ends it, and no answer is lost", flush=True)
         if getattr(args, "browser", False):
             import webbrowser
 

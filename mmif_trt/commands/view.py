@@ -1,4 +1,4 @@
-"""`mmif-trt view A B FUSED -o PAGE.html`: look at two sources and their fusion in a browser, offline."""
+"""`mmif-trt view A B FUSED -o PAGE.html`: show two sources and their fusion in a browser, offline."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def add(commands: Any) -> None:
     """Registers `view`."""
     view = commands.add_parser(
         "view",
-        help="one page to look at A, B and their fusion, in three planes",
+        help="one page that shows A, B and their fusion, in three planes",
         description="Writes one HTML file with A, B and the fused volume or picture on A's grid. It opens "
-        "from disk in any browser with WebGL 2 and asks no server for anything.",
+        "from disk in any browser with WebGL 2 and needs no server.",
     )
     view.add_argument("a", metavar="A", help="the MRI that was fused: a volume or a picture")
     view.add_argument("b", metavar="B", help="the CT, PET or SPECT that was fused")
@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0; what is wrong raises InputError."""
+    """Returns exit code 0; errors raise InputError."""
     from mmif_trt import overwriting
 
     check_text_output("-o", args.output, ".html", ".htm")
@@ -96,7 +96,7 @@ def _of_volumes(args: argparse.Namespace) -> Triple:
     for image in (loaded.a, loaded.b):
         if not image.is_volume:
             raise InputError(
-                f"{image.source}: a picture without geometry; expected a volume, as the other is"
+                f"{image.source}: a picture without geometry; expected a volume, like the other source"
             )
     return triple.of_volumes(loaded.a, loaded.b, fused, record, loaded.options)
 

@@ -17,7 +17,7 @@ from mmif_trt.files import write_atomic
 from mmif_trt.image import MODALITIES, InputError
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")
-WARN_BELOW = 0.5  # of A that B covers
+WARN_BELOW = 0.5  # share of A that B covers
 
 
 def add_options(fuse: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_options(fuse: argparse.ArgumentParser) -> None:
 
 
 def wanted(args: argparse.Namespace) -> bool:
-    """Whether A or B is a volume: by its suffix, its first bytes, or what lies in the folder."""
+    """Whether A or B is a volume: by its suffix, its first bytes, or the folder's content."""
     return any(_is_volume(path) for path in (args.a, args.b))
 
 
@@ -56,7 +56,7 @@ def _is_volume(path: str) -> bool:
     if os.path.isfile(path):
         return _begins_as_dicom(path)
     for name in walk(path).files if os.path.isdir(path) else []:
-        # the first file that is a DICOM or a picture says which folder this is
+        # the first file that is DICOM or a picture decides what the folder is
         if name.lower().endswith(PICTURES):
             return False
         if _begins_as_dicom(name):
@@ -74,7 +74,7 @@ def _begins_as_dicom(path: str) -> bool:
 
 
 def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int:
-    """fuser: makes the Fuser, once the inputs are read. Exit code 0; what is wrong raises InputError."""
+    """fuser: creates the Fuser, once the inputs are read. Returns exit code 0; errors raise InputError."""
     from mmif_trt.clinical import outputs
     from mmif_trt.clinical.case import Case, load
     from mmif_trt.clinical.decoder import Decoder
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
 
     kind = outputs.kind_of(args.output)
     if (args.burn_in or args.deidentify) and kind != "dicom":
-        raise InputError(f"--burn-in and --deidentify: expected with -o NAME.dcm, not {args.output}")
+        raise InputError(f"--burn-in and --deidentify: expected only with -o NAME.dcm, not {args.output}")
     for path in (args.output, args.preview, args.report, args.view):
         if path:
             prove_writable(Path(path).absolute().parent)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
         run_options, tie = replace(run_options, registration="header"), args.registration
     which_a, which_b = Which(args.series_a, args.volume_a), Which(args.series_b, args.volume_b)
     case = Case("", (args.a,), (args.b,), registration=tie, which_a=which_a, which_b=which_b)
-    with Decoder() as decoder:  # in a child with limits: a file that asks for too much is an error, no kill
+    with Decoder() as decoder:  # in a child with limits: a file that needs too much is an error, not a kill
         loaded = load(case, decoder, run_options)
     if not (loaded.a.is_volume or loaded.b.is_volume):
         return _fuse_pictures(args, loaded, fuser)
@@ -172,7 +172,7 @@ def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:
     stated = set(loaded.options.changed()) - {"value_range_a", "value_range_b"}
     if stated or args.preview or args.report or args.view:
         what = ", ".join(sorted(stated)) or "--preview, --report, --view"
-        raise InputError(f"{what}: expected with volumes only")
+        raise InputError(f"{what}: expected only with volumes")
     a, b = (
         _as_picture(image, limits)
         for image, limits in (
@@ -188,7 +188,7 @@ def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:
 
 
 def _as_picture(image: Any, limits: Any) -> Any:
-    """Grey as 16 bits from black to white, as a screen shows it: a picture file states no range."""
+    """Grey as 16 bits from black to white, as on a screen: a picture file states no range."""
     import numpy as np
 
     from mmif_trt.stages import normalise

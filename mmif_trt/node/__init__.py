@@ -1,1 +1,1 @@
-"""A DICOM node: series in by C-STORE, fused series out by C-STORE, nothing lost and nothing sent twice."""
+"""A DICOM node: receives series by C-STORE and sends fused series; nothing is lost or sent twice."""

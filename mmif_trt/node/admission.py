@@ -1,9 +1,9 @@
-"""Who gets in: connections that have not asked yet, the first PDU, AE titles, addresses, certificates.
+"""Who is admitted: waiting connections, the first PDU, AE titles, addresses, certificates.
 
-A connection costs a peer nothing, a place here costs us one of few. So a place is given only for a whole
-association request (PS3.8, 9.3.2) of a peer that may ask, and everything before that is held apart: it has a
-deadline, ends the moment the peer leaves, and where there are too many, the oldest makes room. Who sends its
-request when it connects, as every modality does, is let in whatever the others do.
+A connection costs a peer nothing, but an association here is a scarce resource. So only a complete
+association request (PS3.8, 9.3.2) of an allowed peer gets one; connections before that are kept apart: each
+has a deadline and ends when the peer leaves, and if there are too many, the oldest is closed. A peer that
+sends its request on connecting, as every modality does, is admitted whatever the others do.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-FIRST_PDU_S = 10.0  # for the TLS handshake and the whole of the request together
-MAX_FIRST_BYTES = 131_072  # 128 presentation contexts of 30 transfer syntaxes each have 90,000
-MAX_WAITING = 64  # connections that have not asked yet
+FIRST_PDU_S = 10.0  # for the TLS handshake and the complete request together
+MAX_FIRST_BYTES = 131_072  # 128 presentation contexts of 30 transfer syntaxes each take 90,000
+MAX_WAITING = 64  # connections without a request yet
 MAX_WAITING_PER_ADDRESS = 32
-RESERVED = 4  # one place of this many is kept for the addresses that --peer names
+RESERVED = 4  # one place in this many is reserved for the addresses that --peer names
 # (result, source, reason) of an A-ASSOCIATE-RJ (PS3.8, 9.3.4).
 NO_SUCH_CALLING, NO_SUCH_CALLED, NO_ROOM = (1, 1, 3), (1, 1, 7), (2, 3, 2)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Who may ask: an AE title, and the address it must come from, "" for any. port: where it listens for
-    storage commitments, 0 where it is not said."""
+    """An allowed peer: its AE title, and the address it must use, "" for any. port: where it listens for
+    storage commitments, 0 if not stated."""
 
     aet: str
     host: str = ""
@@ -39,7 +39,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request says, and what the transport knows. names: of the TLS certificate, empty without one."""
+    """A request and its transport. names: of the TLS certificate, empty without one."""
 
     calling: str
     called: str
@@ -69,12 +69,12 @@ class Admission:
 
     @contextlib.contextmanager
     def waiting(self, channel: socket.socket, address: str) -> Iterator[None]:
-        """Holds a connection that has not asked yet; hangs up on the oldest where there are too many."""
+        """Keeps a connection without a request; closes the oldest if there are too many."""
         with self._turn:
             same = [key for key, (theirs, _) in self._waiting.items() if theirs == address]
             crowd = same if len(same) >= MAX_WAITING_PER_ADDRESS else list(self._waiting)
             if len(same) >= MAX_WAITING_PER_ADDRESS or len(self._waiting) >= MAX_WAITING:
-                with contextlib.suppress(OSError):  # its own thread closes it, and takes it out
+                with contextlib.suppress(OSError):  # its own thread closes and removes it
                     self._waiting.pop(crowd[0])[1].shutdown(socket.SHUT_RDWR)
             self._waiting[id(channel)] = (address, channel)
         try:
@@ -84,7 +84,7 @@ class Admission:
                 self._waiting.pop(id(channel), None)
 
     def judge(self, asked: Asked, open_from: list[str]) -> None:
-        """open_from: the addresses of the associations there are. Raises Refused."""
+        """open_from: the addresses of the open associations. Raises Refused."""
         if asked.called != self.aet:
             raise Refused("called_aet", NO_SUCH_CALLED)
         if self.peers is not None:
@@ -103,13 +103,13 @@ class Admission:
 
 
 def per_address(associations: int) -> int:
-    """How many of the associations one address may have: one peer does not shut out the rest."""
+    """How many associations one address may have, so that one peer cannot lock out the rest."""
     return max(2, associations // 2)
 
 
 def request_of(channel: socket.socket, end: float) -> bytes:
-    """The peer's whole first PDU. Raises Refused where it is no association request, does not come by `end`
-    (monotonic), or the peer leaves."""
+    """The peer's complete first PDU. Raises Refused if it is not an association request, is not received by
+    `end` (monotonic), or the peer leaves."""
     head = _exactly(channel, 6, end)
     kind, _, length = struct.unpack(">BBL", head)
     if kind != 1 or not 68 <= length <= MAX_FIRST_BYTES:
@@ -153,7 +153,8 @@ def rejection(answer: tuple[int, int, int]) -> bytes:
 
 
 def _addresses(host: str) -> set[str]:
-    """Of a name or address; looked up when the node is started, and for each request of a name that moves."""
+    """Addresses of a host; resolved at the node's start, and again for each request of a name that
+    changes."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -161,9 +162,10 @@ def _addresses(host: str) -> set[str]:
     return {str(entry[4][0]) for entry in found}
 
 
-Refusal = Callable[[str, Asked | None, str], None]  # reason, what was asked, address
+Refusal = Callable[[str, Asked | None, str], None]  # reason, request, address
 
 
 def _certified(calling: str, peers: tuple[Peer, ...] | None) -> set[str]:
-    """The names of which a certificate must bear one: the AE title, or the host that --peer ties it to."""
+    """The names of which a certificate must carry one: the AE title, or the host that --peer states for
+    it."""
     return {calling.upper(), *(p.host.upper() for p in peers or () if p.aet == calling and p.host)}

@@ -1,8 +1,8 @@
 """The audit trail: one JSON line per event, to a file or to syslog.
 
-Events bear the names and codes of DICOM Audit Messages (PS3.15 A.5.3) where there is one. A line has the time
-(UTC), the outcome, the peer's address and AE titles, and a case by its pseudonym: never a patient's value.
-JSON escapes control characters, so a title that a peer made up cannot forge a line or move a cursor.
+Events have the names and codes of DICOM Audit Messages (PS3.15 A.5.3) where these exist. A line has the time
+(UTC), the outcome, the peer's address and AE titles, and the pseudonym of a case: never a patient's value.
+JSON escapes control characters, so a malicious AE title cannot forge a line or move a cursor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from mmif_trt.image import InputError
 
 SYSLOG = "syslog"
-# Event ID and Event Type Code of PS3.15 A.5.3 with their code values (CID 400, 401). No code: ours.
+# Event ID and Event Type Code of PS3.15 A.5.3 with their code values (CID 400, 401). Without a code: ours.
 EVENTS = {
     "start": ("Application Activity", "110100", "Application Start", "110120"),
     "stop": ("Application Activity", "110100", "Application Stop", "110121"),
@@ -37,7 +37,7 @@ MAX_TEXT = 200
 
 
 class Audit:
-    """to: a file, which is added to (mode 0600), "syslog", or None for nowhere. Raises InputError."""
+    """to: a file, which is appended to (mode 0600), "syslog", or None for nowhere. Raises InputError."""
 
     def __init__(self, to: str | None, aet: str) -> None:
         self._aet, self._turn = aet, threading.Lock()
@@ -50,7 +50,7 @@ class Audit:
                 self._descriptor = os.open(to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
             except OSError as error:
                 raise InputError(
-                    f"--audit {to}: {error.strerror}; expected a file that can be written, or {SYSLOG}"
+                    f"--audit {to}: {error.strerror}; expected a writable file, or {SYSLOG}"
                 ) from None
 
     def __call__(self, kind: str, outcome: str = "success", **values: Any) -> None:

@@ -1,7 +1,7 @@
-"""Storage commitment (PS3.4, annex J): a peer asks whether what it sent is safe, and is told which is.
+"""Storage commitment (PS3.4, annex J): a peer asks which of its instances are safe, and is told.
 
-The answer (N-EVENT-REPORT) goes to the address that --peer AET@HOST:PORT names, in an association of its own;
-for a peer without a port over the association that asked, as long as it is open.
+The answer (N-EVENT-REPORT) goes to the address that --peer AET@HOST:PORT names, in a new association; for a
+peer without a port, over the association that asked, as long as it is open.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Commitment:
         self.settings, self.spool, self.audit = settings, spool, audit
 
     def on_action(self, event: Any) -> tuple[int, None]:
-        """The status of an N-ACTION; the answer follows from a thread of its own."""
+        """The status of an N-ACTION; the answer follows from another thread."""
         if event.action_type != REQUEST:
             return NO_SUCH_ACTION, None
         try:
             asked = event.action_information
             references = list(asked.ReferencedSOPSequence)
             transaction = str(asked.TransactionUID)
-        except Exception:  # pydicom raises whatever the bytes lead it to
+        except Exception:  # pydicom may raise anything on bad bytes
             return INVALID_ARGUMENT, None
         if not transaction or not 0 < len(references) <= MAX_REFERENCES:
             return INVALID_ARGUMENT, None
@@ -45,7 +45,7 @@ class Commitment:
         return 0x0000, None
 
     def report(self, transaction: str, references: list[Any]) -> tuple[int, Any]:
-        """(event type, event information): what lies in the spool is safe, the rest has failed."""
+        """(event type, event information): what is in the spool is safe, the rest has failed."""
         from pydicom.dataset import Dataset
 
         safe, failed = [], []
@@ -78,11 +78,11 @@ class Commitment:
                 if association.is_established:
                     association.release()
         except Exception as error:
-            log.error("a storage commitment could not be told: %s", type(error).__name__)
+            log.error("a storage commitment could not be reported: %s", type(error).__name__)
             told = False
         self.audit("commitment", "success" if told else "failure", calling_aet=title, safe=kind == ALL_SAFE)
         if not told:
-            log.warning("a storage commitment was not taken by %r; expected --peer AET@HOST:PORT", title)
+            log.warning("%r did not accept a storage commitment; expected --peer AET@HOST:PORT", title)
 
     def _tell(self, association: Any, kind: int, report: Any) -> bool:
         status, _ = association.send_n_event_report(report, kind, CLASS, INSTANCE)

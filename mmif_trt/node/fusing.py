@@ -1,4 +1,4 @@
-"""The node's fusions: which cases of a study are due, each in the worker's process, and what comes of it."""
+"""The node's fusions: which cases of a study are due, each in the worker process, and their outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmif_trt.node.worker import DONE, FAILED, POSTPONED
 from mmif_trt.running import Stop
 
 log = logging.getLogger("mmif_trt.node")
-WORKER_DEATHS, NODE_DEATHS = 2, 3  # of one case; from then on it is set aside
+WORKER_DEATHS, NODE_DEATHS = 2, 3  # of one case; after these it is set aside
 
 
 class Fusing:
@@ -38,7 +38,7 @@ class Fusing:
         self._child.stop()
 
     def study(self, decoder: Decoder, study: Path, stop: Stop) -> bool:
-        """Whether all is settled: fused, or failed for good. False: the disk or the memory, tried again."""
+        """Whether all is settled: fused, or failed for good. False: lack of disk or memory, to be retried."""
         settled = True
         across = self.settings.options.registration == "rigid"
         cases, refused = self.spool.cases(study, decoder, across)
@@ -51,7 +51,7 @@ class Fusing:
                 return False
             name = self.spool.name(case)
             if self.spool.larger(name):
-                log.warning("case %s is left: a fusion of more instances is done", name)
+                log.warning("case %s is skipped: a fusion of more instances is done", name)
                 settled &= self._failed(name, "fewer instances than a fusion of this pair that is done")
             elif (deaths := self.spool.tries(name)) and (
                 deaths["worker"] >= WORKER_DEATHS or deaths["node"] >= NODE_DEATHS
@@ -79,7 +79,7 @@ class Fusing:
             if answer["outcome"] == DONE and self.spool.sent_before(name) != before:
                 answer = {
                     "outcome": POSTPONED,
-                    "message": "a part of it was sent meanwhile: it is to name that",
+                    "message": "a partial fusion was sent meanwhile: the new one must refer to it",
                 }
             if answer["outcome"] == DONE:
                 gone = self.spool.queue(name, result)
@@ -101,9 +101,9 @@ class Fusing:
         self.audit("fusion", case=name, seconds=round(seconds, 1))
         log.info("case %s fused in %.1f s", name, seconds)
         for old in gone:
-            log.info("case %s takes the place of %s, which was not sent yet", name, old)
+            log.info("case %s replaces %s, which was not sent yet", name, old)
         for mark in before:
-            log.warning("case %s replaces %s, which the PACS has: both are there", name, mark.name)
+            log.warning("case %s replaces %s, which the PACS has: it now has both", name, mark.name)
         return True
 
     def _is_ready(self, stop: Stop) -> bool:
@@ -123,7 +123,7 @@ class Fusing:
     def _ask(
         self, name: str, case: Case, result: Path, before: list[Path], stop: Stop
     ) -> dict[str, Any] | None:
-        """The worker's answer; None where it died or the node is to stop: the case is tried again."""
+        """The worker's answer; None if it died or the node stops: the case is retried."""
         request = {
             "a": case.a,
             "b": case.b,
@@ -147,7 +147,7 @@ class Fusing:
             return None
 
     def _failed(self, name: str, reason: str) -> bool:
-        """Whether the mark of a failed case could be written; without it the case is looked at again."""
+        """Whether the mark of a failed case could be written; without it the case is retried."""
         self.audit("fusion", "failure", case=name, reason=reason)
         try:
             self.spool.mark_failed(name, reason)

@@ -1,7 +1,7 @@
-"""What a peer may make the node hold: one PDU, one instance, and a budget of memory for all peers together.
+"""Limits on what a peer can make the node hold: one PDU, one instance, and a memory budget for all peers.
 
-pynetdicom reads a PDU of whatever length its header announces, and gathers a message without an end, before
-anybody asks who the peer is. These are its classes with a limit in each place.
+pynetdicom reads a PDU of any length its header announces, and collects an endless message, before anyone
+checks the peer. These are its classes with a limit in each place.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from mmif_trt.node.admission import (
     request_of,
 )
 
-MAX_PDU_BYTES = 262_144  # announced to peers (PS3.8 D.1), and kept: a longer one ends the association
+MAX_PDU_BYTES = 262_144  # announced to peers (PS3.8 D.1) and enforced: a longer one ends the association
 MAX_COMMAND_BYTES = 65_536
-TIMEOUT_S = 30.0  # for the whole of one PDU: no peer holds a thread by dripping
+TIMEOUT_S = 30.0  # for one complete PDU: no peer holds a thread by sending slowly
 
 
 @dataclass(frozen=True)
 class Limits:
-    """instance_bytes, association_bytes: of data sets, of one and of all in an association."""
+    """instance_bytes, association_bytes: of one data set, and of all in an association."""
 
     associations: int
     instance_bytes: int
@@ -48,7 +48,7 @@ class Limits:
 
 
 class Budget:
-    """Bytes that are taken and given back, never more than `most` at a time."""
+    """A budget of bytes to take and give back, never more than `most` at a time."""
 
     def __init__(self, most: int) -> None:
         self.most, self.taken, self._turn = most, 0, threading.Lock()
@@ -66,8 +66,8 @@ class Budget:
 
 
 class Held(BytesIO):
-    """A data set as it arrives. Over a limit it lets go of all it has and keeps nothing more; `over` says so,
-    and the C-STORE can be answered as PS3.4 wants (A700) and not by an abort."""
+    """A data set as it arrives. Over a limit it drops its content and keeps nothing more; `over` says so, and
+    the C-STORE can be answered as PS3.4 requires (A700) instead of by an abort."""
 
     def __init__(self, take: Callable[[int], bool], give: Callable[[int], None], most: int) -> None:
         super().__init__()
@@ -85,10 +85,10 @@ class Held(BytesIO):
         return super().write(data)
 
     def free(self) -> None:
-        """Gives memory and budget back; may be called again."""
+        """Releases memory and budget; may be called again."""
         self._give(self.held)
         self.held = 0
-        with contextlib.suppress(BufferError):  # a view is still out: the memory goes with it
+        with contextlib.suppress(BufferError):  # a view still exists: the memory is freed with it
             self.seek(0)
             self.truncate()
 
@@ -105,7 +105,7 @@ class _Command(BytesIO):
 
 
 class _Messages(DIMSEServiceProvider):
-    """Messages of one association, with limits; a command set that cannot be read ends the association."""
+    """Messages of one association, with limits; an unreadable command set ends the association."""
 
     def __init__(self, association: Any, limits: Limits, budget: Budget) -> None:
         super().__init__(association)
@@ -124,20 +124,20 @@ class _Messages(DIMSEServiceProvider):
             self.message.data_set = Held(self._take, self._budget.give, self._limits.instance_bytes)
         try:
             super().receive_primitive(primitive)
-        except Exception:  # of pydicom, on bytes that are no command set
+        except Exception:  # from pydicom, on bytes that are not a command set
             self.message = None
             self.dul.event_queue.put("Evt19")
 
     def drop(self) -> None:
-        """Lets go of a message that the peer did not finish."""
+        """Drops a message that the peer did not finish."""
         message, self.message = self.message, None
         if message is not None and isinstance(message.data_set, Held):
             message.data_set.free()
 
 
 class _Socket(AssociationSocket):
-    # What was read before the association was there. It gets this class when it has been made, so that no
-    # __init__ of ours runs: of an association that we open nothing was read.
+    # Bytes read before the association existed. It gets this class after its creation, so that no
+    # __init__ of ours runs: for an association that we open, nothing was read.
     first = bytearray()
 
     @property
@@ -145,7 +145,7 @@ class _Socket(AssociationSocket):
         return bool(self.first) or super().ready
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """As the base class, of MAX_PDU_BYTES at most and within TIMEOUT_S; raises OSError."""
+        """Like the base class, but at most MAX_PDU_BYTES and within TIMEOUT_S; raises OSError."""
         if self.first:
             out, self.first = self.first[:nr_bytes], self.first[nr_bytes:]
             return out
@@ -173,14 +173,14 @@ class _Socket(AssociationSocket):
         self._wake()
 
     def _wake(self) -> None:
-        """The peer has gone: an acceptor that waits for a request gives its place back now."""
+        """The peer has gone: an acceptor that waits for a request frees its place now."""
         association = self.assoc
         if association.is_acceptor and association.requestor.primitive is None:
             association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
 
 
 def bound(event: Any) -> None:
-    """For EVT_CONN_OPEN of an association that we open: what answers there may be no PACS."""
+    """For EVT_CONN_OPEN of an association that we open: what answers there may not be a PACS."""
     event.assoc.dul.socket.__class__ = _Socket
 
 
@@ -216,13 +216,13 @@ class Handler(RequestHandler):
             self.request.settimeout(FIRST_PDU_S)
             try:
                 self.request.do_handshake()
-            except OSError:  # SSLError is one, and so is the time limit
+            except OSError:  # includes SSLError and the time limit
                 raise Refused("tls") from None
 
     def _create_association(self) -> Any:
         association = super()._create_association()
         association.dimse = _Messages(association, self.server.limits, self.server.budget)
-        association.dul.socket.__class__ = _Socket  # it was just made, and no byte was read
+        association.dul.socket.__class__ = _Socket  # it was just created, and no byte was read
         return association
 
 
@@ -247,17 +247,17 @@ class Server(ThreadedAssociationServer):
         return client, address
 
     def addresses(self) -> list[str]:
-        """Of the associations that there are."""
+        """The addresses of the open associations."""
         infos = [association.requestor.address_info for association in self.active_associations]
         return [info.address for info in infos if info is not None]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """What goes wrong in a connection's thread: by its type alone, no traceback."""
+        """Logs an error in a connection's thread by its type alone, without a traceback."""
         kind = sys.exc_info()[0]
         self.failed(kind.__name__ if kind else "")
 
     def shutdown(self) -> None:
-        """Ends the listener and the associations: what was not acknowledged the peers send again."""
+        """Ends the listener and the associations: peers resend what was not acknowledged."""
         TCPServer.shutdown(self)
         self.server_close()
         for association in self.active_associations:

@@ -1,4 +1,4 @@
-"""When something that failed is tried again: soon, then ever later."""
+"""When to retry something that failed: soon, then at growing intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study from a PACS: C-FIND asks whether it is there, C-GET or C-MOVE brings it (PS3.4, annex C)."""
+"""A study from a PACS: C-FIND asks whether it exists, C-GET or C-MOVE fetches it (PS3.4, annex C)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Came:
 
 
 def series_of(pacs: Pacs, study: str, stop: Stop) -> list[str]:
-    """The Series Instance UIDs of a study, by C-FIND. Raises InputError where there is none, or no answer."""
+    """The Series Instance UIDs of a study, by C-FIND. Raises InputError if there is none, or no answer."""
     from pydicom.dataset import Dataset
 
     query = Dataset()
@@ -56,7 +56,9 @@ def series_of(pacs: Pacs, study: str, stop: Stop) -> list[str]:
         end = time.monotonic() + FIND_S
         for status, answer in association.send_c_find(query, FIND):
             if "Status" not in status:
-                raise InputError(f"{pacs}: ends without an answer to a C-FIND; expected one")
+                raise InputError(
+                    f"{pacs}: ended the association without answering a C-FIND; expected an answer"
+                )
             if status.Status not in (0x0000, 0xFF00, 0xFF01):
                 raise InputError(f"{pacs}: C-FIND failed (status {status.Status:04X}); expected an answer")
             if answer is not None:
@@ -71,7 +73,7 @@ def series_of(pacs: Pacs, study: str, stop: Stop) -> list[str]:
 
 def fetch(
     pacs: Pacs, study: str, series: list[str], keep: Keep, stop: Stop, move_port: int | None = None
-) -> Came:
+) -> Received:
     """All instances of a study, or of some of its series, to `keep`. move_port: by C-MOVE to ours, where the
     PACS knows our AE title at this port; None: by C-GET. Raises InputError."""
     came = Came()
@@ -79,12 +81,12 @@ def fetch(
     if move_port is None:
         with _association(pacs, [GET], storage=True, handlers=on_store) as association:
             for query in _queries(study, series):
-                _ask(pacs, association, association.send_c_get(query, GET), came, stop)
-        return came
+                _ask(pacs, association, association.send_c_get(query, GET), arrived, stop)
+        return arrived
     with _listening(pacs, move_port, on_store), _association(pacs, [MOVE]) as association:
         for query in _queries(study, series):
-            _ask(pacs, association, association.send_c_move(query, pacs.aet, MOVE), came, stop)
-    return came
+            _ask(pacs, association, association.send_c_move(query, pacs.aet, MOVE), arrived, stop)
+    return arrived
 
 
 def _queries(study: str, series: list[str]) -> Iterator[Any]:
@@ -98,17 +100,17 @@ def _queries(study: str, series: list[str]) -> Iterator[Any]:
         yield query
 
 
-def _ask(pacs: Pacs, association: Any, answers: Any, came: Came, stop: Stop) -> None:
+def _ask(pacs: Pacs, association: Any, answers: Any, arrived: Received, stop: Stop) -> None:
     for status, _ in answers:
         code = status.get("Status")
-        if stop.reason or came.error:
+        if stop.reason or arrived.error:
             association.abort()
-            raise InputError(came.error or f"{pacs}: {stop.reason}")
+            raise InputError(arrived.error or f"{pacs}: {stop.reason}")
         if code is None:
             raise InputError(f"{pacs}: ended the association; expected all instances")
         if code == 0xFF00:
             continue
-        came.failed += int(status.get("NumberOfFailedSuboperations") or 0)
+        arrived.failed += int(status.get("NumberOfFailedSuboperations") or 0)
         if code not in (0x0000, 0xB000):
             raise InputError(f"{pacs}: refused (status {code:04X}); expected C-GET, or C-MOVE by --move-port")
 
@@ -118,18 +120,18 @@ def _handler(came: Came, study: str, keep: Keep, stop: Stop) -> Any:
     from pynetdicom import evt
 
     def on_store(event: Any) -> int:
-        if stop.reason or came.error:
+        if stop.reason or arrived.error:
             return 0xA700
         try:
             if str(event.dataset.get("StudyInstanceUID", "")) != study:
                 return 0xA900
             data = event.encoded_dataset()
-            came.size += len(data)
-            if came.size > MAX_BYTES:
-                raise InputError(f"over {MAX_BYTES} bytes; expected a study of that at most")
+            arrived.size += len(data)
+            if arrived.size > MAX_BYTES:
+                raise InputError(f"over {MAX_BYTES} bytes; expected a study within that limit")
             keep(str(event.request.AffectedSOPInstanceUID), data)
         except (InputError, OSError) as error:
-            came.error = str(error)
+            arrived.error = str(error)
             return 0xA700
         except Exception:  # pydicom raises whatever the bytes lead it to
             return 0xC000
@@ -159,10 +161,12 @@ def _association(pacs: Pacs, models: list[str], storage: bool = False, handlers:
         evt_handlers=[(evt.EVT_CONN_OPEN, guard.bound), *handlers],
     )
     if not association.is_established:
-        raise InputError(f"{pacs}: no association; expected a PACS that knows the AE title {pacs.aet}")
+        raise InputError(f"{pacs}: no association; expected a PACS that accepts the AE title {pacs.aet}")
     if not association.accepted_contexts or association.accepted_contexts[0].abstract_syntax not in models:
         association.release()
-        raise InputError(f"{pacs}: does not offer what is asked for; expected C-FIND with C-GET or C-MOVE")
+        raise InputError(
+            f"{pacs}: does not offer the requested services; expected C-FIND with C-GET or C-MOVE"
+        )
     try:
         yield association
     finally:
@@ -191,7 +195,7 @@ def _listening(pacs: Pacs, port: int, handlers: Any) -> Iterator[None]:
 
 
 def _storage() -> list[str]:
-    """What a fusion reads, and the Spatial Registrations that it pairs by."""
+    """The classes that a fusion reads, and the Spatial Registrations used for pairing."""
     from pydicom import uid
 
     names = (

@@ -1,4 +1,5 @@
-"""`mmif-trt node`: receive, wait for quiet, pair, fuse, queue, send. The order of the node's work is here."""
+"""`mmif-trt node`: receive, wait for quiet, pair, fuse, queue, send. This file has the order of the node's
+work."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ POLL_S = 0.5
 
 
 def serve(settings: Settings, stop: Stop) -> bool:
-    """Runs until `stop` has a reason, or a thread ends that never should: then False, and it is to be started
-    anew. What is in the spool from before is taken up first. Raises InputError where another node has the
-    spool, a port is taken, or a file that an option names cannot be used."""
+    """Runs until `stop` has a reason, or a thread ends that never should: then False, and it should be
+    restarted. First resumes what is in the spool. Raises InputError if another node has the spool, a port is
+    taken, or a file that an option names cannot be used."""
     counters, pulse = Counters(), Pulse()
     audit = Audit(settings.audit, settings.aet)
     with Spool(settings.spool, settings.pseudonym_key) as spool:
@@ -40,7 +41,7 @@ def serve(settings: Settings, stop: Stop) -> bool:
 
         def ended() -> list[str]:
             names = [thread.name for thread in (listener, sender) if thread.ident and not thread.is_alive()]
-            return dead if stop.reason else names  # looked at in this order: told to stop, the sender ends
+            return dead if stop.reason else names  # checked in this order: when told to stop, the sender ends
 
         close_page = web.start(settings, spool, counters, ended, pulse)
         sender.start()
@@ -103,10 +104,10 @@ def _fuse_all(
                             settled[study.name] = arrivals
                             again.forget(study.name)
                         elif not stop.reason:
-                            log.warning("a study is tried again in %.0f s", again.later(study.name))
+                            log.warning("a study will be retried in %.0f s", again.later(study.name))
                 for name in spool.forget(settings.keep_s, settled):
                     audit("delete", study=name)
-            except OSError as error:  # the disk: what is kept stays, and is looked at again
+            except OSError as error:  # the disk: stored files stay, and are processed later
                 log.error("the spool cannot be read or written: %s", type(error).__name__)
             time.sleep(POLL_S)
             dead += ended()
@@ -115,7 +116,7 @@ def _fuse_all(
 def _ready(
     settings: Settings, spool: Spool, receiver: Receiver, study: Path, settled: dict[str, int]
 ) -> int | None:
-    """How much of a study has arrived, where it was quiet since and there is something new."""
+    """How much of a study has arrived, if it has been quiet since and there is something new."""
     quiet, arrivals = spool.quiet_s(study), spool.arrivals(study)
     held = study.name in receiver.sending() and quiet < settings.hold_s
     is_new = settled.get(study.name) != arrivals

@@ -28,10 +28,10 @@ def send(
 ) -> tuple[str, str]:
     """One file to the PACS; (answer, SOP Instance UID).
 
-    SENT where it said Success or a warning (then it keeps the instance), THERE where it was asked and has it
-    already, REFUSED where it answered with a failure or takes no such class, UNREACHABLE where there was no
-    answer. in_doubt: an earlier answer was not seen, so the PACS is asked first; one that answers no C-FIND
-    is sent the same instance again. before: called when the instance is about to go out. stop: ends asking.
+    SENT if it answered Success or a warning (then it keeps the instance), THERE if it was asked and has it
+    already, REFUSED if it answered with a failure or does not accept the class, UNREACHABLE if there was no
+    answer. in_doubt: an earlier answer was lost, so the PACS is asked first; if it does not answer C-FIND,
+    the same instance is sent again. before: called just before sending. stop: ends asking.
     """
     import pydicom
 
@@ -76,8 +76,8 @@ def _associate(settings: Settings, *context: str) -> Any:
 
 
 def _is_there(settings: Settings, dataset: Any, stop: Stop) -> bool:
-    """By C-FIND at the level of instances, with every key above it (PS3.4 C.4.1.2). In an association of its
-    own: a PACS that ends it on being asked must still be sent to."""
+    """By C-FIND at the level of instances, with every key above it (PS3.4 C.4.1.2). In its own
+    association: a PACS that ends it when asked must still be sent to."""
     from pydicom.dataset import Dataset
 
     query = Dataset()
@@ -91,10 +91,10 @@ def _is_there(settings: Settings, dataset: Any, stop: Stop) -> bool:
         end = time.monotonic() + FIND_S
         for count, (_, answer) in enumerate(association.send_c_find(query, FIND)):
             if answer is not None and answer.get("SOPInstanceUID") == dataset.SOPInstanceUID:
-                association.abort()  # whatever else it would say
+                association.abort()  # whatever else it would send
                 return True
             if stop.reason or count >= MAX_ANSWERS or time.monotonic() > end:
-                log.warning("the PACS does not stop answering a C-FIND: not waited for")
+                log.warning("the PACS does not stop answering a C-FIND: association aborted")
                 association.abort()
                 return False
         return False

@@ -24,8 +24,7 @@ POLL_S = 0.5
 def send_all(
     settings: Settings, spool: Spool, counters: Counters, audit: Audit, pulse: Pulse, stop: Stop
 ) -> None:
-    """A PACS that does not answer is asked again, ever more seldom; one that refuses an instance is so for
-    that instance alone."""
+    """A PACS that does not answer is retried at growing intervals; a refusal affects that instance alone."""
     again = Pauses(settings.retry_s)
     while not stop.reason:
         pulse.beat("send", MAX_SEND_S + 60)
@@ -48,12 +47,12 @@ def _send_one(
     path: Path,
     stop: Stop,
 ) -> bool:
-    """False where the PACS does not answer."""
+    """False if the PACS does not answer."""
     if not again.due(path.stem):
         return True
     try:
         answer, uid = send(settings, path, spool.in_doubt(path), lambda: spool.mark_doubt(path), stop)
-    except FileNotFoundError:  # a larger set took its place
+    except FileNotFoundError:  # a larger set replaced it
         return True
     except Exception as error:
         log.error("sending failed: %s", type(error).__name__)
@@ -67,7 +66,7 @@ def _send_one(
         return False
     again.forget(UNREACHABLE)
     if done:
-        with contextlib.suppress(OSError):  # else it is asked for, or sent again as the same instance
+        with contextlib.suppress(OSError):  # otherwise it is asked for, or sent again
             spool.mark_sent(path, uid)
             spool.answered(path)
         again.forget(path.stem)

@@ -1,4 +1,4 @@
-"""What the node's peers may do: C-ECHO and C-STORE, by pynetdicom, within limits. Knows nothing of fusion."""
+"""What the node's peers may do: C-ECHO and C-STORE, by pynetdicom, within limits. Independent of fusion."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import CORRECTED, DIFFERENT, Spool
 
 log = logging.getLogger("mmif_trt.node")
-# COERCED, a warning (PS3.4 B.2.3): what is kept has other values than what was sent.
+# COERCED, a warning (PS3.4 B.2.3): the stored values differ from those sent.
 SUCCESS, COERCED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xB000, 0xA700, 0xC000
 NETWORK_TIMEOUT_S = 30
 ACSE_TIMEOUT_S = 5  # the request has been read when pynetdicom comes in
 KEPT = {DIFFERENT: "the first is kept", CORRECTED: "the new one is kept, and the study is fused again"}
 WHY = {
-    "called_aet": "it asked for another AE title than ours",
+    "called_aet": "it called another AE title than ours",
     "calling_aet": "its AE title is not one of --peer",
-    "address": "its AE title is of another address, by --peer AET@HOST",
+    "address": "its AE title belongs to another address, by --peer AET@HOST",
     "certificate": "its TLS certificate names neither its AE title nor its host",
     "full": "no place is free for it",
-    "not_dicom": "no association request",
-    "tls": "no TLS, or no certificate that the authority signed",
+    "not_dicom": "not an association request",
+    "tls": "no TLS, or no certificate signed by the authority",
 }
-MAX_HEADER_BYTES = 1 << 20  # in which the Study Instance UID must stand
+MAX_HEADER_BYTES = 1 << 20  # which must contain the Study Instance UID
 
 
 @dataclass
@@ -70,12 +70,12 @@ class Receiver:
 
         ae: Any = AE(self.settings.aet)
         ae.maximum_pdu_size = guard.MAX_PDU_BYTES
-        ae.maximum_associations = 1 << 16  # guard.py judges number and AE titles before pynetdicom comes in
+        ae.maximum_associations = 1 << 16  # guard.py checks number and AE titles before pynetdicom runs
         ae.acse_timeout = ACSE_TIMEOUT_S
         ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
         ae.add_supported_context(Verification)
         ae.add_supported_context(commitment.CLASS)
-        syntaxes = [str(syntax) for syntax in readable()]  # what could not be fused is not taken
+        syntaxes = [str(syntax) for syntax in readable()]  # what could not be fused is not accepted
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax, syntaxes)
         handlers = [
@@ -87,7 +87,7 @@ class Receiver:
         ]
         address = (self.settings.host, self.settings.port)
         secured = tls.for_peers(self.settings)
-        tls.for_pacs(self.settings)  # what is wrong with it is told now
+        tls.for_pacs(self.settings)  # reports now what is wrong with it
         try:
             server: Any = ae.make_server(
                 address,
@@ -121,7 +121,7 @@ class Receiver:
             self._server.shutdown()
 
     def sending(self) -> set[str]:
-        """The studies (by their folder's name) of which an open association brought something."""
+        """The studies (by folder name) of which an open association has sent something."""
         with self._turn:
             return {study for studies in self._open.values() for study in studies}
 
@@ -130,8 +130,8 @@ class Receiver:
         return SUCCESS
 
     def _on_refused(self, reason: str, asked: Asked | None, address: str) -> None:
-        """Each is counted by its reason. Connections that came to nothing are not logged one by one: a
-        monitor that looks whether the port is open makes one per second."""
+        """Each is counted by its reason. Connections without a request are not logged one by one: a monitor
+        that checks the port makes one per second."""
         self.counters.add(f"refused_{reason}_total")
         self.counters.add("associations_rejected_total" if asked else "connections_refused_total")
         if asked is None and reason in ("left", "silent"):
@@ -159,12 +159,12 @@ class Receiver:
             self._open.pop(id(event.assoc), None)
 
     def _on_store(self, event: Any) -> int:
-        """Size, rate and room are judged by the bytes, before anything is decoded."""
+        """Size, rate and room are checked on the bytes, before anything is decoded."""
         held, study = event.request.DataSet, ""
         try:
             status, study = self._keep(event, held)
         except Exception as error:
-            log.error("an instance could not be kept: %s", type(error).__name__)
+            log.error("an instance could not be stored: %s", type(error).__name__)
             status = OUT_OF_RESOURCES if isinstance(error, OSError | MemoryError) else CANNOT_UNDERSTAND
         finally:
             held.free()
@@ -175,7 +175,7 @@ class Receiver:
         return status
 
     def _keep(self, event: Any, held: Any) -> tuple[int, str]:
-        """(the status of one C-STORE, its study's folder); Success only where the instance is on the disk."""
+        """(the status of one C-STORE, its study's folder); Success only once the instance is on disk."""
         size = held.held
         if held.over:
             log.warning("an instance was refused: over a limit of size or memory")
@@ -195,13 +195,15 @@ class Receiver:
         if not study:
             return CANNOT_UNDERSTAND, ""
         name = self.spool.folder(study).name
-        with self._turn:  # before it lies there: the study may look quiet
+        with self._turn:  # before it is stored: the study may look quiet
             self._open.setdefault(id(event.assoc), set()).add(name)
-        with held.getbuffer() as body:  # no copy: an instance may be half of the memory that is allowed
+        with held.getbuffer() as body:  # no copy: an instance may take half of the allowed memory
             kept = self.spool.put(study, uid, _file_start(event), body)
         if kept in (DIFFERENT, CORRECTED):
             self.counters.add(f"instances_{kept}_total")
-            log.warning("study %s: an instance came again with other content: %s", name, KEPT[kept])
+            log.warning(
+                "study %s: an instance was received again with different content: %s", name, KEPT[kept]
+            )
         return COERCED if kept == DIFFERENT else SUCCESS, name
 
     def _too_fast(self) -> bool:
@@ -216,7 +218,7 @@ class Receiver:
 
 
 def _who(association: Any) -> dict[str, str]:
-    """The other side of an association, for the audit trail."""
+    """The peer of an association, for the audit trail."""
     return {
         "peer": str(association.requestor.address_info.address),
         "calling_aet": str(association.requestor.ae_title).strip(),
@@ -235,13 +237,13 @@ def _file_start(event: Any) -> bytes:
 
 
 def _study_of(data: bytes, syntax: Any) -> str:
-    """Study Instance UID of the start of an encoded dataset, "" where there is none."""
+    """Study Instance UID at the start of an encoded dataset, "" if absent."""
     import io
 
     from pydicom.filereader import read_dataset
 
     if syntax.is_deflated:
-        try:  # no more of it than the header may have: a bomb stays folded
+        try:  # no more than a header may have: never inflates a bomb
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, MAX_HEADER_BYTES)
         except zlib.error:
             return ""

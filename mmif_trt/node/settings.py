@@ -1,4 +1,4 @@
-"""What the node was told at its start."""
+"""The node's settings, from its start."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Settings:
     send_to: tuple[str, str, int] | None  # AE title, host, port; None: by dicomweb
     dicomweb: Service | None = None
     host: str = "127.0.0.1"
-    peers: tuple[Peer, ...] | None = ()  # who may ask; None: anybody
+    peers: tuple[Peer, ...] | None = ()  # allowed peers; None: anybody
     quiet_s: float = 10.0
-    hold_s: float = 600.0  # an association that stays open holds its quiet study back no longer than this
+    hold_s: float = 600.0  # longest delay of a quiet study by an open association
     http_port: int | None = None
     http_host: str = "127.0.0.1"
-    http_token: str | None = None  # file; what /health and /metrics ask for
-    http_tls: bool = False  # the same TLS as for peers, with a certificate of theirs
+    http_token: str | None = None  # file; required by /health and /metrics
+    http_tls: bool = False  # the same TLS as for peers, who show a certificate
     audit: str | None = None  # file, or "syslog"
     max_instance_bytes: int = 512 << 20
     max_association_bytes: int = 16 << 30
@@ -39,8 +39,8 @@ class Settings:
     retry_s: float = 5.0
     options: Options = field(default_factory=Options)
     tls: tuple[str, str, str] | None = None  # certificate, key, and authority file of the peers
-    tls_any_peer: bool = False  # peers need no certificate of their own
-    tls_plain_pacs: bool = False  # the PACS is spoken to without TLS
+    tls_any_peer: bool = False  # peers need no certificate
+    tls_plain_pacs: bool = False  # no TLS to the PACS
     pseudonym_key: str | None = None  # file; None: one in the spool
 
     @property

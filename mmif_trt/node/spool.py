@@ -1,21 +1,21 @@
-"""The node's folder on disk: what arrived, what is fused and waits to be sent. It alone survives a crash.
+"""The node's folder on disk: what has arrived, and what waits to be sent. Only this survives a crash.
 
     incoming/<study>/<instance>.dcm   as received, complete (renamed into place, fsync)
     outgoing/<case>.dcm               fused, to be sent
-    doubt/<case>                      a mark: it went out, and no answer was seen yet
-    sent/<case>                       a mark with the UID of what the PACS took
-    failed/<case>                     a mark with the reason: not tried again
-    tries/<case>                      a mark: how often a fusion of it ended a process
+    doubt/<case>                      a mark: it was sent, and no answer was received yet
+    sent/<case>                       a mark with the UID that the PACS accepted
+    failed/<case>                     a mark with the reason: never retried
+    tries/<case>                      a mark: how often fusing it ended a process
     fused/<study>                     a mark: its cases were settled once
-    scratch/                          what a fusion leaves on its way; emptied at start
-    .lock                             held by the node that works here
+    scratch/                          temporary files of a fusion; emptied at start
+    .lock                             held by the node that uses this spool
 
-All names are pseudonyms (pseudonym.py). A case's name is made of its sources, and the fused instance's UIDs
-are too: a fusion that is repeated after a crash is the same instance, and a PACS that had it keeps one; what
-went out before a crash is asked for before it is sent again. Where a series goes on arriving after it was
-fused, or an instance comes again with other content, the new set of instances is another case of the same
-pair: it takes the place of the old one where that waits, and names it where the PACS has it already (a node
-cannot take an instance back from a PACS). A smaller set never follows a larger one.
+All names are pseudonyms (pseudonym.py). A case's name and the fused instance's UIDs are computed from its
+sources: a fusion repeated after a crash is the same instance, and a PACS that has it keeps one. After a crash
+the node asks the PACS (C-FIND) before resending. If more of a series arrives after it was fused, or an
+instance is received again with different content, the new set of instances is another case of the same pair:
+it replaces the old one if that still waits, and refers to it if the PACS has it already (a node cannot
+withdraw an instance from a PACS). A smaller set never follows a larger one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NEW, SAME, DIFFERENT, CORRECTED = "new", "same", "different", "corrected"
 
 
 class Spool:
-    """`with` holds the lock: one node at a time. Raises InputError where another has it."""
+    """`with` holds the lock: one node at a time. Raises InputError if another has it."""
 
     def __init__(self, root: Path, key_file: str | None = None) -> None:
         self.root, self._key_file = root, key_file
@@ -61,7 +61,7 @@ class Spool:
     def __enter__(self) -> Spool:
         self._take_lock()
         for left in (*self.root.rglob(f"*{TMP_SUFFIX}"), *(self.root / "scratch").iterdir()):
-            left.unlink(missing_ok=True)  # of a write that a crash cut short: never acknowledged
+            left.unlink(missing_ok=True)  # from a write interrupted by a crash: never acknowledged
         for mark in (self.root / "sent").iterdir():
             if mark.stat().st_size > MAX_MARK_BYTES:  # a crash between the two steps of mark_sent
                 mark.write_bytes(b"")
@@ -79,14 +79,14 @@ class Spool:
         except OSError:
             os.close(descriptor)
             raise InputError(
-                f"--spool {self.root}: another node is at work in it; expected a folder for each node"
+                f"--spool {self.root}: another node uses it; expected one folder per node"
             ) from None
         if self._lock is not None:
             os.close(self._lock)
         self._lock = descriptor
 
     def ensure(self) -> None:
-        """Makes anew what went away with the folder (unmounted, deleted): folders, lock and key."""
+        """Recreates what was lost with the folder (unmounted, deleted): folders, lock and key."""
         if all((self.root / name).is_dir() for name in FOLDERS):
             return
         for name in FOLDERS:
@@ -102,9 +102,9 @@ class Spool:
         return self.root / "incoming" / pseudonym.name_of(self._key, study)
 
     def put(self, study: str, instance: str, head: bytes, body: memoryview) -> str:
-        """Keeps one instance, durably: only then may the peer be told Success. NEW; SAME where it is there
-        already; DIFFERENT where it is, with other content: the first stays; CORRECTED where that is so and
-        the study was fused: then the new one takes its place."""
+        """Stores one instance durably: only then may the peer be told Success. NEW; SAME if it exists
+        already; DIFFERENT if it exists with different content: the first stays; CORRECTED if so and the study
+        was fused: then the new one replaces it."""
         folder = self.folder(study)
         make_folder(folder)
         name, outcome = pseudonym.name_of(self._key, instance), NEW
@@ -123,12 +123,12 @@ class Spool:
         return outcome
 
     def holds(self, instance: str) -> bool:
-        """Whether an instance lies here, in the content that was acknowledged last."""
+        """Whether an instance is here, with the content acknowledged last."""
         name = pseudonym.name_of(self._key, instance)
         return next((self.root / "incoming").glob(f"*/{name}*.dcm"), None) is not None
 
     def used(self) -> int:
-        """Bytes of all files here, counted every RECOUNT_S; what arrives between is added."""
+        """Bytes of all files here, counted every RECOUNT_S; arrivals in between are added."""
         if time.monotonic() - self._counted > RECOUNT_S:
             self._counted, total = time.monotonic(), 0
             for path in self.root.rglob("*"):
@@ -141,12 +141,12 @@ class Spool:
         return sorted(path for path in (self.root / "incoming").iterdir() if path.is_dir())
 
     def quiet_s(self, study: Path) -> float:
-        """Seconds since something of this study arrived: by the monotonic clock, and of one that was there
-        before the node by the folder's time, as far as the machine's clock can be believed."""
+        """Seconds since something of this study arrived: by the monotonic clock or, if it arrived before the
+        node started, by the folder's time, as far as the machine's clock can be trusted."""
         now = time.monotonic()
         if study.name in self._arrived:
             return now - self._arrived[study.name]
-        # An arrival renames a file into the folder, which dates the folder; the files may be moving.
+        # An arrival renames a file into the folder, which sets the folder's time; files may be in transit.
         return max(time.time() - study.stat().st_mtime, now - self._started)
 
     def arrivals(self, study: Path) -> int:
@@ -154,7 +154,7 @@ class Spool:
         return study.stat().st_mtime_ns
 
     def cases(self, study: Path, decoder: Any, across: bool = False) -> tuple[list[Case], list[str]]:
-        """(the fusions of a study that are neither sent, waiting, nor failed; which series are refused, and
+        """(the fusions of a study that are neither sent, waiting nor failed; which series are refused, and
         why). decoder: clinical.decoder's; across: see series.pair."""
         paths = sorted(str(path) for path in study.glob("*.dcm"))
         found = collect(decoder.headers(paths), self._key)
@@ -164,11 +164,11 @@ class Spool:
         shared = {uid for uid, studies in owners.items() if len(studies) > 1}
         tags = sorted({one.tag for one in take_out(found, shared)})
         cases, _ = pair(found, across)
-        refused = [f"series {tag} has instances of several patients: it is not fused" for tag in tags]
+        refused = [f"series {tag} has instances of several patients: not fused" for tag in tags]
         return [case for case in cases if self.state(self.name(case)) == "new"], refused
 
     def name(self, case: Case) -> str:
-        """Of the pair, the number of its instances, and which they are: a grown series is another case."""
+        """From the pair, the number of its instances, and their identity: a grown series is another case."""
         files = [Path(path).name for path in (*case.a, *case.b)]
         return f"{case.name}_{len(files)}_{pseudonym.name_of(self._key, ''.join(files), 8)}"
 
@@ -179,13 +179,14 @@ class Spool:
         return "waiting" if (self.root / "outgoing" / f"{name}.dcm").exists() else "new"
 
     def sent_before(self, name: str) -> list[Path]:
-        """The marks of this pair's fusions of other sets of instances, which the PACS has; smallest first."""
+        """The marks of this pair's fusions from other sets of instances, which the PACS has; smallest
+        first."""
         pair_of, _, _ = name.rsplit("_", 2)
         marks = (self.root / "sent").glob(f"{pair_of}_*_*")
         return sorted((mark for mark in marks if mark.name != name), key=lambda mark: instances(mark.name))
 
     def larger(self, name: str) -> bool:
-        """Whether a fusion of this pair with more instances waits or was sent: this one is a remainder."""
+        """Whether a fusion of this pair with more instances waits or was sent: then this one is obsolete."""
         names = [mark.name for mark in self.sent_before(name)] + [path.stem for path in self.waiting()]
         pair_of = name.rsplit("_", 2)[0]
         return any(x.rsplit("_", 2)[0] == pair_of and instances(x) > instances(name) for x in names)
@@ -197,7 +198,8 @@ class Spool:
         return (self.root / "scratch" / f"{name}.dcm").absolute()
 
     def queue(self, name: str, result: Path) -> list[str]:
-        """Moves a fusion into the queue, and takes out those of other sets of the same pair; their names."""
+        """Moves a fusion into the queue and removes those of other sets of the same pair; returns their
+        names."""
         target = self.root / "outgoing" / f"{name}.dcm"
         os.replace(result, target)
         sync_folder(target.parent)
@@ -210,12 +212,12 @@ class Spool:
         return [path.stem for path in gone]
 
     def in_doubt(self, path: Path) -> bool:
-        """Whether the PACS may have it: it went out, and its answer was not seen."""
+        """Whether the PACS may have it: it was sent, and no answer was received."""
         return (self.root / "doubt" / path.stem).exists()
 
     def mark_doubt(self, path: Path) -> None:
-        """Durable before the first byte goes out. A disk without room for it holds up no sending: that makes
-        room; after a crash the instance is then sent again without asking."""
+        """Durable before the first byte is sent. A full disk does not delay sending, which frees room; after
+        a crash the instance is then sent again without asking."""
         with contextlib.suppress(OutputError):
             write_atomic(self.root / "doubt" / path.stem, b"")
 
@@ -227,7 +229,7 @@ class Spool:
         mark = self.root / "sent" / path.stem
         try:
             os.replace(path, mark)
-        except FileNotFoundError:  # a larger set took its place while it was sent
+        except FileNotFoundError:  # a larger set replaced it while it was sent
             write_atomic(mark, uid.encode())
             return
         sync_folder(mark.parent)
@@ -236,7 +238,7 @@ class Spool:
             file.write(uid.encode())
 
     def uid_of(self, mark: Path) -> str:
-        """What a mark says that the PACS took; "" where a crash left it without."""
+        """The UID in a mark of what the PACS accepted; "" if a crash left it empty."""
         return mark.read_text() if mark.stat().st_size <= 64 else ""
 
     def mark_failed(self, name: str, reason: str) -> None:
@@ -248,7 +250,7 @@ class Spool:
             write_atomic(mark, b"")
 
     def tries(self, name: str) -> dict[str, int]:
-        """How often a fusion of a case ended the worker's process, and the node's."""
+        """How often fusing a case ended the worker's process, and the node's."""
         try:
             found = json.loads((self.root / "tries" / name).read_text())
             return {who: int(found[who]) for who in ("worker", "node")}
@@ -256,7 +258,7 @@ class Spool:
             return {"worker": 0, "node": 0}
 
     def mark_try(self, name: str, who: str) -> None:
-        """ "node" before an attempt: the mark stays where the node dies in it. "worker" where that died."""
+        """ "node" before an attempt: the mark stays if the node dies in it. "worker" if that died."""
         found = self.tries(name)
         found[who] += 1
         if who == "worker":
@@ -271,7 +273,7 @@ class Spool:
         gone = []
         for study in self.studies():
             if study.name in settled and self.quiet_s(study) > keep_s:
-                with contextlib.suppress(OSError):  # something arrives just now: then it stays
+                with contextlib.suppress(OSError):  # something is arriving: then it stays
                     for path in study.iterdir():
                         path.unlink()
                     study.rmdir()
@@ -281,7 +283,7 @@ class Spool:
         return gone
 
     def gauges(self) -> dict[str, int]:
-        """For /health and /metrics. Raises OSError where the folder is gone."""
+        """For /health and /metrics. Raises OSError if the folder is gone."""
         failed = list((self.root / "failed").iterdir())
         aside = sum(mark.read_bytes()[:9] == b"set aside" for mark in failed)
         return {
@@ -298,12 +300,12 @@ class Spool:
 
 
 def instances(name: str) -> int:
-    """How many instances a case of this name is made of."""
+    """How many instances a case with this name is made of."""
     return int(name.rsplit("_", 2)[1])
 
 
 def _holds(path: Path, body: memoryview) -> bool:
-    """Whether a kept file ends in this data set: its meta information may come from another peer."""
+    """Whether a stored file ends in this data set: its meta information may be from another peer."""
     try:
         with open(path, "rb") as file:
             file.seek(-len(body), os.SEEK_END)

@@ -14,7 +14,7 @@ log = logging.getLogger("mmif_trt.node")
 
 
 def for_peers(settings: Settings) -> ssl.SSLContext | None:
-    """Of the listener; peers must show a certificate that the authority signed, unless tls_any_peer."""
+    """For the listener; peers must show a certificate signed by the authority, unless tls_any_peer."""
     context = _context(settings.tls, ssl.Purpose.CLIENT_AUTH)
     if context is not None and not settings.tls_any_peer:
         context.verify_mode = ssl.CERT_REQUIRED
@@ -22,7 +22,7 @@ def for_peers(settings: Settings) -> ssl.SSLContext | None:
 
 
 def for_pacs(settings: Settings) -> tuple[ssl.SSLContext, str] | None:
-    """As pynetdicom takes it: the context, and the name that the PACS's certificate must bear."""
+    """For pynetdicom: the context, and the name that the PACS's certificate must carry."""
     if settings.tls_plain_pacs or settings.send_to is None:
         return None
     context = _context(settings.tls, ssl.Purpose.SERVER_AUTH)
@@ -30,7 +30,7 @@ def for_pacs(settings: Settings) -> tuple[ssl.SSLContext, str] | None:
 
 
 def to_pacs(files: tuple[str, str, str]) -> ssl.SSLContext:
-    """files: certificate, key and authority, as --tls has them. Raises InputError."""
+    """files: certificate, key and authority, as in --tls. Raises InputError."""
     context = _context(files, ssl.Purpose.SERVER_AUTH)
     assert context is not None
     return context
@@ -53,7 +53,7 @@ def _context(files: tuple[str, str, str] | None, purpose: Any) -> ssl.SSLContext
         context = ssl.create_default_context(purpose, cafile=authority)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certificate, key, password=lambda: "")  # never ask on a terminal
-    except (OSError, ValueError) as error:  # SSLError is an OSError; it quotes nothing but itself
+    except (OSError, ValueError) as error:  # includes SSLError, which quotes no content
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
             f"--tls: {why}; expected PEM files: certificate, its key without password, authority"

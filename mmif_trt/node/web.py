@@ -1,4 +1,4 @@
-"""/health (JSON) and /metrics (Prometheus text), on a port of their own, without a value of a patient."""
+"""/health (JSON) and /metrics (Prometheus text), on their own port, without patient values."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TOKEN_BYTES = 16  # at least
 
 
 class Pulse:
-    """When each thread of the node last went round; a beat older than the thread's own limit is a stop."""
+    """When each thread of the node last completed a cycle; one older than its limit counts as stopped."""
 
     def __init__(self) -> None:
         self._at: dict[str, tuple[float, float]] = {}
 
     def beat(self, name: str, limit_s: float) -> None:
-        """The thread is alive, and will beat again within limit_s."""
+        """The thread is alive and will beat again within limit_s."""
         self._at[name] = (time.monotonic(), limit_s)
 
     def ages(self) -> dict[str, float]:
@@ -43,10 +43,10 @@ class Pulse:
 def start(
     settings: Settings, spool: Spool, counters: Counters, ended: Callable[[], list[str]], pulse: Pulse
 ) -> Callable[[], None]:
-    """Returns what stops it. ended: the names of threads that ended; /health then answers 503.
+    """Returns a function that stops it. ended: the names of ended threads; if any, /health answers 503.
 
-    Without --http-port nothing is started. Raises InputError where the port is taken, or open to the network
-    with neither a token nor TLS.
+    Without --http-port it starts nothing. Raises InputError if the port is taken, or open to the network with
+    neither a token nor TLS.
     """
     if settings.http_port is None:
         return lambda: None

@@ -1,7 +1,7 @@
 """`python -m mmif_trt.node.worker MEGABYTES SPOOL`: the process that fuses for the node, within limits.
 
-A study that is too large, or that brings a library down, ends this process and not the node. One request is a
-case; the answer says what became of it; the DICOM instance lies in the file that the request names.
+A study that is too large, or that crashes a library, ends this process and not the node. One request is one
+case; the answer reports the outcome; the DICOM instance is in the file that the request names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_WORDS = 1024  # of Derivation Description (ST)
 
 
 class Worker:
-    """Keeps the network loaded, and the reading process, from case to case."""
+    """Keeps the network and the reading process from case to case."""
 
     def __init__(self, spool: Path) -> None:
         from mmif_trt.clinical.decoder import Decoder

@@ -126,7 +126,7 @@ def test_other_options_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.C
     other = [*command, "--palette", "HOT_IRON"]
     assert main(other) == 2
     said = capsys.readouterr().err
-    assert "2 cases were fused otherwise, as case000 (palette None, now HOT_IRON)" in said
+    assert "2 cases have other options, such as case000 (palette None, now HOT_IRON)" in said
     assert (out / "case000.nii").read_bytes() == first, "nothing was touched"
     assert main([*other, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("(done with palette None, now HOT_IRON)") == 2
@@ -134,7 +134,8 @@ def test_other_options_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.C
     report["asked"]["weights"]["lagn.onnx"] = "of another release"
     (out / "case001.json").write_text(json.dumps(report))
     assert (
-        main(command) == 2 and "1 cases were fused otherwise, as case001 (weights)" in capsys.readouterr().err
+        main(command) == 2
+        and "1 cases have other options, such as case001 (weights)" in capsys.readouterr().err
     )
     assert main([*other, "--overwrite"]) == 0 and main(other) == 0
     assert (out / "case000.nii").read_bytes() != first

@@ -169,7 +169,7 @@ def test_command_line_on_nifti(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["-o", str(tmp_path / "y.nii")], "modality_b"),
         (["-o", str(tmp_path / "y.dcm"), "--palette", "PET"], "no DICOM among the sources"),
         (["-o", str(tmp_path / "y.jpg")], "expected .nii, .nii.gz, .dcm"),
-        (["-o", str(tmp_path / "y.nii"), "--burn-in"], "expected with -o NAME.dcm"),
+        (["-o", str(tmp_path / "y.nii"), "--burn-in"], "expected only with -o NAME.dcm"),
         (["-o", str(tmp_path / "y.nii"), "--percentiles-a", "1", "99"], "expected one of them"),
     ):
         assert main(["fuse", a, b, *ranges, *extra]) == 2

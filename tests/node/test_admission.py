@@ -91,7 +91,7 @@ def test_ae_titles_and_addresses(node: Node) -> None:
         assert echoscu(node.port, called, calling) != 0
     for reason in ("calling_aet", "address", "called_aet"):
         assert node.metric(f"refused_{reason}_total") >= 1
-    assert "its AE title is of another address" in node.log
+    assert "its AE title belongs to another address" in node.log
 
 
 def test_the_audit_trail(node: Node, tmp_path: Path) -> None:

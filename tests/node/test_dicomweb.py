@@ -138,18 +138,18 @@ def test_what_is_not_there_is_said_in_one_line(
         (["--study", "1.2.3", "--dicomweb", web, "--dicomweb-auth", login], "no such study"),
         (
             ["--study", STUDY, "--series", "1.2.3", "--from", pacs],
-            "not in the study; expected of its 2 series",
+            "not in the study; expected some of its 2 series",
         ),
         (["--study", STUDY, "--dicomweb", web, "--dicomweb-auth", str(wrong)], "answers 401"),
         (["--study", STUDY, "--dicomweb", web], "answers 401"),
         (["--study", STUDY, "--from", f"PACS@127.0.0.1:{free_port()}"], "no association"),
         (["--study", STUDY, "--dicomweb", f"http://127.0.0.1:{free_port()}/x"], "does not answer"),
         (["--study", "x", "--from", pacs], "--study: no UID"),
-        (["--study", STUDY], "expected one of them"),
+        (["--study", STUDY], "expected exactly one of them"),
         (["--study", STUDY, "--dicomweb", "ftp://x/y"], "expected http"),
         (["--study", STUDY, "--dicomweb", "http://u:zzpass@x/y"], "expected them in --dicomweb-auth"),
         (["--study", STUDY, "--dicomweb", "http://pacs/x", "--dicomweb-auth", login], "expected https"),
-        (["--study", STUDY, "--dicomweb-auth", login, "--from", pacs], "expected with --dicomweb"),
+        (["--study", STUDY, "--dicomweb-auth", login, "--from", pacs], "expected only with --dicomweb"),
     ):
         assert cli.main(["fetch", *words, "-o", str(tmp_path / "out")]) == 2, words
         said = capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_late_instances_make_a_complete_series_that_says_what_it_replaces(
             assert part.SeriesInstanceUID != whole.SeriesInstanceUID
             assert f"replaces {part.SOPInstanceUID}, made before" in whole.DerivationDescription
             assert "replaces" not in part.DerivationDescription
-            assert "which the PACS has: both are there" in node.log
+            assert "which the PACS has: it now has both" in node.log
             # When the sources are forgotten and a part of them comes again, it does not replace the whole.
             node.kill()
             shutil.rmtree(node.folder / "spool" / "incoming")

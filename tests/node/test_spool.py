@@ -54,7 +54,7 @@ def test_the_first_of_two_is_kept_until_it_was_fused(tmp_path: Path) -> None:
 
 
 def test_one_node_at_a_time(tmp_path: Path) -> None:
-    with Spool(tmp_path), pytest.raises(InputError, match="another node is at work"), Spool(tmp_path):
+    with Spool(tmp_path), pytest.raises(InputError, match="another node uses it"), Spool(tmp_path):
         pass
     with Spool(tmp_path):
         pass

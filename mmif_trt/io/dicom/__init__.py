@@ -1,7 +1,6 @@
 """DICOM series to a volume: a folder, a zip, single files, enhanced multi-frame and NM, by pydicom.
 
-No message of this file quotes a value of the patient: it describes what it found by numbers, types and
-geometry.
+No message of this file quotes a patient value: findings are described by numbers, types and geometry.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ ONE_OF = (
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether a file starts as DICOM: with a preamble (PS3.10, 7.1), or as a bare data set, as in old
-    exports."""
+    """Whether a file starts as DICOM: with a preamble (PS3.10, 7.1), or as a bare data set (old exports)."""
     return start[128:132] == b"DICM" or bare.is_bare(start)
 
 
@@ -182,12 +180,9 @@ def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:
 
 
 def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
-    """A pydicom dataset of a file, its `filename` set to `name`. Refuses a deflate bomb without unpacking
-    it."""
+    """A pydicom dataset of a file, its `filename` set to `name`. Refuses a deflate bomb unopened."""
     if not is_dicom(data) and bare.is_bare(data[1:HEAD_BYTES]):
-        raise InputError(
-            f"{name}: a stray byte before a bare data set; expected none (remove it: tail -c +2)"
-        )
+        raise InputError(f"{name}: a stray byte before a bare data set; expected none (tail -c +2)")
     if not is_dicom(data):
         raise InputError(f"{name}: not a DICOM file (no DICM at byte 128, no bare data set); expected PS3.10")
     data = bare.with_preamble(data)
@@ -207,9 +202,7 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
         dataset.filename = name
         return dataset
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(
-            f"{name}: damaged DICOM ({type(error).__name__}); expected a complete file"
-        ) from None
+        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected an intact file") from None
 
 
 def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
@@ -228,9 +221,7 @@ def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
 def _series(datasets: list[Any], name: str, which: Which) -> Image:
     _one_series(datasets)
     if missing := [dataset for dataset in datasets if "PixelData" not in dataset]:
-        what = (
-            "no pixel data (truncated?)" if "Rows" in missing[0] else "neither Rows nor pixel data, no image"
-        )
+        what = "no pixel data (truncated?)" if "Rows" in missing[0] else "no Rows and no pixel data, no image"
         raise InputError(f"{missing[0].filename}: {what}; expected images")
     datasets, notes = _each_once(datasets)
     first = datasets[0]
@@ -279,8 +270,7 @@ def _one_series(datasets: list[Any]) -> None:
 
 
 def _each_once(datasets: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
-    """(the instances, a note on copies). Raises InputError if two with the same UID differ in their
-    pixels."""
+    """(the instances, a note on copies). Raises InputError if two of one UID differ in their pixels."""
     kept: dict[str, Any] = {}
     copies = []
     for dataset in datasets:
