@@ -1,4 +1,4 @@
-"""Fusions that need no network, as pictures: what every viewer has, and what a method has to beat."""
+"""Fusions without a network, as pictures: what every viewer offers, and what a method must beat."""
 
 from __future__ import annotations
 

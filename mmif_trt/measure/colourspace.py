@@ -26,11 +26,11 @@ _OKLAB_OF_LMS = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-_EPSILON = 216 / 24389  # of CIELAB: below this the cube root gives way to a line
+_EPSILON = 216 / 24389  # of CIELAB: below this a line replaces the cube root
 
 
 def as_rgb(picture: np.ndarray) -> np.ndarray:
-    """[H, W, 3] of grey [H, W], each channel the same; RGB as it is."""
+    """[H, W, 3] of grey [H, W], each channel the same; RGB unchanged."""
     return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
 
 

@@ -1,8 +1,8 @@
-"""What a reader needs of a fused picture, measured where it is needed: bone, soft tissue, uptake, colour.
+"""What a reader needs from a fused picture, measured where it matters: bone, soft tissue, uptake, colour.
 
 Everywhere a is the MRI [H, W], b the other source, f the fused picture, 8 bit as a viewer shows them. With
 CT b and f count as luma [H, W]; with PET and SPECT b is RGB [H, W, 3] in a palette, f RGB or grey.
-A measure over nothing (no bone, no uptake, no colour) is nan: there was nothing to keep.
+A measure over nothing (no bone, no uptake, no colour) is nan: there was nothing to preserve.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def uptake_fidelity(a: ndarray, b: ndarray, f: ndarray, palette: Palette | None 
 
     detail_top, detail_all: agreement of the high-passed L* of f with that of a (less a Gaussian of 2.5 px),
     over the top fifth of the uptake and over its foreground, 0..1. readback: rank correlation over the
-    foreground of uptake with what f's colour says of it. colour_top: share of b's chroma that f keeps, along
+    foreground of uptake and its reading from f's colour. colour_top: share of b's chroma that f keeps, along
     b's hue, over the top fifth where b has colour; excess counts as loss, 1 is right. washed_top: share of
     those pixels that keep less than half; lower is better.
     """
@@ -104,14 +104,16 @@ def uptake_fidelity(a: ndarray, b: ndarray, f: ndarray, palette: Palette | None 
 def agreement(x: ndarray, y: ndarray) -> float:
     """G = max(0, 2 sum(x y) / (sum(x^2) + sum(y^2))) of zero-mean signals: 1 where they are equal.
 
-    Loss, amplification and reversal all cost: a copy at gain g scores 2 g / (1 + g^2). nan where both are 0.
+    Loss, amplification and reversal are all penalised: a copy at gain g scores 2 g / (1 + g^2). nan if both
+    are 0.
     """
     power = float((x * x).sum() + (y * y).sum())
     return max(0.0, 2 * float((x * y).sum()) / power) if power > 0 else NAN
 
 
 def rank_correlation(x: ndarray, y: ndarray) -> float:
-    """Spearman's rho of [N] and [N], ties at their mean rank; 0 where one is flat, nan under 2 values."""
+    """Spearman's rho of [N] and [N], ties at their mean rank; 0 if one is flat, nan for fewer than 2
+    values."""
     if len(x) < 2:
         return NAN
     ranks = [_ranks(v) for v in (x, y)]
@@ -128,7 +130,7 @@ def _ranks(values: ndarray) -> ndarray:
 
 
 def luma(picture: ndarray) -> ndarray:
-    """float64 [H, W]: grey as it is; of RGB the BT.601 luma that scores.luma_8_bit takes."""
+    """float64 [H, W]: grey unchanged; for RGB, the BT.601 luma of scores.luma_8_bit."""
     if picture.ndim == 2:
         return picture.astype(np.float64)
     return picture.astype(np.float64) @ np.array([9797, 19234, 3737]) / 32768

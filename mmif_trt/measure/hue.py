@@ -1,13 +1,13 @@
-"""How far one picture's hue is from another's: CIELAB and OKLab hue angle, CIEDE2000 without lightness.
+"""The distance of one picture's hue from another's: CIELAB and OKLab hue angle, CIEDE2000 without lightness.
 
-A measure, not a stage: nothing on the way from input to output imports it. RGB is sRGB in [0, 1], white D65.
+A measure, not a stage: nothing between input and output imports it. RGB is sRGB in [0, 1], white D65.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-MIN_CHROMA = 5.0  # C*ab below which hue is not judged: on 8-bit colours its angle there is mostly rounding
+MIN_CHROMA = 5.0  # C*ab below which hue is not measured: for 8-bit colours its angle there is mostly rounding
 WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 # Linear sRGB to CIE XYZ (IEC 61966-2-1).
 RGB_TO_XYZ = np.array(
@@ -90,11 +90,11 @@ def hue_differences(rgb_out: np.ndarray, rgb_b: np.ndarray) -> dict[str, np.ndar
 
     Over the pixels where b has a chroma C*ab of at least MIN_CHROMA (a set that b alone decides):
       de00      CIEDE2000 with lightness factored out: both L* taken as equal, which leaves chroma and hue
-      de00_hue  the hue term of it alone, |dH' / SH|: the hue shift at the chroma that is there to be seen
+      de00_hue  only its hue term, |dH' / SH|: the hue shift at the visible chroma
       chroma_kept  C*ab of the result over that of b
-    Over those of them where the result has that chroma too (an angle says nothing nearer to grey):
+    Over those of them where the result has that chroma too (nearer to grey an angle means nothing):
       dh_deg    CIELAB hue angle, degrees, 0 to 180
-      dh_oklab_deg  the same in OKLab: CIELAB bends in the blues, which PET palettes are full of
+      dh_oklab_deg  the same in OKLab: CIELAB is curved in the blues, which PET palettes use a lot
     """
     rgb_out, rgb_b = (
         np.asarray(rgb_out, np.float64).reshape(-1, 3),
@@ -108,7 +108,7 @@ def hue_differences(rgb_out: np.ndarray, rgb_b: np.ndarray) -> dict[str, np.ndar
     coloured = chroma_out >= MIN_CHROMA
     dh = _angle_between(lab_out[coloured], lab_b[coloured])
     dh_oklab = _angle_between(rgb_to_oklab(rgb_out[coloured]), rgb_to_oklab(rgb_b[coloured]))
-    # Lightness enters CIEDE2000 through its own term alone, so leaving that out is the same as equal L*.
+    # Lightness enters CIEDE2000 only through its own term, so omitting that is the same as equal L*.
     _, chroma, hue, rotation = _ciede2000_terms(lab_b, lab_out)
     de00 = np.sqrt(np.maximum(chroma**2 + hue**2 + rotation * chroma * hue, 0))
     return {
@@ -143,7 +143,7 @@ def _linear(rgb: np.ndarray) -> np.ndarray:
 
 
 def _turn(degrees: np.ndarray) -> np.ndarray:
-    """An angle difference taken to -180..180."""
+    """An angle difference wrapped to -180..180."""
     return degrees - 360 * np.round(degrees / 360)
 
 

@@ -1,8 +1,8 @@
-"""Planted lesions as folders: written for a method to fuse, read back with what it made of them.
+"""Planted lesions as folders: written for a method to fuse, read back with its results.
 
 FOLDER/mri/NAME.png FOLDER/ct/NAME.png                          a pair as it is (or pet/, spect/)
 FOLDER/mri/NAME_lesions00.png FOLDER/ct/NAME_lesions00.png      the same pair with lesions
-FOLDER/lesions.json                                             what stands where
+FOLDER/lesions.json                                             the lesions and their places
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def plant_folder(sources: Path, *, per_kind: int, seed: int) -> list[Planted]:
 def write_planted(folder: Path, planted: Sequence[Planted], *, seed: int) -> int:
     """Writes the pictures, the list last; returns how many pairs of pictures a method has to fuse.
 
-    Raises InputError where the folder holds anything, and for a pair named like a picture with lesions.
+    Raises InputError if the folder is not empty, and for a pair named like a picture with lesions.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there and not empty; expected a new or empty folder")
+        raise InputError(f"{folder}: exists and is not empty; expected a new or empty folder")
     modality = planted[0].modality
     pictures: dict[str, tuple[ndarray, ndarray]] = {}
     for one in planted:
@@ -76,7 +76,7 @@ def write_planted(folder: Path, planted: Sequence[Planted], *, seed: int) -> int
 
 
 def read_planted(folder: Path) -> list[Planted]:
-    """What write_planted wrote. Raises InputError for another folder, and for pictures that have changed."""
+    """Reads what write_planted wrote. Raises InputError for any other folder, and for changed pictures."""
     path = folder / MANIFEST
     try:
         whole: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -106,8 +106,8 @@ def read_planted(folder: Path) -> list[Planted]:
 def read_fused(
     folder: Path, planted: Sequence[Planted], fused: Path, done: Callable[[], Any] = lambda: None
 ) -> list[Kept]:
-    """What a method's pictures keep of the lesions. fused: pictures of the names in folder/mri, the suffix
-    aside. Raises InputError for names that are missing or too many, sizes that differ, and unreadable files.
+    """What a method's pictures keep of the lesions. fused: pictures with the names in folder/mri, apart from
+    the suffix. Raises InputError for missing or extra names, sizes that differ, and unreadable files.
     """
     matched = match_folders([folder / "mri", fused])
     paths = {name: [source, made] for name, source, made in matched}

@@ -21,7 +21,7 @@ FALSE = ("false_uptake", "false uptake")
 
 
 def text_lesions(kept: Mapping[str, Iterable[Kept]]) -> str:
-    """A line a measure, a column a method; the number of lesions stands behind each kind."""
+    """One line per measure, one column per method; each kind shows its number of lesions."""
     found = {method: summarise(rows) for method, rows in kept.items()}
     lines: list[tuple[str, list[float]]] = []
     for key, label in (*HEADS, FALSE):
@@ -43,7 +43,7 @@ def text_lesions(kept: Mapping[str, Iterable[Kept]]) -> str:
 
 
 def summary_of(rows: Iterable[Kept]) -> dict[str, Any]:
-    """A method's summary for JSON; what is not defined is null."""
+    """A method's summary for JSON; undefined values are null."""
     found: Summary = summarise(rows)
     single = {key: _defined(getattr(found, key)) for key, _ in (*HEADS, FALSE)}
     share, lost = ({k: round(v, 6) for k, v in x.items()} for x in (found.share, found.lost_by_kind))
@@ -51,7 +51,7 @@ def summary_of(rows: Iterable[Kept]) -> dict[str, Any]:
 
 
 def write_lesions(path: str | Path, kept: Mapping[str, Iterable[Kept]]) -> None:
-    """Every lesion of every method, and in JSON the summaries. Raises InputError for another suffix."""
+    """Every lesion of every method, and in JSON the summaries. Raises InputError for an unknown suffix."""
     suffix = Path(path).suffix.lower()
     rows = [
         {"method": method, **{k: _defined(v) if isinstance(v, float) else v for k, v in asdict(one).items()}}

@@ -1,6 +1,7 @@
 """How much of each planted lesion a fusion keeps.
 
-The share of a lesion is its detectability (reader.py) in the fused picture, of that in the source alone.
+The share of a lesion is its detectability (reader.py) in the fused picture, divided by that in the source
+alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ LOST = 0.25  # a share under this
 
 @dataclass(frozen=True)
 class Kept:
-    """What became of one lesion. share: of its detectability, 0..1; 0 where its polarity is reversed.
+    """The outcome for one lesion. share: of its detectability, 0..1; 0 if its polarity is reversed.
 
-    false_uptake: an MRI lesion's mean change of the read-back over it, in places on the palette; nan for
+    false_uptake: an MRI lesion's mean change of the read-back over it, in palette positions; nan for
     others.
     """
 
@@ -79,7 +80,7 @@ def read(one: Planted, without: ndarray, scenes: Sequence[ndarray]) -> list[Kept
 
 
 def _change(one: Planted, kind: Kind, centre: Centre, before: ndarray, after: ndarray) -> ndarray:
-    """[29, 29], what the lesion changes: L*, of a tracer the place on the palette."""
+    """[29, 29], what the lesion changes: L*, or for a tracer the position on the palette."""
     if kind.source == "b" and one.palette is not None:
         return _read_change(one.palette, centre, before, after)
     return lightness(window(after, centre)) - lightness(window(before, centre))
@@ -91,7 +92,7 @@ def _read_change(palette: Palette, centre: Centre, before: ndarray, after: ndarr
 
 @dataclass(frozen=True)
 class Summary:
-    """count, share and lost (share under .25) by kind; mean, worst and lost over kinds, each kind alike."""
+    """count, share and lost (share under .25) by kind; mean, worst and lost over kinds, equally weighted."""
 
     count: dict[str, int]
     share: dict[str, float]
@@ -112,7 +113,7 @@ class Summary:
 
 
 def summarise(kept: Iterable[Kept]) -> Summary:
-    """Kinds in the order they come in; a kind that found no place is not there."""
+    """Kinds in order of appearance; a kind that found no place is absent."""
     by_kind: dict[str, list[Kept]] = {}
     for one in kept:
         by_kind.setdefault(one.kind, []).append(one)

@@ -3,10 +3,10 @@
 Everywhere a is the MRI, b the luma of the other source, f the fused luma: [H, W] on 0..255, taken as float64.
 Pass f after rounding to 8 bit, as a viewer sees it. Higher is better in every measure.
 
-mask: bool [H, W], the pixels a measure is restricted to (said at each how); None takes all.
+mask: bool [H, W], the pixels to which a measure is restricted (each says how); None takes all.
 Degenerate input gives no warning but these values: a correlation with a flat picture is 0 (nothing shared); a
-mean or ratio over nothing (no source content, an empty mask, a picture smaller than the window) is nan, for
-there was nothing to keep, which is neither good nor bad.
+mean or ratio over nothing (no source content, an empty mask, a picture smaller than the window) is nan,
+because there was nothing to preserve, which is neither good nor bad.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def sd(f: ndarray, mask: ndarray | None = None) -> float:
 
 
 def sf(f: ndarray, mask: ndarray | None = None) -> float:
-    """Spatial frequency, grey levels: sqrt(mean(dx^2) + mean(dy^2)), first differences, own count each.
+    """Spatial frequency, grey levels: sqrt(mean(dx^2) + mean(dy^2)), first differences, each with its own
+    count.
 
     Mask: the differences of two pixels that are both in it. nan for a picture one pixel wide or high.
     Eskicioglu, Fisher, IEEE Trans. Commun. 43 (1995) 2959.
@@ -100,7 +101,7 @@ def sf(f: ndarray, mask: ndarray | None = None) -> float:
 def ag(f: ndarray) -> float:
     """Average gradient, grey levels: mean of sqrt((gx^2 + gy^2) / 2), central differences.
 
-    One-sided at the border; nan for one pixel of width or height. Cui et al., Opt. Commun. 341 (2015) 199.
+    One-sided at the border; nan for a width or height of one pixel. Cui et al., Opt. Commun. 341 (2015) 199.
     """
     (f,) = _grey(f)
     if min(f.shape) < 2:
@@ -118,7 +119,7 @@ def mi(a: ndarray, b: ndarray, f: ndarray, mask: ndarray | None = None) -> float
     if not f.size:
         return NAN
     h_f = _entropy_nats(f)
-    # Not below 0: for independent pictures the three entropies cancel only up to rounding.
+    # Clamped at 0: for independent pictures the three entropies cancel only up to rounding.
     return sum(max(_entropy_nats(x) + h_f - _entropy_nats(256 * x + f), 0.0) for x in (a, b))
 
 
@@ -147,7 +148,7 @@ def _valid_gaussian(x: ndarray, taps: ndarray) -> ndarray:
 
 
 def _vif_terms(var_x: ndarray, var_f: ndarray, cov: ndarray) -> tuple[ndarray, ndarray]:
-    """Nats per window that f carries of x, and that x holds; only the ratio of their sums counts."""
+    """Nats per window of x that f carries, and that x holds; only the ratio of their sums matters."""
     eps, noise = 1e-10, 2.0
     gain = cov / (var_x + eps)
     lost = (var_x < eps) | (gain < 0)  # a flat window, or an inverted one: all of f's variance is noise
@@ -220,8 +221,9 @@ def qabf(a: ndarray, b: ndarray, f: ndarray, mask: ndarray | None = None) -> flo
 def ssim(a: ndarray, b: ndarray, f: ndarray, data_range: float = 2.0, mask: ndarray | None = None) -> float:
     """SSIM(f, a) + SSIM(f, b), at most 2: whole uniform 7 x 7 windows, sample covariance, K = 0.01, 0.03.
 
-    data_range 2 is the field's historical slip, a picture on 0..255 given to a tool that assumed -1..1: what
-    tables print. It is decided almost alone by whether the background stays exactly 0. 255 is the right one.
+    data_range 2 is the field's historical slip, a picture on 0..255 passed to a tool that assumed -1..1;
+    tables print it. It depends almost only on whether the background stays exactly 0. 255 is the correct
+    range.
     Mask: the windows averaged, by their centre. nan for a picture below 7 px per side.
     Wang, Bovik, Sheikh, Simoncelli, IEEE Trans. Image Process. 13 (2004) 600; as scikit-image's defaults.
     """
@@ -247,9 +249,9 @@ def ssim(a: ndarray, b: ndarray, f: ndarray, data_range: float = 2.0, mask: ndar
 def detail_kept(a: ndarray, b: ndarray, f: ndarray) -> float:
     """MRI detail under strong uptake, -1..1: sum(gf . ga) / sqrt(sum(|gf|^2) sum(|ga|^2)), g gradients.
 
-    There: the brightest fifth of b's foreground, b > 2, b >= the 80th percentile of those; central
-    differences. The maximum keeps about none. 0 where f or a is flat there, nan without foreground. In CT
-    it is bone, and says little. Our own measure; read it together with function_kept.
+    Strong uptake: the brightest fifth of b's foreground, b > 2, b >= the 80th percentile of those; central
+    differences. The maximum keeps almost none. 0 if f or a is flat there, nan without foreground. In CT the
+    region is bone, and the value says little. Our own measure; read it together with function_kept.
     """
     a, b, f = _grey(a, b, f)
     there = b > BACKGROUND_MAX
@@ -264,7 +266,7 @@ def detail_kept(a: ndarray, b: ndarray, f: ndarray) -> float:
 def function_kept(b: ndarray, f: ndarray) -> float:
     """Correlation of f and b over b's foreground (b > 2), both blurred by a Gaussian of sigma 3 px, -1..1.
 
-    A copy of the MRI keeps little. 0 where one is flat there, nan where b has no foreground. Our own measure;
+    A copy of the MRI keeps little. 0 if one is flat there, nan if b has no foreground. Our own measure;
     read it together with detail_kept.
     """
     b, f = _grey(b, f)
@@ -295,6 +297,6 @@ def all_metrics(a: ndarray, b: ndarray, f: ndarray) -> dict[str, float]:
 def foreground_metrics(a: ndarray, b: ndarray, f: ndarray) -> dict[str, float]:
     """The measures of RANKED, and SSIM255, over foreground(a, b) only; each nan where that is empty.
 
-    What the mask restricts is said at each. Windows and gradients centred inside still see pixels outside.
+    Each measure says what the mask restricts. Windows and gradients centred inside still use pixels outside.
     """
     return _maskable(a, b, f, foreground(a, b))

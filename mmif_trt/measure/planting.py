@@ -2,9 +2,8 @@
 
 Kinds. In the MRI, bright and dark: in soft tissue and beside bone (with CT), under uptake (with PET and
 SPECT). In the CT, bright (bleed, calcium) and dark (oedema) in soft tissue. In the tracer, hot and cold. Each
-lesion has a shape, a size and a place of its own; its contrast is such that the source alone gives the reader
-d' = 4: seen there for sure, missed if the fusion weakens it. Several stand in one picture, far enough apart
-not to meet.
+lesion has its own shape, size and place; its contrast is set so that the source alone gives the reader d' =
+4: certainly seen there, missed if the fusion weakens it. One picture holds several, too far apart to touch.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from mmif_trt.measure.shapes import RADIUS_PX, REACH_PX, SHAPES, footprint
 from mmif_trt.measure.uptake import Palette, foreground, recover, top_of
 
 TARGET, LEAST, MOST = 4.0, 2.5, 6.0  # d' in the source
-APART_PX = 40  # between centres in one picture: neither lies in the other's window
-BESIDE_PX = 3.0  # between a lesion's extent and the bone it lies beside
+APART_PX = 40  # between centres in one picture: neither is in the other's window
+BESIDE_PX = 3.0  # between a lesion's edge and the bone beside it
 PER_KIND = 150
-PER_PAIR = 12  # of a kind: more would sit where others sat
-_PLACES = 5  # tried for one lesion; it goes where it needs the least contrast
-MOST_LEVELS, MOST_PLACES = 64.0, 0.3  # of contrast: a lesion that needs more drowns in its surroundings
+PER_PAIR = 12  # of a kind: more would reuse places
+_PLACES = 5  # tried for one lesion; the place with the least contrast wins
+MOST_LEVELS, MOST_PLACES = 64.0, 0.3  # of contrast: a lesion that needs more is lost in its surroundings
 _STEPS = 6  # of the calibration
 
 
 @dataclass(frozen=True)
 class Kind:
     """source: "a" or "b"; sign: +1 brighter or hotter; region: a key of `_regions`; fits: the least share of
-    a lesion's footprint that lies in it."""
+    a lesion's footprint inside it."""
 
     name: str
     source: str
@@ -69,14 +68,14 @@ def kinds_for(modality: str) -> tuple[Kind, ...]:
 
 @dataclass(frozen=True)
 class Lesion:
-    """scene: the number of its picture among the pair's. d_source: what the source alone gives the reader."""
+    """scene: the number of its picture among the pair's. d_source: d' in the source alone."""
 
     kind: str
     scene: int
     centre: Centre
     shape: str
     radius_px: float
-    contrast: float  # peak, in levels; of a tracer in places on its palette
+    contrast: float  # peak, in levels; for a tracer in palette positions
     d_source: float
 
 
@@ -99,9 +98,9 @@ Pair = tuple[str, ndarray, ndarray]  # name, a, b
 def plant(pairs: Iterable[Pair], modality: str, *, per_kind: int = PER_KIND, seed: int = 0) -> list[Planted]:
     """Lesions of every kind, spread over the pairs, per_kind of each or as many as find a place.
 
-    pairs: (name, a uint8 [H, W], b uint8 [H, W] or [H, W, 3] RGB) of about 256 px a side: lesions and window
-    are in pixels. Same pairs and seed, same lesions. A pair's lesions depend on its name and picture, their
-    number on how many pairs there are. Raises InputError for other types or sizes.
+    pairs: (name, a uint8 [H, W], b uint8 [H, W] or [H, W, 3] RGB) of about 256 px per side: lesions and
+    window are in pixels. The same pairs and seed give the same lesions. A pair's lesions depend on its name
+    and picture, their number on the number of pairs. Raises InputError for other types or sizes.
     """
     planted = [Planted(name, modality, *_checked(name, a, b)) for name, a, b in pairs]
     kinds = kinds_for(modality)
@@ -129,7 +128,7 @@ def _checked(name: str, a: ndarray, b: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def _regions(one: Planted) -> dict[str, ndarray]:
-    """Where lesions may lie, bool [H, W] by region, and "bone px": the distance to bone."""
+    """Where lesions may be, bool [H, W] by region, and "bone px": the distance to bone."""
     if one.modality == "ct":
         a, b = one.a.astype(np.float64), luma(one.b)
         away = cv2.distanceTransform((b < BONE_MIN).astype(np.uint8), cv2.DIST_L2, 5)
@@ -144,7 +143,7 @@ def _regions(one: Planted) -> dict[str, ndarray]:
 
 
 def _plant_one(one: Planted, kind: Kind, places: dict[str, ndarray], rng: np.random.Generator) -> bool:
-    """One more lesion into the pair's first picture that has room, or into a new one; False: no place."""
+    """Adds a lesion to the pair's first picture that has room, or to a new one; False: no place."""
     shape, radius_px = SHAPES[rng.integers(len(SHAPES))], float(np.exp(rng.uniform(*np.log(RADIUS_PX))))
     mask = footprint(shape, radius_px, rng)
     centres = _centres(places, kind, radius_px, mask)
@@ -164,7 +163,7 @@ def _plant_one(one: Planted, kind: Kind, places: dict[str, ndarray], rng: np.ran
 
 
 def _centres(places: dict[str, ndarray], kind: Kind, radius_px: float, mask: ndarray) -> ndarray:
-    """[N, 2] row, column of the centres at which enough of the footprint lies in the region."""
+    """[N, 2] row, column of the centres at which enough of the footprint is in the region."""
     region = places[kind.region]
     fits = cv2.filter2D(region.astype(np.float64), -1, mask / mask.sum(), borderType=cv2.BORDER_CONSTANT)
     allowed = region & (fits >= kind.fits)
@@ -190,8 +189,8 @@ def _calibrated(one: Planted, kind: Kind, centre: Centre, mask: ndarray) -> tupl
 
 
 def _with_lesion(one: Planted, kind: Kind, centre: Centre, mask: ndarray, contrast: float) -> ndarray:
-    """The source's window with the lesion in it, uint8. A tracer's lesion moves along the palette: what b
-    differs from its palette by, stays."""
+    """The source's window with the lesion, uint8. A tracer's lesion moves along the palette; b's deviation
+    from its palette stays."""
     change = kind.sign * contrast * mask
     if kind.source == "b" and one.palette is not None:
         before = window(as_rgb(one.b), centre)
@@ -206,7 +205,7 @@ def _with_lesion(one: Planted, kind: Kind, centre: Centre, mask: ndarray, contra
 
 
 def _room(one: Planted, centre: Centre) -> int:
-    """The number of the first picture in which centre is far from all others; a new one if need be."""
+    """The number of the first picture in which centre is far from all others; a new one if necessary."""
     for scene in range(len(one.scenes)):
         others = [lesion.centre for lesion in one.lesions if lesion.scene == scene]
         if all(np.hypot(r - centre[0], c - centre[1]) >= APART_PX for r, c in others):

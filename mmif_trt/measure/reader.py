@@ -1,13 +1,13 @@
-"""A reader that looks for a lesion it knows, at a place it knows: how far above its noise the lesion stands.
+"""A reader that looks for a known lesion at a known place: how far the lesion is above its noise.
 
-The template is the difference that the lesion makes to the picture, in CIELAB, 29 x 29 px around its centre:
-radius 14, mean of each channel removed. With D the difference itself and w the template
+The template is the change that the lesion makes to the picture, in CIELAB, 29 x 29 px around its centre:
+radius 14, mean of each channel removed. With D the change itself and w the template
 
     d' = sum(w D) / sqrt(V + 9 sum(w^2))
 
-V: variance of the template's response to the lesion-free picture at 25 shifts, the anatomy that a reader
-has to tell the lesion from. 9 = (3 Delta E)^2: internal noise of each pixel and channel, so that a difference
-under what an eye notices counts for little. A template reader with internal noise is a model observer of
+V: variance of the template's response to the lesion-free picture at 25 shifts, the anatomy from which a
+reader must distinguish the lesion. 9 = (3 Delta E)^2: internal noise per pixel and channel, so that a
+difference too small to notice counts little. A template reader with internal noise is a model observer of
 lesion detection (Barrett and Myers, Foundations of Image Science, 2004); shifts, window and noise are our
 choice.
 """
@@ -21,7 +21,7 @@ from mmif_trt.measure.colourspace import as_rgb, lab
 from mmif_trt.measure.shapes import REACH_PX
 
 SHIFTS_PX = (-2, -1, 0, 1, 2)  # down and across: 25
-MARGIN_PX = REACH_PX + SHIFTS_PX[-1]  # a centre lies at least this far inside the picture
+MARGIN_PX = REACH_PX + SHIFTS_PX[-1]  # a centre is at least this far inside the picture
 NOISE_DELTA_E = 3.0
 _ROUND = np.hypot(*np.mgrid[-REACH_PX : REACH_PX + 1, -REACH_PX : REACH_PX + 1]) <= REACH_PX
 Centre = tuple[int, int]  # row, column

@@ -1,7 +1,8 @@
 """Score a folder of fused pictures against its sources: rows per pair, means, tables, mean rank.
 
-SOURCES holds mri/ and one of ct/, pet/, spect/; the fused folder holds pictures of the same names, the
-suffix aside. The measures of published tables judge the 8-bit luma, those of fidelity.py the 8-bit colours.
+SOURCES holds mri/ and one of ct/, pet/, spect/; the fused folder holds pictures with the same names, apart
+from the suffix. The measures of published tables judge the 8-bit luma, those of fidelity.py the 8-bit
+colours.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from mmif_trt.measure.uptake import recover
 Measure = Callable[[ndarray, ndarray, ndarray], dict[str, float]]
 Table = dict[str, dict[str, float]]  # method -> metric -> value
 
-# The two that need no network; what a method has to beat. a, b: [H, W] on 0..255. As pictures: PICTURES.
+# The two without a network, which a method must beat. a, b: [H, W] on 0..255. As pictures: PICTURES.
 BASELINES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
     "average": lambda a, b: np.rint((a + b) / 2),
     "max": np.maximum,
 }
-# BT.601 in 15-bit fixed point, the fraction dropped: libpng's rule, and so that of cv2.IMREAD_GRAYSCALE on a
+# BT.601 in 15-bit fixed point, truncated: libpng's rule, and therefore that of cv2.IMREAD_GRAYSCALE on a
 # PNG and of the check values. Rounding instead moves SD by 0.09 and MI by 0.03 on PET and SPECT.
 LUMA_15_BIT = np.array([9797, 19234, 3737])
 
 
 @dataclass(frozen=True)
 class Row:
-    """The measures of one method on one pair; nan where a measure is not defined."""
+    """The measures of one method on one pair; nan if a measure is undefined."""
 
     method: str
     name: str
@@ -51,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """rows: by pair, then method. means: over the pairs where a measure is defined, nan where in none."""
+    """rows: by pair, then method. means: over the pairs where a measure is defined, nan if in none."""
 
     rows: list[Row]
     means: Table
@@ -69,10 +70,10 @@ def evaluate(
 ) -> Scores:
     """Score the pictures in `fused` (None: the baselines alone) against those in `sources`.
 
-    method: what the rows are called. baselines: add the rows "average" and "max". measure: all_metrics, or
+    method: the name of the rows. baselines: add the rows "average" and "max". measure: all_metrics, or
     foreground_metrics. fidelity: add the measures of fidelity.names_for(modality), of the coloured pictures
     (of the baselines "average" is then the 50 % overlay). Raises InputError for a missing or empty folder,
-    names that differ, a file that cannot be read and sizes that differ.
+    names that differ, an unreadable file and sizes that differ.
     """
     folders = list(source_folders(Path(sources)))
     folders += [] if fused is None else [_folder(Path(fused), "a folder of fused pictures")]
@@ -118,7 +119,7 @@ def _mean_of_defined(values: list[float]) -> float:
 def mean_rank(table: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = RANKED) -> dict[str, float]:
     """Each method's rank (1 is best, higher values are better), averaged over the metrics.
 
-    Methods that tie share the mean of their places; nan comes last. Raises InputError for a missing value.
+    Tied methods share the mean of their ranks; nan ranks last. Raises InputError for a missing value.
     """
     for method, values in table.items():
         if missing := [key for key in metrics if key not in values]:
@@ -158,8 +159,8 @@ def _luma(picture: ndarray) -> ndarray:
 
 def _folder(path: Path, expected: str) -> Path:
     if not path.is_dir():
-        came = "not a folder" if path.exists() else "no such folder"
-        raise InputError(f"{path}: {came}; expected {expected}")
+        received = "not a folder" if path.exists() else "no such folder"
+        raise InputError(f"{path}: {received}; expected {expected}")
     return path
 
 
@@ -168,14 +169,14 @@ def source_folders(sources: Path) -> tuple[Path, Path]:
     _folder(sources, expected)
     found = [kind for kind in MODALITIES if (sources / kind).is_dir()]
     if len(found) != 2 or found[0] != "mri":
-        came = ", ".join(f"{kind}/" for kind in found) or "none of them"
-        raise InputError(f"{sources}: holds {came}; expected {expected}")
+        received = ", ".join(f"{kind}/" for kind in found) or "none of them"
+        raise InputError(f"{sources}: holds {received}; expected {expected}")
     return sources / "mri", sources / found[1]
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Name without suffix -> path; hidden files, those without a picture's or volume's suffix, and the lumas
-    that `fuse` writes beside its volumes are passed over."""
+    that `fuse` writes beside its volumes are ignored."""
     found: dict[str, Path] = {}
     suffixes = sorted(io.FORMATS, key=len, reverse=True)
     for path in sorted(folder.iterdir()):
@@ -186,8 +187,8 @@ def _pictures(folder: Path) -> dict[str, Path]:
         if io.FORMATS[suffix].is_volume and stem.endswith("_luma"):
             continue
         if stem in found:
-            came = f"{found[stem].name} and {path.name} differ in the suffix only"
-            raise InputError(f"{folder}: {came}; expected one file per name")
+            received = f"{found[stem].name} and {path.name} differ in the suffix only"
+            raise InputError(f"{folder}: {received}; expected one file per name")
         found[stem] = path
     if not found:
         expected = " ".join("*" + suffix for suffix in io.FORMATS)
@@ -203,16 +204,16 @@ def match_folders(folders: list[Path]) -> list[tuple[str, ...]]:
         extra, lacking = sorted(table.keys() - tables[0].keys()), sorted(tables[0].keys() - table.keys())
         if extra or lacking:
             common = len(table) - len(extra) or "none"
-            example = f"{lacking[0]} is not there" if lacking else f"{extra[0]} has no partner"
-            came = f"{len(table)} pictures, {common} named as those of {folders[0]} ({example})"
-            raise InputError(f"{folder}: {came}; expected the same {len(names)} names, the suffix aside")
+            example = f"{lacking[0]} is missing" if lacking else f"{extra[0]} has no partner"
+            received = f"{len(table)} pictures, {common} named as those of {folders[0]} ({example})"
+            raise InputError(f"{folder}: {received}; expected the same {len(names)} names (any suffix)")
     return [(name, *(str(table[name]) for table in tables)) for name in names]
 
 
 def read_8_bit(paths: Sequence[str], grey_first: bool = False) -> list[ndarray]:
     """uint8 [H, W] or [H, W, 3] of each file. grey_first: the first, an MRI, as its luma.
 
-    Raises InputError for a file that cannot be read and for sizes that differ from the first's.
+    Raises InputError for an unreadable file and for sizes that differ from the first's.
     """
     pictures = [as_8_bit(io.read(path)) for path in paths]
     if grey_first:
@@ -225,7 +226,7 @@ def read_8_bit(paths: Sequence[str], grey_first: bool = False) -> list[ndarray]:
 
 
 def text_table(table: Table, keys: Sequence[str] | None = None) -> str:
-    """Plain columns for a terminal: a method a line, three decimals, "-" where a measure is not defined.
+    """Plain columns for a terminal: one line per method, three decimals, "-" for an undefined measure.
 
     keys: the columns; None takes all.
     """
@@ -240,9 +241,9 @@ def text_table(table: Table, keys: Sequence[str] | None = None) -> str:
 
 
 def write_scores(path: str | Path, scores: Scores) -> None:
-    """Every row and the means, as .csv or .json by the suffix, whole or not at all.
+    """Every row and the means, as .csv or .json by the suffix, written atomically.
 
-    A measure that is not defined is an empty cell, null in JSON. Raises InputError for another suffix.
+    An undefined measure is an empty cell, null in JSON. Raises InputError for an unknown suffix.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
@@ -255,7 +256,7 @@ def write_scores(path: str | Path, scores: Scores) -> None:
         text += "\n"
     else:
         raise InputError(f"{path}: suffix {suffix or 'none'}; expected .csv or .json")
-    write_atomic(path, text.encode(errors="surrogateescape"))  # a name of other bytes keeps them
+    write_atomic(path, text.encode(errors="surrogateescape"))  # a name that is not UTF-8 keeps its bytes
 
 
 def _defined(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Shapes of planted lesions: more than discs, at sizes that a reader has to look for."""
+"""Shapes of planted lesions: more than discs, at sizes that a reader must search for."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import cv2
 import numpy as np
 from numpy import ndarray
 
-WINDOW_PX = 29  # what the reader looks at, and room for every shape
+WINDOW_PX = 29  # what the reader sees, with room for every shape
 REACH_PX = WINDOW_PX // 2
 RADIUS_PX = (3.0, 8.0)  # of a lesion's extent; at 1 mm per pixel, 6 to 16 mm across
 SHAPES = ("ellipse", "blob", "rim", "crescent", "foci")
-_FINE = 4  # samples a pixel and axis
+_FINE = 4  # samples per pixel and axis
 _EDGE_PX = 0.7  # partial volume: no lesion ends between two pixels
 
 
 def footprint(shape: str, radius_px: float, rng: np.random.Generator) -> ndarray:
-    """[29, 29] in [0, 1], largest 1: how much of the lesion each pixel holds; centred, edges soft.
+    """[29, 29] in [0, 1], largest 1: the share of the lesion in each pixel; centred, with soft edges.
 
-    ellipse: axes up to 1 : 1.8, any angle. blob: a closed contour of random harmonics. rim: a ring, as an
-    abscess or an enhancing tumour shows. crescent: one disc less another, as blood along a surface. foci:
-    three to five spots, as microbleeds, calcifications or plaques. radius_px: of the whole, 3 to 8.
+    ellipse: axes up to 1 : 1.8, any angle. blob: a closed contour of random harmonics. rim: a ring, like an
+    abscess or an enhancing tumour. crescent: one disc minus another, like blood along a surface. foci: three
+    to five spots, like microbleeds, calcifications or plaques. radius_px: of the whole, 3 to 8.
     """
     fine = (np.arange(WINDOW_PX * _FINE) + 0.5) / _FINE - WINDOW_PX / 2
     angle = rng.uniform(0, 2 * np.pi)

@@ -1,7 +1,7 @@
-"""Uptake by the palette's inverse: where on its palette each colour of a colour-mapped picture lies.
+"""Uptake by the palette's inverse: the position on its palette of each colour of a colour-mapped picture.
 
-Luma is not uptake: in one PET palette of the clinic (yellow is light, red is dark) the two are uncorrelated
-in the upper half. A colour-mapped picture shows its own palette: its colours lie along a curve from black.
+Luma is not uptake: in one clinical PET palette (yellow is light, red is dark) the two are uncorrelated in the
+upper half. A colour-mapped picture reveals its own palette: its colours lie along a curve from black.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from mmif_trt.measure.colourspace import as_rgb, oklab
 ENTRIES = 256
 BIN_LEVELS = 6
 NEIGHBOURS = 6
-DARK_MAX = 8  # levels: pixels up to here are background, and no colour of the palette
+DARK_MAX = 8  # levels: pixels up to here are background, not a colour of the palette
 MIN_PIXELS = 50
 MIN_SHARE = 2e-4  # of the coloured pixels: a rarer colour is noise
 BRIDGE_MAX = 90.0  # levels: a group of colours farther from the rest is not on the curve
 FOREGROUND_MIN = 0.08  # of the palette
 TOP_PERCENTILE = 80
-READ_LIGHTNESS = 0.3  # of a fused picture's colour: its lightness is the MRI's as much as the palette's
+READ_LIGHTNESS = 0.3  # of a fused picture's colour: its lightness is as much the MRI's as the palette's
 
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """rgb: [256, 3] float64 on 0..255, from no uptake to most. Only the order of places means anything."""
+    """rgb: [256, 3] float64 on 0..255, from no uptake to most. Only the order of positions is meaningful."""
 
     rgb: np.ndarray
 
     def place(self, picture: np.ndarray, lightness: float = 1.0) -> np.ndarray:
         """[...] in [0, 1]: the entry nearest in Oklab to each colour of [..., 3] on 0..255.
 
-        lightness: weight of Oklab's L, of both. Of equals the first.
+        lightness: weight of Oklab's L in both. Of equals, the first.
         """
         weights = np.array([lightness, 1.0, 1.0])
         entries = oklab(self.rgb) * weights
@@ -47,11 +47,11 @@ class Palette:
         return (nearest / (ENTRIES - 1))[back].reshape(picture.shape[:-1])
 
     def read(self, fused: np.ndarray) -> np.ndarray:
-        """The place a reader sees in a fused picture: as `place`, lightness times 0.3."""
+        """The position that a reader sees in a fused picture: like `place`, with lightness times 0.3."""
         return self.place(fused, READ_LIGHTNESS)
 
     def colour(self, place: np.ndarray) -> np.ndarray:
-        """[..., 3] float64 on 0..255 of places [...], taken to [0, 1]; linear between entries."""
+        """[..., 3] float64 on 0..255 of positions [...], clipped to [0, 1]; linear between entries."""
         at = np.clip(place, 0, 1) * (ENTRIES - 1)
         low = np.minimum(at.astype(np.int64), ENTRIES - 2)
         part = (at - low)[..., None]
@@ -59,7 +59,7 @@ class Palette:
 
 
 def _distinct(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(colours without repeats, where each went): background alone is half of most pictures."""
+    """(colours without repeats, index of each pixel's): background alone is half of most pictures."""
     if colours.dtype != np.uint8:
         return colours, np.arange(len(colours))
     code = colours.astype(np.int64) @ np.array([65536, 256, 1])
@@ -102,7 +102,7 @@ def foreground(picture: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def top_of(place: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """bool [H, W]: the upper fifth of place among the pixels inside; none where none is inside."""
+    """bool [H, W]: the upper fifth of place among the pixels inside; none if none is inside."""
     if not inside.any():
         return inside
     top: np.ndarray = inside & (place >= np.percentile(place[inside], TOP_PERCENTILE))
@@ -120,7 +120,7 @@ def _bins(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _arc_lengths(colours: np.ndarray) -> np.ndarray:
-    """Length [N] in levels of each colour's geodesic from the first; infinite where no bridge leads there.
+    """Length [N] in levels of each colour's geodesic from the first; infinite if no bridge leads there.
 
     Dijkstra. When a group has no edge to the rest, the shortest bridge to it joins the graph.
     """

@@ -42,7 +42,7 @@ def by_kind(a: Tensor, b: Tensor, modalities: list[str]) -> dict[str, Tensor]:
 
 
 def reconstruction_loss(model: Autoencoder, kind: str, x: Tensor, config: AutoencoderTraining) -> Tensor:
-    """[4]: L1, squared error, L1 of the Sobel gradient, KL divergence to N(0, 1) a latent number."""
+    """[4]: L1, squared error, L1 of the Sobel gradient, KL divergence to N(0, 1) per latent number."""
     image = model.images[kind]
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         mean, log_variance = image.moments(x)  # type: ignore[operator, union-attr]
@@ -60,7 +60,7 @@ def objective(model: Autoencoder, config: AutoencoderTraining, sets: list[data.P
         rank, world = loop.rank_and_world()
         batch = data.batch(sets, config.seed, step * world + rank, config.batch_size, config.crop_px)
         images = by_kind(*batch)
-        torch.manual_seed((config.seed << 32) + step * world + rank)  # of the latents' noise
+        torch.manual_seed((config.seed << 32) + step * world + rank)  # for the latents' noise
         weight = torch.tensor([1.0, config.squared, config.gradient, config.kl], device=loop.device())
         total = torch.zeros((), device=loop.device())
         terms: dict[str, Tensor] = {}
@@ -74,7 +74,8 @@ def objective(model: Autoencoder, config: AutoencoderTraining, sets: list[data.P
 
 
 def slices(sets: list[data.Pairs], kind: str) -> list[Tensor]:
-    """Every slice of a modality, [n, 1, H, W] float32 in [0, 1] a set, cut to multiples of the stride."""
+    """Every slice of a modality, [n, 1, H, W] float32 in [0, 1] per set, cropped to multiples of the
+    stride."""
     out = []
     for pairs in sets:
         if kind in ("mri", pairs.modality):
@@ -130,9 +131,9 @@ def log_pictures(writer: SummaryWriter, state: loop.State, sets: list[data.Pairs
 def train(
     config: AutoencoderTraining, root: Path, out: Path, stop_after: int | None = None, decode: str = "opencv"
 ) -> Path:
-    """Train to the end, or go on from out/checkpoint.safetensors; returns the checkpoint's path.
+    """Train to the end, or continue from out/checkpoint.safetensors; returns the checkpoint's path.
 
-    decode: what reads the pictures, the same bits.
+    decode: what reads the pictures, with identical results.
 
     Raises InputError for data or checkpoints that do not fit, FloatingPointError on a loss that is not finite
     (the last checkpoint stays).
@@ -146,7 +147,7 @@ def train(
 
     def pictures(writer: SummaryWriter) -> None:
         assert isinstance(state.average, Autoencoder)
-        if state.step == config.steps:  # of the finished network: the scale goes with its weights
+        if state.step == config.steps:  # of the finished network: the scale is stored with its weights
             measure_scale(state.average, sets)
             print(f"val PSNR in dB, foreground: {psnr(state.average, validation)}")
         log_pictures(writer, state, validation)
@@ -155,7 +156,7 @@ def train(
 
 
 def load(path: Path) -> Autoencoder:
-    """The running average of a finished training. Raises InputError where path is no such checkpoint."""
+    """The running average of a finished training. Raises InputError if path is not such a checkpoint."""
     tensors, config = loop.read_average(path)
     return loop.built(path, lambda: Autoencoder(AutoencoderConfig(**config["model"])), tensors)
 

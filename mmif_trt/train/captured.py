@@ -1,8 +1,8 @@
-"""LAGN's forward and backward as CUDA graphs, for a training on a card.
+"""LAGN's forward and backward as CUDA graphs, for training on a GPU.
 
-A step on small crops keeps a card busy for a few milliseconds and the host for many: it launches some hundred
-kernels one by one. A graph launches them at once. One is captured per shape and precision that a training
-uses; the losses, whose work differs with the batch, stay as they are.
+A step on small crops keeps a GPU busy for a few milliseconds and the host for many, because it launches
+hundreds of kernels one by one. A graph launches them at once. One is captured per shape and precision in use;
+the losses, whose work depends on the batch, are not captured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _InPrecision(nn.Module):
         self.model, self.bf16 = model, precision == "bf16"
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        # Without autocast's cache: a cast weight that outlived the capture would never follow the optimiser.
+        # Without autocast's cache: a cached cast weight from the capture would never follow the optimiser.
         with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             fused: Tensor = self.model(a, b)
         return fused

@@ -23,7 +23,7 @@ from mmif_trt.train import data, lesions, randomise
 from mmif_trt.train.fidelity_losses import TOP_UPTAKE
 from mmif_trt.train.randomise import Crop
 
-MIN_FOREGROUND = 0.25  # of a crop: lesions need somewhere to be
+MIN_FOREGROUND = 0.25  # of a crop: lesions need room
 ATTEMPTS = 8
 FLAT_PX = 32
 CASE_PICTURES = 12  # at most, evenly spaced, to recover the palette of a case from
@@ -71,7 +71,7 @@ class Batch:
 
 
 def read_colours(root: Path, split: str, pairs: data.Pairs) -> ColouredPairs:
-    """The set in colour. Raises InputError where a picture cannot be read in the size of its luma."""
+    """The set in colour. Raises InputError if a picture cannot be read in the size of its luma."""
     if pairs.modality == "ct":
         return ColouredPairs(pairs)
     folder = root / f"mri-{pairs.modality}" / split / pairs.modality
@@ -161,9 +161,9 @@ def crop(source: ColouredPairs, rng: np.random.Generator, side: int) -> Crop:
 def batch(
     sets: list[ColouredPairs], seed: int, step: int, size: int, side: int, randomised: float, planted: bool
 ) -> Batch:
-    """size crops, the sets in turn, and their twins with lesions where planted (else the originals alone).
+    """size crops, the sets in turn, and their twins with lesions if planted (otherwise only the originals).
 
-    randomised: the share of crops that look as if of another scanner (`randomise.py`).
+    randomised: the share of crops changed to look like another scanner's (`randomise.py`).
     """
     rng = np.random.default_rng((seed, step))
     chosen = [sets[(step * size + k) % len(sets)] for k in range(size)]

@@ -16,9 +16,9 @@ from mmif_trt.measure.scores import luma_8_bit
 
 SETS = MODALITIES[1:]
 DECODERS = ("opencv", "dali")
-# With one of these chunks OpenCV's grey of a colour PNG goes through linear light (in libpng).
+# With one of these chunks, libpng computes OpenCV's grey of a colour PNG in linear light.
 GAMMA_CHUNKS = (b"gAMA", b"sRGB", b"iCCP", b"cICP")
-MIN_FOREGROUND = 0.1  # a crop of almost nothing but background teaches nothing
+MIN_FOREGROUND = 0.1  # a crop of almost only background teaches nothing
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def read_luma(path: Path) -> np.ndarray:
 
 
 def decoded(a: Sequence[Path], b: Sequence[Path], decode: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """[H, W] uint8 luma of each pair of files, the same bits by "opencv" and "dali". Raises InputError that
-    names the file."""
+    """[H, W] uint8 luma of each pair of files, identical by "opencv" and "dali". Raises InputError that names
+    the file."""
     if decode not in DECODERS:
         raise InputError(f"decode {decode!r}; expected {', '.join(DECODERS)}")
     if decode == "opencv":
@@ -60,7 +60,7 @@ def decoded(a: Sequence[Path], b: Sequence[Path], decode: str) -> Iterator[tuple
 
 
 def _luma(image: Image, path: Path) -> np.ndarray:
-    """What read_luma makes of the file; from the decoded pixels where these are enough."""
+    """The result of read_luma; from the decoded pixels if these suffice."""
     if image.data.dtype != np.uint8:
         return read_luma(path)
     if image.is_colour and any(x in path.read_bytes().partition(b"IDAT")[0] for x in GAMMA_CHUNKS):
@@ -91,7 +91,7 @@ def read_pairs(root: Path, modality: str, split: str, decode: str = "opencv") ->
 
 
 def read_sets(root: str | Path, split: str, decode: str = "opencv") -> list[Pairs]:
-    """The sets under root that are there, in the order of SETS; at least one must be."""
+    """The sets that exist under root, in the order of SETS; at least one must."""
     root = Path(root)
     present = [modality for modality in SETS if (root / f"mri-{modality}").is_dir()]
     if not present:
@@ -102,14 +102,14 @@ def read_sets(root: str | Path, split: str, decode: str = "opencv") -> list[Pair
 
 
 def case(name: str) -> str | None:
-    """The patient of a slice named CASE_SLICE, or None where a name does not tell."""
+    """The patient of a slice named CASE_SLICE, or None if the name does not tell."""
     head, underscore, _ = name.partition("_")
     return head if underscore else None
 
 
 def read_splits(root: str | Path, decode: str = "opencv") -> tuple[list[Pairs], list[Pairs]]:
-    """The training and the validation sets. Raises InputError also where a patient is in both: neighbouring
-    slices are nearly the same, and figures on them would say nothing.
+    """The training and the validation sets. Raises InputError also if a patient is in both: neighbouring
+    slices are nearly the same, and scores on them would be meaningless.
     """
     training, validation = read_sets(root, "train", decode), read_sets(root, "val", decode)
     known = {(p.modality, case(name)) for p in training for name in p.names}
@@ -155,7 +155,7 @@ def batch(sets: list[Pairs], seed: int, step: int, size: int, side: int) -> tupl
     """a, b [size, 1, side, side] float32 in [0, 1], and the modality of each; the sets take turns.
 
     With generated images [size, 2, side, side]: the original, then what the diffusion model made of it.
-    A quarter of the pairs is dimmed, each source by its own factor, so that the network does not count on
+    A quarter of the pairs is dimmed, each source by its own factor, so that the network does not rely on
     full range.
     """
     rng = np.random.default_rng((seed, step))

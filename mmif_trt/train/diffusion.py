@@ -24,7 +24,7 @@ from mmif_trt.train import autoencoder, data, loop
 
 JOINT, GIVEN = 0.3, 0.25  # share of the batch: both halves at one time; MRI given; other given; the rest free
 FULL_SIGMA = 0.45  # share of noise from which an error of v counts in full
-MAX_SHIFT = 2  # latent places by which a slice is moved at random
+MAX_SHIFT = 2  # latent positions by which a slice is moved at random
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def error_weight(z: Tensor, t_a: Tensor, t_b: Tensor) -> Tensor:
     """[B, C, 1, 1]: weight of v's squared error: 1 from FULL_SIGMA on, its fourth power below.
 
     An error of the clean latent is one of v over sigma: with equal weights the last traces of noise, the
-    texture, outweigh the anatomy (after the same steps they did; compare the min-SNR weights of Hang et al.,
+    texture, outweigh the anatomy (measured after equal steps; compare the min-SNR weights of Hang et al.,
     ICCV 2023).
     """
     _, sigma = both_halves(z, t_a, t_b)
@@ -126,7 +126,7 @@ def objective(
         with torch.autocast(z.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = model(noisy, t_a, t_b, modality)
         a, b = (x.mean((1, 2, 3)) for x in (error_weight(z, t_a, t_b) * (predicted - v) ** 2).chunk(2, 1))
-        # A given half holds no noise: its v is the noise itself, which nobody can know. A dropped one holds
+        # A given half has no noise: its v is the noise itself, which cannot be known. A dropped one has
         # nothing else: its v is -z, the mean of what z may be.
         a, b = a * (t_a > 0), b * (t_b > 0)
         return (a + b).mean().float(), {"mri": a.mean().detach(), "other": b.mean().detach()}
@@ -155,9 +155,9 @@ def train(
     stop_after: int | None = None,
     decode: str = "opencv",
 ) -> Path:
-    """Train to the end, or go on from out/checkpoint.safetensors; first: the autoencoders' checkpoint.
+    """Train to the end, or continue from out/checkpoint.safetensors; first: the autoencoders' checkpoint.
 
-    decode: what reads the pictures, the same bits.
+    decode: what reads the pictures, with identical results.
 
     Raises InputError for data or checkpoints that do not fit, FloatingPointError on a loss that is not finite
     (the last checkpoint stays).
@@ -185,7 +185,7 @@ def train(
 
 
 def load(path: Path) -> Denoiser:
-    """The running average of a training. Raises InputError where path is no such checkpoint."""
+    """The running average of a training. Raises InputError if path is not such a checkpoint."""
     tensors, config = loop.read_average(path)
     denoiser: Denoiser = loop.built(path, lambda: Denoiser(DenoiserConfig(**config["model"])), tensors)
     return denoiser

@@ -3,7 +3,7 @@ python -m mmif_trt.train.export_onnx --checkpoint RUN/checkpoint.safetensors --c
 
 Writes into mmif_trt/weights: lagn.safetensors (dimensions and preprocessing inside), lagn.onnx (FP32, any
 batch and size), lagn.npz (golden pairs that every runtime must reproduce) and manifest.json with their
-SHA-256 and provenance. The graphs from pixels to pixels need no file of their own: `mmif-trt engine export`
+SHA-256 and provenance. The graphs from pixels to pixels need no files: `mmif-trt engine export`
 derives them from lagn.onnx, see models/pixels.py.
 """
 
@@ -45,7 +45,7 @@ def export(model: LAGN, path: Path) -> None:
     example = torch.zeros(1, 1, 256, 256)
     axes = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's remarks on shape arithmetic, which stays dynamic here
+        warnings.simplefilter("ignore")  # the tracer warns about shape arithmetic, which stays dynamic here
         torch.onnx.export(
             model.exportable(),
             (example, example),
@@ -60,7 +60,7 @@ def export(model: LAGN, path: Path) -> None:
 
 
 def golden_pairs(model: LAGN) -> dict[str, np.ndarray]:
-    """a, b: the bundled samples in 8 bits; f: what FP32 torch makes of them."""
+    """a, b: the bundled samples in 8 bits; f: their fusion by FP32 torch."""
     pairs = [sample(name) for name in PAIRS]
     luma = [
         [

@@ -1,4 +1,4 @@
-"""The terms of the loss that hold what a reader needs: colour, MRI detail under uptake, soft tissue, lesions.
+"""The terms of the loss for what a reader needs: colour, MRI detail under uptake, soft tissue, lesions.
 
 Images are [B, 1, H, W] float32 in [0, 1] and colour [B, 3, H, W] gamma-coded RGB; every loss is [B]. They are
 differentiable forms of the measures that judge a fused picture; the masks come from the sources alone.
@@ -209,7 +209,7 @@ def likeness_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FidelityWeights:
-    """One weight a term for the modalities that have it; 0 leaves a term out. lesion_gain_ct is no weight:
+    """One weight per term for the modalities that have it; 0 omits a term. lesion_gain_ct is no weight:
     the gain up to which a lesion of the CT may show, as the MRI's structure hides an exact copy of a faint
     one."""
 

@@ -37,10 +37,10 @@ from mmif_trt.train.losses import LossWeights, fusion_loss, rounding_loss
 
 @dataclass(frozen=True)
 class FusionConfig(loop.Schedule):
-    """All that decides the result, beside the data and the code."""
+    """Everything but the data and the code that determines the result."""
 
     crop_px: int = 128
-    randomised: float = 0.0  # share of the crops that look as if of another scanner
+    randomised: float = 0.0  # share of the crops changed to look like another scanner's
     hold_out: tuple[str, ...] = ()  # cases of the training split left out, "MODALITY:CASE"
     turns: tuple[str, ...] = ()  # modalities of successive crops, again and again; (): each set in turn
     model: LAGNConfig = field(default_factory=LAGNConfig)
@@ -88,7 +88,8 @@ def objective(
             )
             loss, terms["flat"] = loss + config.fidelity.flat * uneven, uneven.detach()
         if config.loss.rounding:
-            # Of a few crops: this pass is the dearest, and what rounds badly is no matter of the crop.
+            # On a few crops only: this pass is the most expensive, and bad rounding does not depend on the
+            # crop.
             few = slice(0, (size + 1) // 2)
             other_precision = "fp32" if config.precision == "bf16" else "bf16"
             other = forward(model, batch.a[few], batch.b[few], other_precision)
@@ -172,12 +173,12 @@ def train(
     decode: str = "opencv",
     capture: bool = False,
 ) -> Path:
-    """Train to the end, or go on from out/checkpoint.safetensors; returns the checkpoint's path.
+    """Train to the end, or continue from out/checkpoint.safetensors; returns the checkpoint's path.
 
     init: a checkpoint of an earlier stage to start from. generated: the file that train/generate.py wrote
     for the training pairs. stop_after: end at this step, with the learning rate of the whole schedule.
-    decode: what reads the pictures, the same bits. capture: run the network as CUDA graphs (captured.py).
-    Raises InputError for data, generated images or checkpoints that do not fit,
+    decode: what reads the pictures, with identical results. capture: run the network as CUDA graphs
+    (captured.py). Raises InputError for data, generated images or checkpoints that do not fit,
     FloatingPointError on a loss that is not finite (the last checkpoint stays).
     """
     run_network = CapturedForward() if capture else forward

@@ -1,11 +1,10 @@
 """Generate with the latent diffusion: python -m mmif_trt.train.generate (--help)
 
-For every pair the MRI as the other image lets one expect it, and the other as the MRI does, once, into
+For every pair, writes the MRI expected from the other image, and the other expected from the MRI, into
 DIR/SPLIT.safetensors for the training of LAGN; and contact sheets of those and of pairs drawn from the joint
 distribution, DIR/cross-MODALITY.png and DIR/joint-MODALITY.png.
-DDIM (Song et al., ICLR 2021) without added noise draws images. What is kept for the training is their
-expectation, the denoiser's answer to pure noise beside the given half: the chance detail of a draw would pass
-for knowledge.
+DDIM (Song et al., ICLR 2021) without added noise draws images. The training uses their expectation, the
+denoiser's answer to pure noise beside the given half: random detail of a draw would look like knowledge.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ def sample(
     guidance: float = 1.0,
     precision: str = "bf16",
 ) -> Tensor:
-    """Latents [B, 2 channels, h, w] of the joint distribution, or of a conditional where a half is given.
+    """Latents [B, 2 channels, h, w] of the joint distribution, or of a conditional if a half is given.
 
     noise: shaped as the result, N(0, 1); the same noise gives the same latents. given: (0, z of the MRI) or
-    (1, z of the other), [B, channels, h, w]. steps: 1 gives the mean of all that could be drawn, as pure
-    noise says nothing and the given half all that is known. guidance: 1 is the conditional as learnt, above
-    it leans away from what the half would be without the given one (Ho and Salimans, 2022). precision: of the
+    (1, z of the other), [B, channels, h, w]. steps: 1 gives the mean of all possible draws, because pure
+    noise carries no information beside the given half. guidance: 1 is the conditional as learnt; above 1, it
+    moves away from the unconditional half (Ho and Salimans, 2022). precision: of the
     denoiser, "bf16" or "fp32".
     Raises InputError for a number of steps outside STEPS.
     """
@@ -102,7 +101,8 @@ def cross_generate(
     seed: int = 0,
     precision: str = "bf16",
 ) -> np.ndarray:
-    """[2, n, H, W] uint8: each MRI as its other image lets one expect it, each other as its MRI does."""
+    """[2, n, H, W] uint8: each MRI as expected from its other image, and each other as expected from its
+    MRI."""
     height, width = pairs.a.shape[1:]
     latents = diffusion.encoded(joint, pairs, model.config.multiple, (False,))[0]
     out = np.empty((2, *pairs.a.shape), np.uint8)
@@ -158,7 +158,7 @@ def names_key(pairs: data.Pairs) -> str:
 
 
 def attach(path: Path, sets: list[data.Pairs]) -> list[data.Pairs]:
-    """The sets with the generated images of path. Raises InputError where they were made of other pairs."""
+    """The sets with the generated images of path. Raises InputError if they were made from other pairs."""
     out = []
     try:
         with safe_open(path, "np") as file:

@@ -1,7 +1,7 @@
 """Lesions planted in training crops, in one source only, and the loss that asks the fused image for them.
 
-Shapes and sizes are a family of their own, apart from that of the measure (`measure/shapes.py`), so that
-nothing is fitted to the judge. A lesion of the tracer is a change of uptake, shown through the palette.
+Shapes and sizes are a separate family from that of the measure (`measure/shapes.py`), so that nothing is
+fitted to the measure. A lesion of the tracer is a change of uptake, shown through the palette.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mmif_trt.train.fidelity_losses import lab
 from mmif_trt.train.losses import surprise
 from mmif_trt.train.randomise import Crop, through
 
-WINDOW_PX = 2 * REACH_PX + 1  # a lesion and what the loss looks at lie within it
-MOST = {"a": 2, "b": 3}  # lesions a crop, by source
+WINDOW_PX = 2 * REACH_PX + 1  # holds a lesion and all that the loss uses
+MOST = {"a": 2, "b": 3}  # lesions per crop, by source
 RADIUS_PX = (1.5, 8.0)
 MRI_CONTRAST, CT_CONTRAST = (0.08, 0.6), (0.04, 0.3)  # of the range, log-uniform
 UPTAKE_CONTRAST = (0.08, 0.45)  # of the palette
 STRONG_UPTAKE = 0.8
 SOFT, BONE = (0.08, 0.65), 0.78  # CT
 BONE_REACH_PX = 13
-MIN_CHANGE = 0.02  # a lesion that clipping left almost nothing of is none
+MIN_CHANGE = 0.02  # a lesion that clipping almost removed does not count
 JUST_SEEN, SEEN_SPREAD = 4.0, 0.7  # d' in the source of the lesions that count most, and its spread in logs
 AT_RISK = 0.4  # a share under it costs twice: a lesion that fades is lost to the reader
 TINY = 1e-5
@@ -74,12 +74,12 @@ def shape(rng: np.random.Generator, side: int = WINDOW_PX) -> ndarray:
 
 
 def planted(crop: Crop, rng: np.random.Generator, index: int) -> tuple[Crop, list[Site]]:
-    """The crop with lesions that do not meet, and where they are; none where no place is found."""
+    """The crop with lesions that do not meet, and where they are; none if no place is found."""
     a, rgb = crop.a.copy(), crop.rgb.copy()
     uptake = None if crop.uptake is None else crop.uptake.copy()
     free = np.ones(a.shape, bool)
     sites: list[Site] = []
-    for source in "ba" if rng.random() < 0.5 else "ab":  # the first finds the better places
+    for source in "ba" if rng.random() < 0.5 else "ab":  # the first gets the better places
         for _ in range(MOST[source]):
             where = _places(crop, source, rng)
             spot = _spot(where & free, rng)

@@ -1,8 +1,8 @@
 """What the three trainings share: state, checkpoints, one optimiser step, and the run to the end.
 
-Each training's objective is a function of the step alone, so a run that was stopped at any moment goes on
-from its last checkpoint to the same result. Checkpoints are safetensors, written whole or not at all. Under
-torchrun every process takes its own batches and the gradients are averaged.
+Each training's objective depends only on the step, so a run stopped at any moment continues from its last
+checkpoint to the same result. Checkpoints are safetensors, written atomically. Under torchrun every process
+takes its own batches and the gradients are averaged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Objective = Callable[[int], tuple[Tensor, dict[str, Tensor]]]  # step -> loss, t
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every training has; each adds its own fields. All of it, and the data, decide the result."""
+    """The fields of every training; each adds its own. Together with the data they determine the result."""
 
     steps: int = 4200
     batch_size: int = 6
@@ -74,13 +74,13 @@ class State:
         self.model.load_state_dict(part("model."))
         self.average.load_state_dict(part("average."))
         for name, parameter in self.model.named_parameters():
-            if moments := part(f"optimiser.{name}."):  # none where it had no gradient yet
+            if moments := part(f"optimiser.{name}."):  # none if it has had no gradient yet
                 self.optimiser.state[parameter] = {k: like(v, parameter) for k, v in moments.items()}
 
 
 def like(x: Tensor, parameter: Tensor) -> Tensor:
     """x on the parameter's device and, where their shapes agree, in its order of memory: fused AdamW walks
-    through parameters, gradients and moments side by side and does not look at strides."""
+    through parameters, gradients and moments in parallel and ignores strides."""
     if x.shape != parameter.shape:
         return x.to(parameter.device)
     return torch.empty_like(parameter, dtype=x.dtype, requires_grad=False).copy_(x)
@@ -101,7 +101,7 @@ def new_state(config: Any, build: Callable[[], nn.Module]) -> State:
 
 
 def device() -> torch.device:
-    """This process's own: the card of its LOCAL_RANK (torchrun), or the CPU."""
+    """This process's device: the GPU of its LOCAL_RANK (torchrun), or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -131,7 +131,7 @@ def save_checkpoint(path: Path, state: State, config: Any) -> None:
 
 
 def open_checkpoint(path: Path) -> Any:
-    """The opened safetensors file; InputError where it is missing, damaged or of another program."""
+    """The opened safetensors file; InputError if it is missing, damaged or from another program."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a checkpoint.safetensors of this program")
     try:
@@ -165,18 +165,18 @@ def read_average(path: Path, part: str = "average") -> tuple[dict[str, Tensor], 
 
 
 def built(path: Path, build: Callable[[], nn.Module], tensors: dict[str, Tensor]) -> Any:
-    """A network with a checkpoint's tensors, for use. Raises InputError where they are of another network."""
+    """A network with a checkpoint's tensors, for use. Raises InputError if they are from another network."""
     try:
         model = build()
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: {reason}; expected a checkpoint of the fitting training") from error
+        raise InputError(f"{path}: {reason}; expected a checkpoint of the matching training") from error
     return model.to(device()).eval().requires_grad_(False)
 
 
 def start_from(path: Path, state: State, what: object) -> None:
-    """Both networks from the running average of another run's checkpoint; the optimiser starts anew."""
+    """Both networks from the running average of another run's checkpoint; the optimiser restarts."""
     tensors, _ = read_average(path)
     try:
         state.model.load_state_dict(tensors)
@@ -186,7 +186,7 @@ def start_from(path: Path, state: State, what: object) -> None:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """The mean over the processes; a parameter that had no part in one of them counts as 0 there."""
+    """The mean over the processes; a parameter unused in one of them counts as 0 there."""
     if rank_and_world()[1] == 1:
         return
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
@@ -220,7 +220,7 @@ def train_step(state: State, config: Any, objective: Objective) -> tuple[float, 
 
 
 def resume(path: Path, state: State, config: Any) -> bool:
-    """Go on from path if it is there; True if it was. The configuration is written beside it."""
+    """Continue from path if it exists; True if it did. Writes the configuration beside it."""
     found = path.exists()
     if found:
         load_checkpoint(path, state, config)
@@ -265,7 +265,7 @@ def run(
 
 
 def source_commit() -> str:
-    """The commit of the code in use, "-dirty" where it was changed, or "unknown" outside a checkout."""
+    """The commit of the code in use, with "-dirty" if it was changed, or "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
@@ -275,7 +275,9 @@ def parser(module: str, about: str, defaults: Any) -> argparse.ArgumentParser:
     """The options that all trainings share, with the defaults of their configuration."""
     out = argparse.ArgumentParser(f"python -m mmif_trt.train.{module}", description=about)
     out.add_argument("--data", type=Path, required=True, help="folder with mri-ct, mri-pet, mri-spect")
-    out.add_argument("--out", type=Path, required=True, help="run folder; an unfinished run in it goes on")
+    out.add_argument(
+        "--out", type=Path, required=True, help="run folder; an unfinished run in it is continued"
+    )
     out.add_argument("--stop-after", type=int, help="end at this step of the schedule")
     out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     out.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
@@ -293,7 +295,8 @@ def shared(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(given: argparse.Namespace, config: Any, train: Callable[[], Path]) -> int:
-    """Print what will run, run it, and give the exit code: 0, 1 for a loss gone bad, 2 for bad input."""
+    """Print what will run, run it, and return the exit code: 0, 1 for a loss that is not finite, 2 for bad
+    input."""
     torch.set_num_threads(given.threads)
     told = {
         "data": str(given.data),

@@ -1,7 +1,7 @@
 """The terms of the fusion loss, in plain torch. Every image is [B, 1, H, W] float32 in [0, 1]; every loss is
 [B].
 
-a is the MRI, b the luma of the other modality, f the fused image. Three relations hold them and the images
+a is the MRI, b the luma of the other modality, f the fused image. Three relations link them and the images
 that the diffusion model generates: `surprise` (generated and original), `original_fused_loss`, and
 `generated_fused_loss`. The choice of terms and weights is our design.
 """
@@ -33,11 +33,11 @@ STRONG_UPTAKE = 0.8  # as the detail-kept metric takes it: this quantile of the 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """One weight a term, for each modality where it must differ.
+    """One weight per term, and per modality where it must differ.
 
     Chosen on training pairs. CT is better off without the gradient of the stronger source: it paid for edges
     with the faint contrast of the brain. It has no function, and under its brightest fifth there is bone.
-    A term of weight 0 throughout a batch is not computed, but for the three that are one operation.
+    A term with weight 0 throughout a batch is not computed, except for the three that are one operation.
     """
 
     intensity: float = 1.0
@@ -91,7 +91,7 @@ def blur(x: Tensor, sigma_px: float) -> Tensor:
 
 
 def edge_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """1 minus the share of both sources' edges that f has, in strength and direction, the strong ones first.
+    """1 minus the share of both sources' edges that f has, in strength and direction, weighted by strength.
 
     The edge preservation of Xydeas and Petrovic with angles by |cos|, so that it has a gradient everywhere.
     """
@@ -110,7 +110,7 @@ def edge_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Pearson correlation of each image, over the mask where given; 0 where either is constant."""
+    """Pearson correlation of each image, over the mask if given; 0 if either is constant."""
     mask = torch.ones_like(x) if mask is None else mask
     count = mask.sum((1, 2, 3), keepdim=True).clamp(min=1)
     x = (x - (x * mask).sum((1, 2, 3), keepdim=True) / count) * mask
@@ -136,7 +136,8 @@ def function_loss(f: Tensor, b: Tensor) -> Tensor:
 
 
 def strong_uptake(foreground: Tensor) -> Tensor:
-    """The least of these values that reaches their STRONG_UPTAKE quantile; 2, above every pixel, for none."""
+    """The lowest of these values that reaches their STRONG_UPTAKE quantile; 2, above every pixel, for
+    none."""
     if not len(foreground):
         return foreground.new_tensor(2.0)
     return foreground.kthvalue(math.ceil(STRONG_UPTAKE * (len(foreground) - 1)) + 1).values
@@ -186,7 +187,7 @@ def original_fused_loss(f: Tensor, a: Tensor, b: Tensor, wa: Tensor | None, wb: 
 def generated_fused_loss(f: Tensor, generated_a: Tensor, generated_b: Tensor) -> Tensor:
     """Generated and fused: gradient plus structure [B] to the pair that the diffusion model expects.
 
-    SSIM has its usual constants here, under which the faint noise of a generated image has no structure.
+    SSIM has its usual constants here, with which the faint noise of a generated image has no structure.
     """
     terms = pixel_terms(f, generated_a, generated_b)
     return terms[:, 1] + terms[:, 2]

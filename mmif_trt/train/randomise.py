@@ -1,7 +1,7 @@
 """Domain randomisation: a training crop as another scanner, sequence, window or palette might show it.
 
-The fused picture must keep lesions, uptake and colour on scanners never seen, so a part of the crops is
-changed at random, both sources by their own draw (the idea of SynthSeg, Billot et al., Medical Image Analysis
+The fused picture must keep lesions, uptake and colour on scanners never seen, so some of the crops are
+changed at random, each source by its own draw (the idea of SynthSeg, Billot et al., Medical Image Analysis
 86, 2023, on real pairs). Black stays black throughout. Images are [H, W] or [H, W, 3] float32 in [0, 1].
 """
 
@@ -42,7 +42,7 @@ class Crop:
 
 def randomised(crop: Crop, rng: np.random.Generator) -> Crop:
     """The crop with a new tone, palette or window, noise, blur and a small misregistration, each with its own
-    chance. Expected images follow what is known of them; after a new palette nothing is, and they go."""
+    chance. Expected images are changed likewise; after a new palette they are unknown and are dropped."""
     if rng.random() < 0.3:
         crop = misregistered(crop, rng)
     if rng.random() < 0.6:
@@ -110,7 +110,7 @@ def new_palette(rng: np.random.Generator) -> ndarray:
         return palettes.table(names[int(rng.integers(len(names)))])
     count = int(rng.integers(ANCHORS[0], ANCHORS[1] + 1))
     anchors = rng.random((count, 3))
-    # Saturated: one channel up, one down, as palettes that tell uptake apart are.
+    # Saturated: one channel up, one down, like palettes that distinguish uptake.
     anchors[np.arange(count), rng.integers(3, size=count)] = rng.uniform(0.7, 1.0, count)
     anchors[np.arange(count), rng.integers(3, size=count)] *= rng.uniform(0.0, 0.6, count)
     anchors = np.concatenate([np.zeros((1, 3)), anchors])
@@ -165,5 +165,5 @@ def misregistered(crop: Crop, rng: np.random.Generator) -> Crop:
     generated = crop.generated and (crop.generated[0], moved(crop.generated[1]))
     if crop.uptake is None or crop.palette is None:
         return replace(crop, rgb=moved(crop.rgb), generated=generated)
-    uptake = moved(crop.uptake)  # colours between two of a palette need not be of it
+    uptake = moved(crop.uptake)  # a colour between two of a palette need not be in it
     return replace(crop, uptake=uptake, rgb=through(crop.palette, uptake), generated=generated)

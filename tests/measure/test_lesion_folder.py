@@ -87,7 +87,7 @@ def test_bad_use_is_one_clear_line(made: tuple[Path, list[Planted]], tmp_path: P
         ((sources, "--plant", planted), "not empty"),
         ((sources, fused, "--seed", "2"), "--plant or --lesions only"),
         ((planted, fused, "--lesions", "--seed", "2"), "is planted"),
-        ((planted, sources / "mri", "--lesions"), "lesions00 is not there"),
+        ((planted, sources / "mri", "--lesions"), "lesions00 is missing"),
     ):
         assert word in mmif("eval", *args, code=2).stderr, word
     assert not (tmp_path / "x").exists()
