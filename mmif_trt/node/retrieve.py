@@ -36,7 +36,7 @@ class Pacs:
 
 
 @dataclass
-class Came:
+class Received:
     """What arrived. failed: that the PACS says it could not send; error: why one could not be kept."""
 
     count: int = 0
@@ -76,8 +76,8 @@ def fetch(
 ) -> Received:
     """All instances of a study, or of some of its series, to `keep`. move_port: by C-MOVE to ours, where the
     PACS knows our AE title at this port; None: by C-GET. Raises InputError."""
-    came = Came()
-    on_store = [_handler(came, study, keep, stop)]
+    arrived = Received()
+    on_store = [_handler(arrived, study, keep, stop)]
     if move_port is None:
         with _association(pacs, [GET], storage=True, handlers=on_store) as association:
             for query in _queries(study, series):
@@ -115,7 +115,7 @@ def _ask(pacs: Pacs, association: Any, answers: Any, arrived: Received, stop: St
             raise InputError(f"{pacs}: refused (status {code:04X}); expected C-GET, or C-MOVE by --move-port")
 
 
-def _handler(came: Came, study: str, keep: Keep, stop: Stop) -> Any:
+def _handler(arrived: Received, study: str, keep: Keep, stop: Stop) -> Any:
     """Takes instances of the study that was asked for, and no others: who sends them may be anybody."""
     from pynetdicom import evt
 
@@ -135,7 +135,7 @@ def _handler(came: Came, study: str, keep: Keep, stop: Stop) -> Any:
             return 0xA700
         except Exception:  # pydicom raises whatever the bytes lead it to
             return 0xC000
-        came.count += 1
+        arrived.count += 1
         return 0x0000
 
     return evt.EVT_C_STORE, on_store

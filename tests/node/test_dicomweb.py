@@ -116,7 +116,7 @@ def test_a_study_by_dimse_is_what_was_stored(
 
 def test_another_study_is_not_taken(tmp_path: Path) -> None:
     """While the port for a C-MOVE is open, anybody may store."""
-    kept, came = list[str](), retrieve.Came()
+    kept, came = list[str](), retrieve.Received()
     _, on_store = retrieve._handler(came, STUDY, lambda uid, data: kept.append(uid), Stop())
     other = dataset()
     event = SimpleNamespace(dataset=other, encoded_dataset=lambda: b"", request=SimpleNamespace())
