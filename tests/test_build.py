@@ -104,7 +104,7 @@ def test_a_binary_that_does_not_load_is_told_once_and_left(monkeypatch: pytest.M
     pytest.importorskip("torch")
     break_binary(monkeypatch, ImportError("_C.so: undefined symbol: _ZN3c10\nmore"))
     with pytest.warns(
-        UserWarning, match=r"build them again \(_C.so: undefined symbol: _ZN3c10\); plain torch"
+        UserWarning, match=r"build it again \(_C.so: undefined symbol: _ZN3c10\); plain torch"
     ):
         devices, reason = ops._load()
     assert not devices and "more" not in reason

@@ -1,4 +1,4 @@
-"""Many machines: a driver that knows no engine, what a worker does, and the engine Ray."""
+"""Many machines: a driver independent of the engine, what a worker does, and the engine Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("ray",)
 PAIRS_PER_JOB = 32
-PAIR_JOBS = 2  # in a worker's hand: the next is there when one ends
+PAIR_JOBS = 2  # per worker: the next is there when one ends
 
 
 def run(

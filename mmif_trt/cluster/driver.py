@@ -1,9 +1,9 @@
-"""The driver of a run on many machines: work goes to whoever is free, and outlives the workers.
+"""The driver of a run on many machines: work goes to idle workers, and survives their death.
 
-It knows no engine. Bounded in flight, one result per item. A worker that dies with several items in hand
-gives them back free of charge, each to be run alone from then on; with one alone the item is charged an
-attempt, and set aside after ATTEMPTS of them. So an item that kills its worker costs nobody else, and a lost
-machine costs nobody at all.
+It is independent of the engine. Items in flight are bounded, with one result per item. If a worker dies with
+several items, these are returned without a charge, each to be run alone from then on; if it had one item, the
+item is charged an attempt, and set aside after ATTEMPTS of them. So an item that kills its worker harms no
+other, and a lost machine harms none.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Event:
 
 
 class Engine(Protocol):
-    """What starts workers and carries items to them. Nothing of it waits but `wait`."""
+    """Starts workers and brings items to them. Only `wait` blocks."""
 
     def start(self, worker: int) -> None:
-        """Asks for a worker, in place of one of this number that died."""
+        """Requests a worker, in place of a dead one with this number."""
 
     def give(self, worker: int, ticket: int, items: tuple[Any, ...]) -> None: ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happened; empty after `seconds` in which nothing did."""
+        """The events; empty after `seconds` without one."""
         ...
 
 
 @dataclass(frozen=True)
 class _Job:
-    """alone: nothing else may be in its worker's hand."""
+    """alone: its worker may have no other item."""
 
     items: tuple[Any, ...]
     alone: bool = False
@@ -89,7 +89,7 @@ class Driver:
         self._tickets = self._failed_starts = 0
 
     def run(self, items: Iterable[Any]) -> None:
-        """Until every item has its result, or `stop` has a reason: then those in hand have GRACE_S to end."""
+        """Until every item has its result, or `stop` has a reason: then running items have GRACE_S to end."""
         self._todo = iter(items)
         self._advance()
         for number in self._workers:
@@ -110,7 +110,8 @@ class Driver:
         return any(worker.in_hand for worker in self._workers.values())
 
     def _hand_out(self) -> None:
-        """To the idle first. While suspects wait, nobody gets a second job: somebody is idle the sooner."""
+        """To idle workers first. While suspects wait, no worker gets a second job, so that one is idle
+        sooner."""
         for number, worker in sorted(self._workers.items(), key=lambda item: len(item[1].in_hand)):
             while worker.is_ready and (self._suspects or self._next) and self._has_room(worker):
                 if self._suspects:

@@ -1,6 +1,6 @@
 """Workers as actors of Ray: started where there is room, restarted elsewhere when they or their machine die.
 
-Of Ray only its core is used: no data sets, no client, no dashboard, no object store for pixels: an item names
+Only Ray's core is used: no data sets, client or dashboard, and no object store for pixels: an item names
 files, a result is a line. Token authentication is on, and a cluster without it is refused.
 """
 
@@ -24,8 +24,8 @@ from mmif_trt.image import InputError
 from mmif_trt.scratch import folder as scratch_folder
 
 LOOPBACK = "127.0.0.1"
-OBJECT_STORE_BYTES = 80 << 20  # the least that Ray takes; nothing of ours is in it
-CALLS_AT_ONCE = 8  # more than the driver gives
+OBJECT_STORE_BYTES = 80 << 20  # the least that Ray accepts; we store nothing in it
+CALLS_AT_ONCE = 8  # more than the driver assigns
 TOKEN_FILE = Path("~/.ray/auth_token")
 # Read by Ray's processes when they start. Events and metrics of tasks grow the memory of its control store
 # with every case, and would keep names of what runs.
@@ -35,7 +35,7 @@ QUIET = {
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_timeline": "0",
-    "RAY_worker_niceness": "0",  # 15 by default: on a busy machine the work stands still
+    "RAY_worker_niceness": "0",  # 15 by default: on a busy machine the work would stall
 }
 
 
@@ -113,7 +113,7 @@ def _connect(ray: Any, address: str | None, size: Size, folder: Path | None) -> 
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_node_ip_address": LOOPBACK,
-            "_temp_dir": f"{folder}/r",  # which Ray opens to everybody: `folder` stays closed
+            "_temp_dir": f"{folder}/r",  # which Ray opens to everybody: `folder` stays private
         }
         if size.gpus == 0:
             own["num_gpus"] = 0
@@ -122,7 +122,7 @@ def _connect(ray: Any, address: str | None, size: Size, folder: Path | None) -> 
         listening = ray.nodes()[0]["NodeManagerAddress"]
         if listening != LOOPBACK:
             raise InputError(
-                f"Ray listens on {listening}; expected loopback; a cluster of yours goes by --address"
+                f"Ray listens on {listening}; expected loopback; pass your own cluster by --address"
             )
         return
     where = {"_node_ip_address": LOOPBACK} if address.startswith(f"{LOOPBACK}:") else {}
@@ -138,7 +138,7 @@ def _connect(ray: Any, address: str | None, size: Size, folder: Path | None) -> 
 
 @contextmanager
 def _loopback_stays() -> Iterator[None]:
-    """`ray.init` puts the machine's outer address in the place of loopback, and Ray then listens on all."""
+    """`ray.init` replaces loopback by the machine's outer address, and Ray then listens on all."""
     from ray._private import services
 
     before = services.resolve_ip_for_localhost
@@ -181,7 +181,7 @@ class _Actor(Worker):
         return super().open()
 
     def where(self) -> tuple[str, int]:
-        """Node and process, for tests and for an eye on a cluster."""
+        """Node and process, for tests and for monitoring."""
         import ray
 
         return ray.get_runtime_context().get_node_id(), os.getpid()
@@ -194,7 +194,7 @@ class RayEngine:
         self._ray, self._work, self._size = ray, work, size
         resources = {"num_cpus": size.cpus, "num_gpus": size.gpus}
         self._kind = ray.remote(
-            max_restarts=0,  # the driver starts another, and gives it the case again
+            max_restarts=0,  # the driver starts another and gives it the case
             max_task_retries=0,  # would bind a case to a dead actor
             max_concurrency=CALLS_AT_ONCE,
             scheduling_strategy="SPREAD",
@@ -224,12 +224,12 @@ class RayEngine:
         return [event for reference in ready if (event := self._event(reference)) is not None]
 
     def _event(self, reference: Any) -> Event | None:
-        if reference not in self._waiting:  # of a worker whose death another reference told
+        if reference not in self._waiting:  # of a worker whose death another reference reported
             return None
         worker, ticket = self._waiting.pop(reference)
         try:
             answer = self._ray.get(reference)
-        except Exception:  # the actor died, or cannot be reached any more: then it is ended for certain
+        except Exception:  # the actor died or is unreachable: then make sure that it ends
             self._end(worker)
             return Event(DIED, worker)
         if ticket:

@@ -1,7 +1,7 @@
-"""What a worker of a cluster does: cases of volumes, or pairs of pictures. It knows no engine.
+"""What a worker of a cluster does: cases of volumes, or pairs of pictures. Independent of the engine.
 
 A worker raises nothing and prints nothing: an engine keeps tracebacks and output in logs, and they may name
-paths and patients. What goes wrong is told in a record or a result, by `running.explain`.
+paths and patients. Errors are reported in a record or a result, by `running.explain`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Pairs:
 
 
 class Worker:
-    """One worker, in whatever process an engine gives it."""
+    """One worker, in the process that an engine gives it."""
 
     def __init__(self, work: Work, cpus: int) -> None:
         self._work, self._cpus, self._stop = work, cpus, Stop()
@@ -80,7 +80,7 @@ class Worker:
         return ""
 
     def do(self, items: tuple[Any, ...]) -> tuple[tuple[Any, ...], str]:
-        """(results, why the whole run is to stop or ""). No exception gets out."""
+        """(results, why the whole run should stop or ""). No exception escapes."""
         try:
             if self._do is None:
                 raise InputError("a worker that was not opened; expected open() first")
@@ -107,4 +107,4 @@ def lost_case(work: Cases, case: Any) -> Settled:
 
 
 def lost_pair(pair: Pair) -> Result:
-    return Result(pair, message=f"{pair.a}: with its partner it ended its process (memory?)")
+    return Result(pair, message=f"{pair.a}: with its partner it crashed its process (memory?)")

@@ -1,4 +1,4 @@
-"""Pictures before tables: one page that shows what every method did to every case, and how it scores.
+"""Pictures before tables: one page with every method's result for every case, and its scores.
 
 figures.py has the numbers, pictures.py what is embedded or put beside the page, plots.py the drawings,
 page.py the whole; report.html, report.css, report.js and panzoom.js are filled into one file.

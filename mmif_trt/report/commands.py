@@ -1,4 +1,4 @@
-"""Methods that are commands: run on the sources and on copies with planted lesions, which are then read."""
+"""Methods that are commands: run on the sources and on copies with planted lesions, then scored."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mmif_trt.measure.planting import Planted, kinds_for
 from mmif_trt.measure.scores import match_folders, read_8_bit, source_folders
 
 PLACES = ("{mri}", "{other}", "{out}")
-CROP_PX = 56  # of a picture in the gallery, about a lesion
+CROP_PX = 56  # of a picture in the gallery, around a lesion
 
 
 def is_command(text: str) -> bool:
-    """Whether the text behind NAME= is a command: it says where the result goes."""
+    """Whether the text after NAME= is a command: a command says where its result goes."""
     return PLACES[2] in text
 
 
 def run(name: str, command: str, mri: Path, other: Path, out: Path) -> None:
-    """Runs a method without a shell, its three places filled in. Raises InputError where it cannot be started
-    or fails."""
+    """Runs a method without a shell, its three places filled in. Raises InputError if it cannot be started or
+    fails."""
     for place in PLACES:
         if place not in command:
             raise InputError(
@@ -78,9 +78,9 @@ def judge_all(
     baselines: bool,
     done: Callable[[str], Any] = lambda what: None,
 ) -> Judged:
-    """Runs every command on the sources and on planted copies, both in `scratch`, and reads the lesions.
+    """Runs every command on the sources and on planted copies, both in `scratch`, and scores the lesions.
 
-    done: called after each step, with what it was. Raises InputError.
+    done: called after each step, with its name. Raises InputError.
     """
     planted = plant_folder(sources, per_kind=per_kind, seed=seed)
     write_planted(scratch / "planted", planted, seed=seed)

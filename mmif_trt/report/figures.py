@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Figures:
-    """values: method -> case -> measure -> value, nan where it is not defined. rank: mean over RANKED."""
+    """values: method -> case -> measure -> value, nan if undefined. rank: mean over RANKED."""
 
     modality: str
     cases: list[Case]
@@ -55,7 +55,7 @@ def gather(
     baselines: bool = True,
     measure: Measure = all_metrics,
 ) -> Figures:
-    """Scores every method by `evaluate`. Raises InputError for what does not fit together (see there)."""
+    """Scores every method by `evaluate`. Raises InputError for folders that do not match (see there)."""
     if not methods and not baselines:
         raise InputError("--method: none, without baselines; expected NAME=FOLDER, once or more")
     for name, folder in methods.items():
@@ -78,9 +78,9 @@ def gather(
 
 
 def extremes(figures: Figures) -> dict[str, dict[str, list[tuple[str, str, float]]]]:
-    """measure -> "worst" and "best" -> (case, method, value), over the methods that are no baseline.
+    """measure -> "worst" and "best" -> (case, method, value), over the methods other than baselines.
 
-    Where only baselines were scored, over these.
+    If only baselines were scored, over these.
     """
     own = [method for method in figures.methods if method not in BASELINES] or figures.methods
     found = {}

@@ -38,7 +38,7 @@ def write(
     places: Mapping[str, str] | None = None,
     budget: int = PAGE_BYTES - OTHER_BYTES,
 ) -> int:
-    """Writes the page, whole or not at all; returns its bytes. lesions: see reader.read_lesions. gallery: see
+    """Writes the page atomically; returns its size in bytes. lesions: see reader.read_lesions. gallery: see
     commands.gallery. places: what to say of where a method's pictures are from. budget: of the pictures in
     it, in bytes.
 
@@ -61,7 +61,7 @@ def render(
     gallery: Gallery = (),
     places: Mapping[str, str] | None = None,
 ) -> str:
-    """The page's text. Names that a user chose reach it through escaping only."""
+    """The page's text. Names that a user chose are always escaped."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -93,13 +93,13 @@ def _asset(name: str) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON that may stand in a script element: no name can close it."""
+    """JSON for a script element: no name can close the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _data(figures: Figures, pictures: Pictures) -> dict[str, Any]:
-    """What the script needs; a measure that is not defined is null."""
+    """The script's data; undefined measures are null."""
     order = ranked_order(figures)
     return {
         "measures": list(ALL),
@@ -134,12 +134,12 @@ def _plots(figures: Figures) -> list[str]:
             ]
             for method in order
         }
-        drawn.append(plots.boxes(columns, key, f"Distribution of {key} over the cases, a box a method"))
+        drawn.append(plots.boxes(columns, key, f"Distribution of {key} over the cases, one box per method"))
     return drawn
 
 
 def _shown(one: Shown) -> tuple[str, str, str]:
-    """(name, data URL, share in words) of a picture in the gallery."""
+    """(name, data URL, share as text) of a picture in the gallery."""
     pixels = one.pixels if one.pixels.ndim == 3 else np.repeat(one.pixels[..., None], 3, axis=2)
     return one.name, as_url(pixels), "" if one.share is None else f"{one.share:.2f}"
 

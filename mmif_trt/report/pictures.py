@@ -1,4 +1,4 @@
-"""The pictures of a report: inside the page while they fit, lossless if they can; else thumbnails."""
+"""The pictures of a report: inside the page while they fit, lossless if possible; otherwise thumbnails."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mmif_trt.stages.normalise import as_rgb8
 PAGE_BYTES = 30_000_000  # a page is smaller than this
 OTHER_BYTES = 3_000_000  # kept for table, plots and script
 THUMBNAIL_PX = 160
-# WebP's quality; None is lossless. The first whose pictures all fit is taken, before any lie beside the page.
+# WebP's quality; None is lossless. The first that fits all pictures is used, before any go beside the page.
 QUALITIES = (None, 92)
 Ranges = dict[str, tuple[float, float]]  # "mri", the modality, "fused" -> values of black and white
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """inside: case -> slot -> data URL. beside: case -> slot -> address relative to the page; {} where all
-    pictures are inside at full size. how: what the reader is told about it."""
+    """inside: case -> slot -> data URL. beside: case -> slot -> address relative to the page; {} if all
+    pictures are inside at full size. how: the note for the page's reader."""
 
     inside: dict[str, dict[str, str]]
     beside: dict[str, dict[str, str]]
@@ -34,12 +34,12 @@ class Pictures:
 
 
 def folder_of(page: Path) -> Path:
-    """Beside a page, for pictures that are too many to be in it."""
+    """The folder beside a page, for pictures that do not fit in it."""
     return page.with_name(page.stem + "_files")
 
 
 def collect(figures: Figures, page: Path, ranges: Ranges, budget: int = PAGE_BYTES - OTHER_BYTES) -> Pictures:
-    """All pictures of the report; writes PAGE_files/ where they are too many. Raises InputError,
+    """All pictures of the report; writes PAGE_files/ if they are too many. Raises InputError,
     OutputError.
     """
     for quality in QUALITIES:
@@ -47,7 +47,7 @@ def collect(figures: Figures, page: Path, ranges: Ranges, budget: int = PAGE_BYT
             how = (
                 "lossless, 8 bit"
                 if quality is None
-                else f"lossy (WebP {quality}): to look at, not to measure"
+                else f"lossy (WebP {quality}): for viewing, not for measuring"
             )
             return Pictures(whole, {}, f"All pictures are in this file, {how}.")
     return _beside(figures, page, ranges, budget)
@@ -56,7 +56,7 @@ def collect(figures: Figures, page: Path, ranges: Ranges, budget: int = PAGE_BYT
 def _inside(
     figures: Figures, ranges: Ranges, budget: int, quality: int | None
 ) -> dict[str, dict[str, str]] | None:
-    """Every picture as a data URL; None where they are larger than the budget together."""
+    """Every picture as a data URL; None if together they exceed the budget."""
     whole: dict[str, dict[str, str]] = {}
     used = 0
     for case, slot, pixels in _all(figures, ranges):
@@ -83,9 +83,9 @@ def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictur
         beside.setdefault(case.name, {})[slot] = f"{folder.name}/{name}"
         small = _url(_webp(_small(pixels, side), 80))
         used += len(small)
-        # From the budget on (thousands of cases) the page points to the whole pictures only.
+        # Beyond the budget (thousands of cases) the page only links to the full pictures.
         inside.setdefault(case.name, {})[slot] = small if used <= budget else beside[case.name][slot]
-    how = f"Thumbnails ({side} px, lossy) are in this file, the whole pictures (lossless) in {folder.name}/."
+    how = f"Thumbnails ({side} px, lossy) are in this file, the full pictures (lossless) in {folder.name}/."
     return Pictures(inside, beside, how)
 
 

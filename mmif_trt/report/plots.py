@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TEXT, FAINT, LINE, ACCENT = "#c9ced6", "#959ca8", "#33383f", "#e0a458"
-# Five steps from worst to best, and A | equal | B: told apart in grey and with the usual colour blindness.
+# Five steps from worst to best, and A | equal | B: distinguishable in grey and with common colour blindness.
 STEPS = ("#a1543b", "#c99a72", "#5d636d", "#7fa7c4", "#3d7ebf")
-MANY_POINTS = 600  # of a plot; above it the boxes stand alone
+MANY_POINTS = 600  # of a plot; above it only the boxes are drawn
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def _figure(width: float, height: float, words: str) -> Iterator[tuple[Any, Any,
         "ytick.color": TEXT,
         "axes.edgecolor": LINE,
         "grid.color": LINE,
-        "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+        "svg.fonttype": "none",  # keep text as text: small, selectable, in the page's font
         "svg.hashsalt": words,  # ids must differ between the plots of a page
         "font.family": "sans-serif",
     }
@@ -63,7 +63,7 @@ def _figure(width: float, height: float, words: str) -> Iterator[tuple[Any, Any,
 def intervals(
     rows: Sequence[tuple[str, float, float, float]], xlabel: str, words: str, zero: float | None = 0.0
 ) -> str:
-    """Points with intervals, a row each, first on top. rows: (name, value, low, high)."""
+    """Points with intervals, one per row, first on top. rows: (name, value, low, high)."""
     with _figure(7.2, 0.7 + 0.42 * len(rows), words) as (_, axes, result):
         axes.grid(axis="x", linewidth=0.6)
         if zero is not None:
@@ -78,7 +78,7 @@ def intervals(
 
 
 def stacked(rows: Mapping[str, Sequence[float]], names: Sequence[str], words: str) -> str:
-    """Shares as bars of equal length, a row each, first on top; names: of the parts, colours from STEPS."""
+    """Shares as bars of equal length, one per row, first on top; names: of the parts, colours from STEPS."""
     colours = STEPS if len(names) == 5 else (STEPS[4], STEPS[2], STEPS[0])
     with _figure(7.2, 1.0 + 0.46 * len(rows), words) as (figure, axes, result):
         for y, parts in enumerate(rows.values()):
@@ -101,7 +101,7 @@ def stacked(rows: Mapping[str, Sequence[float]], names: Sequence[str], words: st
 
 
 def boxes(values: Mapping[str, Sequence[float]], title: str, words: str) -> str:
-    """A box plot of each row's values (whiskers: 5 and 95 %), with its points where they are not too many."""
+    """A box plot of each row's values (whiskers: 5 and 95 %), with its points unless there are too many."""
     with _figure(5.2, 0.75 + 0.34 * len(values), words) as (_, axes, result):
         axes.grid(axis="x", linewidth=0.6)
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The first table of a report: what a reader needs, lesions where they were scored, then fidelity."""
+"""The first table of a report: what a reader needs; lesions if they were scored, then fidelity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LESIONS = ("mean", "worst", "lost")
 # Heading and what it means; a name with an arrow says which way is better.
 HEADS = {
     "mean": ("lesions ↑", "planted lesions: share of detectability kept, mean over the kinds"),
-    "worst": ("worst kind ↑", "planted lesions: share kept of the kind that fares worst"),
+    "worst": ("worst kind ↑", "planted lesions: share kept of the worst kind"),
     "lost": ("lost ↓", "planted lesions: those that keep less than a quarter"),
     "bone_edge": ("bone edge ↑", "agreement of the edges of bone with the CT's"),
     "bone_error": ("bone error ↓", "mean difference from the CT over bone, in levels of 255"),
@@ -25,9 +25,9 @@ HEADS = {
     "soft_gain": ("soft gain", "gain of MRI detail in soft tissue; 1 is right"),
     "detail_top": ("detail, top ↑", "agreement of MRI detail under the hottest fifth of the uptake"),
     "detail_all": ("detail ↑", "agreement of MRI detail under all uptake"),
-    "readback": ("read-back ↑", "rank correlation of uptake with what the fused colours say"),
+    "readback": ("read-back ↑", "rank correlation of uptake with its reading from the fused colours"),
     "colour_top": ("colour, top ↑", "share of the colour kept under the hottest fifth"),
-    "washed_top": ("washed, top ↓", "pixels there that lost over half of their colour"),
+    "washed_top": ("washed, top ↓", "pixels there that lost more than half of their colour"),
 }
 
 
@@ -48,7 +48,7 @@ class ReaderTable:
 
 def read_lesions(given: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     """Lesion summaries by method: from a method's table, which `mmif-trt eval --lesions -o` wrote as JSON,
-    its row "fused", or else "LAGN"; of baselines their own rows. Raises InputError for another file.
+    its row "fused", otherwise "LAGN"; for baselines their own rows. Raises InputError for any other file.
     """
     found: dict[str, dict[str, float]] = {}
     for name, path in given.items():
@@ -64,7 +64,7 @@ def read_lesions(given: Mapping[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def reader_table(figures: Figures, lesions: Mapping[str, Mapping[str, float]]) -> ReaderTable:
-    """Best lesions first, methods without after them; by mean rank where none were scored."""
+    """Best lesions first, then methods without lesion scores; by mean rank if none were scored."""
     keys = [*(LESIONS if lesions else ()), *names_for(figures.modality)]
     values = {m: figures.means[m] | dict(lesions.get(m, {})) for m in ranked_order(figures)}
     best: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""`mmif-trt study analyse`: the statistics of a study gathered, and said in one page."""
+"""`mmif-trt study analyse`: the statistics of a study, on one page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LEVEL = 0.05
 def analyse(
     rows: Sequence[Row], methods: list[str], scale_names: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """Every figure of the page; "paired" and each scale is None where there is no answer to it."""
+    """Every figure of the page; "paired" and each scale is None if it has no answers."""
     counted = [row for row in rows if row["final"] and not row["training"]]
     compared = paired.comparisons(rows, methods)
     found: dict[str, Any] = {"readers": _readers(counted), "answers": len(counted), "paired": None}
@@ -89,7 +89,7 @@ def _tally(c: paired.Comparisons, i: int, j: int) -> tuple[int, int, int]:
 
 
 def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
-    """What the comparisons say, in plain words and no more than they say."""
+    """What the comparisons show, in plain words, and no more."""
     said = []
     readers = found["readers"]
     if simulated := sum(row["role"] == ROLE for row in readers):
@@ -103,7 +103,7 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
         said.append(f"The methods differ ({p_text(overall)}). Order, best first: {', '.join(best)}.")
     else:
         said.append(
-            f"No difference between the methods was shown ({p_text(overall)}); that is no proof of equality."
+            f"No difference between the methods was shown ({p_text(overall)}); this does not prove equality."
         )
     for (i, j), (_, holm) in p["test"]["pairs"].items():
         wins, equal, losses = p["tally"][i, j]
@@ -120,7 +120,7 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
             f"A (left) was chosen in {side['left']} of {side['decided']} decided answers "
             f"({100 * side['share']:.0f} %, 95 % interval {100 * side['low']:.0f} to "
             f"{100 * side['high']:.0f} %): "
-            + ("readers leaned to a side." if biased else "no leaning to a side was shown.")
+            + ("readers preferred a side." if biased else "no preference for a side was shown.")
         )
     same, repeats = (
         (sum(n) for n in zip(*p["agreement"]["within"].values(), strict=True))
@@ -133,7 +133,7 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
 
 
 def cautions(found: dict[str, Any]) -> list[str]:
-    """What keeps this study from saying more."""
+    """The limits of this study."""
     readers = found["readers"]
     said = []
     if len(readers) < 3:

@@ -85,7 +85,7 @@ class Config:
         return list(self.sets[0].methods)
 
     def shown(self) -> dict[str, Any]:
-        """What pages and analysis need of it, without the folders."""
+        """The parts that pages and analysis need, without the folders."""
         names = (
             "title",
             "question",
@@ -115,7 +115,8 @@ OPTIONAL = {
 
 
 def read_config(path: str | Path) -> Config:
-    """The configuration in a JSON file; its folders are relative to it. Raises InputError for all else."""
+    """The configuration in a JSON file; its folders are relative to it. Raises InputError for anything
+    else."""
     try:
         found = json.loads(read_regular(path).decode())
     except InputError:

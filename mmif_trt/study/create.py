@@ -36,11 +36,11 @@ class Case:
 
 
 def create(config: Config, folder: str | Path) -> list[str]:
-    """Makes the study folder, whole or not at all; returns the readers' tokens, which it keeps in
-    links.csv only.
+    """Makes the study folder, all or nothing; returns the readers' tokens, which it stores only in
+    links.csv.
 
     Raises InputError for a folder that exists, a missing or unreadable picture, names or sizes that differ,
-    a set that is not of its modality, and a disk without room.
+    a set that is not of its modality, and a full disk.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -122,7 +122,7 @@ def _insert_case(
 ) -> None:
     row = (number, f"{case.modality}/{case.name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
     db.execute("INSERT INTO cases VALUES (?,?,?,?,?)", row)
-    for method, name in enumerate(config.methods, 1):  # by name: each set has an order of its own
+    for method, name in enumerate(config.methods, 1):  # by name: each set has its own order
         db.execute("INSERT INTO fused VALUES (?,?,?)", (number, method, pictures[name]))
 
 
@@ -138,7 +138,7 @@ def _pictures(db: sqlite3.Connection, case: Case, config: Config) -> dict[str, i
             sizes = ["{} x {} px".format(*pair) for pair in (image.size, size)]
             raise InputError(f"{path}: {sizes[0]}; expected the size of {case.paths['mri']}, {sizes[1]}")
         size = image.size
-        # Pixels alone, as 8-bit RGB: neither metadata nor the kind of file tells a method.
+        # Only pixels, as 8-bit RGB: neither metadata nor the file type may reveal a method.
         png = io.FORMATS[".png"].encode(Image(as_rgb8(image), source="picture"))
         pictures[key] = _insert_picture(db, png, path)
     return pictures

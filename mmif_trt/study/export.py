@@ -1,4 +1,4 @@
-"""Answers as tables: one row an answer, and a dictionary that says what each column means."""
+"""Answers as tables: one row per answer, and a dictionary that explains each column."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DICTIONARY = {
     "role": "role as the reader gave it; simulated: by mmif-trt study simulate; empty: not said",
     "years": "years of practice as the reader gave them; empty: not said",
     "position": "place of the item in the reader's own order, 1 first; 0 is the training item",
-    "training": "1 for the training item, which counts nowhere",
+    "training": "1 for the training item, which is never counted",
     "kind": "paired (two fused pictures compared) or scale (one fused picture rated)",
-    "repeat_of": "position of the first showing where this item came a second time; else empty",
+    "repeat_of": "position of the first showing if this item was repeated; otherwise empty",
     "case": "modality and name of the case",
     "modality": "ct, pet or spect",
     "method_left": "method shown as A, or the one rated",
@@ -53,7 +53,7 @@ DICTIONARY = {
 
 
 def rows(store: Store) -> list[dict[str, Any]]:
-    """Every answer with the columns of DICTIONARY, None where a column does not apply."""
+    """Every answer with the columns of DICTIONARY, None if a column does not apply."""
     profiles = store.profiles()
     too_fast_s = store.meta["too_fast_s"]
     return [_row(found, profiles.get(found["reader"], {}), too_fast_s) for found in store.answers()]
@@ -90,7 +90,7 @@ def _utc(seconds: float) -> str:
 def write(store: Store, path: str | Path) -> int:
     """The answers as .csv (its dictionary beside it, as NAME.dictionary.csv) or .json. Returns the answers.
 
-    Raises InputError for another suffix, OutputError where a file cannot be written.
+    Raises InputError for an unknown suffix, OutputError if a file cannot be written.
     """
     path = Path(path)
     found = rows(store)

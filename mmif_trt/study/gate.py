@@ -1,4 +1,4 @@
-"""What stands before the pages: how often a token may be tried, and how much a request may bring."""
+"""Guards before the pages: how often a token may be tried, and how large a request may be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmif_trt.study.store import token_hash
 if TYPE_CHECKING:
     from fastapi import Request
 
-MAX_BODY_BYTES = 16_384  # an answer has a few hundred
+MAX_BODY_BYTES = 16_384  # an answer takes a few hundred
 TRIES, TRIES_S = 10, 300.0  # wrong tokens from one address in so many seconds
 MAX_ADDRESSES = 10_000
 
@@ -23,8 +23,8 @@ MAX_ADDRESSES = 10_000
 class Gate:
     """Knows admitted tokens (by hash) and counts wrong ones by address.
 
-    From the limit on, nothing from that address is compared any more; who was admitted before goes on, so a
-    guesser in the same department or behind the same proxy does not stop a reader at work.
+    Beyond the limit, nothing from that address is compared any more; already admitted readers continue, so a
+    guesser in the same department or behind the same proxy does not interrupt them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +34,7 @@ class Gate:
         self._wrong: dict[str, list[float]] = {}
 
     def admit(self, address: str, token: str, reader_of: Callable[[str], int | None]) -> int | str:
-        """The reader of the token; "locked" after too many wrong ones, "unknown" for one that is wrong."""
+        """The reader of the token; "locked" after too many wrong ones, "unknown" for a wrong one."""
         digest = token_hash(token)
         with self._lock:
             if digest in self._admitted:
@@ -58,7 +58,7 @@ def client(request: Request) -> str:
 
 
 class SameSite:
-    """ASGI middleware: 421 for a Host that is not ours, 403 for a form that another site sends.
+    """ASGI middleware: 421 for a Host that is not ours, 403 for a form sent by another site.
 
     Ours are addresses, which no name server can point elsewhere (DNS rebinding), localhost, the machine's own
     name, and `names`. A browser says by Origin which site a form comes from.
@@ -106,7 +106,7 @@ class LimitBody:
             await _too_large(send)
             return
         body = b""
-        while True:  # read whole here: nothing behind this has begun to answer yet
+        while True:  # read completely here: no later layer has begun to answer yet
             message = await receive()
             if message["type"] != "http.request":
                 return

@@ -1,6 +1,6 @@
-"""Statistics of paired comparisons: who is preferred, how surely, and how far readers can be trusted.
+"""Statistics of paired comparisons: preferences, their certainty, and the reliability of readers.
 
-A tie counts half a win for either side. Repeats count for a reader's agreement with himself and nowhere else.
+A tie counts half a win for either side. Repeats count only for a reader's agreement with himself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 BOOTSTRAPS, DRAWS = 1000, 5000
-# A little of everything beats everything (choix, alpha): keeps strengths finite where a method never lost.
+# Regularisation (choix, alpha): keeps strengths finite if a method never lost.
 ALPHA = 0.01
 Row = dict[str, Any]
 
@@ -72,7 +72,7 @@ def win_matrix(c: Comparisons, weights: ndarray | None = None) -> ndarray:
 
 
 def strengths(wins: ndarray) -> ndarray:
-    """[methods] Bradley-Terry log-odds with mean 0 (choix, I-LSR, ties half). nan where it does not
+    """[methods] Bradley-Terry log-odds with mean 0 (choix, I-LSR, ties half). nan if it does not
     converge.
     """
     import choix
@@ -113,11 +113,11 @@ def _resample(rng: np.random.Generator, count: int) -> ndarray:
 
 
 def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str, Any]:
-    """Tests of "it makes no difference which method stands where", by the study's own drawing of sides.
+    """Tests of the hypothesis that sides are interchangeable, by the study's own random sides.
 
-    Were no method better, a reader would have pressed the same key had the sides been swapped; the sides were
-    drawn independently, so drawing them anew gives the exact distribution, whatever readers, cases and a
-    preference for a side do. Statistic: squared net wins, each reader's mean side taken out. Pairs by Holm
+    If no method were better, a reader would have pressed the same key with the sides swapped; the sides were
+    drawn independently, so redrawing them gives the exact distribution, whatever the readers, the cases and a
+    preference for a side. Statistic: squared net wins, each reader's mean side taken out. Pairs by Holm
     (statsmodels). p counts the observed draw as one.
     """
     from statsmodels.stats.multitest import multipletests
@@ -147,7 +147,7 @@ def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str
 
 
 def side_bias(c: Comparisons) -> dict[str, Any]:
-    """How much A (left) is preferred as such.
+    """How much A (left) is preferred for its side alone.
 
     share: of decided answers that said left, with Wilson's interval and the exact binomial p (scipy).
     log_odds: intercept of a binomial regression on the methods (statsmodels), with its 95 % interval; None
@@ -166,7 +166,7 @@ def side_bias(c: Comparisons) -> dict[str, Any]:
     result |= {"share": left / count, "low": interval.low, "high": interval.high, "p": float(test.pvalue)}
     design = sm.add_constant(c.sides[decided][:, 1:], has_constant="add")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # separation: seen below as an interval without bounds
+        warnings.simplefilter("ignore")  # separation: shows below as an unbounded interval
         try:
             fit = sm.GLM(c.won[decided], design, family=sm.families.Binomial()).fit()
             low, high = fit.conf_int()[0]

@@ -1,4 +1,4 @@
-"""Who sees what in which order: a reader's items from the study's seed alone."""
+"""Who sees what in which order: a reader's items, only from the study's seed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 PAIRED, SCALE = "paired", "scale"
-REPEAT_GAP = 5  # items at least between a comparison and its repeat, where the study is long enough
-# How often each (kind, case, method, method) was handed out, so that readers with a share get even shares.
+REPEAT_GAP = 5  # at least so many items between a comparison and its repeat, if the study is long enough
+# How often each (kind, case, method, method) was handed out, so that readers with a share get equal shares.
 Used = Counter[tuple[str, int, int, int]]
 
 
 @dataclass(frozen=True)
 class Item:
-    """What one page asks. position: 0 is the training item, which never counts. left, right: indices of
+    """The question of one page. position: 0 is the training item, which never counts. left, right: indices of
     methods; right is None for a scale. repeat_of: position of the first showing, or None."""
 
     position: int
@@ -40,8 +40,8 @@ def reader_items(
     """The items of one reader, training item first: all comparisons (and all ratings, after them), shuffled.
 
     The sides are drawn independently for every item: the randomisation test of the analysis rests on that.
-    repeats: share of the items of a kind that come a second time, on sides drawn anew. most: items of a kind
-    at most, those least handed out so far (counted in `used`, which grows).
+    repeats: share of the items of a kind that are repeated, with new random sides. most: limit of items of a
+    kind, starting with those least handed out so far (counted in `used`, which grows).
     """
     draw = random.Random(f"mmif-trt study {seed} reader {reader}")
     used = Counter() if used is None else used
@@ -51,7 +51,7 @@ def reader_items(
             Item(0, kind, case, left, right) for case in range(cases) for left, right in _of(kind, methods)
         ]
         draw.shuffle(asked)
-        asked.sort(key=lambda item: used[_key(item)])  # stable: the shuffle decides among equals
+        asked.sort(key=lambda item: used[_key(item)])  # stable sort: the shuffle decides among equals
         asked = asked[:most]
         used.update(map(_key, asked))
         draw.shuffle(asked)
@@ -78,10 +78,10 @@ def _swapped(item: Item, draw: random.Random) -> Item:
 
 
 def _with_repeats(asked: list[Item], share: float, draw: random.Random, first: int) -> list[Item]:
-    """Positions from `first` on; a repeat comes at a drawn place at least the gap after its first showing."""
+    """Positions from `first` on; a repeat is at a random place at least the gap after its first showing."""
     count = round(share * len(asked))
     gap = min(REPEAT_GAP, len(asked) - 1)
-    # (place, 1 for a repeat, index in asked): sorted, a repeat falls behind the item it was drawn to follow.
+    # (place, 1 for a repeat, index in asked): sorted, a repeat follows the item it was drawn to follow.
     places = [(float(i), 0, i) for i in range(len(asked))]
     for index in draw.sample(range(len(asked) - gap), min(count, len(asked) - gap)):
         places.append((draw.uniform(index + gap, len(asked)), 1, index))

@@ -1,4 +1,4 @@
-"""How many readers and cases a next study needs to tell two methods apart at the effect that was seen."""
+"""How many readers and cases a new study needs to distinguish two methods at the observed effect."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def preference(c: Comparisons, i: int, j: int) -> ndarray:
 
 
 def needed(c: Comparisons, i: int, j: int) -> dict[str, Any] | None:
-    """Seen share of i over j, and for each number of readers the cases that give 80 % power at 5 %.
+    """Observed share of i over j, and for each number of readers the cases that give 80 % power at 5 %.
 
     The variance of the share is var_reader / R + var_case / C + var_rest / (R C), its parts from a two-way
-    analysis of variance (negative parts taken as 0); normal approximation (scipy). Returns None with under
-    two readers or cases, or where some reader did not compare some case; `cases` has None for "no number
-    will do".
+    analysis of variance (negative parts taken as 0); normal approximation (scipy). Returns None with fewer
+    than two readers or cases, or if some reader did not compare some case; `cases` has None for "no number
+    suffices".
     """
     from scipy.stats import norm
 
@@ -42,7 +42,7 @@ def needed(c: Comparisons, i: int, j: int) -> dict[str, Any] | None:
     var_rest = float((rest**2).sum() / ((readers - 1) * (cases - 1)))
     var_reader = max(0.0, float(by_reader.var(ddof=1)) - var_rest / cases)
     var_case = max(0.0, float(by_case.var(ddof=1)) - var_rest / readers)
-    # The same answer from all leaves no variance to plan with: take that of the share itself at least.
+    # If all answers are the same, there is no variance to plan with: use at least that of the share itself.
     var_rest = max(var_rest, share * (1 - share), 0.01)
     reach = norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)
     allowed = ((share - 0.5) / reach) ** 2

@@ -31,14 +31,14 @@ def analyse(rows: Sequence[Row], scale: str, methods: list[str]) -> dict[str, An
     """Distribution, Friedman or Wilcoxon, Nemenyi, Kendall's W, agreement and odds ratios of one scale.
 
     Blocks are cases, each with its readers' median: ratings of one case by several readers are not
-    independent. A figure that the answers do not support is None.
+    independent. A figure without enough answers is None.
     """
     found = ratings(rows, scale, methods)
     counts = np.array(
         [[int((found[..., m] == step).sum()) for step in range(1, 6)] for m in range(len(methods))]
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cases without a rating: medians of nothing are dropped below
+        warnings.simplefilter("ignore")  # cases without a rating: empty medians are dropped below
         blocks = np.nanmedian(found, axis=0)
     blocks = blocks[np.isfinite(blocks).all(1)]
     units = found.reshape(len(found), -1)
@@ -97,8 +97,8 @@ def _icc(units: ndarray) -> tuple[float, float, float] | None:
 
 def _odds(found: ndarray, methods: list[str]) -> list[tuple[str, float, float, float]] | None:
     """Odds of a higher step against the first method, 95 % intervals: proportional odds (statsmodels),
-    readers as fixed effects. No kept Python library fits the mixed model, so this speaks for these
-    readers only.
+    readers as fixed effects. No maintained Python library fits the mixed model, so this applies to
+    these readers only.
     """
     from statsmodels.miscmodels.ordinal_model import OrderedModel
 
@@ -125,7 +125,7 @@ def _odds(found: ndarray, methods: list[str]) -> list[tuple[str, float, float, f
 
 
 def _within(rows: Sequence[Row], scale: str) -> tuple[int, int, int]:
-    """Repeats: (same step, one step apart at most, all)."""
+    """Repeats: (same step, at most one step apart, all)."""
     final = {(r["reader"], r["position"]): r for r in rows if r["kind"] == "scale" and r["final"]}
     apart = [
         abs(again[scale] - final[again["reader"], again["repeat_of"]][scale])

@@ -1,8 +1,8 @@
 """The study's web server: plain pages for readers, nothing else. A URL names an item's number and a slot
 only.
 
-Which method a picture is from stands in the database and in no page, header, name or address. A reader's
-token comes once, in the personal link, and stays in a cookie from then on.
+Only the database says which method a picture is from, never a page, header, name or address. A reader's token
+is sent once, in the personal link, and stays in a cookie from then on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmif_trt.study.store import Page, Store, StoreFull
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
-CONNECTIONS, PER_ADDRESS = 512, 256  # a browser opens six; a department may share one address
+CONNECTIONS, PER_ADDRESS = 512, 256  # a browser opens six; a whole department may share one address
 COOKIE = "reader"
 COOKIE_S = 90 * 24 * 3600
 SLOTS = ("mri", "other", "left", "right")
@@ -67,7 +67,7 @@ MESSAGES = {
 
 
 def load(template: str) -> Any:
-    """A page template, escaping all that is filled in."""
+    """A page template that escapes all values."""
     import jinja2
 
     loader = jinja2.PackageLoader("mmif_trt.study", "pages")
@@ -84,7 +84,7 @@ class Site:
         self.store = store
         self.gate = Gate()
         self.responses = responses
-        self.meta = {"volumes": False, **store.meta}  # a study of an earlier version has pictures
+        self.meta = {"volumes": False, **store.meta}  # studies of an earlier version have pictures only
         names = ("message", "welcome", "item", "done", "switch")
         self.templates = {name: load(f"{name}.html") for name in names}
 
@@ -99,8 +99,8 @@ class Site:
         return self.responses.RedirectResponse(path, 303)
 
     def enter(self, request: Request, token: str, confirmed: bool = False) -> Response:
-        """The personal link. A browser that is another reader's is asked first: a link that somebody sent, or
-        a picture that names it, must not make one reader answer as another."""
+        """The personal link. In another reader's browser it asks first: a link that somebody sent, or a
+        picture that names it, must not make one reader answer as another."""
         reader = self.gate.admit(client(request), token, self.store.reader_of)
         if isinstance(reader, str):
             return self.refuse(429 if reader == "locked" else 404)
@@ -113,7 +113,7 @@ class Site:
         return response
 
     def reader(self, request: Request) -> int | Response:
-        """The reader of the cookie, or the page that says why there is none."""
+        """The cookie's reader, or the page that says why there is none."""
         token = request.cookies.get(COOKIE)
         if token is None:
             return self.refuse(401)
@@ -188,7 +188,7 @@ class Site:
         return {"stored": self.go, "repeated": self.go}.get(outcome, lambda: self.refuse(409))()
 
     def checked(self, page: Page, form: dict[str, str]) -> str | None:
-        """The answer as it is stored; None where it is not one of this item's."""
+        """The answer as stored; None if it is not one of this item's."""
         if page.kind == PAIRED:
             return form["answer"] if form.get("answer") in CHOICES else None
         given = {name: form.get(name) for name in self.meta["scales"]}
@@ -197,7 +197,7 @@ class Site:
         return json.dumps({name: int(value or 0) for name, value in given.items()})
 
     def picture(self, request: Request, position: str, slot: str) -> Response:
-        """Only of the item that is open, and of the one before it."""
+        """Only for the open item and the one before it."""
         reader = self.reader(request)
         if not isinstance(reader, int):
             return reader
@@ -210,7 +210,7 @@ class Site:
             return self.refuse(404)
         kind = "application/octet-stream" if self.meta["volumes"] else "image/png"
         response = self.responses.Response(self.store.picture(page.pictures[slot]), media_type=kind)
-        # Equal headers for every picture; kept by this browser, since one is asked for again on the way back.
+        # Equal headers for every picture; cached by this browser, because going back requests it again.
         response.headers["Cache-Control"] = "private, max-age=3600"
         return response
 
@@ -223,7 +223,7 @@ class Site:
 
 
 def number(text: str, low: float, high: float) -> float | None:
-    """A finite number from low to high, else None."""
+    """A finite number from low to high, otherwise None."""
     try:
         value = float(text)
     except ValueError:
@@ -232,7 +232,7 @@ def number(text: str, low: float, high: float) -> float | None:
 
 
 def view_of(form: dict[str, str]) -> str:
-    """Zoom, window and slices seen when the answer was given, as JSON; {} where none make sense."""
+    """Zoom, window and slices seen when the answer was given, as JSON; {} if none make sense."""
     limits = {"zoom": (1, 64), "brightness": (0.1, 10), "contrast": (0.1, 10)}
     found = {name: number(form.get(name, ""), *limit) for name, limit in limits.items()}
     told = {name: value for name, value in found.items() if value is not None}
@@ -245,7 +245,7 @@ async def form_of(request: Request) -> dict[str, str]:
 
 
 def application(store: Store, names: Sequence[str] = ()) -> FastAPI:
-    """The ASGI application of one study. names: of this machine, which a request may be addressed to."""
+    """The ASGI application of one study. names: of this machine, which requests may use."""
     from fastapi import FastAPI
     from fastapi.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -284,7 +284,9 @@ def application(store: Store, names: Sequence[str] = ()) -> FastAPI:
         return response
 
     app.add_middleware(LimitBody)
-    app.add_middleware(SameSite, names=names)  # outermost: nothing else sees what is not meant for us
+    app.add_middleware(
+        SameSite, names=names
+    )  # outermost: nothing else sees requests that are not meant for us
     app.add_exception_handler(StoreFull, lambda request, error: site.refuse(507))
     app.add_exception_handler(
         HTTPException, lambda request, error: site.refuse(getattr(error, "status_code", 404))
@@ -303,10 +305,10 @@ def serve(
     names: Sequence[str] = (),
     proxy: str | None = None,
 ) -> None:
-    """Serves until interrupted; `ready` is called once connections are taken. names: see application. proxy:
-    the address whose X-Forwarded-For and -Proto are believed; None: nobody's.
+    """Serves until interrupted; calls `ready` once it accepts connections. names: see application. proxy: the
+    address whose X-Forwarded-For and -Proto are trusted; None: none.
 
-    Raises InputError where the port is taken or the certificate does not load.
+    Raises InputError if the port is taken or the certificate does not load.
     """
     from mmif_trt import http_server
 

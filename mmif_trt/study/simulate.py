@@ -1,6 +1,4 @@
-"""Readers that do not exist: known preferences, noise and side bias, to see what the analysis makes of
-them.
-"""
+"""Simulated readers with known preferences, noise and side bias, to see what the analysis finds."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ STEPS = (-1.5, -0.5, 0.5, 1.5)  # of the latent rating between 1 and 2, ... 4 an
 
 @dataclass(frozen=True)
 class Planted:
-    """What is built in. strengths: method -> log-odds (Bradley-Terry). side_bias: log-odds for left.
+    """The simulated effects. strengths: method -> log-odds (Bradley-Terry). side_bias: log-odds for left.
 
     equal: latent difference under which a reader says equal. reader_sd, case_sd: how much a method's strength
     varies from reader to reader and from case to case (normal). The rest is logistic noise of scale 1.
@@ -62,9 +60,9 @@ class Readers:
 
 
 def simulate(store: Store, planted: Planted, seed: int) -> int:
-    """Answers the whole study by the server's own way; returns the answers. Their role is "simulated".
+    """Answers the whole study through the server's own path; returns the answers. Their role is "simulated".
 
-    Raises InputError where a reader has begun: what is real must never be mixed with what is not.
+    Raises InputError if a reader has begun: real and simulated answers must never mix.
     """
     if store.profiles():
         raise InputError(f"{store.path}: readers have begun; expected a study that nobody has opened")

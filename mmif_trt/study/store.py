@@ -1,8 +1,8 @@
 """The study's database: the only module that speaks SQL. Answers are appended, never changed.
 
-Every answer is one transaction that is on the disk (WAL, synchronous=FULL) before the call returns, so a
-killed server has lost nothing that a reader saw accepted. Pictures lie in the database too (picture.png; of a
-volume what view/pack.py makes): no path exists to guess.
+Every answer is one transaction that is on disk (WAL, synchronous=FULL) before the call returns, so a killed
+server loses nothing that a reader saw accepted. Pictures are in the database too (picture.png; for a volume,
+the output of view/pack.py), so that there is no path to guess.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmif_trt.study.plan import Item
 
 FILE = "study.db"
 APPLICATION_ID, VERSION = 0x4D4D5354, 1  # "MMST"; the version of the tables below
-BUSY_S = 10.0  # how long a write waits for another process at work on the same file
+BUSY_S = 10.0  # how long a write waits for another process that uses the file
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -59,14 +59,14 @@ class StoreFull(OSError):
 
 @dataclass(frozen=True)
 class Page:
-    """What a reader may see of one item. sources, slots: picture ids by slot; nothing names a method."""
+    """What a reader may see of one item. sources, slots: picture ids by slot; no method is named."""
 
     position: int
     total: int
     kind: str
     modality: str
     pictures: dict[str, int]
-    answered: str = ""  # the answer in force, where there is one
+    answered: str = ""  # the current answer, if there is one
 
 
 def token_hash(token: str) -> str:
@@ -91,13 +91,13 @@ def initialise(path: Path) -> sqlite3.Connection:
 class Store:
     """An opened study; safe to call from many threads.
 
-    Raises InputError where `folder` holds no study, or one of another version; StoreFull where a write fails.
+    Raises InputError if `folder` has no study, or one of another version; StoreFull if a write fails.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / FILE
         if not self.path.is_file():
-            raise InputError(f"{folder}: no {FILE} in it; expected a folder made by mmif-trt study create")
+            raise InputError(f"{folder}: no {FILE} in it; expected a folder written by mmif-trt study create")
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(
@@ -109,7 +109,7 @@ class Store:
                 for name in ("application_id", "user_version")
             ]
             if marks[0] != APPLICATION_ID:
-                raise InputError(f"{self.path}: a database, but of no study; expected a study's {FILE}")
+                raise InputError(f"{self.path}: a database, but not of a study; expected a study's {FILE}")
             if marks[1] != VERSION:
                 raise InputError(f"{self.path}: study version {marks[1]}; expected version {VERSION}")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -150,7 +150,7 @@ class Store:
                 raise
 
     def _roll_back(self) -> None:
-        if self._db.in_transaction:  # SQLite has rolled back by itself where the disk was full
+        if self._db.in_transaction:  # SQLite has already rolled back if the disk was full
             self._db.execute("ROLLBACK")
 
     def reader_of(self, token: str) -> int | None:
@@ -176,7 +176,7 @@ class Store:
             )
 
     def next_position(self, reader: int) -> int:
-        """The first item without an answer; one more than the last position where all are answered."""
+        """The first item without an answer; one after the last position if all are answered."""
         row = self._one(
             "SELECT count(DISTINCT item.id) n FROM item JOIN answer ON answer.item=item.id WHERE reader=?",
             reader,
@@ -206,7 +206,7 @@ class Store:
         ]
 
     def page(self, reader: int, position: int) -> Page | None:
-        """One item without marking it as shown; None where the reader has no such item."""
+        """One item without marking it as shown; None if the reader has no such item."""
         item = self._one("SELECT * FROM item WHERE reader=? AND position=?", reader, position)
         if item is None:
             return None
@@ -227,8 +227,8 @@ class Store:
         return Page(position, self.total(reader), item["kind"], case["modality"], pictures, answered=said)
 
     def show(self, reader: int, position: int) -> str:
-        """Notes that the item is being shown; returns the number that its answer must carry, good for once.
-        A page that is loaded again before its answer keeps its number: a reload appends nothing."""
+        """Records that the item is shown; returns the one-time number that its answer must carry. A page
+        reloaded before its answer keeps its number: a reload appends nothing."""
         open_one = self._one(
             "SELECT nonce FROM shown JOIN item ON item.id=shown.item WHERE reader=? AND position=? "
             "AND nonce NOT IN (SELECT nonce FROM answer) ORDER BY shown.rowid DESC LIMIT 1",
@@ -260,11 +260,10 @@ class Store:
         view: str,
         revise: bool,
     ) -> str:
-        """Stores one answer, durably. Returns what became of it:
+        """Stores one answer, durably. Returns the outcome:
 
         "stored"; "repeated" (this nonce was used before: nothing stored); "unknown" (no such item, or the
-        nonce was not given out for it); "out of order" (not the next item, nor, with `revise`, the one
-        before).
+        nonce was not issued for it); "out of order" (not the next item nor, with `revise`, the one before).
         """
         with self._transaction() as db:
             shown = db.execute(

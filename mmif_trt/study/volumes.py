@@ -1,4 +1,4 @@
-"""Volumes in a study: all on the MRI's grid, as the viewer takes them, with nothing that tells a method."""
+"""Volumes in a study: all on the MRI's grid, in the viewer's form, with nothing that reveals a method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = 2000  # characters of what was seen in one plane
 
 
 def are_volumes(paths: list[str]) -> bool:
-    """Whether the files of a study are volumes. Raises InputError where some are and some are not."""
+    """Whether the files of a study are volumes. Raises InputError if only some are."""
     kinds = {io.format_of(path).is_volume: path for path in reversed(paths)}
     if len(kinds) > 1:
         raise InputError(f"{kinds[True]}: a volume, {kinds[False]}: a picture; expected one kind in a study")
@@ -29,8 +29,8 @@ def volumes_of(
 ) -> dict[str, bytes]:
     """A case's volumes as pack.to_file makes them, by the keys of paths: mri, other, then methods.
 
-    ranges: black and white by "mri", the modality and "fused"; where none is stated see triple.limits_of.
-    Raises InputError for volumes that do not lie in one place.
+    ranges: black and white by "mri", the modality and "fused"; for defaults see triple.limits_of. Raises
+    InputError for volumes that do not overlap.
     """
     read = {key: io.read(path) for key, path in paths.items()}
     for key, image in read.items():
@@ -59,7 +59,7 @@ def _file(image: Any, limits: tuple[float, float], label: str, palette: Any) -> 
 
 
 def seen_of(form: dict[str, str]) -> dict[str, str]:
-    """Which slices a reader saw, by plane, as "12-40 55", from 1; and the windows. What makes no sense is
+    """Which slices a reader saw, by plane, as "12-40 55", from 1; and the windows. Senseless values are
     left out."""
     found = {}
     for plane in PLANES:

@@ -14,7 +14,7 @@ import numpy as np
 from mmif_trt.image import Image
 from mmif_trt.stages import normalise
 
-LEVEL = 6  # of deflate; 9 takes five times as long for one per cent less
+LEVEL = 6  # of deflate; 9 takes five times as long to save one per cent
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def grey(values: np.ndarray, levels: int) -> Packed:
 
 
 def is_whole(values: np.ndarray) -> bool:
-    """Whole numbers in a float array, as a rescaled CT in HU has them."""
+    """Whether a float array holds whole numbers only, like a CT rescaled to HU."""
     return bool((values == np.rint(values)).all())
 
 
 def rgb(pixels: np.ndarray) -> Packed:
-    """pixels: [..., 3] uint8. Lossless; where the picture is grey two of the planes are zero."""
+    """pixels: [..., 3] uint8. Lossless; for a grey picture two of the planes are zero."""
     red, green, blue = (pixels[..., channel] for channel in range(3))
     return Packed("rgb", _deflated((green, red - green, blue - green)))
 
@@ -63,7 +63,7 @@ def _deflated(planes: Iterable[np.ndarray]) -> tuple[bytes, ...]:
 
 
 def pack_of(image: Image, levels: int) -> Packed:
-    """Colour as 8 bits by its value range, grey in its own values."""
+    """Colour as 8 bits by its value range, grey with its own values."""
     if not image.is_colour:
         return grey(image.data, levels)
     pixels = image.data

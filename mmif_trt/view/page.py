@@ -20,7 +20,7 @@ from mmif_trt.image import SHOWN, Image
 from mmif_trt.view import pack
 from mmif_trt.view.triple import Triple
 
-PAGE_BYTES = 60_000_000  # a page is smaller than this where fewer levels can make it so
+PAGE_BYTES = 60_000_000  # a page stays below this if fewer levels make that possible
 LEVELS = (4096, 1024, 256)  # of a grey source: the first with which the page is small enough
 SCRIPTS = ("niivue.js", "desk.js", "view.js")
 Block = tuple[str, str]  # id and text of an inert script element
@@ -35,7 +35,7 @@ def write(path: str | Path, triple: Triple, title: str, files: dict[str, str]) -
 
 
 def render(triple: Triple, title: str, files: dict[str, str], page_bytes: int = PAGE_BYTES) -> str:
-    """The page's text. What a file or a user named reaches it through escaping only."""
+    """The page's text. Names from files and users are always escaped."""
     packed = _packed(triple, page_bytes - 3_000_000)
     blocks = [
         (f"{key}{i}", _text(plane)) for key, one in packed.items() for i, plane in enumerate(one.planes)
@@ -72,7 +72,7 @@ def _asset(name: str) -> str:
 
 
 def inert_json(data: Any) -> str:
-    """JSON that may stand in a script element: no name can close it."""
+    """JSON for a script element: no name can close the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -98,7 +98,7 @@ def _packed(triple: Triple, budget: int) -> dict[str, pack.Packed]:
 
 
 def _data(triple: Triple, packed: dict[str, pack.Packed]) -> dict[str, Any]:
-    """What the scripts need beside the voxels."""
+    """The scripts' data apart from the voxels."""
     limits = {
         "a": triple.limits_a,
         "b": triple.limits_b,

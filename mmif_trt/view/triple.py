@@ -1,4 +1,4 @@
-"""Two sources and their fusion on one grid, with what a page says of them."""
+"""Two sources and their fusion on one grid, with what a page says about them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ AXES = "SAR"  # of [S, H, W]: in the page x runs to the right, y to the front, z
 FOREGROUND = 0.1  # of the way from black to white
 HALF = 0.5  # of the smaller foreground: below this a registration is in doubt
 MAX_VOXELS = 40_000_000  # that a page shows; larger volumes are thinned
-SHOWN_PERCENTILES = (1.0, 99.5)  # of a window where nobody stated one: of the screen only, no result
+SHOWN_PERCENTILES = (1.0, 99.5)  # of a window if none is stated: for display only, never for results
 
 
 @dataclass(frozen=True)
 class Triple:
     """a, b, fused: one grid; volumes with axes AXES, pictures with rows upwards. before: b as its header has
-    it, where a registration moved it. limits_a, limits_b: black and white. palette: [256, 3] uint8 of b, or
-    None. overlap: shared part of the smaller foreground. record: of the fusion, {} where unknown. notes: in
-    words, what the page must say."""
+    it, if a registration moved it. limits_a, limits_b: black and white. palette: [256, 3] uint8 of b, or
+    None. overlap: shared part of the smaller foreground. record: of the fusion, {} if unknown. notes: what
+    the page must say."""
 
     a: Image
     b: Image
@@ -40,7 +40,7 @@ class Triple:
 
     @property
     def in_doubt(self) -> str:
-        """The warning where the foregrounds overlap by less than a half, or ""."""
+        """The warning if the foregrounds overlap by less than a half, or ""."""
         if self.overlap >= HALF:
             return ""
         return (
@@ -53,8 +53,8 @@ def of_volumes(
     a: Image, b: Image, fused: Image, record: dict[str, Any] | None = None, options: Options | None = None
 ) -> Triple:
     """record: what `fuse` wrote of this fusion (volume.Fused.record, or the JSON of --report): the page shows
-    B where it was fused. Without one B lies where options.registration puts it. Raises InputError for
-    volumes without a common place."""
+    B where it was fused. Without one, options.registration places B. Raises InputError for volumes that
+    do not overlap."""
     options, record = options or Options(), record or {}
     if b.modality is None and options.modality_b:
         b = replace(b, modality=options.modality_b)
@@ -114,7 +114,7 @@ def of_pictures(a: Image, b: Image, fused: Image, palette: np.ndarray | None = N
 def _placed(
     a: Image, b: Image, record: dict[str, Any], options: Options
 ) -> tuple[Image, np.ndarray, geometry.Report]:
-    """(b on a's grid, the movement, its report): by the record where there is one."""
+    """(b on a's grid, the transform, its report): by the record if there is one."""
     if known := record.get("registration"):
         if known["registration"] == "none":
             moved, report = geometry.align(a, b, "none", assume_aligned=True)
@@ -127,7 +127,7 @@ def _placed(
 
 
 def _or_none(a: Image, b: Image) -> Image | None:
-    """b by its header alone; None where that does not reach a."""
+    """b by its header alone; None if that does not overlap a."""
     moved, inside = geometry.resample(a, b, np.eye(4))
     return moved if inside else None
 
@@ -139,7 +139,7 @@ def limits_of(
     entry: dict[str, Any] | None,
     side: str,
 ) -> tuple[Limits, str]:
-    """Black and white of a window, and a note where they are this page's own choice. entry: of the record."""
+    """Black and white of a window, and a note if they are this page's own choice. entry: of the record."""
     if stated:
         return stated, ""
     if entry and "limits" in entry and percentiles is None:
@@ -154,7 +154,7 @@ def limits_of(
     if not low < high:
         low, high = float(image.data.min()), float(image.data.max()) + 1.0
     return (low, high), (
-        f"No black and white is known for {side}: its window opens on the {SHOWN_PERCENTILES[0]:g} and "
+        f"No black and white is known for {side}: its window starts at the {SHOWN_PERCENTILES[0]:g} and "
         f"{SHOWN_PERCENTILES[1]:g} percentiles of the volume."
     )
 
@@ -168,10 +168,10 @@ def _palette_name(b: Image, record: dict[str, Any], options: Options) -> str:
 
 
 def _on_grid(a: Image, fused: Image) -> tuple[Image, str]:
-    """The fused volume on a's grid, whatever the order of its axes, and a note where that took resampling."""
+    """The fused volume on a's grid, whatever the order of its axes, and a note if that needed resampling."""
     assert a.affine is not None
     if not fused.is_volume:
-        raise InputError(f"{fused.source}: a picture; expected the fused volume, as A and B are volumes")
+        raise InputError(f"{fused.source}: a picture; expected the fused volume, because A and B are volumes")
     shown = replace(fused, value_range=_range_of(fused))
     turned_a, turned_f = _turned(a), _turned(shown)
     assert turned_a.affine is not None and turned_f.affine is not None
@@ -185,11 +185,11 @@ def _on_grid(a: Image, fused: Image) -> tuple[Image, str]:
             f"{fused.source}: covers {inside:.0%} of {a.source}; expected the fusion of A, on its grid"
         )
     data = moved.data if moved.is_colour else moved.data.astype(np.float32)
-    return moved.with_data(data), "The fused volume lies on another grid than A: it is shown resampled."
+    return moved.with_data(data), "The fused volume is on a different grid than A: it is shown resampled."
 
 
 def _range_of(image: Image) -> Limits:
-    """Black and white of a fused volume: as stated, else of its type."""
+    """Black and white of a fused volume: as stated, otherwise of its type."""
     if image.value_range is not None and not image.is_colour:
         return image.value_range
     if image.data.dtype == np.uint8:
@@ -221,7 +221,7 @@ def _thinned(image: Image, step: int) -> Image:
 
 
 def overlap(a: Image, b: Image, limits_a: Limits, limits_b: Limits, whole: Image | None = None) -> float:
-    """The part of the smaller foreground that lies in the other, by volume; 1 where either is empty.
+    """The part of the smaller foreground inside the other, by volume; 1 if either is empty.
 
     b: on a's grid, which may cut it off; whole: b in its own grid, whose foreground counts in full.
     Foreground: over a tenth of the way from black to white.

@@ -105,7 +105,7 @@ def validated(folder: Path) -> None:
 def test_what_is_no_derived_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = dataset(tmp_path / "raw")
     for given, words in (
-        (["-o", str(root)], "expected another folder"),
+        (["-o", str(root)], "expected another"),
         (["-o", str(tmp_path / "out"), "--format", "dcm"], "expected nii or nii.gz"),
     ):
         assert main(["batch", str(root), *given, *HOW]) == 2

@@ -159,7 +159,7 @@ def test_ahead_is_no_further_than_it_may_and_skips_what_nobody_reads(tmp_path: P
     ahead.close()
     ahead = dali.Ahead(pairs(), 4)
     ahead.close()
-    with pytest.raises(InputError, match="was ended"):
+    with pytest.raises(InputError, match="was closed"):
         ahead.read(50)
 
 

@@ -385,7 +385,7 @@ def test_gzipped_files_of_several_members_are_read(tmp_path: Path) -> None:
     one = sorted(folder.iterdir())[0]
     assert mmif_trt.read(one).data.shape == (1, 60, 48)
     one.write_bytes(one.read_bytes()[:-9])
-    refused(folder, "ends too soon")
+    refused(folder, "a truncated gzipped file")
 
 
 def test_a_stream_that_the_first_codec_refuses_goes_to_the_next(
