@@ -103,8 +103,8 @@ def test_dciodvfy_takes_the_phantom_for_a_spatial_registration(tmp_path: Path) -
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 WRONG: dict[str, dict[str, Any]] = {
     "expected a Spatial Registration": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.3"},
-    "two patients": {"PatientID": "PLANTED-9"},
-    "says nothing on the frame of reference": {"RegistrationSequence": []},
+    "name different patients": {"PatientID": "PLANTED-9"},
+    "does not mention the frame of reference": {"RegistrationSequence": []},
 }
 
 
