@@ -1,11 +1,11 @@
-"""What the diffusion model and the two branches are worth: python benchmarks/ablation.py run|table
+"""The worth of the diffusion model and of the two branches: python benchmarks/ablation.py run|table
 
     run --data HARVARD --generated train.safetensors --runs DIR [--variant V] [--seeds 0 1 2] [--steps N]
     table                              benchmarks/ablation.md from benchmarks/results/ablation.json
 
 Every run of a variant has the same budget, data and seeds; it is fused in FP32 and scored on the 8-bit luma
-of the validation pairs, the whole picture and its foreground. A run whose row is there is not made again;
-several processes may share the work, each its own --variant or --seeds.
+of the validation pairs, the whole picture and its foreground. A run whose row exists is not repeated; several
+processes may share the work, each with its own --variant or --seeds.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def load() -> dict[str, Any]:
 
 
 def add(row: dict[str, Any]) -> None:
-    """Put a row beside those that are there by now, of other processes too."""
+    """Add a row to those written by now, also by other processes."""
     folder = os.open(RESULTS.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Window attention as models without the kernel do it, for bench_ops.py: the same result from plain torch."""
+"""Window attention without the kernel, for bench_ops.py: the same result from plain torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WINDOW = 8
 
 
 def constants(qkv: Tensor, window: int, shift: int) -> tuple[Tensor, Tensor | None]:
-    """What a model keeps as buffers: the index into the bias table, and the mask of shifted windows."""
+    """A model's buffers: the index into the bias table, and the mask of shifted windows."""
     _, H, W, *_ = qkv.shape
     index = relative_position_index(window).flatten().to(qkv.device)
     return index, shift_mask(H, W, window, shift).to(qkv.device, torch.float32) if shift else None
@@ -32,7 +32,7 @@ def shifted_windows(
     shift: int,
     core: Callable[..., Tensor],
 ) -> Tensor:
-    """What a model does without the kernel: roll, cut into windows, attend by `core`, put back, roll back."""
+    """The steps without the kernel: roll, cut into windows, attend by `core`, put back, roll back."""
     B, H, W, _, heads, D = qkv.shape
     N = window**2
     bias = bias_table[index].reshape(N, N, heads).permute(2, 0, 1)[None]
@@ -52,12 +52,12 @@ def softmax_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def sdpa_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    # Written out for every window: the fused ways refuse one that is only expanded and wants a gradient.
+    # Copied for every window: the fused kernels refuse an expanded tensor that requires a gradient.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.repeat(len(q) // len(bias), 1, 1, 1))
 
 
 def fused_sdpa_core(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Raises where only the unfused way of SDPA takes these inputs: that is `eager` under another name."""
+    """Raises if only the unfused path of SDPA takes these inputs: that is `eager` under another name."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]

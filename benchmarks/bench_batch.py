@@ -1,12 +1,12 @@
-"""Folder throughput: pairs/s from files to files against the network alone, and the peak memory.
+"""Folder throughput: pairs/s from files to files against the network alone, and peak memory.
 
     python benchmarks/bench_batch.py [--pairs 500 5000] [--runtime auto] [--threads N] [--workers N]
         [--decode opencv dali] [--json benchmarks/results/batch_cpu.json]
 
 The pairs are the bundled samples, shifted by up to 4 px and with noise of 1 level (8 bit) where they are not
-black. The folder is fused by the command line in a process of its own. The network alone runs on decoded
-pairs, in fresh processes right before and right after it; the mean of the two counts. Each decoder is a row
-of its own over equal files, one after the other. Everything lies in a temporary folder (TMPDIR).
+black. The command line fuses the folder in its own process. The network alone runs on decoded pairs, in fresh
+processes just before and just after it; the mean of the two is reported. Each decoder has its own row over
+equal files, one after the other. All files are in a temporary folder (TMPDIR).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FOLDER_A, FOLDER_B, FOLDER_OUT, REPORT = "mri", "other", "fused", "report.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """What the folder run and the network alone have in common."""
+    """The settings that the folder run and the network alone share."""
 
     runtime: str
     precision: str
@@ -73,14 +73,14 @@ def make_pairs(root: Path, count: int) -> None:
         (root / folder).mkdir()
     for i in range(count):
         for folder, pixels in zip((FOLDER_A, FOLDER_B), sources[i % len(sources)], strict=True):
-            # Not io.write: its fsync is for outputs, and would only make this slow.
+            # Not io.write: its fsync is for outputs and would only slow this down.
             (root / folder / f"{i:05}.png").write_bytes(ENCODE(Image(vary(pixels, rng))))
 
 
 def network_only(root: str, setting: Setting, calls: int) -> dict[str, float]:
     """Pairs/s of the network on decoded pairs, by one caller and by as many as the folder run has workers.
 
-    Runs in a process of its own, so that nothing of this one's threads and memory is in it.
+    Runs in its own process, free of this one's threads and memory.
     """
     fuser = Fuser(setting.runtime, setting.precision, setting.threads)
     held = []
@@ -149,7 +149,7 @@ def run_folder(root: Path, setting: Setting) -> tuple[dict[str, Any], float, flo
 
 
 def peak_rss_mib(pid: int) -> float | None:
-    """VmHWM, the highest resident size so far, of a running process; None where /proc does not say."""
+    """VmHWM, the highest resident size so far, of a running process; None if /proc does not say."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

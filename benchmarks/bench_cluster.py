@@ -1,13 +1,13 @@
-"""What a cluster costs over `mmif-trt batch`: CPU seconds of all processes, and what an empty case costs.
+"""The cost of a cluster over `mmif-trt batch`: CPU seconds of all processes, and the cost of an empty case.
 
     python benchmarks/bench_cluster.py TEMPLATES OUT [--volumes 8] [--rounds 2] [--null 10000]
 
 TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). The same volumes by `mmif-trt
 batch` and by `mmif-trt batch --on ray` with one worker of all cores, in turn, each with FEW and with all
-volumes: the difference is what a case costs, the rest what a run costs. CPU seconds are those of a
-control group, which has every process of the run. They say more than the clock on a machine that has
-other work; the clock's seconds stand beside them. Empty cases go through two workers that do nothing;
-memory is that of the driver and of Ray's control store. Writes benchmarks/results/cluster_cpu.json.
+volumes: the difference is the cost of a case, the rest the cost of a run. CPU seconds are those of a control
+group that contains every process of the run. On a busy machine they say more than the clock, whose seconds
+are reported beside them. Empty cases go through two workers that do nothing; memory is that of the driver and
+of Ray's control store. Writes benchmarks/results/cluster_cpu.json.
 """
 
 from __future__ import annotations

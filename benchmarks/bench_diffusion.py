@@ -1,7 +1,7 @@
 """The latent diffusion's time: a training step of the denoiser, and sampling. [--device cuda] [--json FILE]
 
 The released autoencoder and denoiser, batches of 8 at 256 x 256 px: a step of bfloat16 with its optimiser,
-one call of the denoiser, 20 DDIM steps, and decoding what they give; with the kernels and without, in turns.
+one call of the denoiser, 20 DDIM steps, and decoding their result; with and without the kernels, in turn.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
         [--repeats 100] [--warmup 20] [--stage network,encode] [--json RESULT] [--plot PNG] [--trace TRACE]
 
 The pair is the bundled MRI and PET (colour, the longest path), resized. All runtimes, precisions, sizes and
-batches take turns in rounds of the same run, so that a change of the machine's load meets them all. A turn
-begins with untimed calls, in which the thread pool of the one before comes to rest. A batch is one call of
-the network on [B, H, W]; what takes no batch, or none so large, is a row that says so. The other stages do
-one picture after the other. On a card the network's call is split by CUDA events, see card_stages.py.
+batches take turns in rounds of the same run, so that a change of the machine's load affects them all. A turn
+starts with untimed calls, during which the previous thread pool becomes idle. A batch is one call of the
+network on [B, H, W]; a runtime without batches that large gets a row that says so. The other stages process
+one picture after another. On a GPU, CUDA events split the network's call, see card_stages.py.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Case:
 
 
 def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Case], list[dict[str, Any]]]:
-    """What can be measured, and a row with the reason for each combination that is refused."""
+    """What can be measured, and a row with the reason for each refused combination."""
     cases: dict[tuple[str, str], Case] = {}
     refused = []
     for name in names:
@@ -95,7 +95,7 @@ def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Cas
                 refused.append(row)
                 continue
             key = fuser.runtime.name, fuser.runtime.precision
-            if key in cases:  # "auto" came to the same
+            if key in cases:  # "auto" chose the same
                 cases[key].asked.append(precision)
             else:
                 matmul = make_matmul(fuser.runtime, args.matmul, args.threads)
@@ -159,7 +159,7 @@ def run_network(infer: tiling.Network, lumas: list[tuple[np.ndarray, np.ndarray]
 
 
 def run_whole(case: Case, files: list[tuple[Path, Path]]) -> float:
-    """ms from the files to encoded bytes; writing them to a disk is not in it (bench_batch.py has it)."""
+    """ms from the files to encoded bytes; writing them to disk is not included (bench_batch.py has it)."""
     start = time.perf_counter()
     if len(files) > 1:
         run_stages(case, files)
@@ -169,25 +169,25 @@ def run_whole(case: Case, files: list[tuple[Path, Path]]) -> float:
 
 
 def check_order(case: Case, files: list[tuple[Path, Path]]) -> None:
-    """The stages timed apart must be those of the Fuser, or their times mean nothing. A batch in half
-    precision may round otherwise, each way within a level of FP32; so may two calls on a card."""
+    """The separately timed stages must equal those of the Fuser, or their times mean nothing. A batch in half
+    precision may round differently, each within a level of FP32; so may two calls on a GPU."""
     _, pixels = run_stages(case, files)
     whole = case.fuser.fuse_images(*map(io.read, files[0])).data.astype(int)
     tolerance = 2 if len(files) > 1 else 1 if case.card else 0
     if max(np.abs(x - whole).max() for x in pixels) > tolerance:
         raise SystemExit(
-            "bench_latency: run_stages gives another picture than Fuser.fuse_images; bring it up to date"
+            "bench_latency: run_stages gives a different picture than Fuser.fuse_images; update it"
         )
 
 
 def warm_up(case: Case, turn: Turn, files: list[tuple[Path, Path]], calls: int) -> bool:
-    """False: refused, with the reason: a batch that this runtime or its card does not take, a graph that
-    cannot be captured, a full card. The others still count."""
+    """False: refused, with the reason: a batch that this runtime or its GPU cannot take, a graph that cannot
+    be captured, full GPU memory. The others still run."""
     try:
         check_order(case, files)
         for _ in range(calls):
             run_whole(case, files)
-    except Exception as error:  # a peer's module, torch and drivers raise what they like
+    except Exception as error:  # a peer's module, torch and drivers may raise anything
         reason = " ".join(str(error).split())
         if not isinstance(error, InputError):
             reason = f"{type(error).__name__}: {reason}"
@@ -261,7 +261,7 @@ def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
         row |= {"network_pairs_per_s": round(batch * 1e3 / network_ms, 3)}
         if (size, batch) in case.device_mib:
             row |= {"device_mib": round(case.device_mib[size, batch], 1)}
-        if ":" not in runtime.name:  # a peer's work is not known
+        if ":" not in runtime.name:  # a peer's work is unknown
             row |= {"gmac": round(macs / 1e9, 6), "gflop_per_s": round(gflop_per_s, 3)}
         if case.matmul is not None:
             matmul_gflop_per_s = 2 * args.matmul**3 / float(np.median(case.matmul_ms)) / 1e6
@@ -295,15 +295,17 @@ def parse() -> argparse.Namespace:
         "--size", type=int, nargs="+", default=[256, 512], help="px per side; default: 256 512"
     )
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1], help="pairs a call of the network; default: 1"
+        "--batch", type=int, nargs="+", default=[1], help="pairs per call of the network; default: 1"
     )
     parser.add_argument(
         "--threads", type=int, default=2, help="of the network and the matrix product; default: 2"
     )
-    parser.add_argument("--repeats", type=int, default=100, help="timed calls a row; default: 100")
-    parser.add_argument("--warmup", type=int, default=20, help="untimed calls a row before all; default: 20")
+    parser.add_argument("--repeats", type=int, default=100, help="timed calls per row; default: 100")
+    parser.add_argument(
+        "--warmup", type=int, default=20, help="untimed calls per row at the start; default: 20"
+    )
     parser.add_argument("--matmul", type=int, default=2048, help="side of the matrix product; default: 2048")
-    parser.add_argument("--cold", type=int, default=5, help="processes of the cold start; default: 5")
+    parser.add_argument("--cold", type=int, default=5, help="processes for the cold start; default: 5")
     parser.add_argument("--json", type=Path, help="also write the result there")
     args = parser.parse_args()
     for name in ("batch", "threads", "repeats", "matmul"):

@@ -4,10 +4,10 @@
         [--dtype float32 tf32 float16] [--batch 1 8 32 64 256] [--size 256 512] [--rounds 30]
         [--json FILE.json]
 
-The network alone, on tensors that lie on the device; copies from and to pinned host memory are timed apart.
-All modes of a size and batch take turns in one run; timing.py says how a CUDA device is timed. float32 is
-IEEE throughout, tf32 the same network with convolutions and products in TF32. The halves have weights of
-their type. A mode that is refused (memory, compiler) is a row with the reason.
+The network alone, on tensors on the device; copies from and to pinned host memory are timed separately. All
+modes of a size and batch take turns in one run; timing.py says how a CUDA device is timed. float32 is IEEE
+throughout, tf32 the same network with convolutions and products in TF32. The half types have weights of their
+type. A refused mode (memory, compiler) is a row with the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INPUT_SETS = 3
 
 @contextmanager
 def in_type(dtype: str, device: torch.device) -> Iterator[None]:
-    """Within it the network runs in dtype: the halves under autocast, so that the blend stays in float32."""
+    """Within it the network runs in dtype: half types under autocast, so that the blend stays in float32."""
     half = getattr(torch, "float32" if dtype == "tf32" else dtype)
     autocast = torch.autocast(device.type, half, enabled=half != torch.float32)
     with float_products(tf32=dtype == "tf32"), autocast:
@@ -42,7 +42,7 @@ def in_type(dtype: str, device: torch.device) -> Iterator[None]:
 
 
 def make_network(mode: str, dtype: str, device: torch.device, example: Any) -> Callable[..., Tensor]:
-    """LAGN in one mode. Weights are converted once: autocast leaves alone what has its type."""
+    """LAGN in one mode. Weights are converted once: autocast does not convert what has its type."""
     model = load_model("lagn", str(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if dtype in ("float16", "bfloat16"):
         for layer in model.modules():
@@ -69,7 +69,7 @@ def within(network: Callable[..., Tensor], dtype: str, device: torch.device) -> 
 
 
 def captured(network: Callable[..., Tensor], example: Any) -> Callable[..., Tensor]:
-    """network as a CUDA graph, replayed on inputs that are copied to where it reads them."""
+    """network as a CUDA graph, replayed on inputs copied to its buffers."""
     a, b = (x.clone() for x in example[:2])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -4,10 +4,10 @@
         [--dtype float32 bfloat16] [--scale 1 2 4] [--rival kernel eager sdpa compile flex] [--shift 0 4]
         [--rounds 30] [--threads 2] [--json benchmarks/results/ops_cpu.json]
 
-Shapes are those of LAGN in training (6 crops of 128 x 128 px) times --scale a side. All rivals of
-a row take turns in one run; forward and backward are timed apart; memory is the peak of what a forward and
-backward allocate. `floor` is the time in which the bytes that must move would be copied, `designed` that of
-the bytes that our kernels move. A rival in whose place something else would run is refused.
+Shapes are those of LAGN in training (6 crops of 128 x 128 px) times --scale per side. All rivals of a row
+take turns in one run; forward and backward are timed separately; memory is the peak that forward and backward
+allocate. `floor` is the time to copy the bytes that must move, `designed` that for the bytes that our kernels
+move. A rival is refused if something else would run in its place.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RIVALS = ("kernel", "eager", "sdpa", "compile", "flex")
 
 
 def only(ready: Callable[[Tensor], bool], call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """call, where it runs as a kernel on its first argument; else what would be timed is the reference."""
+    """call, if it runs as a kernel on its first argument; otherwise the reference would be timed."""
 
     def checked(*given: Any) -> Tensor:
         if not ready(given[0]):
@@ -105,7 +105,7 @@ def loss_cases(args: argparse.Namespace, device: torch.device) -> None:
         inputs = [one_set() for _ in range(INPUT_SETS)]
         size = inputs[0][0].nbytes
         moved = {"forward": 3 * size, "backward": 4 * size}  # f, a, b in; backward d_f out as well
-        # Four moments of float32 and a byte of choices a pixel, out of forward and into backward.
+        # Four float32 moments and a byte of choices per pixel, out of forward and into backward.
         designed = {phase: bytes_ + 4 * size + size // 4 for phase, bytes_ in moved.items()}
         calls = {
             "kernel": only(ops.has_kernel, fusion_loss),
@@ -138,7 +138,7 @@ def block_inputs(name: str, batch: int, side: int, dtype: torch.dtype) -> tuple[
 
 def block_cases(args: argparse.Namespace, device: torch.device) -> None:
     if device.type != "cpu":
-        return  # kernels of the CPU alone
+        return  # kernels exist only on the CPU
     kernels: dict[str, Any] = {"local_block": local_block, "mlp_block": mlp_block, "gated_mix": gated_mix}
     for name, scale, dtype in [
         (n, s, d) for n in kernels for s in args.scale for d in ("float32", "bfloat16")
@@ -208,7 +208,7 @@ def named(phases: list[list[float]]) -> dict[str, dict[str, float]]:
 
 
 def row_of(samples: Samples, bytes_: tuple[dict[str, int], ...], copy_gb_per_s: float) -> dict[str, Any]:
-    """What was measured of a rival. On a card "ms" is the device's time where it could be had."""
+    """A rival's measurements. On a GPU, "ms" is the device's time if available."""
     if samples.refused is not None:
         return {"status": "refused", "reason": samples.refused}
     row: dict[str, Any] = {"status": "measured", "ms": named(samples.phases())}
@@ -221,7 +221,7 @@ def row_of(samples: Samples, bytes_: tuple[dict[str, int], ...], copy_gb_per_s: 
 
 
 def faster(row: dict[str, Any], kernel: dict[str, Any]) -> float:
-    """How many times the kernel's time a rival takes, both by one clock."""
+    """The rival's time divided by the kernel's, both by the same clock."""
     clock = "ms" if row.get("clock") == kernel.get("clock") else "as_called_ms"
     return round(row[clock]["both"]["p50"] / kernel[clock]["both"]["p50"], 3)
 
@@ -234,8 +234,8 @@ def measure(
     args: argparse.Namespace,
     device: torch.device,
 ) -> None:
-    """A row a rival into args.result: percentiles of forward, backward and both, speed-up over each rival's
-    both, memory. bytes_: that must move, and that the kernels as designed move."""
+    """One row per rival into args.result: percentiles of forward, backward and both, speed-up over each
+    rival's both, memory. bytes_: those that must move, and those that the kernels as designed move."""
     rows = []
     for name, samples in take_turns(rivals, inputs, args.rounds, args.warmup).items():
         row = {**title, "rival": name, **row_of(samples, bytes_, args.copy_gb_per_s)}
@@ -264,7 +264,7 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="of attention; default: float32")
     parser.add_argument("--scale", type=int, nargs="+", default=[1, 2, 4], help="of each side")
     parser.add_argument("--batch", type=int, default=6, help="images; default: 6")
-    parser.add_argument("--crop", type=int, default=128, help="px a side at scale 1; default: 128")
+    parser.add_argument("--crop", type=int, default=128, help="px per side at scale 1; default: 128")
     parser.add_argument("--rival", nargs="+", choices=RIVALS, default=list(RIVALS))
     parser.add_argument("--shift", type=int, nargs="+", default=[0, 4], help="of attention's windows")
     parser.add_argument("--rounds", type=int, default=30)
@@ -284,7 +284,7 @@ def main() -> int:
     result["settings"]["copy GB/s"] = round(args.copy_gb_per_s, 1)
     result["rows"] = []
     if device.type == "cuda":
-        result["card"] = [card_state()]  # at the beginning, and after each case
+        result["card"] = [card_state()]  # at the start, and after each case
     args.result = result
     for op in args.op:
         CASES[op](args, device)

@@ -1,10 +1,10 @@
-"""What a plan of many studies costs: headers, cases on the disk, the share of one run, and `status`.
+"""The cost of a plan of many studies: headers, cases on disk, the share of one run, and `status`.
 
     python benchmarks/bench_plan.py OUT [--headers 600] [--cases 10000] [--records 10000]
 
-Headers are those of a phantom's MR series, 512 bytes of pixels each; CPU seconds are of this process and
-of the child that reads. A case has an MRI of 176 files and a PET of 90, named by UIDs. Peak memory is of
-a process of its own, after a tenth of the cases and after all. Writes benchmarks/results/plan_cpu.json.
+Headers are those of a phantom's MR series, 512 bytes of pixels each; CPU seconds are those of this process
+and the child that reads. A case has an MRI of 176 files and a PET of 90, named by UIDs. Peak memory is that
+of a separate process, after a tenth of the cases and after all. Writes benchmarks/results/plan_cpu.json.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def case(number: int) -> Case:
 
 
 def plan(out: Path, count: int) -> dict[str, Any]:
-    """In this process, whose peak memory counts."""
+    """In this process, whose peak memory is measured."""
     store, before = Folder(out / "plan"), cpu_s()
     peaks = []
     with Spill() as spill:

@@ -1,8 +1,8 @@
-"""A training of LAGN with the kernels and without: python benchmarks/bench_training.py [--steps 300]
+"""Training LAGN with and without the kernels: python benchmarks/bench_training.py [--steps 300]
 
 The same seed and batches for both, in bfloat16, on the bundled sample pairs, step by step in turn; the loss
-of every step, and the time of a step by the clock of the host, which waits for each loss as a training does.
-Two curves that part show a kernel that is wrong in a way that single calls do not.
+of every step, and the time of a step by the host's clock, which waits for each loss as training does.
+Diverging curves reveal errors in a kernel that single calls do not.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Training:
 
 
 def gap(a: list[float], b: list[float]) -> float:
-    """The largest distance of the two curves, each smoothed, over the fall of the first."""
+    """The largest distance between the two smoothed curves, relative to the fall of the first."""
     width = min(SMOOTH, len(a))
     kernel = np.ones(width) / width
     x, y = (np.convolve(curve, kernel, "valid") for curve in (a, b))

@@ -3,10 +3,10 @@
     python benchmarks/bench_volumes.py TEMPLATES OUT [--volumes 200] [--rounds 3]
 
 TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). Network alone: every slice that is
-not black through the runtime, as many side by side as the batch uses, inputs in memory; mean of ALONE volumes
-after as many untimed ones (a processor that was idle begins faster than it goes on). Each round is the batch
-between two such measurements, and its share is that of the mean of both; the median of the rounds counts. The
-batch's seconds include its start. Writes benchmarks/results/volumes_cpu.json.
+not black through the runtime, as many at a time as the batch uses, inputs in memory; mean of ALONE volumes
+after as many untimed ones (an idle processor starts faster than it continues). Each round is the batch
+between two such measurements, and its share is relative to the mean of both; the median of the rounds is
+reported. The batch's seconds include its start. Writes benchmarks/results/volumes_cpu.json.
 """
 
 from __future__ import annotations

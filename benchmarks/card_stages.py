@@ -1,6 +1,6 @@
-"""What a call of the network is made of on a card, by the card's own clock, and the memory it takes there.
+"""The parts of a network call on a GPU, by the GPU's own clock, and the memory it takes there.
 
-On the CPU these stages do not exist: `card_of` says None, and the whole call is the network.
+On the CPU these stages do not exist: `card_of` returns None, and the whole call is the network.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 STAGES = ("host_to_device", "network", "device_to_host")
-OVERHEAD = "call_overhead"  # of the call, what the card did not spend: launching, staging, waiting
+OVERHEAD = "call_overhead"  # the part of the call outside the GPU: launching, staging, waiting
 
 
 def split(call_ms: float, calls: Sequence[Sequence[float]]) -> dict[str, float]:
     """call_ms: by the host's clock, of all calls together; calls: the three laps in ms of each of them.
 
-    -> ms of STAGES summed over the calls, and OVERHEAD, so that all together are call_ms again.
+    -> ms of STAGES summed over the calls, and OVERHEAD, so that their sum is call_ms.
     """
     laps = {name: float(sum(x)) for name, x in zip(STAGES, zip(*calls, strict=True), strict=True)}
     return laps | {OVERHEAD: call_ms - sum(laps.values())}
@@ -52,7 +52,7 @@ class TorchCard:
         torch.cuda.reset_peak_memory_stats()
 
     def peak_mib(self) -> float:
-        """Most that torch's tensors held at one time since `forget_peak`, those of other rows included."""
+        """Peak memory of torch's tensors since `forget_peak`, including those of other rows."""
         import torch
 
         return torch.cuda.max_memory_allocated() / 2**20
@@ -72,7 +72,7 @@ class EngineCard:
         return fused
 
     def forget_peak(self) -> None:
-        """What an engine asked for, it keeps."""
+        """An engine keeps the memory it requested."""
 
     def peak_mib(self) -> float:
         """Buffers, activations of both contexts, and the plan."""

@@ -5,9 +5,8 @@
     --once          each kernel once at 4 times the training's size, between cudaProfilerStart and Stop, for
                     ncu
 
-An output passes if its error is at most twice plain torch's, or a few roundings of float32; inputs are drawn
-anew in every run, and memory is filled with NaN before it. Exit status 1 where one does not pass, or no
-kernel would run.
+An output passes if its error is at most twice plain torch's, or a few roundings of float32; every run draws
+new inputs and first fills memory with NaN. Exit status 1 if an output does not pass, or no kernel would run.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Outputs = dict[str, Tensor]
 
 
 def poison(device: torch.device) -> None:
-    """What is allocated next finds NaN, not the right answer of an earlier run."""
+    """Makes the next allocation contain NaN, not the correct result of an earlier run."""
     del_me = [torch.full((1 << 22,), float("nan"), device=device) for _ in range(4)]
     del del_me
 
@@ -114,7 +113,7 @@ def compare(device: torch.device) -> list[dict[str, Any]]:
             poison(device)
             ours = loss(loss_op.fusion_loss, images, None)
             title = {"op": "fusion_loss", "dtype": name, "case": list(size)}
-            # d_f of a half is rounded to it on its way back through the widening.
+            # d_f of a half type is rounded to it on the way back through the widening.
             floor = FLOOR[dtype] if dtype == torch.float32 else 1e-3 if dtype == torch.float16 else 8e-3
             rows += rows_of(title, ours, plain, wide_terms, floor)
     return rows

@@ -1,4 +1,4 @@
-"""Seconds that a new process takes to its first picture."""
+"""Seconds until a new process has its first picture."""
 
 from __future__ import annotations
 

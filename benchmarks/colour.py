@@ -1,10 +1,10 @@
-"""Hue error of the recombination on real PET and SPECT pairs, beside naive clipping and the rules not chosen.
+"""Hue error of the recombination on real PET and SPECT pairs, beside naive clipping and rejected rules.
 
     python benchmarks/colour.py --data DIR [--fused DIR] [--split val train] [--out FILE.json]
 
 --data DIR holds harvard/mri-{pet,spect}/SPLIT/{mri,pet|spect}/NAME.png; --fused DIR holds, for the first
 split named, mri-{pet,spect}/NAME.png. The fused luma F is max(MRI, luma(b)), their mean, and the luma of
---fused where that is given. Hue is judged after rounding to 8 bit, as a file holds it.
+--fused if given. Hue is measured after rounding to 8 bits, as in a file.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def fused_luma(source: str, mri: np.ndarray, b: np.ndarray, file: Path) -> np.nd
 
 
 def leaves_the_line(out: np.ndarray, y: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[H, W] bool: out is not y + s * chroma for any s >= 0, so that some channel of it was clipped."""
+    """[H, W] bool: out is not y + s * chroma for any s >= 0, so some channel was clipped."""
     chroma = (b - luma(b)[..., None]).astype(np.float64)
     moved = out - y[..., None].astype(np.float64)
     s = (moved * chroma).sum(-1) / np.maximum((chroma**2).sum(-1), 1e-12)

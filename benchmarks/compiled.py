@@ -1,8 +1,8 @@
-"""torch.compile as a rival: what is timed under its name is compiled code, or an error.
+"""torch.compile as a rival: under its name only compiled code is timed, or an error reported.
 
 Rivals of one benchmark share code objects. Dynamo keeps at most 8 compilations of one, and from the ninth on
-runs the plain function with no more than a line in a log. So every case begins with `forget()`, and a whole
-graph is asked for, with which torch raises where it would fall back.
+runs the plain function with only a line in a log. So every case starts with `forget()` and requires a full
+graph, with which torch raises instead of falling back.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 
 def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """call, compiled for the shapes it meets. Raises at a call for which it cannot be."""
+    """call, compiled for the shapes it receives. Raises at a call that cannot be compiled."""
     made: Callable[..., Any] = torch.compile(call, dynamic=False, fullgraph=True)
     return made
 
 
 def forget() -> None:
-    """Drop what was compiled before: the next case counts its compilations from none."""
+    """Drop earlier compilations: the next case counts from zero."""
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""What every timing depends on: machine, load, versions, commit, weights, and the card."""
+"""What every timing depends on: machine, load, versions, commit, weights, and the GPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def device_facts(device: Any) -> dict[str, Any]:
 
 
 def card_facts() -> dict[str, Any] | None:
-    """As device_facts, of the card that the driver names, without torch; None where there is none."""
+    """Like device_facts, for the GPU that the driver names, without torch; None if there is none."""
     try:
         here = cuda.card()
     except cuda.DeviceError:
@@ -79,8 +79,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _source() -> dict[str, Any]:
-    """The commit, and whether files differ from it; None where that is unknown. A copy without .git is told
-    its commit in MMIF_COMMIT, "-dirty" behind it where files had been changed."""
+    """The commit, and whether files differ from it; None if unknown. A copy without .git gets its commit from
+    MMIF_COMMIT, with "-dirty" appended if files had changed."""
     if told := os.environ.get("MMIF_COMMIT"):
         commit, dirty, _ = told.partition("-dirty")
         return {"commit": commit[:12], "uncommitted_changes": bool(dirty)}
@@ -92,7 +92,7 @@ def _source() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """stdout of git in this checkout; None where there is no git, no checkout or no commit."""
+    """stdout of git in this checkout; None without git, checkout or commit."""
     try:
         done = subprocess.run(["git", *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
     except OSError:

@@ -1,8 +1,8 @@
-"""What the latent diffusion learnt, on cases it never saw: python benchmarks/diffusion.py --data HARVARD
+"""What the latent diffusion has learnt, on unseen cases: python benchmarks/diffusion.py --data HARVARD
 --autoencoder A --diffusion D [--out benchmarks/results/diffusion.json]
 
 Two questions. Do the halves of a generated pair belong together: mutual information (nats, 256 x 256 bins)
-of each pair against the same images shuffled. How well is one modality told from the other: root mean
+of each pair against the same images shuffled. How well is one modality predicted from the other: root mean
 squared error in levels of 255 over the foreground (either source above 2), for the expectation that the
 training of LAGN takes, for the mean of several draws, for one draw, for a ridge regression from the other
 latent's 5 x 5 neighbourhood and place, and for the mean training image.
@@ -30,7 +30,7 @@ from mmif_trt.train import autoencoder, data, diffusion, generate
 from mmif_trt.weights import sha256
 
 REPO = Path(__file__).resolve().parent.parent
-NEIGHBOURHOOD = 5  # latent places a side
+NEIGHBOURHOOD = 5  # latent positions per side
 RIDGE = 1.0
 
 
@@ -126,8 +126,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--diffusion", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=32, help="joint samples a modality")
-    parser.add_argument("--samples", type=int, default=4, help="draws to take the mean of")
+    parser.add_argument("--pairs", type=int, default=32, help="joint samples per modality")
+    parser.add_argument("--samples", type=int, default=4, help="draws to average")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/diffusion.json")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How much arithmetic the network is, and the rate of a matrix product to hold it against."""
+"""The arithmetic of the network, and the rate of a matrix product for comparison."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mmif_trt import runtimes
 def network_macs(config: dict[str, int], height: int, width: int) -> int:
     """Multiply-accumulates of LAGN's convolutions, linear layers and attention for one pair, padded.
 
-    config: LAGNConfig's fields. What is element-wise (normalisation, GELU, softmax, blend) is not counted, as
-    is usual. tests/benchmarks/test_bench.py compares with torch's own counter.
+    config: LAGNConfig's fields. Element-wise operations (normalisation, GELU, softmax, blend) are not
+    counted, as is usual. tests/benchmarks/test_bench.py compares with torch's own counter.
     """
     multiple = 4 * config["window"]
     height, width = (-(-side // multiple) * multiple for side in (height, width))
@@ -31,8 +31,8 @@ def network_macs(config: dict[str, int], height: int, width: int) -> int:
 
 def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[], object] | None:
     """An n x n by n x n product in the runtime's own library and precision. In OpenVINO the second factor is
-    a constant, as weights are, so that it is packed beforehand.
-    None: of that library there is none here."""
+    a constant, like weights, so that it is packed beforehand. None if
+    that library is not installed."""
     if runtime.name not in ("torch", "torch-compile", "cuda-graph", "openvino"):
         return None
     rng = np.random.default_rng(0)

@@ -2,10 +2,10 @@
 
     python benchmarks/instructions.py    writes benchmarks/results/instructions.txt
 
-Needs nvcc and cuobjdump (on PyPI: nvidia-cuda-cuobjdump; CUOBJDUMP may name it), no GPU and no torch. Nothing
-here is a time. An instruction counts once per trip of its loops, whose trips stand below in the order of
-the loops' last addresses. Of two ways each counts by its share: the second is that of border windows. What a
-branch skips counts as executed, unless it is a slow path that calls a subroutine.
+Needs nvcc and cuobjdump (on PyPI: nvidia-cuda-cuobjdump; CUOBJDUMP may name it), no GPU and no torch. It
+measures no times. An instruction counts once per trip of its loops, whose trips are listed below in the order
+of the loops' last addresses. Of two paths each counts by its share: the second is that of border windows.
+What a branch skips counts as executed, unless it is a slow path that calls a subroutine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORWARD_BLOCKS, BACKWARD_BLOCKS = 768, 1024  # of attention: csrc/cuda/window_at
 OFFSETS = (2 * WINDOW - 1) ** 2
 TILE = 32  # px a side: csrc/cuda/fusion_loss_launch.h
 REGISTERS, SHARED, WARPS, BLOCKS = 65536, 233472, 64, 32  # of a multiprocessor of SM 9.0
-RESERVED = 1024  # bytes of shared memory that each block gives to the system
+RESERVED = 1024  # bytes of shared memory that the system reserves per block
 MULTIPROCESSORS = 132
 
 

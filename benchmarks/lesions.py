@@ -5,9 +5,9 @@
     python benchmarks/lesions.py table [--write [PAGE ...]]
 
 HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png. The first line measures the installed LAGN, the 50 % and
-70 % overlays and the maximum; the second a network of somebody else's, whose callable returns a torch module
-(mri, other) -> luma, [B, 1, H, W] in [0, 1], on every fourth pair. Rows of other methods stay in --out
-(benchmarks/results/lesions.json) as they are, while the planted lesions are the same.
+70 % overlays and the maximum; the second measures a peer's network, whose callable returns a torch module
+(mri, other) -> luma, [B, 1, H, W] in [0, 1], on every fourth pair. Rows of other methods stay unchanged in
+--out (benchmarks/results/lesions.json), as long as the planted lesions are the same.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ SHOWN = {"average": "50 % overlay", "overlay70": "70 % overlay", "max": "maximum
 
 
 def peer(module: Any) -> Fuse:
-    """A network of lumas as a fusion of pictures: with b's Cb and Cr, clipped to RGB, as these are run."""
+    """A network on lumas as a fusion of pictures: with b's Cb and Cr, clipped to RGB, as these networks are
+    used."""
     import torch
 
     def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -67,7 +68,7 @@ def planted_of(data: Path, name: str, per_kind: int) -> list[Planted]:
 
 
 def score_method(fuse: Fuse, planted: Sequence[Planted], every: int) -> dict[str, Any]:
-    """Fidelity and lesions of every `every`th pair, means and rows; a lesion that was not judged is null."""
+    """Fidelity and lesions of every `every`th pair, means and rows; a lesion that was not scored is null."""
     pairs: dict[str, dict[str, float | None]] = {}
     kept: list[Kept] = []
     rows: list[list[float | None] | None] = []
@@ -166,14 +167,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save(path: Path, report: dict[str, Any]) -> None:
-    """A line a lesion, a pair or a mean: to be read and compared by line."""
+    """One line per lesion, pair or mean, for comparison by line."""
     text = json.dumps(report, allow_nan=False, separators=(",", ":"))
     text = text.replace("],[", "],\n[").replace("},", "},\n").replace(":{", ":{\n")
     write_atomic(path, (text + "\n").encode())
 
 
 def tables(report: dict[str, Any], brief: bool = False) -> str:
-    """One Markdown table a set, lesions first; brief: the lesions of all sets in one."""
+    """One Markdown table per set, lesions first; brief: the lesions of all sets in one."""
     parts = []
     if brief:
         parts += [*brief_table(report["sets"], report["conditions"]), ""]
@@ -194,7 +195,7 @@ def tables(report: dict[str, Any], brief: bool = False) -> str:
 
 
 def brief_table(sets: dict[str, Any], made: dict[str, Any]) -> list[str]:
-    """A method a row: mean share kept and, in brackets, of its worst kind."""
+    """One row per method: mean share kept and, in brackets, that of its worst kind."""
     names = [name for name in SETS if name in sets]
     methods = [m for m in made if all(m in sets[name]["methods"] for name in names)]
     found = {m: [sets[name]["methods"][m]["lesions"] for name in names] for m in methods}
@@ -242,7 +243,7 @@ def table(name: str, entry: dict[str, Any], made: dict[str, Any]) -> list[str]:
 
 
 def filled(page: str, report: dict[str, Any], path: Path) -> str:
-    """page with its tables: the brief one where it has the brief markers. Raises InputError without any."""
+    """page with its tables: the brief one if it has the brief markers. Raises InputError without any."""
     brief = MARKERS["lesions-brief"][0] in page
     return replaced(page, tables(report, brief), path, MARKERS["lesions-brief" if brief else "lesions"])
 
@@ -268,8 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     one = commands.add_parser("score", parents=[shared], help="measure LAGN and the baselines, or a peer")
     one.add_argument("--data", type=Path, required=True, metavar="HARVARD")
     one.add_argument("--sets", nargs="+", choices=SETS, metavar="SET", help="default: all three")
-    one.add_argument("--peer", metavar="NAME=FILE.py:CALLABLE", help="a network of somebody else's instead")
-    one.add_argument("--every", type=int, default=1, help="of a peer: every so many pairs; default: all")
+    one.add_argument("--peer", metavar="NAME=FILE.py:CALLABLE", help="a peer's network instead")
+    one.add_argument("--every", type=int, default=1, help="for a peer: every N-th pair; default: all")
     one.add_argument("--per-kind", type=int, default=PER_KIND, help=f"lesions; default: {PER_KIND}")
     one.add_argument("--precision", default="auto", help="of LAGN")
     one.add_argument("--threads", type=int, default=1, help="of the network; default: 1")

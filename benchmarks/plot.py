@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, LEFT, ROW, BINS = 1200, 340, 56, 120
-# Of the stages, in the order in which they come.
+# Of the stages, in order.
 COLOURS = ["#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#b279a2", "#e45756", "#9d755d", "#bab0ac"]
 
 
 def draw(path: Path, samples: dict[str, dict[str, list[float]]], title: str) -> None:
-    """samples: row -> stage -> ms of every call; "end_to_end" is left out of the bars. Scales begin at 0."""
+    """samples: row -> stage -> ms of every call; "end_to_end" is left out of the bars. Scales start at 0."""
     height = 2 * ROW * len(samples) + 190
     picture = Image.new("RGB", (WIDTH, height), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(15)

@@ -1,10 +1,10 @@
-"""Whether a machine is one on which benchmarks/gpu_suite.sh can measure: python benchmarks/preflight.py
+"""Whether benchmarks/gpu_suite.sh can measure on a machine: python benchmarks/preflight.py
 
     [--device cuda] [--built]
 
-Says versions, tools and the card, and lets the card multiply two matrices. With --built also: whether
-mmif_trt._C is there with kernels that run on this card. Exit status 1 where something is missing without
-which nothing that follows would mean anything.
+Prints versions, tools and the GPU, and lets the GPU multiply two matrices. With --built also checks that
+mmif_trt._C has kernels that run on this GPU. Exit status 1 if something is missing without which the results
+would be meaningless.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def tell() -> None:
 
 
 def missing(device: str, built: bool) -> str | None:
-    """The first thing that is not there, in one line."""
+    """The first missing thing, in one line."""
     try:
         import torch
     except ImportError as error:

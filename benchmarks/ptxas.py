@@ -1,4 +1,4 @@
-"""What ptxas says of every CUDA kernel on every architecture: registers, shared memory, spills.
+"""What ptxas reports for every CUDA kernel on every architecture: registers, shared memory, spills.
 
 python benchmarks/ptxas.py    writes benchmarks/results/ptxas.txt; needs nvcc, no GPU and no torch
 """
@@ -21,7 +21,7 @@ HEADER = f"{'kernel':58} {'sm':>3} {'registers':>9} {'shared':>7} {'spill stores
 
 
 def nvcc() -> str | None:
-    """The compiler: of $CUDA_HOME, of PATH, or where the toolkit's installer puts it."""
+    """The compiler: from $CUDA_HOME, PATH, or the toolkit's default place."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which(os.path.join(home, "bin", "nvcc")) or shutil.which("nvcc")
 
@@ -56,7 +56,7 @@ def compile_one(compiler: str, source: Path, architecture: str) -> list[str]:
 
 
 def plain(mangled: str) -> str:
-    """window_attention_fwd_half_kernel<__half, 32> of its mangled name."""
+    """window_attention_fwd_half_kernel<__half, 32> from its mangled name."""
     name = re.search(r"\d([a-z][a-z_]*_kernel)(?:I(.*?)EEv|E)", mangled)
     assert name, mangled
     if not name[2]:

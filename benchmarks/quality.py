@@ -5,8 +5,8 @@
     python benchmarks/quality.py table [--write [PAGE ...]]
 
 HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png, DIR holds SET/NAME.png; SET is mri-ct, mri-pet, mri-spect.
-Each command works on --out (benchmarks/results/quality.json), where rows of other methods stay as they are.
-`score` measures both baselines as well, and judges the 8-bit luma of what the files hold. `table --write`
+Each command works on --out (benchmarks/results/quality.json), where rows of other methods stay unchanged.
+`score` also measures both baselines, on the 8-bit luma of the files. `table --write`
 alone writes all of PAGES: the README shows six rows per set, docs/benchmarks.md every row and column.
 """
 
@@ -37,10 +37,10 @@ COLUMNS = RANKED + tuple(key for key in ALL if key not in RANKED)
 MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("quality", "quality-brief")}
 PAGES = (REPO / "README.md", REPO / "docs/benchmarks.md")
 BRIEF_PEERS = 3  # beside ours and the two baselines
-DECIMALS = 3  # as the peers' figures have: more would break their ties
+DECIMALS = 3  # like the peers' figures: more would break their ties
 NOT_COMPARED = {
     "mri-ct": ("detail", "function")
-}  # in CT the brightest fifth is bone: shown, no best one marked
+}  # in CT the brightest fifth is bone: shown, but no best value marked
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def save(path: Path, report: dict[str, Any]) -> None:
 
 
 def merge(report: dict[str, Any], name: str, pairs: int, rows: Table) -> None:
-    """Put a set's rows in beside the others. Raises InputError where those are of another number of pairs."""
+    """Add a set's rows to the others. Raises InputError if those are from another number of pairs."""
     entry = report["sets"].setdefault(name, {"n": pairs, "rows": {}})
     if entry["n"] != pairs:
         raise InputError(f"{name}: {pairs} pairs; expected the {entry['n']} of the rows already there")
@@ -97,14 +97,14 @@ def score(args: argparse.Namespace) -> None:
 
 
 def commit() -> str:
-    """The commit the figures were made at, with -dirty where the tree differs from it."""
+    """The commit the figures were made at, with -dirty if the tree differs from it."""
     told = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(told, cwd=REPO, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
 def command(args: argparse.Namespace) -> str:
-    """The command, paths relative to the repository: a committed file names no folder of a machine."""
+    """The command, paths relative to the repository: a committed file contains no absolute path."""
     words = ["python", "benchmarks/quality.py", "score", "--data", os.path.relpath(args.data, REPO)]
     if args.fused is not None:
         words += ["--fused", os.path.relpath(args.fused, REPO), "--name", args.name]
@@ -136,8 +136,8 @@ def import_peers(args: argparse.Namespace) -> None:
 def tables(report: dict[str, Any], brief: bool = False) -> str:
     """One Markdown table per set, best mean rank first, and a line on what the rows are.
 
-    brief: ours, the baselines and the best peers only, and only the columns that count for the mean rank,
-    which is still that among all rows.
+    brief: only ours, the baselines and the best peers, and only the columns of the mean rank, which is still
+    computed over all rows.
     """
     parts = []
     for name in (name for name in SETS if name in report["sets"]):
@@ -189,7 +189,7 @@ def table(
 
 
 def foreground_table(report: dict[str, Any]) -> list[str]:
-    """The ranked measures over pixels where either source is above 2 of 255; peers' pictures are not here."""
+    """The ranked measures over pixels where either source is above 2 of 255; we lack the peers' pictures."""
     rows = [
         (name, method, values)
         for name, entry in report["sets"].items()
@@ -210,7 +210,7 @@ def emphasise(text: str, is_best: bool) -> str:
 
 
 def replaced(page: str, text: str, path: Path, markers: tuple[str, str]) -> str:
-    """page with text between the markers. Raises InputError unless each marker is there once."""
+    """page with text between the markers. Raises InputError unless each marker occurs once."""
     begin, end = markers
     if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
         raise InputError(f"{path}: no pair of markers; expected {begin} and then {end}, once each")
@@ -219,7 +219,7 @@ def replaced(page: str, text: str, path: Path, markers: tuple[str, str]) -> str:
 
 
 def filled(page: str, report: dict[str, Any], path: Path) -> str:
-    """page with its tables: the brief ones where it has the brief markers. Raises InputError without any."""
+    """page with its tables: the brief ones if it has the brief markers. Raises InputError without any."""
     brief = MARKERS["quality-brief"][0] in page
     name = "quality-brief" if brief else "quality"
     return replaced(page, tables(report, brief), path, MARKERS[name])
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("--name", help="the method's name in the tables")
     one.add_argument("--made-by", default="", metavar="TEXT", help="how the fused pictures were made")
     one.set_defaults(run=score)
-    peers = commands.add_parser("import-peers", parents=[shared], help="take in figures measured elsewhere")
+    peers = commands.add_parser("import-peers", parents=[shared], help="import figures measured elsewhere")
     peers.add_argument("peers", type=Path, metavar="PEERS.json")
     peers.set_defaults(run=import_peers)
     page = commands.add_parser("table", parents=[shared], help="print the tables, or write them into a page")

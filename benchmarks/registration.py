@@ -1,4 +1,4 @@
-"""Our rigid registration beside ANTs' and elastix' on the same volumes: do three programs find one place?
+"""Our rigid registration beside those of ANTs and elastix on the same volumes: do the three agree?
 
     pip install antspyx itk-elastix
     python benchmarks/registration.py TEMPLATES
@@ -6,7 +6,7 @@
 All maximise Mattes' mutual information over six parameters from the headers' position; ANTs by its own
 schedule of "Rigid", elastix by its default map of "rigid" with 1,000 iterations, ours as
 geometry.register_rigid does.
-Distances are within A's grid, at the corner where they are largest. Writes results/registration.json.
+Distances are taken at the corner of A's grid where they are largest. Writes results/registration.json.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def by_elastix(a: Path, b: Path) -> np.ndarray:
 
 
 def of_points(move: Callable[[list[float]], Any]) -> np.ndarray:
-    """[4, 4] RAS+ mm of what moves points in LPS mm."""
+    """[4, 4] RAS+ mm of a transform of points in LPS mm."""
     origin = np.array(move([0.0, 0.0, 0.0]))
     matrix = np.eye(4)
     matrix[:3, :3] = np.stack([np.array(move(list(axis))) - origin for axis in np.eye(3)], axis=1)

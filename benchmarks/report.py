@@ -2,9 +2,9 @@
 
     python benchmarks/report.py [--check]
 
-Writes into the README what stands between the markers "<!-- NAME:begin -->" and "<!-- NAME:end -->", NAME
-a key of TABLES and of the file results/NAME.json. --check changes nothing and exits 1 where the README is not
-up to date.
+Writes the text between the markers "<!-- NAME:begin -->" and "<!-- NAME:end -->" of the README, where NAME is
+a key of TABLES and the name of results/NAME.json. --check changes nothing and exits 1 if the README is not up
+to date.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESULTS = FOLDER / "results"
 
 
 def environment() -> dict[str, str]:
-    """For a process of its own: the same mmif_trt as here, installed or not."""
+    """For another process: the same mmif_trt as here, installed or not."""
     package = str(Path(mmif_trt.__file__).parents[1])
     return {
         **os.environ,
@@ -48,7 +48,7 @@ def percentiles(values: Iterable[float], digits: int = 3) -> dict[str, float]:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all: a benchmark that is ended at its limit leaves the rows that it had written."""
+    """Writes atomically: a benchmark that is ended at its limit leaves the rows written so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n")
@@ -56,7 +56,7 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def write_so_far(path: Path | None, result: dict[str, Any]) -> None:
-    """The rows of a run that goes on; "unfinished" is gone from the last write."""
+    """The rows of an unfinished run; the last write has no "unfinished"."""
     if path:
         write_json(path, {**result, "unfinished": True, "load_average_end": load_average()})
 
@@ -130,8 +130,8 @@ def latency_tables(result: dict[str, Any]) -> str:
 
 
 def _stages(rows: list[dict[str, Any]], marks: Sequence[str]) -> str:
-    """A column a stage that any row has, in the order of the row that has most: those of a card are only
-    there."""
+    """One column per stage of any row, in the order of the row with most stages: only GPU rows have those of
+    a GPU."""
     names: list[str] = max((list(row["ms"]) for row in rows), key=len)
     lines = []
     for row in rows:
@@ -146,7 +146,7 @@ def _stages(rows: list[dict[str, Any]], marks: Sequence[str]) -> str:
 
 
 def _ms(x: float) -> str:
-    """Hundredths; below a tenth of a millisecond, as copies on a card are, all that was measured."""
+    """Hundredths; all digits below a tenth of a millisecond, as for copies on a GPU."""
     return f"{x:.2f}" if x >= 0.1 or x == 0 else f"{x:.4f}"
 
 
@@ -231,7 +231,7 @@ def ops_table(result: dict[str, Any]) -> str:
 
 
 def _over(row: dict[str, Any], floor: str) -> list[str]:
-    """Forward and backward over one of the floors, in units of it; empty where the row has none."""
+    """Forward and backward relative to one of the floors; empty if the row has none."""
     return [
         f"{row['ms'][phase]['p50'] / row[floor][phase]:.1f}" if row.get(floor) else ""
         for phase in ("forward", "backward")
@@ -284,9 +284,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Fill the tables of benchmarks/README.md from benchmarks/results."
     )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 where it is not up to date"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it is not up to date")
     check = parser.parse_args().check
     before = README.read_text()
     after = filled(before)

@@ -1,7 +1,7 @@
 """What bench_latency.py can time beside the package's own runtimes: the network in other engines, and peers.
 
 Each is a Runtime: `infer(a, b)` over [H, W] or [B, H, W] float32 arrays on the host, so copies to and from a
-card count.
+GPU are included.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TorchRival(TorchRuntime):
             shape = tuple(pair[0].shape)
             if shape not in self._graphs:
                 kept = [x.clone() for x in pair]
-                self._module(*kept)  # what it allocates once must not be captured
+                self._module(*kept)  # its one-time allocations must not be captured
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
                     out = self._module(*kept)
@@ -103,7 +103,7 @@ def load(name: str, precision: str, threads: int | None) -> runtimes.Runtime:
 
 def peer(given: str) -> Any:
     """The callable of "path/file.py:callable"; called without arguments it returns a torch module. It is the
-    user's own code, run as such."""
+    user's own code and is executed."""
     path, _, attribute = given.rpartition(":")
     if not path or not Path(path).is_file():
         raise InputError(f"--peer {given}: no file {path or given!r}; expected PATH:CALLABLE")

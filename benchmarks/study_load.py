@@ -3,10 +3,10 @@ doubled.
 
 python benchmarks/study_load.py --json benchmarks/results/study_load.json
 
-A real server process on this machine, its study on this disk, readers as threads of this process with a
-connection each. An answer's time is from the POST being sent to its redirect being read, the commit to disk
-(fsync) in it; the page that follows and its pictures are fetched too, and timed apart. One answer in ten is
-sent twice.
+A real server process on this machine, its study on this disk, readers as threads of this process with one
+connection each. An answer's time runs from sending the POST to reading its redirect, including the commit to
+disk (fsync); the next page and its pictures are also fetched, and timed separately. One answer in ten is sent
+twice.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Reader:
     def request(
         self, method: str, path: str, form: dict[str, Any] | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Status, headers and body; a cookie that is set is kept."""
+        """Status, headers and body; keeps the cookie."""
         headers = {"Cookie": self.cookie} if self.cookie else {}
         body = None
         if form is not None:
@@ -73,7 +73,7 @@ class Reader:
             assert self.request("POST", "/begin", {"role": "student", "years": "1.5"})[0] == 303
 
     def page(self, path: str = "/read") -> dict[str, str]:
-        """The hidden fields of the item's form; {} where the page has none."""
+        """The hidden fields of the item's form; {} if the page has none."""
         text = self.request("GET", path)[2].decode()
         return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', text))
 
@@ -98,7 +98,7 @@ def make_study(folder: Path, readers: int, cases: int, repeats: float = 0.1, **m
 
 @contextmanager
 def serving(study: Path, port: int, **options: Any) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A server process and its readers' links; ended at the end."""
+    """A server process and its readers' links; ends it afterwards."""
     command = [sys.executable, "-m", "mmif_trt", "study", "serve", str(study), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
     assert process.stdout is not None
@@ -115,8 +115,8 @@ def serving(study: Path, port: int, **options: Any) -> Iterator[tuple[subprocess
 
 
 def run(links: list[str], answers: int) -> tuple[list[float], list[float], float]:
-    """Every reader answers `answers` items, the training item among them. ms of answers and of pages;
-    seconds.
+    """Every reader answers `answers` items, including the training item. Returns ms of answers and of pages,
+    and seconds.
     """
     times: list[float] = []
     pages: list[float] = []

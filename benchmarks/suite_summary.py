@@ -1,7 +1,7 @@
-"""What gpu_suite.sh has so far, as text: python benchmarks/suite_summary.py FOLDER
+"""The results of gpu_suite.sh so far, as text: python benchmarks/suite_summary.py FOLDER
 
-FOLDER holds index.json, the steps' logs and their rows. No torch and nothing of the package is imported: this
-runs after every step, and must not fail where the package does.
+FOLDER holds index.json, the steps' logs and their rows. Imports neither torch nor the package: this runs
+after every step, and must not fail if the package does.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def diffusion(result: dict[str, Any]) -> str:
 
 
 def ncu(log: str) -> str:
-    """The raw page's CSV: names, units, then the launches. What comes before is ncu's talk."""
+    """The raw page's CSV: names, units, then the launches. Text before it is ncu's log."""
     start = log.index('"ID"')
     rows = list(csv.DictReader(io.StringIO(log[start:])))
     units, launches = rows[0], rows[1:]
@@ -163,7 +163,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
 def section(path: Path, show: Callable[[], str]) -> str:
     try:
         return f"\n-- {path.name}\n{show()}"
-    except Exception as error:  # a log cut off in its middle must not cost the other tables
+    except Exception as error:  # a truncated log must not cost the other tables
         return f"\n-- {path.name}\nnot shown: {type(error).__name__}: {error}"
 
 

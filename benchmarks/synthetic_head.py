@@ -1,7 +1,7 @@
-"""A head that nobody has: MRI, CT and PET as functions of millimetres, with noise, on any grid.
+"""A synthetic head: MRI, CT and PET as functions of millimetres, with noise, on any grid.
 
 For pictures of the documentation and for timings at clinical sizes. Ellipsoids for scalp, skull, fluid and
-brain; folds and matter by smooth noise; nothing here was measured on a person.
+brain; folds and matter from smooth noise; nothing here was measured on a person.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def make(shape: tuple[int, int, int], spacing_mm: float, seed: int = 0) -> Head:
     folds, coarse = (_smooth(rng, shape, mm / spacing_mm) for mm in (3.0, 9.0))
 
     def within(rx: float, ry: float, rz: float, cx: float = 0, cy: float = 0, cz: float = 0) -> Any:
-        """Signed distance, about mm, from an ellipsoid; negative inside. cy: to the back."""
+        """Signed distance, roughly in mm, from an ellipsoid; negative inside. cy: towards the back."""
         far = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2)
         return (far - 1) * min(rx, ry, rz)
 

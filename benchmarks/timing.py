@@ -1,10 +1,10 @@
 """Fair timing of torch code on the CPU or a CUDA device: rivals take turns, warm, each by its own clock.
 
-On the CPU the clock is read. On a CUDA device each call is timed twice. By the device: a sleep goes ahead of
-the call, so that the host has enqueued all of it before the device begins, and events around its phases say
-how long the device worked; a call that outlasts the sleep is repeated behind a longer one, and a call in
-which the host waits for the device has no such time. As called: events without a sleep, in which a short
-kernel takes as long as the host needs to launch it. Before each call twice the second-level cache is written,
+On the CPU the clock is read. On a CUDA device each call is timed twice. By the device: a sleep precedes the
+call, so that the host has enqueued all of it before the device starts, and events around its phases say how
+long the device worked; a call that outlasts the sleep is repeated after a longer one, and a call in which the
+host waits for the device has no such time. As called: events without a sleep, where a short kernel takes as
+long as the host needs to launch it. Before each call, twice the size of the second-level cache is written,
 and inputs rotate, so that no rival finds its inputs in a cache that real work would have emptied.
 """
 
@@ -21,8 +21,8 @@ import torch
 
 Phases = Callable[[Any, Callable[[], None]], None]  # runs all phases on one input; calls back after each
 
-WARMUP_S = 1.0  # of all rivals together on a card, until its clocks have risen
-CYCLES_PER_MS = 2e6  # of torch.cuda._sleep: no card's clock is faster by far
+WARMUP_S = 1.0  # of all rivals together on a GPU, until its clocks have risen
+CYCLES_PER_MS = 2e6  # of torch.cuda._sleep: no GPU's clock is much faster
 LONGEST_SLEEP_MS = 200.0
 
 
@@ -51,11 +51,13 @@ class Clock:
 
 @dataclass
 class Samples:
-    """Of one rival: phase -> ms. On the CPU `device` and `as_called` are the same numbers."""
+    """One rival's phase -> ms. On the CPU `device` and `as_called` are the same numbers."""
 
-    device: list[list[float]] = field(default_factory=list)  # empty: the host waits for the device within
+    device: list[list[float]] = field(
+        default_factory=list
+    )  # empty: the host waits for the device during the call
     as_called: list[list[float]] = field(default_factory=list)
-    refused: str | None = None  # what it raised while it warmed up
+    refused: str | None = None  # what it raised during warm-up
 
     def phases(self) -> list[list[float]]:
         return self.device or self.as_called
@@ -70,8 +72,8 @@ def add(samples: list[list[float]], laps: list[float]) -> None:
 def take_turns(
     rivals: dict[str, Phases], inputs: Sequence[Any], rounds: int, warmup: int, calls: int = 1
 ) -> dict[str, Samples]:
-    """The samples of each rival, one a round and call. A rival that raises while it warms up has the reason
-    in their place."""
+    """The samples of each rival, one per round and call. A rival that raises during warm-up has the reason
+    instead."""
     device = inputs[0][0].device
     samples = {name: Samples() for name in rivals}
     running = {}
@@ -80,7 +82,7 @@ def take_turns(
             for _ in range(warmup):
                 rival(inputs[0], lambda: None)
             running[name] = rival
-        except Exception as error:  # a rival of another package, another torch: the others still count
+        except Exception as error:  # a rival from another package or torch: the others still run
             told = str(error).splitlines()[0] if str(error) else ""
             samples[name].refused = f"{type(error).__name__}: {told}"
     turn = cycle(inputs)
@@ -129,17 +131,17 @@ class _CardTurns:
             clock = Clock(self.device)
             clock.mark()
             rival(given, clock.mark)
-            asleep = not clock.marks[0].query()  # the device has not even begun, and all is enqueued
+            asleep = not clock.marks[0].query()  # the device has not started yet, and all is enqueued
             laps = clock.laps_ms()
             if asleep:
                 add(samples.device, laps)
                 return
             self.sleep_ms[name] *= 2
-        samples.device.clear()  # too long, or it waits for the device: in any turn, so in all
+        samples.device.clear()  # too long, or it waits for the device: if in one turn, then in all
 
 
 def card_state() -> dict[str, str] | None:
-    """Clocks, temperature and power of the card at this moment, as nvidia-smi says them; None without it."""
+    """Clocks, temperature and power of the GPU now, by nvidia-smi; None without it."""
     names = ("clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "pstate")
     query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:
@@ -151,7 +153,7 @@ def card_state() -> dict[str, str] | None:
 
 
 def peak_mib(call: Callable[[], object], device: torch.device) -> float:
-    """The most memory that tensors made inside `call` held at one time, MiB, beyond what was there before."""
+    """Peak memory of tensors made inside `call`, MiB, beyond the memory in use before."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -172,7 +174,7 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
 
 
 def copy_gb_per_s(device: torch.device, mib: int = 512) -> float:
-    """Bytes read and written a second by a large copy on the device, in GB/s: the roof for moving bytes."""
+    """Bytes read and written per second by a large copy on the device, in GB/s: the bandwidth roof."""
     source = torch.ones(mib * 2**18, device=device)
     target = torch.empty_like(source)
 

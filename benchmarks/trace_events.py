@@ -11,8 +11,8 @@ from typing import Any
 
 
 class Trace:
-    """Collects (runtime, stage, start, end) in seconds. `push` and `pop` mark NVTX ranges, by torch where it
-    sees a card, else by the package nvtx where that is installed (the console has no torch)."""
+    """Collects (runtime, stage, start, end) in seconds. `push` and `pop` mark NVTX ranges, by torch if it
+    sees a GPU, otherwise by the package nvtx if installed (the console has no torch)."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -31,7 +31,7 @@ class Trace:
         self.events.append(event | {"ts": start_s * 1e6, "dur": (end_s - start_s) * 1e6})
 
     def write(self, path: Path) -> None:
-        """Trace Event Format, JSON object form; times in microseconds. A row is a thread with a name."""
+        """Trace Event Format, JSON object form; times in microseconds. A row is a named thread."""
         rows = list(dict.fromkeys(event["tid"] for event in self.events))
         names = [
             {"name": "thread_name", "ph": "M", "pid": os.getpid(), "tid": i, "args": {"name": row}}
@@ -43,7 +43,7 @@ class Trace:
 
 
 def _nvtx() -> tuple[Any, Any]:
-    """What begins and ends a range; (None, None) where nothing can."""
+    """The functions that begin and end a range; (None, None) if there are none."""
     try:
         torch: Any = importlib.import_module("torch")
         if torch.cuda.is_available():
@@ -58,7 +58,7 @@ def _nvtx() -> tuple[Any, Any]:
 
 
 def peak_memory() -> dict[str, float | None]:
-    """Most of this process so far in MiB: host (resident), and device as torch counts it, None without."""
+    """Peak memory of this process in MiB: host (resident), and device as torch counts it, None without."""
     host = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
     try:
         import torch

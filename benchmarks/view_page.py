@@ -1,12 +1,13 @@
-"""The viewer's page at a clinical size: its bytes, what writing it takes, what a browser takes to open it.
+"""The viewer's page at a clinical size: its bytes, the time to write it, and the time to open it in a
+browser.
 
     python benchmarks/view_page.py --json benchmarks/results/view.json
 
 A synthetic head (synthetic_head.py) of 256 x 256 x 180 voxels of 1 mm, with noise everywhere, as MRI + PET
 and as MRI + CT; the "fused" volume is their average, coloured for PET: the network's time is not the page's.
-The page is opened from disk in Chromium with its software renderer: what it takes with a card is not measured
-here. Times run from navigation to the first pane that shows slices, and to all four. Memory: the resident
-sets of all of the browser's processes (pages that they share count in each), less those with an empty page.
+The page is opened from disk in Chromium with its software renderer; a GPU is not measured here. Times run
+from navigation to the first pane that shows slices, and to all four. Memory: the resident sets of all browser
+processes (shared pages count in each), minus those with an empty page.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SHAPE = (180, 256, 256)
 
 
 def triple_of(head: synthetic_head.Head, other: str) -> triple.Triple:
-    """MRI and PET (in DICOM's palette) or CT, and their average as if it were fused."""
+    """MRI and PET (in DICOM's palette) or CT, and their average in place of the fused volume."""
     a = Image(head.mri, (0, 950), "mri", affine=head.affine, source="mri")
     limits, units = {"pet": ((0.0, 10.0), "SUVbw"), "ct": ((-100.0, 900.0), "HU")}[other]
     values = head.pet if other == "pet" else head.ct

@@ -1,7 +1,7 @@
 """Build the release set of engines: python engines/build.py --out FOLDER
 
 256, 512 and 1024 px at batch 1, 8 and 32, and one engine for every size up to 1024 px and batch 8; each with
-its manifest, each for every card that the TensorRT module here builds for. Prints one line per engine.
+its manifest, and for every GPU that the installed TensorRT builds for. Prints one line per engine.
 """
 
 from __future__ import annotations

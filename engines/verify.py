@@ -1,8 +1,8 @@
 """Verify engines and their network on real pairs: python engines/verify.py FOLDER [--pairs MRI OTHER]
 
-Every engine of FOLDER is compared with its manifest and, where a card is, run on the golden pairs. With
---pairs, two folders of equal names, the mixed-precision graph in ONNX Runtime is compared with FP32 torch.
-Exit code 1 where a file does not match or a picture has under 55 dB or is off by more than 2/255.
+Compares every engine of FOLDER with its manifest and, if there is a GPU, runs it on the golden pairs. With
+--pairs, two folders of equal names, compares the mixed-precision graph in ONNX Runtime with FP32 torch. Exit
+code 1 if a file does not match, or a picture has less than 55 dB or is off by more than 2/255.
 """
 
 from __future__ import annotations

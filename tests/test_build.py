@@ -103,9 +103,7 @@ def break_binary(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 def test_a_binary_that_does_not_load_is_told_once_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     break_binary(monkeypatch, ImportError("_C.so: undefined symbol: _ZN3c10\nmore"))
-    with pytest.warns(
-        UserWarning, match=r"build it again \(_C.so: undefined symbol: _ZN3c10\); plain torch"
-    ):
+    with pytest.warns(UserWarning, match=r"build it again \(_C.so: undefined symbol: _ZN3c10\); plain torch"):
         devices, reason = ops._load()
     assert not devices and "more" not in reason
 
