@@ -134,7 +134,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     a = mmif_trt.read(write_mr(tmp_path / "a", affine_of()))
     refused = {
         "different frames of reference": {"FrameOfReferenceUID": "1.2.3"},
-        "two patients": {"PatientID": "PLANTED-B"},
+        "different patients": {"PatientID": "PLANTED-B"},
     }
     for i, (words, tags) in enumerate(refused.items()):
         b = mmif_trt.read(write_pet(tmp_path / f"b{i}", affine_of(), **tags))

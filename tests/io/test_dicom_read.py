@@ -270,7 +270,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="announces .1024, 1024, 1024. voxels"):
             nifti.decode(data, f"x.{form}")
     for data, words in (
-        (gzip.compress(good)[:-6], "whole file"),
+        (gzip.compress(good)[:-6], "complete file"),
         (good[:-5], "announces"),
         (gzip.compress(good + b"\0" * (2 << 20)), "goes on after"),
         (b"", "not a single-file NIfTI"),

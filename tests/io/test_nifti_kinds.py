@@ -55,7 +55,7 @@ def test_gzip_of_several_members(tmp_path: Path) -> None:
     is_the_head(mmif_trt.read(tmp_path / "x.nii.gz"))
     for cut in (b"".join(parts[:-1]), b"".join(parts)[:-7]):
         (tmp_path / "cut.nii.gz").write_bytes(cut)
-        refused(tmp_path / "cut.nii.gz", "whole file")
+        refused(tmp_path / "cut.nii.gz", "complete file")
     (tmp_path / "more.nii.gz").write_bytes(b"".join([*parts, gzip.compress(bytes(2 << 20))]))
     refused(tmp_path / "more.nii.gz", "goes on after its announced end")
 

@@ -144,7 +144,7 @@ def test_what_is_not_there_is_said_in_one_line(
         (["--study", STUDY, "--dicomweb", web], "answers 401"),
         (["--study", STUDY, "--from", f"PACS@127.0.0.1:{free_port()}"], "no association"),
         (["--study", STUDY, "--dicomweb", f"http://127.0.0.1:{free_port()}/x"], "does not answer"),
-        (["--study", "x", "--from", pacs], "--study: no UID"),
+        (["--study", "x", "--from", pacs], "--study: not a UID"),
         (["--study", STUDY], "expected exactly one of them"),
         (["--study", STUDY, "--dicomweb", "ftp://x/y"], "expected http"),
         (["--study", STUDY, "--dicomweb", "http://u:zzpass@x/y"], "expected them in --dicomweb-auth"),
