@@ -174,31 +174,23 @@ def test_batch(tmp_path: Path, module: Any) -> None:
     assert done.stdout.strip() == module("report").batch_table(result).strip()
 
 
-def test_ops(tmp_path: Path, module: Any) -> None:
+FEW_OPS = "--scale 1 --crop 64 --batch 2 --rounds 2 --warmup 1 --device cpu --threads 1"
+
+
+# torch.compile takes most of a minute.
+@pytest.mark.parametrize("more", [(), pytest.param(("compile",), marks=pytest.mark.nightly)])
+def test_ops(more: tuple[str, ...], tmp_path: Path, module: Any) -> None:
     pytest.importorskip("torch")
     out = tmp_path / "ops.json"
-    few = [
-        "--scale",
-        "1",
-        "--crop",
-        "64",
-        "--batch",
-        "2",
-        "--rounds",
-        "2",
-        "--warmup",
-        "1",
-        "--device",
-        "cpu",
-    ]
+    few = [*FEW_OPS.split(), "--rival", "kernel", "eager", "sdpa", *more]
     done = run("bench_ops.py", *few, "--json", str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     check_conditions(result)
     found = {(row["op"], row["shift"], row["rival"]) for row in result["rows"]}
-    attention = {("window_attention", s, r) for s in (0, 4) for r in ("kernel", "eager", "sdpa", "compile")}
-    loss = {("fusion_loss", None, r) for r in ("kernel", "eager", "compile")}
-    blocks = {(op, None, r) for op in CPU_OPS for r in ("kernel", "eager", "compile")}
+    attention = {("window_attention", s, r) for s in (0, 4) for r in ("kernel", "eager", "sdpa", *more)}
+    loss = {("fusion_loss", None, r) for r in ("kernel", "eager", *more)}
+    blocks = {(op, None, r) for op in CPU_OPS for r in ("kernel", "eager", *more)}
     assert found == attention | loss | blocks | {("training step", None, r) for r in ("kernel", "eager")}
     for row in result["rows"]:
         assert row["status"] == "measured", row
