@@ -77,11 +77,11 @@ def fuse(
     a = _with_range(a, options.value_range_a, options.percentiles_a, "a")
     b = _with_range(b, options.value_range_b, options.percentiles_b, "b")
     a, b, palette, plane = _check(a, b, options)
-    moved, report = geometry.align(a, b, options.registration, assume_aligned=options.assume_aligned)
     limits_a, how_a = normalise.volume_limits(a, options.percentiles_a)
-    limits_b, how_b = normalise.volume_limits(
-        b, options.percentiles_b, "b"
-    )  # the limits of b as received, without resampled edges
+    limits_b, how_b = normalise.volume_limits(b, options.percentiles_b, "b")  # of b as received: no edges
+    moved, report = geometry.align(
+        a, b, options.registration, assume_aligned=options.assume_aligned, black=limits_b[0]
+    )
     assert a.affine is not None
     a_slices, affine = orient(a.data, a.affine, plane)
     b_slices, _ = orient(moved.data, a.affine, plane)

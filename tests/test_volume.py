@@ -54,6 +54,17 @@ def test_b_lands_where_its_header_says(name: str) -> None:
     assert np.percentile(error, 99) < 40 and error.mean() < 5  # linear interpolation of 4 mm voxels
 
 
+def test_what_b_does_not_cover_shows_a_alone() -> None:
+    """A CT cut out of the head holds no air: its lowest value is no black, and must not fill what lies
+    beyond it."""
+    a = mri()
+    slab = np.full((4, *SHAPE[1:]), 40.0, np.float32)
+    slab[:, 20:40, 20:30] = 700
+    ct = Image(slab, None, "ct", affine=affine_of(), source="ct", units="HU")
+    fused = volume.fuse(np.maximum, replace(a, data=0 * a.data), ct, volume.Options()).image.data
+    assert (fused[:4] > 0).all() and not fused[5:].any()
+
+
 @pytest.mark.parametrize("plane", [None, *volume.PLANES])
 def test_the_hot_spot_of_the_left_is_hot_on_the_left(plane: str | None, tmp_path: Path) -> None:
     """From DICOM MRI and opposite-handed NIfTI PET to RGB NIfTI: red where the uptake is, not opposite."""

@@ -59,9 +59,15 @@ class Report:
 
 
 def align(
-    a: Image, b: Image, registration: str | Stated = "header", *, assume_aligned: bool = False
+    a: Image,
+    b: Image,
+    registration: str | Stated = "header",
+    *,
+    assume_aligned: bool = False,
+    black: float = np.inf,
 ) -> tuple[Image, Report]:
-    """b on a's grid, and how it got there. Outside b the value is b's lowest (black).
+    """b on a's grid, and how it got there. Outside b the value is b's lowest, or `black` where that is lower:
+    what is shown there is a alone.
 
     "header": by the two affines; refused where both name a frame of reference and these differ. "rigid":
     six parameters on top of the headers, by mutual information. "none": voxel for voxel, only with
@@ -99,7 +105,7 @@ def align(
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
     else:
         matrix, report = register_rigid(a, b)
-    moved, inside = resample(a, b, matrix)
+    moved, inside = resample(a, b, matrix, black)
     if not inside:
         raise InputError(f"{b.source} does not overlap {a.source} anywhere; expected the same body region")
     return moved, replace(report, inside=round(inside, 4))
@@ -140,8 +146,9 @@ def _same_patient(a: Image, b: Image) -> None:
             raise InputError(f"{a.source} and {b.source} name different patients; expected the same patient")
 
 
-def resample(a: Image, b: Image, matrix: np.ndarray) -> tuple[Image, float]:
-    """b [S, H, W] (or RGB) on a's grid, linear, and the share of that grid that b covers.
+def resample(a: Image, b: Image, matrix: np.ndarray, black: float = np.inf) -> tuple[Image, float]:
+    """b [S, H, W] (or RGB) on a's grid, linear, and the share of that grid that b covers. What b does not
+    cover takes its lowest value, or `black` where that is lower (a CT may hold no air).
 
     matrix: RAS+ mm of a to RAS+ mm of b. Works on voxel indices, so left-handed, oblique and sheared
     grids need no case of their own.
@@ -155,7 +162,7 @@ def resample(a: Image, b: Image, matrix: np.ndarray) -> tuple[Image, float]:
     if shape == b.data.shape[:3] and np.allclose(to_b, np.eye(4), atol=1e-4):
         return replace(b, affine=a.affine), 1.0
     transform = sitk.AffineTransform(to_b[:3, :3].ravel().tolist(), to_b[:3, 3].tolist())
-    lowest = float(b.value_range[0]) if b.value_range else float(b.data.min())
+    lowest = min(float(b.value_range[0]) if b.value_range else float(b.data.min()), black)
     channels = np.moveaxis(b.data, -1, 0) if b.is_colour else b.data[None]
     moved = [_resample(channel, shape, transform, 0.0 if b.is_colour else lowest) for channel in channels]
     covered = float(_resample(np.ones(b.data.shape[:3], np.float32), shape, transform, 0.0).mean())
