@@ -17,6 +17,7 @@ from mmif_trt.files import (
     OutputError,
     make_folder,
     read_regular,
+    remove_leftovers,
     sync_folder,
     temporary_prefix,
     write_atomic,
@@ -94,6 +95,12 @@ class Folder:
                 below = f"{folder}/{name}" if folder else name
                 yield below
                 yield from self.folders(below)
+
+    def sweep(self) -> None:
+        """Deletes half-written files of processes that are gone."""
+        if self.root.is_dir():
+            for folder in ("", *self.folders()):
+                remove_leftovers(self.root / folder)
 
 
 class Bucket:

@@ -75,6 +75,7 @@ def cases(
     from mmif_trt.cluster.driver import Driver
     from mmif_trt.cluster.ray_engine import RayEngine
     from mmif_trt.cluster.work import Cases, lost_case
+    from mmif_trt.storage import Folder
 
     work, count = Cases(how, secrets.token_hex(8)), Counter[str]()
 
@@ -86,6 +87,8 @@ def cases(
     with RayEngine(ray, work, size) as engine:
         lost = lambda case: lost_case(work, case)  # noqa: E731
         Driver(engine, size.workers, on_result, lost, stop, in_flight=STAGES).run(todo)
+    if isinstance(how.output.store, Folder):
+        how.output.store.sweep()  # what a worker that was killed had half written
     return count
 
 

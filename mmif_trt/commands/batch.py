@@ -146,7 +146,7 @@ def _carry(
 ) -> int:
     from mmif_trt.clinical import bids
     from mmif_trt.clinical import cases as work
-    from mmif_trt.files import prove_writable, remove_leftovers
+    from mmif_trt.files import prove_writable
 
     states = _states(args, plan, part, output, network)
     log_path = None
@@ -156,8 +156,7 @@ def _carry(
             read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
             work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
         prove_writable(Path(args.output))
-        for folder in ("", *output.store.folders()):
-            remove_leftovers(Path(args.output) / folder)
+        Folder(args.output).sweep()
     if output.bids and isinstance(output.store, Folder):
         bids.describe(output.store, output.bids)
     todo = sum(state != DONE for state in states)

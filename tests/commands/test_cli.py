@@ -228,7 +228,7 @@ def test_usage_errors_write_nothing(tmp_path: Path) -> None:
         (mri, pet, "-o", out, "--value-range-b", "0", "nan"): "--value-range of B: 0 nan",
         (mri, pet, "-o", out, "--workers", "0"): "--workers",
         (mri, pet, "-o", out, "--format", "bmp"): "--format",
-        (mri, pet, "-o", out, "--report", tmp_path / "r.txt"): "ends in .json",
+        (mri, pet, "-o", out, "--report", tmp_path / "r.txt"): "ending in .json",
         (mri, pet): "-o",
     }
     before = sorted(tmp_path.rglob("*"))
@@ -302,7 +302,7 @@ def test_eval(tmp_path: Path) -> None:
     text = run("eval", tmp_path, pet, "--baselines", "-o", table, code=0).stdout
     assert "Qabf" in text and "average" in text and "fused" in text and "2 pairs" in text
     assert len(table.read_text().splitlines()) == 1 + 3 * (2 + 1)
-    assert "ends in .csv" in run("eval", tmp_path, pet, "-o", pet / "p000.png", code=2).stderr
+    assert "ending in .csv" in run("eval", tmp_path, pet, "-o", pet / "p000.png", code=2).stderr
     (pet / "p001.png").write_bytes(b"no picture")
     assert "p001.png" in run("eval", tmp_path, pet, code=2).stderr
 

@@ -189,12 +189,22 @@ def test_sanitized(tmp_path: Path) -> None:
 # ---- Planted faults: what, where, old, new -------------------------------------------------------
 
 PLANTS = [
-    ("means before they are whole", "_fwd.cu", "__syncthreads();  // the means are whole", "//"),
-    ("pictures before they are whole", "_fwd.cu", "__syncthreads();  // the pictures are whole", "//"),
-    ("sums before they are whole", "_fwd.cu", "__syncthreads();  // the warps' sums are whole", "//"),
+    ("means before they are whole", "_fwd.cu", "__syncthreads();  // the means are complete", "//"),
+    ("pictures before they are whole", "_fwd.cu", "__syncthreads();  // the pictures are complete", "//"),
+    ("sums before they are whole", "_fwd.cu", "__syncthreads();  // the warps' sums are complete", "//"),
     ("b where the sources are equal", "_fwd.cu", "wa * a >= wb * b : a >= b", "wa * a > wb * b : a > b"),
-    ("moments before they are whole", "_bwd.cu", "__syncthreads();  // the moments are whole,", "//"),
-    ("backward's means before they are whole", "_bwd.cu", "__syncthreads();  // the means are whole", "//"),
+    (
+        "moments before they are whole",
+        "_bwd.cu",
+        "__syncthreads();  // the moments and the signs are complete",
+        "//",
+    ),
+    (
+        "backward's means before they are whole",
+        "_bwd.cu",
+        "__syncthreads();  // the means are complete",
+        "//",
+    ),
     ("the border is not negated", "_bwd.cu", "vertical : -vertical", "vertical : vertical"),
     ("a window too far", "_bwd.cu", "tile.x + lane - kSsimWindow + 1;", "tile.x + lane - kSsimWindow;"),
 ]

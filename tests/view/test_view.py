@@ -178,7 +178,7 @@ def test_what_is_wrong_is_said(fused: tuple[Path, Path, Path], tmp_path: Path, c
     io.write(tmp_path / "q.png", Image(np.zeros((40, 41), np.uint8)))
     pictures = [str(tmp_path / name) for name in ("p.png", "p.png", "q.png")]
     for given, words in (
-        ([a, b, out, "-o", str(tmp_path / "v.txt")], "ends in .html"),
+        ([a, b, out, "-o", str(tmp_path / "v.txt")], "ending in .html"),
         ([a, b, out, "-o", str(tmp_path / "other.html")], "other.html"),
         ([a, b, out, "-o", str(tmp_path / "v.html"), "--report", str(tmp_path / "record.json")], "no record"),
         ([a, b, str(tmp_path / "p.png"), "-o", str(tmp_path / "v.html")], "expected the fused volume"),
