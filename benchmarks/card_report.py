@@ -12,8 +12,6 @@ it (report.py).
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from suite_summary import NCU
+from suite_summary import NCU, launches
 
 OPS = ("attention", "attention_batch", "loss", "step", "compiled", "compiled_loss")
 NETWORK = ("network", "network_512", "network_compile")
@@ -37,14 +35,13 @@ def read_part(archive: Path) -> dict[str, Any]:
     steps = {s["name"]: json.loads(files[s["json"]]) for s in index["steps"] if s["json"]}
     part = {"index": index, "results": steps}
     if "ncu_rows.log" in files:
-        part["launches"] = launches(files["ncu_rows.log"].decode())
+        part["launches"] = figures(files["ncu_rows.log"].decode())
     return part
 
 
-def launches(log: str) -> list[dict[str, str]]:
+def figures(log: str) -> list[dict[str, str]]:
     """Kernel and the figures of NCU, with their units, of each launch in ncu's raw page."""
-    start = log.index('"ID"')
-    units, *rows = csv.DictReader(io.StringIO(log[start:]))
+    units, rows = launches(log)
     return [
         {"kernel": row["Kernel Name"]} | {NCU[c]: f"{row[c]} {units[c]}".strip() for c in NCU if c in units}
         for row in rows

@@ -139,14 +139,17 @@ def diffusion(result: dict[str, Any]) -> str:
     )
 
 
+def launches(log: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """ncu's raw page, a CSV behind its talk: the units of the columns, then a row per launch."""
+    units, *rows = csv.DictReader(io.StringIO(log[log.index('"ID"') :]))
+    return units, rows
+
+
 def ncu(log: str) -> str:
-    """The raw page's CSV: names, units, then the launches. Text before it is ncu's log."""
-    start = log.index('"ID"')
-    rows = list(csv.DictReader(io.StringIO(log[start:])))
-    units, launches = rows[0], rows[1:]
+    units, rows = launches(log)
     there = [column for column in NCU if column in units]
     head = ["kernel", *(f"{NCU[c]} {units[c]}".strip() for c in there)]
-    return table(head, ([r["Kernel Name"][:60], *(r[c] for c in there)] for r in launches))
+    return table(head, ([r["Kernel Name"][:60], *(r[c] for c in there)] for r in rows))
 
 
 SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -75,6 +75,15 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """In hexadecimal, of a regular file, read block by block."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def read_regular(path: str | os.PathLike[str]) -> bytes:
     """The whole of a regular file; see open_regular."""
     with open_regular(path) as file:

@@ -25,7 +25,7 @@ from mmif_trt.clinical import bids, outputs, records, staging
 from mmif_trt.clinical.case import Case, Loaded, VolumeFuser, fuse, load
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.clinical.records import DONE, FAILED, Output, Owner, Run
-from mmif_trt.files import disk_is_full, open_regular
+from mmif_trt.files import disk_is_full, sha256_of
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, explain
 from mmif_trt.storage import Bucket, Folder
@@ -159,12 +159,12 @@ class Runner:
         if isinstance(store, Folder):
             store.make_room(target)
             told = self._write(store.where(target), case, fused, loaded)
-            return told, {os.path.basename(path): _sha256(path) for path in told["files"]}
+            return told, {os.path.basename(path): sha256_of(path) for path in told["files"]}
         folder = self.scratch / "out"
         folder.mkdir()
         try:
             made = self._write(str(folder / f"x{self.output.suffix}"), case, fused, loaded)
-            hashes = [_sha256(path) for path in made["files"]]
+            hashes = [sha256_of(path) for path in made["files"]]
             digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
             names = outputs.names(self.output.target(case.name, digest))
             names += [self.output.page_of(case.name, digest)] if self.output.page else []
@@ -213,14 +213,6 @@ class Runner:
                 return Settled(case.name, LEFT)  # reported once; the next run makes these
             self.stop.reason = self.stop.reason or full
         return Settled(case.name, FAILED, explain(error))
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def carry(

@@ -38,8 +38,8 @@ def add(commands: Any) -> None:
         "batch",
         help="fuse many volumes: a manifest, a folder of DICOM studies or of BIDS, or a plan",
         description="Pair series by patient, study and frame of reference (BIDS: anat with pet and ct of a "
-        "session), and fuse each pair. A case whose report says done is skipped: after a stop, run it again "
-        "or a kill.",
+        "session), and fuse each pair. A case whose report says done is skipped: after a stop or a kill, run "
+        "it again.",
     )
     parser.add_argument(
         "source",

@@ -7,7 +7,6 @@ pairs as there are workers, however long the folder.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import queue
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmif_trt import io
-from mmif_trt.files import disk_is_full, open_regular, write_atomic
+from mmif_trt.files import disk_is_full, sha256_of, write_atomic
 from mmif_trt.folders.pairs import Pair
 from mmif_trt.image import Image, InputError
 from mmif_trt.machine import usable_cores
@@ -153,7 +152,7 @@ def _settle(
         if pair.finished:
             newer = max(os.path.getmtime(pair.a), os.path.getmtime(pair.b)) > os.path.getmtime(pair.out)
             result.message = "an input is newer than the output" if newer else ""
-            result.sha256 = tuple(_sha256(path) for path in (pair.a, pair.b, pair.out))
+            result.sha256 = tuple(sha256_of(path) for path in (pair.a, pair.b, pair.out))
             result.status = "skipped"
         else:
             assert fuser is not None, "an unfinished pair needs a fuser"
@@ -184,15 +183,7 @@ def _fuse(result: Result, fuser: PairFuser, ranges: tuple[Range | None, Range | 
     lap()
     io.write(pair.out, fused)
     lap()
-    result.sha256 += (_sha256(pair.out),)
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    result.sha256 += (sha256_of(pair.out),)
 
 
 def default_workers() -> int:
