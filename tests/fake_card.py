@@ -90,6 +90,24 @@ class Memory(Dropped):
             del self.card.memory[self.address]
 
 
+class OnCard:
+    """An array of another library, as PyCUDA's GPUArray: it has the interface alone, and its memory goes with
+    it."""
+
+    def __init__(self, card: FakeCard, x: np.ndarray) -> None:
+        self.memory = Memory(card, x.nbytes)
+        card.memory[int(self.memory)][:] = np.frombuffer(x.tobytes(), np.uint8)
+        self.__cuda_array_interface__ = {
+            "shape": x.shape,
+            "typestr": x.dtype.newbyteorder("<").str,
+            "data": (int(self.memory), False),
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self.memory.free()
+
+
 class Stream(Dropped):
     def __init__(self, card: FakeCard, flags: int = 0) -> None:
         super().__init__(card)

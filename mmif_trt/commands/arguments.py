@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt.files import prove_writable
-from mmif_trt.image import InputError
+from mmif_trt.image import MODALITIES, InputError
 
 if TYPE_CHECKING:
     from mmif_trt.cluster.ray_engine import Size
@@ -32,6 +32,14 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
     parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
     parser.add_argument("--threads", type=count_to(1024), help="threads of the network; default: all")
+
+
+def add_of_b(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """What B's file may leave open."""
+    aligned = "for --registration none: one grid already"
+    parser.add_argument("--assume-aligned", action="store_true", help=aligned)
+    modality = "where B's file does not say it (NIfTI)"
+    parser.add_argument("--modality-b", type=str.lower, choices=MODALITIES[1:], help=modality)
 
 
 def count_to(most: int) -> Any:

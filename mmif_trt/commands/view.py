@@ -8,8 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt.commands import look, volumes
-from mmif_trt.commands.arguments import REGISTRATIONS, check_text_output, count_to, options_of
-from mmif_trt.image import MODALITIES, InputError
+from mmif_trt.commands.arguments import (
+    REGISTRATIONS,
+    add_of_b,
+    check_text_output,
+    count_to,
+    options_of,
+)
+from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
     from mmif_trt.view.triple import Triple
@@ -31,12 +37,7 @@ def add(commands: Any) -> None:
     view.add_argument("--report", metavar="REPORT.json", help=what)
     what = f"of B to A where there is no record: {', '.join(REGISTRATIONS)}, or a DICOM Spatial Registration"
     view.add_argument("--registration", default="header", metavar="HOW|FILE", help=what)
-    view.add_argument(
-        "--assume-aligned", action="store_true", help="for --registration none: one grid already"
-    )
-    view.add_argument(
-        "--modality-b", type=str.lower, choices=MODALITIES[1:], help="where B's file does not say it (NIfTI)"
-    )
+    add_of_b(view)
     view.add_argument("--palette", help="of B where there is no record; default: by modality")
     for side in "ab":
         what = f"where the window of {side.upper()} opens; default: as fused"

@@ -12,9 +12,9 @@ from typing import Any
 
 from mmif_trt import overwriting
 from mmif_trt.commands import look
-from mmif_trt.commands.arguments import REGISTRATIONS, add_how, count_to, options_of, say
+from mmif_trt.commands.arguments import REGISTRATIONS, add_how, add_of_b, count_to, options_of, say
 from mmif_trt.files import write_atomic
-from mmif_trt.image import MODALITIES, InputError
+from mmif_trt.image import InputError
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")
 WARN_BELOW = 0.5  # share of A that B covers
@@ -25,12 +25,7 @@ def add_options(fuse: argparse.ArgumentParser) -> None:
     add_how(group)
     what = f"of B to A: {', '.join(REGISTRATIONS)}, or a DICOM Spatial Registration; default: header"
     group.add_argument("--registration", default="header", metavar="HOW|FILE", help=what)
-    group.add_argument(
-        "--assume-aligned", action="store_true", help="for --registration none: one grid already"
-    )
-    group.add_argument(
-        "--modality-b", type=str.lower, choices=MODALITIES[1:], help="where B's file does not say it (NIfTI)"
-    )
+    add_of_b(group)
     for side in "ab":
         what = f"of several series in {side.upper()}: its UID, number or description"
         group.add_argument(f"--series-{side}", default="", metavar="SERIES", help=what)

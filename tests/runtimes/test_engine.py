@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_card import Error, FakeCard, MemoryFull, network
+from fake_card import Error, FakeCard, MemoryFull, OnCard, network
 from fake_engine import Light, engine, install, usable_modules
 
 from mmif_trt import Fuser, InputError, runtimes
@@ -102,26 +102,6 @@ def test_the_parts_of_a_call_are_timed_by_the_card(fake: FakeCard, path: Path) -
         with pytest.raises(DeviceError, match="cuEventElapsedTime failed .CUDA error 400."):
             e(*pair(64, 64))
     assert not fake.times, "the events are given back"
-
-
-class OnCard:
-    """Like a PyCUDA GPUArray: it has the interface alone, and its memory goes with it."""
-
-    def __init__(self, fake: FakeCard, x: np.ndarray) -> None:
-        from fake_card import Memory
-
-        self.memory = Memory(fake, x.nbytes)
-        self.memory.data[:] = x.reshape(-1)
-        pointer = (int(self.memory), False)
-        self.__cuda_array_interface__ = {
-            "shape": x.shape,
-            "typestr": x.dtype.newbyteorder("<").str,
-            "data": pointer,
-            "version": 3,
-        }
-
-    def __del__(self) -> None:
-        self.memory.free()
 
 
 def test_device_arrays_are_read_in_place_and_kept(fake: FakeCard, path: Path) -> None:

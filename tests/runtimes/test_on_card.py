@@ -8,23 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_card import FakeCard, Memory, fused
+from fake_card import FakeCard, OnCard, fused
 from fake_engine import install, usable_modules
 
 from mmif_trt import Fuser, InputError
 from mmif_trt.models.pixels import Form
-
-
-class OnCard:
-    """An array of another library: the interface, and memory that goes with it."""
-
-    def __init__(self, card: FakeCard, x: np.ndarray) -> None:
-        self.memory = Memory(card, x.nbytes)
-        card.memory[int(self.memory)][:] = np.frombuffer(x.tobytes(), np.uint8)
-        pointer = (int(self.memory), False)
-        self.__cuda_array_interface__ = {
-            "shape": x.shape, "typestr": x.dtype.str, "data": pointer, "version": 3
-        }  # fmt: skip
 
 
 @pytest.fixture
