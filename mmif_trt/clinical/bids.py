@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.clinical.case import Case
 from mmif_trt.files import read_regular
 from mmif_trt.image import InputError
-from mmif_trt.storage import Folder
+from mmif_trt.storage import Folder, Store
 
 VERSION_OF_BIDS = "1.10.0"
 DESCRIPTION = "dataset_description.json"
@@ -56,13 +57,26 @@ def files_of(folder: Path) -> list[File]:
     return found
 
 
-def cases(root: str, across: bool = False) -> Iterator[Case | str]:
-    """Cases in the order of subjects and sessions, and what is left out and why.
+def refuse_output(store: Store, suffix: str, root: str) -> None:
+    """Raises InputError if `store` or the format cannot be a data set derived from `root`."""
+    if not isinstance(store, Folder):
+        raise InputError(f"{store.where('')}: the output of a BIDS data set; expected a folder")
+    if suffix == ".dcm":
+        raise InputError("--format dcm: not allowed by BIDS; expected nii or nii.gz")
+    if os.path.realpath(root) == os.path.realpath(store.root):
+        raise InputError(
+            f"{store.root}: the data set itself; expected another, such as {root}/derivatives/NAME"
+        )
+
+
+def cases(root: str, across: bool = False, part: tuple[int, int] = (1, 1)) -> Iterator[Case | str]:
+    """Cases in the order of subjects and sessions, and what is left out and why. part: (I, N), of every N-th
+    subject from the I-th on.
 
     Every PET and CT is paired with the MRI of its session: T1w before T2w before FLAIR, then by name. across:
     if its session has none, with that of the subject's first session that has one (to be registered).
     """
-    for subject in sorted(Path(root).glob("sub-*")):
+    for subject in islice(sorted(Path(root).glob("sub-*")), part[0] - 1, None, part[1]):
         sessions = sorted(subject.glob("ses-*")) or [subject]
         anatomy = {session: _anatomy(files_of(session / "anat")) for session in sessions}
         for session in sessions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -43,6 +44,11 @@ class Case:
     def options(self, run: Options) -> Options:
         """The options of this case in a run with these."""
         return replace(run, **self.own)
+
+
+def is_name(text: str) -> bool:
+    """Whether a case may have this name: its outputs begin with it."""
+    return bool(text) and text == os.path.basename(text) and not text.startswith(".")
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,24 @@
 """A plan in files: made once, by one process or several, and read by all that make its cases.
 
-PLAN/plan-I-of-N.json says how many cases part I has and how they are fused, and is written last;
-PLAN/cases-I-of-N-NUMBER.jsonl.gz hold CHUNK cases each, one per line; PLAN/left-I-of-N.txt.gz lists what is
-left out.
+PLAN/plan-I-of-N.json says how many cases part I has, the SHA-256 of their files and how they are fused, and
+is written last; PLAN/cases-I-of-N-NUMBER.jsonl.gz hold CHUNK cases each, one per line;
+PLAN/left-I-of-N.txt.gz lists what is left out.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 from mmif_trt.about import VERSION
-from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.case import Case, is_name
 from mmif_trt.clinical.records import Run
 from mmif_trt.clinical.spill import Spill, case_of, entry_of
 from mmif_trt.image import InputError
@@ -24,7 +26,7 @@ from mmif_trt.storage import Store
 from mmif_trt.volume import Options
 
 FORMAT, CHUNK = 1, 256
-HEAD = re.compile(r"plan-(\d+)-of-(\d+)\.json")
+HEAD = re.compile(r"plan-(\d{1,6})-of-(\d{1,6})\.json")
 
 
 def is_plan(store: Store) -> bool:
@@ -36,11 +38,19 @@ def write(store: Store, spill: Spill, run: Run, part: tuple[int, int]) -> None:
     name = "{}-of-{}".format(*part)
     if store.holds(f"plan-{name}.json"):
         raise InputError(f"{store.where(f'plan-{name}.json')}: exists; expected a new folder for a plan")
+    hashes = []
     for number, lines in enumerate(_chunks(json.dumps(entry_of(case)) for case in spill.cases())):
-        store.write(f"cases-{name}-{number:06}.jsonl.gz", _packed(lines))
+        packed = _packed(lines)
+        store.write(_cases(name, number), packed)
+        hashes.append(hashlib.sha256(packed).hexdigest())
     store.write(f"left-{name}.txt.gz", _packed(spill.left()))
-    head = {"mmif_trt": VERSION, "format": FORMAT, "cases": len(spill), "chunk": CHUNK}
-    store.write(f"plan-{name}.json", (json.dumps({**head, "run": asdict(run)}, indent=1) + "\n").encode())
+    head = {"mmif_trt": VERSION, "format": FORMAT, "bids": spill.bids, "run": asdict(run)}
+    head |= {"cases": len(spill), "chunk": CHUNK, "sha256": hashes}
+    store.write(f"plan-{name}.json", (json.dumps(head, indent=1) + "\n").encode())
+
+
+def _cases(part: str, number: int) -> str:
+    return f"cases-{part}-{number:06}.jsonl.gz"
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
@@ -55,14 +65,20 @@ def _packed(lines: Iterable[str]) -> bytes:
 
 @dataclass(frozen=True)
 class Part:
+    """sha256: of each file of cases. bids: see PlanFolder."""
+
     name: str
     cases: int
     chunk: int
+    sha256: tuple[str, ...]
+    run: Run
+    bids: str
 
 
 class PlanFolder:
-    """A whole plan. run: how its cases are fused. Memory holds one chunk. Raises InputError for a folder that
-    is not a plan or lacks a part."""
+    """A whole plan. run: how its cases are fused. bids: the BIDS data set that they are of, or "". Memory
+    holds one chunk. Raises InputError for a folder that is not a plan or lacks a part, and for what `write`
+    did not write."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -74,24 +90,29 @@ class PlanFolder:
         if len(counts) > 1 or missing:
             what = f"parts of {sorted(counts)}" if len(counts) > 1 else f"part {missing[0]} is missing"
             raise InputError(f"{store.where('')}: {what}; expected all parts of one plan")
-        read = [self._head(head[0]) for head in sorted(heads, key=lambda head: int(head[1]))]
-        self._parts = [part for part, _ in read]
-        self.run = read[0][1]
-        if any(run != self.run for _, run in read):
+        self._parts = [self._head(head[0]) for head in sorted(heads, key=lambda head: int(head[1]))]
+        self.run, self.bids = self._parts[0].run, self._parts[0].bids
+        if any((part.run, part.bids) != (self.run, self.bids) for part in self._parts):
             raise InputError(f"{store.where('')}: its parts differ in options; expected the same for all")
 
-    def _head(self, name: str) -> tuple[Part, Run]:
+    def _head(self, name: str) -> Part:
         try:
             head = json.loads(self._store.read(name))
             if head["format"] != FORMAT:
                 where = self._store.where(name)
                 raise InputError(f"{where}: format {head['format']}; expected {FORMAT}, of this version")
             part = name.removeprefix("plan-").removesuffix(".json")
-            return Part(part, int(head["cases"]), int(head["chunk"])), _run_of(head["run"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self._store.where(name)}: damaged ({type(error).__name__}); expected what plan wrote"
-            ) from None
+            cases, chunk, hashes = int(head["cases"]), int(head["chunk"]), tuple(head["sha256"])
+            if len(hashes) != -(-cases // chunk):
+                raise ValueError(f"{len(hashes)} files for {cases} cases")
+            return Part(part, cases, chunk, hashes, _run_of(head["run"]), str(head["bids"]))
+        except InputError:
+            raise
+        except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._damaged(name, type(error).__name__) from None
+
+    def _damaged(self, name: str, why: str) -> InputError:
+        return InputError(f"{self._store.where(name)}: damaged or edited ({why}); expected what plan wrote")
 
     def __len__(self) -> int:
         return sum(part.cases for part in self._parts)
@@ -108,23 +129,33 @@ class PlanFolder:
                 size = min(part.chunk, part.cases - at)
                 begin, stop = max(first - before - at, 0), min(end - before - at, size)
                 if begin < stop:
-                    lines = self._lines(f"cases-{part.name}-{at // part.chunk:06}.jsonl.gz")
-                    yield from (self._case(line) for line in lines[begin:stop])
+                    number = at // part.chunk
+                    lines = self._lines(_cases(part.name, number), part.sha256[number])
+                    if len(lines) != size:
+                        raise self._damaged(_cases(part.name, number), f"{len(lines)} cases of {size}")
+                    for line in lines[begin:stop]:
+                        yield self._case(_cases(part.name, number), line)
             before += part.cases
 
-    def _lines(self, name: str) -> list[str]:
+    def _lines(self, name: str, sha256: str = "") -> list[str]:
         try:
-            return gzip.decompress(self._store.read(name)).decode().splitlines()
-        except (OSError, EOFError, ValueError) as error:
-            raise InputError(
-                f"{self._store.where(name)}: damaged ({type(error).__name__}); expected what plan wrote"
-            ) from None
+            packed = self._store.read(name)
+            if sha256 and hashlib.sha256(packed).hexdigest() != sha256:
+                raise self._damaged(name, "another SHA-256")
+            return gzip.decompress(packed).decode().splitlines()
+        except InputError:
+            raise
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise self._damaged(name, type(error).__name__) from None
 
-    def _case(self, line: str) -> Case:
+    def _case(self, name: str, line: str) -> Case:
         try:
-            return case_of(json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self._store.where('')}: a damaged case; expected what plan wrote") from None
+            case = case_of(json.loads(line))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._damaged(name, type(error).__name__) from None
+        if not is_name(case.name):
+            raise self._damaged(name, "the name of a case")
+        return case
 
     def left(self) -> Iterator[str]:
         for part in self._parts:

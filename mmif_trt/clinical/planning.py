@@ -11,7 +11,7 @@ from typing import Any
 
 from mmif_trt import scratch
 from mmif_trt.clinical import bids, staging
-from mmif_trt.clinical.case import Case
+from mmif_trt.clinical.case import Case, is_name
 from mmif_trt.clinical.choice import words
 from mmif_trt.clinical.decoder import HEADERS_AT_ONCE, Decoder
 from mmif_trt.clinical.outputs import LUMA
@@ -39,16 +39,17 @@ def fill(
     `spill`.
 
     secret: the key of the names (pseudonym.py). across: see series.pair. part: (I, N), every N-th of a
-    folder's entries from the I-th on; then no study may span several entries. Headers are read in a child
-    process, like pixels. Raises InputError.
+    folder's entries, a data set's subjects or a manifest's cases from the I-th on; then no study may span
+    several entries. Headers are read in a child process, like pixels. Raises InputError.
     """
     if bids.is_dataset(source):
-        for found in list(bids.cases(source, across))[part[0] - 1 :: part[1]]:
+        spill.bids = source
+        for found in bids.cases(source, across, part):
             spill.leave_out(found) if isinstance(found, str) else spill.put(found)
     elif source.lower().endswith(".csv") and not os.path.isdir(source):
         for case in _manifest(source):
             spill.put(case)
-        spill.sort()
+        spill.sort(*part)
     elif is_url(source) or os.path.isdir(source):
         with Decoder() as decoder:
             _paired(spill, source, decoder, secret, across, part)
@@ -168,7 +169,7 @@ def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:
             f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}; the first three are required"
         )
     name = row["name"] or ""
-    if not name or name != os.path.basename(name) or name.startswith(".") or not (row["a"] and row["b"]):
+    if not is_name(name) or not (row["a"] and row["b"]):
         raise InputError(f"{where}: name {name!r}; expected a file name, and paths in a and b")
     own: dict[str, Any] = {key: row[key] for key in ("modality_b", "palette") if row.get(key)}
     for side in "ab":

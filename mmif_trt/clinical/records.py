@@ -20,7 +20,7 @@ from mmif_trt.clinical import bids, outputs
 from mmif_trt.clinical.case import Case
 from mmif_trt.files import OutputError
 from mmif_trt.image import InputError
-from mmif_trt.storage import Bucket, Store
+from mmif_trt.storage import Bucket, Folder, Store
 from mmif_trt.volume import Options
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
@@ -79,6 +79,14 @@ class Output:
     cases: int = 0
     page: bool = False
     bids: str = ""
+
+    def begin(self) -> None:
+        """Call before the first case: clears away what killed runs left, and describes a derived data set. Of
+        several runs at once, any may be the first. Raises OutputError."""
+        if isinstance(self.store, Folder):
+            self.store.sweep()
+            if self.bids:
+                bids.describe(self.store, self.bids)
 
     def at(self, name: str) -> str:
         if self.bids:
@@ -143,9 +151,12 @@ class Output:
         return [*made, self.store.where(self.record(name))]
 
 
-def output_in(store: Store, suffix: str, cases: int, keep: bool = True) -> Output:
+def output_in(store: Store, suffix: str, cases: int, keep: bool = True, data_set: str = "") -> Output:
     """The folder's layout; for a new folder, one for so many cases, which is stored in it. keep: False writes
-    nothing."""
+    nothing. data_set: see Output.bids. Raises InputError."""
+    if data_set:
+        bids.refuse_output(store, suffix, data_set)
+        return Output(store, suffix, cases=cases, bids=data_set)
     try:
         digits = int(json.loads(store.read(LAYOUT))["shard_digits"])
     except FileNotFoundError:

@@ -35,6 +35,7 @@ class Spill:
         self._db.executescript(TABLES)
         self._waiting: dict[str, list[tuple[str, Any]]] = {}
         self._rows = self._held = 0
+        self.bids = ""  # the BIDS data set of the cases, if they are of one
 
     def __enter__(self) -> Spill:
         return self
@@ -92,9 +93,11 @@ class Spill:
     def leave_out(self, line: str) -> None:
         self._db.execute("INSERT INTO outside(line) VALUES (?)", (line,))
 
-    def sort(self) -> None:
-        """Sorts by name, for cases that were not added in order."""
+    def sort(self, index: int = 1, count: int = 1) -> None:
+        """Sorts by name, for cases that were not added in order; then keeps only every count-th from the
+        index-th on."""
         self._db.execute("CREATE TABLE sorted AS SELECT name, body FROM planned ORDER BY name")
+        self._db.execute("DELETE FROM sorted WHERE (rowid - ?) % ? != 0", (index, count))
         self._db.execute("DELETE FROM planned")
         self._db.execute("INSERT INTO planned(name, body) SELECT name, body FROM sorted ORDER BY rowid")
         self._db.execute("DROP TABLE sorted")

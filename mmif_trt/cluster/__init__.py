@@ -54,9 +54,10 @@ def run(
         raise InputError(f"suffix {suffix!r}; expected .nii, .nii.gz or .dcm")
     whole = PlanFolder(store_of(plan))
     size = Size(workers, cpus_per_worker, gpus_per_worker)
-    out = output_in(store_of(output), suffix, len(whole))
+    out = output_in(store_of(output), suffix, len(whole), data_set=whole.bids)
     with connected(address, size) as ray:
         how = How(out, whole.run, overwrite)
+        out.begin()
         return cases(ray, whole.cases(), how, size, stop or Stop(), on_case)
 
 

@@ -17,7 +17,7 @@ from mmif_trt.commands.arguments import add_cluster, add_how, add_pairing, clust
 from mmif_trt.commands.planned import Network, absolute, part_of, plan_of
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, stop_on_signal
-from mmif_trt.storage import Folder, is_url
+from mmif_trt.storage import is_url
 
 if TYPE_CHECKING:
     from mmif_trt.clinical.case import Case
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         if size is not None:
             args.output = absolute(args.output)
         store, suffix = store_of(args.output), f".{args.format}"
-        output = records.output_in(store, suffix, len(plan), keep=not args.dry_run)
-        output = replace(output, page=args.view, bids=_dataset(args))
+        output = records.output_in(store, suffix, len(plan), not args.dry_run, plan.bids)
+        output = replace(output, page=args.view)
         if args.dry_run:
             _show(plan, part, output, network)
             return 0
@@ -92,23 +92,6 @@ def run(args: argparse.Namespace) -> int:
             left = "; ".join(plan.left()) or "no series"
             raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
         return _carry(args, plan, part, output, network, size)
-
-
-def _dataset(args: argparse.Namespace) -> str:
-    """The BIDS data set that the source is, or ""."""
-    from mmif_trt.clinical import bids
-
-    if not bids.is_dataset(args.source):
-        return ""
-    if is_url(args.output):
-        raise InputError(f"{args.output}: the output of a BIDS data set; expected a folder")
-    if args.format == "dcm":
-        raise InputError("--format dcm: not allowed by BIDS; expected nii or nii.gz")
-    if os.path.realpath(args.source) == os.path.realpath(args.output):
-        raise InputError(
-            f"{args.output}: the data set itself; expected another, such as {args.source}/derivatives/NAME"
-        )
-    return str(args.source)
 
 
 def _run_of(plan: Plan, stated: Run, args: argparse.Namespace) -> Run:
@@ -144,7 +127,6 @@ def _carry(
     network: Network,
     size: Size | None,
 ) -> int:
-    from mmif_trt.clinical import bids
     from mmif_trt.clinical import cases as work
     from mmif_trt.files import prove_writable
 
@@ -156,9 +138,7 @@ def _carry(
             read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
             work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
         prove_writable(Path(args.output))
-        Folder(args.output).sweep()
-    if output.bids and isinstance(output.store, Folder):
-        bids.describe(output.store, output.bids)
+    output.begin()
     todo = sum(state != DONE for state in states)
     waiting = (x for x, state in zip(plan.cases(*part), states, strict=True) if state != DONE)
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""`mmif-trt plan MANIFEST.csv|STUDY_ROOT -o PLAN`."""
+"""`mmif-trt plan MANIFEST.csv|STUDY_ROOT|BIDS_ROOT -o PLAN`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         help="list once which volumes to fuse, and how, for many `batch` runs",
-        description="Pair the series of a folder of DICOM studies, or read a manifest, and write the cases "
-        "with their options into the folder PLAN, for `mmif-trt batch PLAN` on one machine or many.",
+        description="Pair the series of a folder of DICOM studies or of BIDS, or read a manifest, and write "
+        "the cases with their options into the folder PLAN, for `mmif-trt batch PLAN` on many machines.",
     )
-    parser.add_argument("source", metavar="MANIFEST.csv|STUDY_ROOT", help="as for batch")
+    parser.add_argument("source", metavar="MANIFEST.csv|STUDY_ROOT|BIDS_ROOT", help="as for batch")
     parser.add_argument("-o", "--output", required=True, metavar="PLAN", help="folder to write, or s3://")
-    what = "every N-th entry of STUDY_ROOT from the I-th on; no study may span several entries"
+    what = (
+        "every N-th entry of STUDY_ROOT, subject or row, from the I-th on; no study may span several entries"
+    )
     parser.add_argument("--part", default="1/1", metavar="I/N", help=what)
     what = f"of names; default: PLAN/{pseudonym.FILE}, created if missing"
     parser.add_argument("--pseudonym-key", metavar="FILE", help=what)

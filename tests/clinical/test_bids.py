@@ -89,6 +89,44 @@ def test_a_derived_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     validated(out)
 
 
+def test_a_plan_of_a_data_set_makes_what_one_run_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By parts, from another working folder, in two shares: one derived data set, as of `batch BIDS_ROOT`."""
+    monkeypatch.chdir(dataset(tmp_path / "raw").parent)
+    how = [*HOW[:-1], "--precision", "fp32"]
+    assert main(["batch", "raw", "-o", "raw/derivatives/here", *how]) == 0
+    for part in ("2/2", "1/2"):
+        assert main(["plan", "raw", "-o", "plan", *how, "--part", part]) == 0
+    assert not (tmp_path / "plan" / ".pseudonym-key").exists()
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path.parent)
+    root, plan, out = tmp_path / "raw", str(tmp_path / "plan"), tmp_path / "raw" / "derivatives" / "there"
+    assert main(["batch", plan, "-o", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("(to do)") == 3 and said.count("left out: ") == 2 and not out.exists()
+    for given, words in ((str(root), "expected another"), ("s3://x/y", "a BIDS data set; expected a folder")):
+        assert main(["batch", plan, "-o", given]) == 2 and words in capsys.readouterr().err
+    assert main(["batch", plan, "-o", str(out), "--format", "dcm"]) == 2
+    assert [main(["batch", plan, "-o", str(out), "--part", f"{i}/2", "--quiet"]) for i in (1, 2)] == [0, 0]
+    made, here = (
+        {str(p.relative_to(top)): p for p in top.rglob("*") if p.is_file()}
+        for top in (out, out.parent / "here")
+    )
+    assert {n for n in made if ".log" not in n} == {n for n in here if ".log" not in n}
+    records = 0
+    for name, path in made.items():
+        if name.endswith((".nii", "README", ".bidsignore", "description.json")):
+            assert path.read_bytes() == here[name].read_bytes()
+        elif name.endswith(".json"):
+            mine, other = (json.loads(at.read_text()) for at in (path, here[name]))
+            same = ("Description", "Sources", "SkullStripped", "sha256", "asked", "status", "of")
+            assert all(mine[key] == other[key] for key in same)
+            records += 1
+    assert records == 3
+    validated(out)
+
+
 def validated(folder: Path) -> None:
     """The official validator finds no error."""
     program = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(

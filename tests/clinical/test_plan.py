@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -112,6 +114,66 @@ def test_a_share_reads_its_own_files_of_the_plan(tmp_path: Path, monkeypatch: py
     (tmp_path / "p" / read[0]).write_bytes(b"damaged")
     with pytest.raises(InputError, match="damaged"):
         list(plan.cases())
+
+
+def test_a_plan_that_was_damaged_or_edited_loses_no_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer cases in a file or in the head, another case: each is one line, and nothing is fused."""
+    monkeypatch.setattr(plan_folder, "CHUNK", 2)
+    plan, out = tmp_path / "plan", tmp_path / "out"
+    words = ["plan", str(manifest(tmp_path, 5)), "-o", str(plan), "--precision", "fp32", "--quiet"]
+    assert main(words) == 0
+    head, last = plan / "plan-1-of-1.json", plan / "cases-1-of-1-000001.jsonl.gz"
+    told, lines = json.loads(head.read_text()), gzip.decompress(last.read_bytes()).decode().splitlines()
+
+    def packed(lines: list[str]) -> bytes:
+        return gzip.compress("".join(f"{line}\n" for line in lines).encode())
+
+    def head_of(**changed: Any) -> bytes:
+        return json.dumps({**told, **changed}).encode()
+
+    def with_hash(data: bytes) -> dict[Path, bytes]:
+        hashes = [told["sha256"][0], hashlib.sha256(data).hexdigest(), told["sha256"][2]]
+        return {last: data, head: head_of(sha256=hashes)}
+
+    outside = lines[0].replace("case00002", "../case")
+    for changed, said in (
+        ({last: packed(lines[:1])}, "another SHA-256"),
+        ({last: last.read_bytes()[:-9]}, "another SHA-256"),
+        (with_hash(packed(lines[:1])), "1 cases of 2"),
+        (with_hash(packed([lines[0], "{}"])), "KeyError"),
+        (with_hash(packed([outside, lines[1]])), "the name of a case"),
+        (with_hash(b"no gzip"), "BadGzipFile"),
+        ({head: head_of(cases=4)}, "ValueError"),
+        ({head: head_of(chunk=0)}, "ZeroDivisionError"),
+        ({head: head_of(run={})}, "KeyError"),
+        ({head: b"[]"}, "TypeError"),
+        ({head: head_of(format=99)}, "format 99; expected 1"),
+        ({last: None}, "FileNotFoundError"),
+    ):
+        before = {path: path.read_bytes() for path in changed}
+        for path, data in changed.items():
+            path.unlink() if data is None else path.write_bytes(data)
+        assert main(["batch", str(plan), "-o", str(out), "--quiet"]) == 2
+        told_user = capsys.readouterr().err
+        assert said in told_user and "expected" in told_user and told_user.count("\n") == 1, told_user
+        assert not list(out.glob("case*"))
+        for path, data in before.items():
+            path.write_bytes(data)
+    assert main(["batch", str(plan), "-o", str(out), "--dry-run"]) == 0
+
+
+def test_parts_of_a_manifest_hold_each_case_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest(tmp_path, 7)
+    words = ["plan", str(path), "-o", str(tmp_path / "plan"), "--precision", "fp32", "--quiet", "--part"]
+    assert [main([*words, f"{part}/3"]) for part in (1, 2, 3)] == [0, 0, 0]
+    plan = plan_folder.PlanFolder(Folder(tmp_path / "plan"))
+    assert len(plan) == 7 and sorted(names(plan.cases())) == [f"case{i:05}" for i in range(7)]
+    assert names(plan.cases())[:3] == ["case00000", "case00003", "case00006"]
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    assert main([*words[:3], str(tmp_path / "twice"), *words[4:], "1/3"]) == 2
+    assert "'case00006' occurs twice" in capsys.readouterr().err
 
 
 def test_the_memory_of_a_plan_does_not_grow_with_it(tmp_path: Path) -> None:
