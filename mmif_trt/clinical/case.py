@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mmif_trt.image import Image
+from mmif_trt.image import Image, InputError
 from mmif_trt.io.which import ANY, Which
 from mmif_trt.stages.geometry import Stated
 from mmif_trt.volume import Fused, Options
@@ -30,7 +30,8 @@ class VolumeFuser(Protocol):
 class Case:
     """One fusion to do. a, b: files (or one folder or file each). own: fields of Options that replace the
     run's for this case. registration: the file of a DICOM Spatial Registration, or "". which_a, which_b:
-    which of several series or volumes. words: what it is made of, for the plan."""
+    which of several series or volumes. words: what it is made of, for the plan. series: the Series Instance
+    UIDs of a and b when they were paired, or ""."""
 
     name: str
     a: tuple[str, ...]
@@ -40,6 +41,7 @@ class Case:
     which_a: Which = ANY
     which_b: Which = ANY
     words: str = ""
+    series: tuple[str, str] = ("", "")
 
     def options(self, run: Options) -> Options:
         """The options of this case in a run with these."""
@@ -66,6 +68,10 @@ def load(case: Case, reader: Reader, run: Options) -> Loaded:
     A `Decoder` reads in its child process, within its limits. Raises InputError and OutputError as it does.
     """
     a, b = reader.read(case.a, case.which_a), reader.read(case.b, case.which_b)
+    for image, uid in zip((a, b), case.series, strict=True):
+        now = str(image.headers[0].get("SeriesInstanceUID", "")) if image.headers else ""
+        if uid and now and now != uid:
+            raise InputError(f"{image.source}: another series since it was planned; expected a new plan")
     options = case.options(run)
     if case.registration:
         options = replace(options, registration=reader.registration(case.registration, a, b))

@@ -192,7 +192,8 @@ def pair(found: Found, across: bool = False) -> tuple[list[Case], list[str]]:
             name = f"{partner.key}_{partner.tag}_{one.modality}_{one.tag}"
             a, b = (tuple(sorted(x.paths.values())) for x in (partner, one))
             words = f"{choice.words(partner)}, {why} + {choice.words(one)}"
-            cases.append(Case(name, a, b, registration=registration, words=words))
+            uids = (partner.uid, one.uid)
+            cases.append(Case(name, a, b, registration=registration, words=words, series=uids))
         for one in (x for x in mri if (x.uid, x.group) not in used):
             pair_of = chosen.get(one.frame)
             why = choice.why_not(one, *pair_of) if pair_of else "no partner"

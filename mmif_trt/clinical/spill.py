@@ -148,7 +148,9 @@ def case_of(entry: Any) -> Case:
     own = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["own"].items()}
     name, registration, words = (str(entry[key]) for key in ("name", "registration", "words"))
     which_a, which_b = (Which(**entry[key]) for key in ("which_a", "which_b"))
-    return Case(name, _joined(entry["a"]), _joined(entry["b"]), own, registration, which_a, which_b, words)
+    series_a, series_b = map(str, entry["series"])
+    a, b = _joined(entry["a"]), _joined(entry["b"])
+    return Case(name, a, b, own, registration, which_a, which_b, words, (series_a, series_b))
 
 
 def _split(paths: tuple[str, ...]) -> list[Any]:

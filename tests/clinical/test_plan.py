@@ -52,7 +52,14 @@ def names(cases: Any) -> list[str]:
 def test_a_case_in_the_spill_and_in_a_plan_is_the_case(tmp_path: Path) -> None:
     files = tuple(f"/archive/ü/{i}.dcm" for i in range(3))
     case = Case(
-        "n", files, ("/x/1", "/y/2"), {"value_range_a": (0.0, 1.5)}, "r.dcm", Which("s", 2), words="w"
+        "n",
+        files,
+        ("/x/1", "/y/2"),
+        {"value_range_a": (0.0, 1.5)},
+        "r.dcm",
+        Which("s", 2),
+        words="w",
+        series=("1.2", ""),
     )
     store = Folder(tmp_path)
     with Spill() as spill:
@@ -162,6 +169,27 @@ def test_a_plan_that_was_damaged_or_edited_loses_no_case(
         for path, data in before.items():
             path.write_bytes(data)
     assert main(["batch", str(plan), "-o", str(out), "--dry-run"]) == 0
+
+
+def test_a_study_that_took_the_place_of_the_planned_one_is_not_fused_under_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name is a patient's pseudonym: another patient's study in the same folder is not that patient's."""
+    for number in (1, 2):
+        who = {"PatientID": f"PLANTED-{number}", "StudyInstanceUID": f"1.2.{number}"}
+        write_mr(tmp_path / f"s{number}" / "mr", AFFINE, SHAPE, SeriesInstanceUID=f"1.2.{number}.1", **who)
+        write_pet(tmp_path / f"s{number}" / "pt", AFFINE, SHAPE, SeriesInstanceUID=f"1.2.{number}.2", **who)
+    words = ["plan", str(tmp_path / "s1"), "-o", str(tmp_path / "plan"), "--precision", "fp32", "--quiet"]
+    assert main(words) == 0
+    (tmp_path / "s1").rename(tmp_path / "s0")
+    (tmp_path / "s2").rename(tmp_path / "s1")
+    batch = ["batch", str(tmp_path / "plan"), "-o", str(tmp_path / "out"), "--quiet"]
+    assert main(batch) == 1
+    said = capsys.readouterr().err
+    assert "another series since it was planned; expected a new plan" in said and "PLANTED" not in said
+    (tmp_path / "s1").rename(tmp_path / "s2")
+    (tmp_path / "s0").rename(tmp_path / "s1")
+    assert main(batch) == 0
 
 
 def test_parts_of_a_manifest_hold_each_case_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
