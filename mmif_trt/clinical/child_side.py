@@ -15,16 +15,22 @@ import threading
 from collections.abc import Callable
 
 
-def serve(megabytes: int, answer: Callable[[str], str], prepare: Callable[[], object] = lambda: None) -> None:
+def serve(
+    megabytes: int,
+    answer: Callable[[str], str],
+    prepare: Callable[[], object] = lambda: None,
+    abandoned: Callable[[], object] = lambda: None,
+) -> None:
     """answer: from one line of JSON to another; the process has `megabytes` of address space. prepare: work
-    before the first request; that request reports its errors."""
+    before the first request; that request reports its errors. abandoned: called when the parent has ended
+    without ending us, maybe twice and in another thread."""
     import resource
 
     limit = megabytes << 20
     with contextlib.suppress(ValueError, OSError):  # macOS lacks it; the parent's time limit remains
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _end_with_the_parent()
+    _end_with_the_parent(abandoned)
     answers, errors = os.fdopen(os.dup(1), "w"), os.dup(2)
     silent = os.open(os.devnull, os.O_WRONLY) if os.environ.get("MMIF_DEBUG") != "1" else 2
     for descriptor in (1, 2):  # what a codec prints is not an answer
@@ -35,16 +41,20 @@ def serve(megabytes: int, answer: Callable[[str], str], prepare: Callable[[], ob
         for line in sys.stdin:
             answers.write(answer(line) + "\n")
             answers.flush()
+    except BrokenPipeError:
+        pass
     except BaseException as error:
         os.write(errors, f"mmif-trt: a process ended: {type(error).__name__}\n".encode())
         os._exit(1)
+    abandoned()
 
 
-def _end_with_the_parent() -> None:
-    """The parent decides when to end: Ctrl-C on a terminal also reaches its children, and a killed parent
-    sends nothing. The closed end of a pipe tells us. If memory runs out, the kernel should end us first."""
+def _end_with_the_parent(abandoned: Callable[[], object]) -> None:
+    """The parent decides when to end: Ctrl-C on a terminal, `timeout` and a service manager also signal its
+    children, and a killed parent sends nothing. The closed end of a pipe tells us. If memory runs out, the
+    kernel should end us first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -56,6 +66,9 @@ def _end_with_the_parent() -> None:
         poll = select.poll()
         poll.register(0, 0)  # POLLHUP and POLLERR are always reported
         poll.poll()
-        os._exit(0)
+        try:
+            abandoned()
+        finally:
+            os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -19,7 +19,6 @@ from mmif_trt.node.worker import DONE, FAILED, POSTPONED
 from mmif_trt.running import Stop
 
 log = logging.getLogger("mmif_trt.node")
-WORKER_DEATHS, NODE_DEATHS = 2, 3  # of one case; after these it is set aside
 
 
 class Fusing:
@@ -42,6 +41,7 @@ class Fusing:
         settled = True
         across = self.settings.options.registration == "rigid"
         cases, refused = self.spool.cases(study, decoder, across)
+        cases.sort(key=lambda case: sum(self.spool.tries.count(self.spool.name(case)).values()))
         for words in refused:
             self.counters.add("series_refused_total")
             self.audit("fusion", "failure", study=study.name, reason=words)
@@ -53,27 +53,24 @@ class Fusing:
             if self.spool.larger(name):
                 log.warning("case %s is skipped: a fusion of more instances is done", name)
                 settled &= self._failed(name, "fewer instances than a fusion of this pair that is done")
-            elif (deaths := self.spool.tries(name)) and (
-                deaths["worker"] >= WORKER_DEATHS or deaths["node"] >= NODE_DEATHS
-            ):
+            elif self.spool.tries.is_spent(name):
                 self.counters.add("cases_set_aside_total")
                 log.error("case %s is set aside: its fusion ended the process before", name)
                 settled &= self._failed(name, "set aside: its fusion ended the process before")
             else:
-                settled &= self._try(name, case, stop)
+                settled &= self._try(name, case, study.name, stop)
         if settled:
             self.spool.mark_fused(study)
         return settled
 
-    def _try(self, name: str, case: Case, stop: Stop) -> bool:
+    def _try(self, name: str, case: Case, study: str, stop: Stop) -> bool:
         start = time.monotonic()
         before = self.spool.sent_before(name)
         if not self._is_ready(stop):
             return False
         try:
-            self.spool.mark_try(name, "node")
             result = self.spool.scratch(name)
-            answer = self._ask(name, case, result, before, stop)
+            answer = self._ask(name, case, study, result, before, stop)
             if answer is None:
                 return False
             if answer["outcome"] == DONE and self.spool.sent_before(name) != before:
@@ -88,13 +85,13 @@ class Fusing:
         if answer["outcome"] == POSTPONED:
             self.counters.add("fusions_postponed_total")
             log.error("case %s: %s", name, answer["message"])
-            self.spool.forget_tries(name)
+            self.spool.tries.forget(name)
             return False
         if answer["outcome"] == FAILED:
             self.counters.add("fusions_failed_total")
             log.error("case %s failed: %s", name, answer["message"])
             return self._failed(name, answer["message"])
-        self.spool.forget_tries(name)
+        self.spool.tries.forget(name)
         seconds = time.monotonic() - start
         self.counters.add("fusions_total")
         self.counters.add("fusion_seconds_sum", seconds)
@@ -121,10 +118,13 @@ class Fusing:
         return bool(answer["outcome"] == DONE)
 
     def _ask(
-        self, name: str, case: Case, result: Path, before: list[Path], stop: Stop
+        self, name: str, case: Case, study: str, result: Path, before: list[Path], stop: Stop
     ) -> dict[str, Any] | None:
         """The worker's answer; None if it died or the node stops: the case is retried."""
+        attempt = self.spool.tries.next(name)
         request = {
+            "attempt": str(attempt),
+            "study": study,
             "a": case.a,
             "b": case.b,
             "registration": case.registration,
@@ -135,15 +135,18 @@ class Fusing:
         try:
             return self._child.ask(request, self.settings.study_s, lambda: stop.reason)
         except InterruptedError:
-            self.spool.forget_tries(name)
+            self.spool.tries.forget(name)
             return None
         except (EOFError, TimeoutError, ValueError) as error:
+            if stop.reason:  # the whole group of processes was told to end
+                self.spool.tries.forget(name)
+                return None
             self.counters.add("worker_deaths_total")
             slow = isinstance(error, TimeoutError)
             why = f"took over {self.settings.study_s:g} s" if slow else "ended its process (memory?)"
             log.error("case %s %s", name, why)
             self.audit("fusion", "failure", case=name, reason=why)
-            self.spool.mark_try(name, "worker")
+            self.spool.tries.died(name, study, attempt)
             return None
 
     def _failed(self, name: str, reason: str) -> bool:
@@ -151,7 +154,7 @@ class Fusing:
         self.audit("fusion", "failure", case=name, reason=reason)
         try:
             self.spool.mark_failed(name, reason)
-            self.spool.forget_tries(name)
+            self.spool.tries.forget(name)
         except OSError as error:
             cause = error.__cause__ or error
             why = getattr(cause, "strerror", None) or type(cause).__name__

@@ -96,7 +96,8 @@ def _fuse_all(
             pulse.beat("fuse", settings.study_s + 60)
             try:
                 spool.ensure()
-                for study in spool.studies():
+                suspects = spool.tries.studies()
+                for study in sorted(spool.studies(), key=lambda one: one.name in suspects):
                     arrivals = _ready(settings, spool, receiver, study, settled)
                     if arrivals is not None and again.due(study.name):
                         pulse.beat("fuse", settings.study_s + 60)

@@ -5,7 +5,7 @@
     doubt/<case>                      a mark: it was sent, and no answer was received yet
     sent/<case>                       a mark with the UID that the PACS accepted
     failed/<case>                     a mark with the reason: never retried
-    tries/<case>                      a mark: how often fusing it ended a process
+    tries/                            marks of attempts to fuse, see tries.py
     fused/<study>                     a mark: its cases were settled once
     scratch/                          temporary files of a fusion; emptied at start
     .lock                             held by the node that uses this spool
@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Container
@@ -35,6 +34,7 @@ from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.series import collect, pair, take_out
 from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, write_atomic
 from mmif_trt.image import InputError
+from mmif_trt.node.tries import Tries
 
 FOLDERS = ("incoming", "outgoing", "doubt", "sent", "failed", "tries", "fused", "scratch")
 RECOUNT_S = 10.0
@@ -47,6 +47,7 @@ class Spool:
 
     def __init__(self, root: Path, key_file: str | None = None) -> None:
         self.root, self._key_file = root, key_file
+        self.tries = Tries(root / "tries")
         self._lock: int | None = None
         for name in FOLDERS:
             make_folder(root / name)
@@ -248,25 +249,6 @@ class Spool:
         mark = self.root / "fused" / study.name
         if not mark.exists():
             write_atomic(mark, b"")
-
-    def tries(self, name: str) -> dict[str, int]:
-        """How often fusing a case ended the worker's process, and the node's."""
-        try:
-            found = json.loads((self.root / "tries" / name).read_text())
-            return {who: int(found[who]) for who in ("worker", "node")}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {"worker": 0, "node": 0}
-
-    def mark_try(self, name: str, who: str) -> None:
-        """ "node" before an attempt: the mark stays if the node dies in it. "worker" if that died."""
-        found = self.tries(name)
-        found[who] += 1
-        if who == "worker":
-            found["node"] -= 1
-        write_atomic(self.root / "tries" / name, json.dumps(found).encode())
-
-    def forget_tries(self, name: str) -> None:
-        (self.root / "tries" / name).unlink(missing_ok=True)
 
     def forget(self, keep_s: float, settled: Container[str]) -> list[str]:
         """Removes the sources of settled studies that have been quiet for keep_s; returns which."""

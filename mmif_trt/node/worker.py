@@ -13,6 +13,7 @@ from typing import Any
 
 from mmif_trt.clinical.child_side import serve
 from mmif_trt.files import OutputError, write_atomic
+from mmif_trt.node import tries
 from mmif_trt.running import explain
 
 DONE, FAILED, POSTPONED = "done", "failed", "postponed"
@@ -61,6 +62,7 @@ class Worker:
 
 def main() -> None:
     worker: list[Worker] = []
+    attempt: list[Path] = []  # the last one
 
     def prepare() -> None:
         if not worker:
@@ -72,6 +74,8 @@ def main() -> None:
             prepare()
             request = json.loads(line)
             if "ready" not in request:
+                attempt[:] = [Path(request["attempt"])]
+                tries.begin(attempt[0], request["study"])
                 worker[0].make(request)
         except OutputError as error:
             cause = error.__cause__ or error
@@ -83,7 +87,11 @@ def main() -> None:
             outcome, message = FAILED, explain(error)
         return json.dumps({"outcome": outcome, "message": message})
 
-    serve(int(sys.argv[1]), answer, prepare)
+    def abandoned() -> None:
+        if attempt:
+            tries.node_left(attempt[0])
+
+    serve(int(sys.argv[1]), answer, prepare, abandoned)
 
 
 if __name__ == "__main__":

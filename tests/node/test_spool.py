@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from typing import Any
 
 import phantoms
 import pytest
+from peers import until
 
 pytest.importorskip("pynetdicom", reason="needs the clinical extra")
 
@@ -22,11 +25,13 @@ from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.child import Child
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.image import InputError
+from mmif_trt.node import tries
 from mmif_trt.node.audit import Audit
-from mmif_trt.node.fusing import NODE_DEATHS, WORKER_DEATHS, Fusing
+from mmif_trt.node.fusing import Fusing
 from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import CORRECTED, DIFFERENT, NEW, SAME, Spool
+from mmif_trt.node.tries import DIED, LEFT, MOST, OPEN
 from mmif_trt.running import Stop
 
 STUDY, INSTANCE, HEAD = "1.2.3", "1.2.3.4", b"\0" * 128 + b"DICM"
@@ -135,18 +140,121 @@ def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
         Spool, "cases", lambda self, *_: ([c for c in cases if self.state(self.name(c)) == "new"], [])
     )
     one = fusing(spool, counters)
-    for attempt in range(WORKER_DEATHS):
+    for attempt in range(MOST[DIED]):
         assert not one.study(None, tmp_path / "incoming" / "s", Stop()), attempt  # type: ignore[arg-type]
     assert [path.name[:4] for path in spool.waiting()] == ["good"], "at the first attempt already"
     assert one.study(None, tmp_path / "incoming" / "s", Stop())  # type: ignore[arg-type]
-    assert asked.count("poison") == WORKER_DEATHS and spool.gauges()["cases_set_aside"] == 1
+    assert asked.count("poison") == MOST[DIED] and spool.gauges()["cases_set_aside"] == 1
     assert counters.snapshot()["cases_set_aside_total"] == 1 == counters.snapshot()["fusions_total"]
-    # Where the node itself died in the attempts, a mark of each stays; one more start does not try again.
-    cases[:] = [Case("deadly", ("deadly",), ())]
-    for _ in range(NODE_DEATHS):
-        spool.mark_try(spool.name(cases[0]), "node")
-    assert fusing(Spool(tmp_path), counters).study(None, tmp_path / "s", Stop())  # type: ignore[arg-type]
-    assert "deadly" not in asked and spool.gauges()["cases_set_aside"] == 2
+
+
+def marked(spool: Spool, name: str, how: str, count: int, study: str = "s") -> None:
+    for _ in range(count):
+        tries.begin(attempt := spool.tries.next(name), study)
+        attempt.rename(attempt.with_suffix(f".{how}"))
+
+
+@pytest.mark.parametrize("how", [OPEN, LEFT])
+def test_a_case_that_ends_the_node_is_set_aside_too(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start finds the marks of the attempts in which node and worker ended together (a container without
+    memory), or the node alone; the last one does not try again."""
+    asked: list[str] = []
+
+    def ask(self: Child, request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        if "ready" not in request:
+            asked.append(request["a"][0])
+            raise SystemExit  # the node ends here: nothing else is written
+        return {"outcome": "done", "message": ""}
+
+    monkeypatch.setattr(Child, "ask", ask)
+    cases = [Case("deadly", ("deadly",), ()), Case("next", ("next",), ())]
+    monkeypatch.setattr(
+        Spool, "cases", lambda self, *_: ([c for c in cases if self.state(self.name(c)) == "new"], [])
+    )
+    name = Spool(tmp_path).name(cases[0])
+    marked(Spool(tmp_path), name, how, MOST[how] - 1)
+    assert not Spool(tmp_path).tries.is_spent(name)
+    with pytest.raises(SystemExit):
+        fusing(Spool(tmp_path), Counters()).study(None, tmp_path / "s", Stop())  # type: ignore[arg-type]
+    assert asked == ["next"], "one without marks goes first"
+    marked(Spool(tmp_path), name, how, 1)
+    cases.pop()
+    assert fusing(Spool(tmp_path), Counters()).study(None, tmp_path / "s", Stop())  # type: ignore[arg-type]
+    assert asked == ["next"] and Spool(tmp_path).gauges()["cases_set_aside"] == 1
+
+
+SLOW = """
+from mmif_trt.node import worker
+
+class Slow:
+    def __init__(self, spool):
+        pass
+    def make(self, request):
+        __import__("time").sleep(600)
+
+worker.Worker = Slow
+worker.main()
+"""
+
+
+@pytest.mark.parametrize("end, mark", [("node", LEFT), ("both", OPEN)])
+def test_whose_death_it_was(end: str, mark: str, tmp_path: Path) -> None:
+    """A worker that is well when the node is killed says so; one that is killed with it cannot. The signal by
+    which a service manager or `timeout` ends a group of processes is the node's to handle."""
+    spool = Spool(tmp_path)
+    attempt = spool.tries.next("case")
+    request = {"attempt": str(attempt), "study": "s"}
+    command = [sys.executable, "-c", SLOW, "8192", str(tmp_path)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.write(json.dumps(request).encode() + b"\n")
+    worker.stdin.flush()
+    until(attempt.exists)
+    worker.terminate()
+    assert spool.tries.studies() == {"s"}
+    if end == "both":
+        worker.kill()
+    worker.stdin.close()
+    assert worker.wait(60) == (0 if end == "node" else -9)
+    worker.stdout.close()
+    assert spool.tries.count("case") == {how: int(how == mark) for how in MOST}
+    spool.tries.forget("case")
+    assert not spool.tries.studies()
+
+
+def test_a_study_that_ended_the_node_waits_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmif_trt.node import run, web
+
+    spool, seen, stop = Spool(tmp_path), list[str](), Stop()
+    for study in ("a", "b", "c"):
+        (spool.root / "incoming" / study).mkdir()
+    marked(spool, "case", OPEN, 1, "a")
+
+    def study(self: Fusing, decoder: Any, folder: Path, stop: Stop) -> bool:
+        seen.append(folder.name)
+        stop.reason = "" if len(seen) < 3 else "enough"
+        return True
+
+    monkeypatch.setattr(Fusing, "study", study)
+    monkeypatch.setattr(Child, "start", lambda self: None)
+    settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 2), quiet_s=0)
+    audit, receiver = Audit(None, "MMIF"), SimpleNamespace(sending=set)
+    run._fuse_all(
+        settings,
+        spool,
+        Counters(),
+        audit,
+        web.Pulse(),
+        receiver,
+        stop,
+        [],
+        list,  # type: ignore[arg-type]
+    )
+    assert seen == ["b", "c", "a"]
 
 
 @pytest.mark.parametrize("answer", [EOFError, {"outcome": "failed", "message": "no weights"}])
@@ -165,9 +273,9 @@ def test_a_death_before_the_network_is_loaded_is_not_the_case_s(
     case = Case("case", ("a",), ())
     monkeypatch.setattr(Spool, "cases", lambda self, *_: ([case], []))
     spool = Spool(tmp_path)
-    for _ in range(NODE_DEATHS + 1):
+    for _ in range(max(MOST.values()) + 1):
         assert not fusing(spool, Counters()).study(None, tmp_path, Stop())  # type: ignore[arg-type]
-    assert spool.tries(spool.name(case)) == {"worker": 0, "node": 0}
+    assert not any(spool.tries.count(spool.name(case)).values())
     assert spool.state(spool.name(case)) == "new"
 
 
@@ -189,16 +297,24 @@ def test_all_that_takes_long_is_there_before_a_case(tmp_path: Path, monkeypatch:
     assert network.fuse_volumes(a, b).image.is_colour
 
 
-def test_a_stop_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(*_: Any) -> None:
-        raise InterruptedError
+@pytest.mark.parametrize("error", [InterruptedError, EOFError])
+def test_a_stop_is_no_death(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it ends the worker first."""
+    stop = Stop()
+
+    def ask(self: Child, request: dict[str, Any], *_: Any) -> Any:
+        if "ready" in request:
+            return {"outcome": "done", "message": ""}
+        tries.begin(Path(request["attempt"]), request["study"])
+        stop.reason = "interrupted"
+        raise error
 
     monkeypatch.setattr(Child, "ask", ask)
     case = Case("case", ("a",), ())
     monkeypatch.setattr(Spool, "cases", lambda self, *_: ([case], []))
     spool = Spool(tmp_path)
-    assert not fusing(spool, Counters()).study(None, tmp_path, Stop())  # type: ignore[arg-type]
-    assert spool.tries(spool.name(case)) == {"worker": 0, "node": 0}
+    assert not fusing(spool, Counters()).study(None, tmp_path, stop)  # type: ignore[arg-type]
+    assert not any(spool.tries.count(spool.name(case)).values())
 
 
 def test_a_slice_of_another_patient_refuses_its_series(tmp_path: Path) -> None:
