@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,12 +134,36 @@ def test_the_developers_environment_has_them() -> None:
     assert util.find_spec("mmif_trt._C") is not None and "cpu" in ops.KERNEL_DEVICES, ops.KERNELS
 
 
-def test_plain_operations_end_with_the_block() -> None:
-    before = ops.KERNEL_DEVICES
+def test_plain_operations_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "KERNEL_DEVICES", frozenset({"cpu"}))
     with pytest.raises(ValueError), ops.plain_operations():
+        with ops.plain_operations():
+            pass
         assert not ops.kernels_available("cpu")
         raise ValueError
-    assert before == ops.KERNEL_DEVICES
+    assert ops.kernels_available("cpu")
+
+
+def test_plain_operations_leave_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two threads within its own state, while the other is in the opposite one."""
+    monkeypatch.setattr(ops, "KERNEL_DEVICES", frozenset({"cpu"}))
+    entered, seen = threading.Barrier(2), dict[str, bool]()
+
+    def look(name: str, context: AbstractContextManager[None]) -> None:
+        with context:
+            entered.wait(60)
+            seen[name] = ops.kernels_available("cpu")
+            entered.wait(60)
+
+    threads = [
+        threading.Thread(target=look, args=("plain", ops.plain_operations())),
+        threading.Thread(target=look, args=("kernels", nullcontext())),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"plain": False, "kernels": True} and ops.kernels_available("cpu")
 
 
 def test_a_card_that_the_binary_has_no_code_for_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ turns it off.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,11 +47,15 @@ def _load() -> tuple[frozenset[str], str]:
 
 
 KERNEL_DEVICES, KERNELS = _load()
+# Has the attribute `chosen` within plain_operations, per thread. No context variable and no subclass: of a
+# plain threading.local torch.compile guards the attributes, of the others it keeps what it traced first.
+_PLAIN = threading.local()
 
 
 def kernels_available(device: str) -> bool:
-    """Whether the kernels run on a device type, "cpu" or "cuda"; plain operations run elsewhere."""
-    return device in KERNEL_DEVICES
+    """Whether the kernels run on a device type, "cpu" or "cuda". Elsewhere, and within `plain_operations`,
+    plain operations run."""
+    return device in KERNEL_DEVICES and not hasattr(_PLAIN, "chosen")
 
 
 def has_kernel(x: Tensor) -> bool:
@@ -92,10 +97,11 @@ def has_block_kernel(x: Tensor, channels: int, hidden: int) -> bool:
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """No kernel runs within it, in any thread: to compare, or to rule out the kernels as a cause."""
-    global KERNEL_DEVICES
-    before, KERNEL_DEVICES = KERNEL_DEVICES, frozenset()
+    """No kernel runs within it, in this thread: to compare, or to rule out the kernels as a cause."""
+    outermost = not hasattr(_PLAIN, "chosen")
+    _PLAIN.chosen = True
     try:
         yield
     finally:
-        KERNEL_DEVICES = before
+        if outermost:
+            del _PLAIN.chosen

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import has_kernel, kernels_available, reference
+from mmif_trt.ops import KERNEL_DEVICES, has_kernel, reference
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -115,7 +115,7 @@ def _refuse_second_order(ctx: Any, _: Tensor) -> None:
     raise RuntimeError("mmif_trt::fusion_loss_bwd: no second derivative; expected: a first derivative")
 
 
-if kernels_available("cpu"):  # a build that has CUDA kernels has the CPU's as well
+if "cpu" in KERNEL_DEVICES:  # a build that has CUDA kernels has the CPU's as well
     torch.library.register_fake("mmif_trt::fusion_loss", _fake)
     torch.library.register_fake("mmif_trt::fusion_loss_bwd", _fake_bwd)
     torch.library.register_autograd("mmif_trt::fusion_loss", _backward, setup_context=_save)

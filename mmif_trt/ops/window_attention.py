@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmif_trt.ops import has_kernel, kernels_available, reference
+from mmif_trt.ops import KERNEL_DEVICES, has_kernel, reference
 
 
 def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -> Tensor:
@@ -58,7 +58,7 @@ def _backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor, Tensor, N
     return d_qkv, d_bias, None, None
 
 
-if kernels_available("cpu"):  # a build that has CUDA kernels has the CPU's as well
+if "cpu" in KERNEL_DEVICES:  # a build that has CUDA kernels has the CPU's as well
     torch.library.register_fake("mmif_trt::window_attention", _fake)
     torch.library.register_fake("mmif_trt::window_attention_bwd", _fake_backward)
     torch.library.register_autograd("mmif_trt::window_attention", _backward, setup_context=_keep)

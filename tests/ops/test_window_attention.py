@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +272,28 @@ def test_compile_and_export() -> None:
     program = torch.export.export(layer, (qkv, bias))
     assert "mmif_trt.window_attention" in str(program.graph)
     torch.testing.assert_close(program.module()(qkv, bias), layer(qkv, bias))
+
+
+def test_a_compiled_layer_sees_plain_operations() -> None:
+    """A graph traced with the kernel is not used within plain_operations, nor the other way round, nor is it
+    traced again; what another thread does changes nothing."""
+    graphs: list[bool] = []
+
+    def backend(module: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        graphs.append("mmif_trt.window_attention" in module.code)
+        return module.forward
+
+    torch._dynamo.reset()
+    qkv, bias, _ = inputs((1, 9, 12, 2, 16, 8, 3))
+    compiled = torch.compile(lambda q, b: window_attention(q, b, 8, 3), fullgraph=True, backend=backend)
+    with plain_operations():
+        compiled(qkv, bias)
+        elsewhere = threading.Thread(target=compiled, args=(qkv, bias))
+        elsewhere.start()
+        elsewhere.join()
+        compiled(qkv, bias)
+    compiled(qkv, bias)
+    assert graphs == [False, True]
 
 
 def test_autocast_keeps_half_projections() -> None:
