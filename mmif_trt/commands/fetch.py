@@ -31,9 +31,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--from", dest="pacs", metavar="AET@HOST:PORT", help="the PACS")
     parser.add_argument("--aet", default="MMIF", help="our AE title; default: MMIF")
-    what = "C-MOVE to this port, open to the network meanwhile, which the PACS knows by --aet; default: C-GET"
+    what = "C-MOVE to this port, open to --from's AE title meanwhile; default: C-GET"
     parser.add_argument("--move-port", type=count_to(65535), metavar="PORT", help=what)
-    what = "PEM files; TLS to the PACS, whose certificate is signed by CA"
+    what = "our address for --move-port, which the PACS knows by --aet; default: 127.0.0.1, this machine only"
+    parser.add_argument("--move-host", metavar="ADDRESS", help=what)
+    what = "PEM files; TLS to the PACS, and from it on --move-port; its certificate is signed by CA"
     parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
     add_dicomweb(parser, "fetch from this DICOMweb service instead of --from")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder to write")
@@ -49,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
     service = dicomweb_of(args)
     if (service is None) == (args.pacs is None):
         raise InputError("--from, --dicomweb: expected exactly one of them")
+    if args.move_port is None and args.move_host is not None:
+        raise InputError("--move-host: expected only with --move-port")
+    if args.pacs is None and (args.move_port is not None or args.tls):
+        raise InputError("--move-port, --tls: expected only with --from")
     from mmif_trt.files import prove_writable
     from mmif_trt.running import stop_on_signal
 
@@ -72,14 +78,16 @@ def _by_dimse(args: argparse.Namespace, stop: Any) -> tuple[int, int]:
     if not to or not 0 < int(to[3]) < 65536:
         raise InputError(f"--from {args.pacs}: expected AET@HOST:PORT")
     secured = (tls.to_pacs(tuple(args.tls)), to[2]) if args.tls else None
-    pacs = retrieve.Pacs(to[1], to[2], int(to[3]), args.aet, secured)
+    back = tls.from_pacs(tuple(args.tls)) if args.tls and args.move_port else None
+    pacs = retrieve.Pacs(to[1], to[2], int(to[3]), args.aet, secured, back)
+    move_to = (args.move_host or "127.0.0.1", args.move_port) if args.move_port else None
     there = retrieve.series_of(pacs, args.study, stop)
     if absent := sorted(set(args.series) - set(there)):
         raise InputError(
             f"--series: {len(absent)} are not in the study; expected some of its {len(there)} series"
         )
     arrived = retrieve.fetch(
-        pacs, args.study, args.series, lambda uid, data: _keep(args.output, uid, data), stop, args.move_port
+        pacs, args.study, args.series, lambda uid, data: _keep(args.output, uid, data), stop, move_to
     )
     return arrived.count, arrived.failed
 

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmif_trt import privacy
 from mmif_trt.image import InputError
 from mmif_trt.node import guard
+from mmif_trt.node.admission import Admission, Peer
 from mmif_trt.running import Stop
 
 privacy.patient_values_off()
 ROOT = "1.2.840.10008.5.1.4.1.2.2"  # Study Root Query/Retrieve
 FIND, MOVE, GET = f"{ROOT}.1", f"{ROOT}.2", f"{ROOT}.3"
 TIMEOUT_S, FIND_S, MAX_ANSWERS = 60, 60.0, 10_000
-MAX_BYTES = 16 << 30
+STALL_S = 300.0  # longest time without an instance: a PACS need not report in between
+MAX_BYTES, MAX_INSTANCE_BYTES, MAX_MEMORY_BYTES = 16 << 30, 512 << 20, 2 << 30
+MOVE_ASSOCIATIONS = 8
 Keep = Callable[[str, bytes], None]  # SOP Instance UID, the bytes of a PS3.10 file
 
 
 @dataclass
 class Pacs:
-    """title, host, port: of the PACS. aet: ours. tls: as pynetdicom takes it."""
+    """title, host, port: of the PACS. aet: ours. tls: as pynetdicom takes it. tls_back: context of the
+    listener to which a C-MOVE sends."""
 
     title: str
     host: str
     port: int
     aet: str = "MMIF"
     tls: Any = None
+    tls_back: Any = None
 
     def __str__(self) -> str:
         return f"{self.title}@{self.host}:{self.port}"
@@ -37,12 +43,14 @@ class Pacs:
 
 @dataclass
 class Received:
-    """What arrived. failed: that the PACS says it could not send; error: why one could not be kept."""
+    """What arrived. failed: that the PACS says it could not send; error: why one could not be kept. at: the
+    last, by the monotonic clock."""
 
     count: int = 0
     size: int = 0
     failed: int = 0
     error: str = ""
+    at: float = field(default_factory=time.monotonic)
 
 
 def series_of(pacs: Pacs, study: str, stop: Stop) -> list[str]:
@@ -72,21 +80,54 @@ def series_of(pacs: Pacs, study: str, stop: Stop) -> list[str]:
 
 
 def fetch(
-    pacs: Pacs, study: str, series: list[str], keep: Keep, stop: Stop, move_port: int | None = None
+    pacs: Pacs, study: str, series: list[str], keep: Keep, stop: Stop, move_to: tuple[str, int] | None = None
 ) -> Received:
-    """All instances of a study, or of some of its series, to `keep`. move_port: by C-MOVE to ours, where the
-    PACS knows our AE title at this port; None: by C-GET. Raises InputError."""
+    """All instances of a study, or of some of its series, to `keep`. move_to: by C-MOVE to this address and
+    port of ours, where the PACS knows our AE title; None: by C-GET. Raises InputError."""
     arrived = Received()
     on_store = [_handler(arrived, study, keep, stop)]
-    if move_port is None:
-        with _association(pacs, [GET], storage=True, handlers=on_store) as association:
+    if move_to is None:
+        with (
+            _association(pacs, [GET], storage=True, handlers=on_store) as association,
+            _watched(association, arrived, stop),
+        ):
             for query in _queries(study, series):
                 _ask(pacs, association, association.send_c_get(query, GET), arrived, stop)
         return arrived
-    with _listening(pacs, move_port, on_store), _association(pacs, [MOVE]) as association:
+    with (
+        _listening(pacs, *move_to, on_store),
+        _association(pacs, [MOVE]) as association,
+        _watched(association, arrived, stop),
+    ):
         for query in _queries(study, series):
             _ask(pacs, association, association.send_c_move(query, pacs.aet, MOVE), arrived, stop)
     return arrived
+
+
+@contextmanager
+def _watched(association: Any, arrived: Received, stop: Stop) -> Iterator[None]:
+    """Aborts the association when the run is to stop, when one could not be kept, or after STALL_S without
+    an instance, however often the PACS says that it is at work."""
+    done = threading.Event()
+    association.dimse_timeout = None  # this thread's clock decides
+    arrived.at = time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            if time.monotonic() - arrived.at > STALL_S:
+                arrived.error = arrived.error or f"sent no instance for {STALL_S:g} s; expected the study"
+            if stop.reason or arrived.error:
+                association.abort()
+                association.dimse.msg_queue.put((None, None))  # for the thread that waits for an answer
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _queries(study: str, series: list[str]) -> Iterator[Any]:
@@ -105,7 +146,7 @@ def _ask(pacs: Pacs, association: Any, answers: Any, arrived: Received, stop: St
         code = status.get("Status")
         if stop.reason or arrived.error:
             association.abort()
-            raise InputError(arrived.error or f"{pacs}: {stop.reason}")
+            raise InputError(f"{pacs}: {arrived.error or stop.reason}")
         if code is None:
             raise InputError(f"{pacs}: ended the association; expected all instances")
         if code == 0xFF00:
@@ -122,7 +163,10 @@ def _handler(arrived: Received, study: str, keep: Keep, stop: Stop) -> Any:
     def on_store(event: Any) -> int:
         if stop.reason or arrived.error:
             return 0xA700
+        held = event.request.DataSet
         try:
+            if getattr(held, "over", False):
+                raise InputError(f"an instance over {MAX_INSTANCE_BYTES} bytes; expected a smaller one")
             if str(event.dataset.get("StudyInstanceUID", "")) != study:
                 return 0xA900
             data = event.encoded_dataset()
@@ -135,7 +179,11 @@ def _handler(arrived: Received, study: str, keep: Keep, stop: Stop) -> Any:
             return 0xA700
         except Exception:  # pydicom raises whatever the bytes lead it to
             return 0xC000
+        finally:
+            if isinstance(held, guard.Held):
+                held.free()
         arrived.count += 1
+        arrived.at = time.monotonic()
         return 0x0000
 
     return evt.EVT_C_STORE, on_store
@@ -175,23 +223,40 @@ def _association(pacs: Pacs, models: list[str], storage: bool = False, handlers:
 
 
 @contextmanager
-def _listening(pacs: Pacs, port: int, handlers: Any) -> Iterator[None]:
-    """A storage SCP for the PACS's answer to a C-MOVE, for one address only."""
-    from pynetdicom import AE
+def _listening(pacs: Pacs, host: str, port: int, handlers: Any) -> Iterator[None]:
+    """A storage SCP for the PACS's answer to a C-MOVE: for its AE title alone, with the node's limits."""
+    from pynetdicom import AE, evt
 
-    ae = AE(pacs.aet)
-    ae.require_calling_aet, ae.require_called_aet = [pacs.title], True
-    ae.maximum_associations = 4
+    ae: Any = AE(pacs.aet)
+    ae.maximum_pdu_size, ae.maximum_associations = guard.MAX_PDU_BYTES, 1 << 16  # guard.py counts them
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
     for uid in _storage():
         ae.add_supported_context(uid, _syntaxes())
+    handlers = [*handlers, (evt.EVT_CONN_CLOSE, lambda event: event.assoc.dimse.drop())]
     try:
-        server: Any = ae.start_server(("", port), block=False, evt_handlers=list(handlers))
+        server: Any = ae.make_server(
+            (host, port),
+            evt_handlers=handlers,
+            ssl_context=pacs.tls_back,
+            server_class=guard.Server,
+            request_handler=guard.Handler,
+        )
     except OSError as error:
-        raise InputError(f"--move-port {port}: {error.strerror}; expected a free port") from None
+        raise InputError(
+            f"--move-host {host}, --move-port {port}: {error.strerror}; expected a free port of this machine"
+        ) from None
+    server.limits = guard.Limits(MOVE_ASSOCIATIONS, MAX_INSTANCE_BYTES, MAX_BYTES)
+    server.budget = guard.Budget(MAX_MEMORY_BYTES)
+    server.admission = Admission(pacs.aet, (Peer(pacs.title),), MOVE_ASSOCIATIONS, bind_certificates=False)
+    server.judging, server.refused = threading.Lock(), lambda reason, asked, address: None
+    server.failed = lambda kind: None
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         server.shutdown()
+        thread.join()
 
 
 def _storage() -> list[str]:

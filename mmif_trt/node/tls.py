@@ -29,6 +29,14 @@ def for_pacs(settings: Settings) -> tuple[ssl.SSLContext, str] | None:
     return None if context is None else (context, settings.send_to[1])
 
 
+def from_pacs(files: tuple[str, str, str]) -> ssl.SSLContext:
+    """For a listener: who connects must show a certificate signed by the authority. Raises InputError."""
+    context = _context(files, ssl.Purpose.CLIENT_AUTH)
+    assert context is not None
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def to_pacs(files: tuple[str, str, str]) -> ssl.SSLContext:
     """files: certificate, key and authority, as in --tls. Raises InputError."""
     context = _context(files, ssl.Purpose.SERVER_AUTH)

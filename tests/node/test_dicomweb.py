@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -119,11 +121,93 @@ def test_another_study_is_not_taken(tmp_path: Path) -> None:
     kept, came = list[str](), retrieve.Received()
     _, on_store = retrieve._handler(came, STUDY, lambda uid, data: kept.append(uid), Stop())
     other = dataset()
-    event = SimpleNamespace(dataset=other, encoded_dataset=lambda: b"", request=SimpleNamespace())
+    event = SimpleNamespace(dataset=other, encoded_dataset=lambda: b"", request=SimpleNamespace(DataSet=None))
     event.request.AffectedSOPInstanceUID = other.SOPInstanceUID
     assert on_store(event) == 0xA900 and not kept
     other.StudyInstanceUID = STUDY
     assert on_store(event) == 0x0000 and kept == ["1.2.3"] and came.count == 1
+
+
+@contextlib.contextmanager
+def pacs_that_moves(answers: Any) -> Iterator[int]:
+    """The port of a PACS with one study; answers: its generator of answers to a C-MOVE."""
+    from pynetdicom import AE, evt
+
+    def found(event: Any) -> Iterator[Any]:
+        event.identifier.SeriesInstanceUID = "1.2.1"
+        yield 0xFF00, event.identifier
+
+    ae: Any = AE("PACS")
+    ae.add_supported_context(retrieve.FIND)
+    ae.add_supported_context(retrieve.MOVE)
+    port = free_port()
+    handlers = [(evt.EVT_C_FIND, found), (evt.EVT_C_MOVE, answers)]
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    try:
+        yield port
+    finally:
+        server.shutdown()
+
+
+def test_the_port_of_a_move_is_open_to_the_pacs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On loopback unless stated, for the PACS's AE title and ours; silent connections take no place."""
+    from pynetdicom import build_context
+
+    needs("echoscu", "storescu")
+    port, seen = free_port(), dict[str, Any]()
+
+    def moves(event: Any) -> Iterator[Any]:
+        rows = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        seen["listens"] = [row for row in rows if row.endswith(f":{port:04X}")][:1]
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            seen["titles"] = {
+                (calling, called): storescu(port, tmp_path / "in", called, calling)
+                for calling, called in (("STRANGER", "MMIF"), ("PACS", "OTHER"), ("PACS", "MMIF"))
+            }
+        yield "127.0.0.1", port, {"contexts": [build_context(dataset().SOPClassUID)]}
+        yield 0
+
+    write_mr(tmp_path / "in", affine_of(shape=SHAPE), SHAPE)
+    with pacs_that_moves(moves) as pacs:
+        command = ["fetch", "--study", STUDY, "--from", f"PACS@127.0.0.1:{pacs}", "--move-port", str(port)]
+        assert cli.main([*command, "-o", str(tmp_path / "out")]) == 0
+        assert "3 instances" in capsys.readouterr().err
+        assert cli.main([*command, "--move-host", "192.0.2.1", "-o", str(tmp_path / "out")]) == 2
+        assert "--move-host 192.0.2.1" in capsys.readouterr().err
+    assert seen["listens"] == [f"0100007F:{port:04X}"]
+    good = seen["titles"].pop(("PACS", "MMIF"))
+    assert good == 0 and all(seen["titles"].values())
+    assert cli.main([*command[:5], "--move-host", "127.0.0.1", "-o", str(tmp_path / "out")]) == 2
+    assert "expected only with --move-port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["never answers", "answers without end"])
+def test_a_move_that_brings_nothing_ends(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pynetdicom import build_context
+
+    monkeypatch.setattr(retrieve, "STALL_S", 1.0)
+    over = threading.Event()
+
+    def moves(event: Any) -> Iterator[Any]:
+        yield "127.0.0.1", port, {"contexts": [build_context(dataset().SOPClassUID)]}
+        yield 1_000
+        while how != "never answers" and not over.is_set() and not event.is_cancelled:
+            yield 0xFF00, dataset()
+        over.wait(60)
+
+    port = free_port()
+    with pacs_that_moves(moves) as pacs:
+        command = ["fetch", "--study", STUDY, "--from", f"PACS@127.0.0.1:{pacs}", "--move-port", str(port)]
+        assert cli.main([*command, "-o", str(tmp_path / "out")]) == 2
+        over.set()
+    said = capsys.readouterr().err
+    assert "sent no instance for 1 s" in said and said.count("\n") == 1
 
 
 def test_what_is_not_there_is_said_in_one_line(
