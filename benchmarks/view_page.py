@@ -6,8 +6,9 @@ browser.
 A synthetic head (synthetic_head.py) of 256 x 256 x 180 voxels of 1 mm, with noise everywhere, as MRI + PET
 and as MRI + CT; the "fused" volume is their average, coloured for PET: the network's time is not the page's.
 The page is opened from disk in Chromium with its software renderer; a GPU is not measured here. Times run
-from navigation to the first pane that shows slices, and to all four. Memory: the resident sets of all browser
-processes (shared pages count in each), minus those with an empty page.
+from navigation to the first pane that has its voxels, and until a pixel of each of the four was read
+back. Memory: the resident sets of all browser processes (shared pages count in each), minus those with an
+empty page.
 """
 
 from __future__ import annotations
@@ -76,6 +77,21 @@ def resident_mb(root: int) -> float:
     return total / 1024
 
 
+# Drawing calls return before anything is drawn; reading a pixel waits for it.
+READ_BACK = """() => {
+  const canvas = document.createElement("canvas");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  desk.drawn.push(() => {
+    for (const pane of document.querySelectorAll(".pane canvas")) {
+      context.drawImage(pane, 0, 0);
+      context.getImageData(0, 0, 1, 1);
+    }
+    globalThis.read = performance.now();
+  });
+  desk.redraw();
+}"""
+
+
 def opened(path: Path) -> dict[str, float]:
     """One fresh browser."""
     with chromium.browser(*chromium.WEBGL) as started:
@@ -83,7 +99,8 @@ def opened(path: Path) -> dict[str, float]:
         before = resident_mb(os.getpid())
         shown.goto(path.as_uri())
         shown.wait_for_selector("body[data-ready]", timeout=300_000)
-        ready = shown.evaluate("performance.now()")
+        shown.evaluate(READ_BACK)
+        ready = shown.wait_for_function("globalThis.read").json_value()
         first = shown.evaluate("performance.getEntriesByName('first-paint').at(-1).startTime")
         heap = shown.evaluate("performance.memory.usedJSHeapSize")
         memory = resident_mb(os.getpid()) - before

@@ -36,12 +36,15 @@ STATIC = {
     "study.js": ("mmif_trt.study", "pages/study.js", "text/javascript"),
     "panzoom.js": ("mmif_trt.report", "panzoom.js", "text/javascript"),
     "volumes.js": ("mmif_trt.study", "pages/volumes.js", "text/javascript"),
-    "desk.js": ("mmif_trt.view", "desk.js", "text/javascript"),
-    "niivue.js": ("mmif_trt.view", "niivue.js", "text/javascript"),
+    **{
+        name: ("mmif_trt.view", name, "text/javascript")
+        for name in ("niivue.js", "programs.js", "slices.js", "unpack.js", "desk.js")
+    },
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; "
-    "connect-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "worker-src blob:; connect-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     # Not "no-referrer": a browser then sends "Origin: null" with a form, which the gate refuses.

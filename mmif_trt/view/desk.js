@@ -6,78 +6,35 @@ const NORMALS = { axial: 2, coronal: 1, sagittal: 0 }; // the axis of the grid t
 const SLICE_TYPES = { axial: 0, coronal: 1, sagittal: 2, three: 3 }; // NiiVue's
 const OF_NIIVUE = ["axial", "coronal", "sagittal"]; // its axCorSag
 const CROSSHAIR_PX = 1.4; // a thinner line falls between the pixels
-// Texture units in which NiiVue prepares the gradients of a volume rendering, 2 x 4 bytes per voxel at each change of a
-// window. There is none here: one pixel per slice will do.
-const GRADIENT_UNITS = [33990, 33992];
 const SCALES_MM = [100, 50, 20, 10, 5, 2, 1];
 const WEBGL = "This page draws with WebGL 2, and this browser offers none. Expected: a current Firefox, Chrome, " +
   "Edge or Safari with hardware acceleration, or its software renderer, switched on.";
 
 // NiiVue gets the same context when it asks.
+const CONTEXT = { alpha: false, antialias: false }; // opaque: panes are drawn over each other
 function hasWebGl2(canvas) {
-  return Boolean(canvas.getContext("webgl2", { alpha: true, antialias: false }));
+  return Boolean(canvas.getContext("webgl2", CONTEXT));
 }
 
-// One plane of bytes: deflated bytes, or their base64.
-async function inflate(source) {
-  let bytes = source;
-  if (typeof source === "string") {
-    if (Uint8Array.fromBase64) bytes = Uint8Array.fromBase64(source);
-    else bytes = Uint8Array.from(atob(source), (letter) => letter.charCodeAt(0));
-  }
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-// The planes of pack.py as one array of codes: uint8, uint16, or RGB bytes.
-function joined(kind, planes) {
-  const count = planes[0].length;
-  if (kind === "rgb") {
-    const rgb = new Uint8Array(3 * count);
-    for (let i = 0, at = 0; i < count; i++) {
-      const green = planes[0][i];
-      rgb[at++] = planes[1][i] + green;
-      rgb[at++] = green;
-      rgb[at++] = planes[2][i] + green;
-    }
-    return rgb;
-  }
-  if (planes.length === 1) return planes[0];
-  const codes = new Uint16Array(count);
-  for (let i = 0; i < count; i++) codes[i] = planes[0][i] | (planes[1][i] << 8);
-  return codes;
-}
-
-// A NIfTI file in memory, for NiiVue.
-function nifti(grid, facts, codes) {
-  const buffer = new ArrayBuffer(352 + codes.byteLength);
+// A NIfTI header in memory, of one byte per voxel, for NiiVue: it places the slices, and slices.js colours them.
+function header(grid) {
+  const buffer = new ArrayBuffer(352);
   const head = new DataView(buffer);
-  const [type, bits] = facts.kind === "rgb" ? [128, 24] : codes instanceof Uint16Array ? [512, 16] : [2, 8];
   head.setInt32(0, 348, true);
   [3, ...grid.shape, 1, 1, 1, 1].forEach((n, i) => head.setInt16(40 + 2 * i, n, true));
-  head.setInt16(70, type, true);
-  head.setInt16(72, bits, true);
+  head.setInt16(70, 2, true);
+  head.setInt16(72, 8, true);
   const pitch = [0, 1, 2].map((c) => Math.hypot(...grid.affine.map((row) => row[c])));
   [1, ...pitch, 0, 0, 0, 0].forEach((mm, i) => head.setFloat32(76 + 4 * i, mm, true));
   head.setFloat32(108, 352, true);
-  head.setFloat32(112, facts.kind === "rgb" ? 1 : facts.slope, true);
-  head.setFloat32(116, facts.kind === "rgb" ? 0 : facts.inter, true);
+  head.setFloat32(112, 1, true);
   head.setUint8(123, 2); // mm
   head.setInt16(254, 1, true);
   grid.affine.flat().forEach((x, i) => head.setFloat32(280 + 4 * i, x, true));
   [0x6e, 0x2b, 0x31, 0].forEach((byte, i) => head.setUint8(344 + i, byte));
-  new Uint8Array(buffer, 352).set(new Uint8Array(codes.buffer, codes.byteOffset, codes.byteLength));
   return buffer;
 }
-
-// NiiVue looks through all voxels for a window of its own; the page has one.
-if (globalThis.niivue) {
-  niivue.NVImage.prototype.calMinMax = function () {
-    const { cal_min: low, cal_max: high } = this.hdr;
-    Object.assign(this, { cal_min: low, cal_max: high, robust_min: low, robust_max: high, global_min: low, global_max: high });
-    return [low, high, low, high];
-  };
-}
+if (globalThis.niivue) niivue.NVImage.prototype.calMinMax = () => [0, 1, 0, 1]; // of no voxels
 
 class Desk {
   // data: see page.py. load(key): the planes of a volume, as inflate takes them.
@@ -86,6 +43,7 @@ class Desk {
     this.voxel = data.shape.map((n) => Math.floor(n / 2));
     this.zoom = [0, 0, 0, 1];
     this.volumes = {};
+    this.unpacking = {};
     this.seen = { axial: new Set(), coronal: new Set(), sagittal: new Set() };
     this.shownCrosshair = true;
   }
@@ -94,14 +52,13 @@ class Desk {
   onDraw(listener) { this.drawn.push(listener); }
   onPoint(listener) { this.pointed.push(listener); }
 
-  async volume(key) {
-    if (!this.volumes[key]) {
+  // Starts to unpack a volume; awaited by whoever needs its voxels.
+  volume(key) {
+    this.unpacking[key] ??= (async () => {
       const facts = this.data.volumes[key];
-      const planes = [];
-      for (const source of await this.load(key)) planes.push(await inflate(source));
-      this.volumes[key] = { facts, codes: joined(facts.kind, planes) };
-    }
-    return this.volumes[key];
+      return (this.volumes[key] = { facts, codes: await unpack(facts.kind, await this.load(key)) });
+    })();
+    return this.unpacking[key];
   }
 
   // Values at a voxel: a number, or [R, G, B]; null before it is loaded.
@@ -124,11 +81,14 @@ class Desk {
       fontColor: [0.79, 0.81, 0.84, 1], fontMinPx: 11, tileMargin: 2, backColor: [0, 0, 0, 1],
       sliceType: this.data.isVolume ? SLICE_TYPES.three : SLICE_TYPES.axial, isNearestInterpolation: !this.data.isVolume,
     });
-    const textures = nv.rgbaTex.bind(nv);
-    nv.rgbaTex = (old, unit, dims, ...rest) =>
-      textures(old, unit, GRADIENT_UNITS.includes(unit) ? [dims[0], 1, 1, dims[3]] : dims, ...rest);
+    const gl = canvas.getContext("webgl2", CONTEXT);
+    makeLazy(gl);
     await nv.attachToCanvas(canvas);
-    const pane = { name, canvas, nv, key: null, loaded: {} };
+    drawWithCodes(nv, !this.data.isVolume);
+    usePalette(gl, this.colours(key));
+    nv.addVolume(await niivue.NVImage.new(header(this.data), "grid.nii"));
+    const { low, high } = this.data.volumes[key];
+    const pane = { name, canvas, nv, key: null, window: [low, high], textures: {} };
     this.panes.set(name, pane);
     await this.put(name, key);
     this.listen(canvas, nv, name);
@@ -139,34 +99,22 @@ class Desk {
   // Another volume in a pane, such as B before its registration.
   async put(name, key) {
     const pane = this.panes.get(name);
-    if (!pane.loaded[key]) {
-      const { facts, codes } = await this.volume(key);
-      const image = await niivue.NVImage.new(
-        nifti(this.data, facts, codes), `${key}.nii`, this.colours(pane, key), 1, null, facts.low, facts.high,
-      );
-      if (facts.kind === "grey") this.volumes[key].codes = image.img; // one copy, not two
-      pane.loaded[key] = image;
-    }
-    if (pane.key) pane.nv.removeVolume(pane.loaded[pane.key]);
+    const { facts, codes } = await this.volume(key);
+    pane.textures[key] ??= upload(pane.nv.gl, this.data.shape, facts.kind, codes);
     pane.key = key;
-    pane.nv.addVolume(pane.loaded[key]);
-    this.redraw();
+    this.window(name, ...pane.window);
   }
 
-  colours(pane, key) {
+  // 256 of [R, G, B].
+  colours(key) {
     const { palette } = this.data;
-    if (!palette || !(key === "b" || key === "before") || this.data.volumes[key].kind === "rgb") return "gray";
-    pane.nv.addColormap("palette", {
-      R: palette.map((c) => c[0]), G: palette.map((c) => c[1]), B: palette.map((c) => c[2]),
-      A: palette.map(() => 255), I: palette.map((_, i) => i),
-    });
-    return "palette";
+    return palette && key === "b" ? palette : Array.from({ length: 256 }, (_, i) => [i, i, i]);
   }
 
   window(name, low, high) {
     const pane = this.panes.get(name);
-    for (const image of Object.values(pane.loaded)) Object.assign(image, { cal_min: low, cal_max: high });
-    pane.nv.updateGLVolume();
+    pane.window = [low, high];
+    setCodes(pane.nv, pane.textures[pane.key], this.volumes[pane.key].facts, low, high);
     this.redraw();
   }
 

@@ -22,7 +22,7 @@ from mmif_trt.view.triple import Triple
 
 PAGE_BYTES = 60_000_000  # a page stays below this if fewer levels make that possible
 LEVELS = (4096, 1024, 256)  # of a grey source: the first with which the page is small enough
-SCRIPTS = ("niivue.js", "desk.js", "view.js")
+SCRIPTS = ("niivue.js", "programs.js", "slices.js", "unpack.js", "desk.js", "view.js")
 Block = tuple[str, str]  # id and text of an inert script element
 
 
@@ -47,7 +47,8 @@ def render(triple: Triple, title: str, files: dict[str, str], page_bytes: int = 
     warnings = [triple.in_doubt] if triple.in_doubt else []
     values = {
         "title": html.escape(title),
-        "policy": f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes}",
+        "policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; worker-src blob:; "
+        f"script-src {hashes}",
         "css": _asset("view.css"),
         "about": html.escape(f"Made {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC by mmif-trt {VERSION}."),
         "research_use": html.escape(RESEARCH_USE),

@@ -266,6 +266,7 @@ function front(name) {
 }
 for (const button of document.querySelectorAll("[data-pane]")) button.addEventListener("click", () => front(button.dataset.pane));
 at("planes").closest("label").hidden = !data.isVolume;
+if (!data.isVolume) at("slices-h").textContent = "Panes";
 at("planes").addEventListener("change", (event) => desk.setPlanes(event.target.value));
 at("zoom-in").addEventListener("click", () => desk.zoomBy(1.25));
 at("zoom-out").addEventListener("click", () => desk.zoomBy(0.8));
@@ -307,6 +308,7 @@ function showScales() {
 desk.onDraw(() => { showValues(); sliders.forEach((update) => update()); compare(); showScales(); });
 desk.onPoint(showValues);
 async function begin() {
+  for (const name of ["a", "fused", "b"]) desk.volume(name);
   if (!hasWebGl2(canvasOf("a"))) throw new Error(WEBGL);
   for (const name of ["a", "fused", "b"]) { // the smallest first
     await desk.show(name, canvasOf(name), name);

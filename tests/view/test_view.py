@@ -123,7 +123,7 @@ def test_a_page_has_the_levels_that_fit() -> None:
     assert slopes == pytest.approx([1000 / (levels - 1) for levels in page.LEVELS], rel=1e-3)
     assert page._packed(found, 0)["a"].slope == slopes[-1], "the least there is"
     text = page.render(found, NASTY, {"a": NASTY, "b": "b", "fused": "f"})
-    assert text.count("</script>") == 1 + 7 + 3 and NASTY not in text
+    assert text.count("</script>") == 1 + 7 + len(page.SCRIPTS) and NASTY not in text
 
 
 def test_the_bundled_viewer_is_the_released_one() -> None:
@@ -246,19 +246,33 @@ def moved(fused: tuple[Path, Path, Path]) -> Path:
     return page_path
 
 
+PROGRAMS = 4  # of shaders that a pane draws with; NiiVue has 40
+COUNT_PROGRAMS = """globalThis.linked = 0;
+const link = WebGL2RenderingContext.prototype.linkProgram;
+WebGL2RenderingContext.prototype.linkProgram = function (program) {
+  linked++;
+  return link.call(this, program);
+};"""
+
+
 def test_the_page_in_a_browser(fused: tuple[Path, Path, Path], moved: Path) -> None:
     a, b, out = fused
     with browser(*WEBGL) as chromium:
         context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
+        context.add_init_script(COUNT_PROGRAMS)
         shown, wrong, asked = opened(context, moved)
         check_accessible(shown, "view")
         check_not_clipped(shown, "view")
         check_values(shown, a, b, out)
+        check_colours(shown)
         check_places(shown)
         check_pointer(shown)
         check_comparison(shown)
         check_before(shown, b)
-        assert not wrong and len(asked) == 1 and asked[0].startswith("file:"), (wrong, asked)
+        outside = [address for address in asked if not address.startswith("blob:")]  # its workers
+        assert not wrong and len(outside) == 1 and outside[0].startswith("file:"), (wrong, asked)
+        assert len(asked) > 1, "nothing was unpacked in a worker"
+        assert 0 < shown.evaluate("linked") <= 3 * PROGRAMS
 
 
 def check_values(shown: Any, *paths: Path) -> None:
@@ -276,6 +290,42 @@ def check_values(shown: Any, *paths: Path) -> None:
     assert float(said["Uptake read back"]) == pytest.approx(b[z, y, x], abs=2.0)
     assert said["Place"] == "18.0 R, 10.0 A, 14.0 S mm"
     assert shown.locator("#slices output").all_inner_texts() == ["22 of 36", "27 of 48", "25 of 40"]
+
+
+def check_colours(shown: Any) -> None:
+    """The middle of a voxel has the colour of its value in its window, in each plane."""
+    rows = shown.evaluate("""() => {
+      const grey = Array.from({ length: 256 }, (_, i) => [i, i, i]), rows = [];
+      const windows = [["a", 0, 1000], ["a", 300, 420], ["b", 0, 40], ["b", 3, 9.5], ["fused", 0, 255]];
+      const start = { voxel: desk.voxel, planes: desk.planes, plane: desk.plane };
+      for (const planes of ["axial", "coronal", "sagittal"]) {
+        desk.setPlanes(planes);
+        for (const [name, low, high] of windows) {
+          const { nv } = desk.panes.get(name), { gl } = nv;
+          desk.window(name, low, high);
+          for (let i = 0; i < 12; i++) {
+            const part = (axis) => 0.2 + 0.6 * ((0.37 * i + 0.23 * axis * i) % 1);
+            desk.moveTo(desk.data.shape.map((n, axis) => n * part(axis)));
+            desk.draw(desk.panes.get(name), true);
+            const [x, y] = nv.frac2canvasPos(nv.scene.crosshairPos);
+            const pixel = new Uint8Array(4);
+            gl.readPixels(x, gl.canvas.height - y, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+            const value = desk.value(name, desk.voxel);
+            const entry = Math.round(255 * Math.min(Math.max((value - low) / (high - low), 0), 1));
+            const due = Array.isArray(value) ? value : ((name === "b" && data.palette) || grey)[entry];
+            rows.push([planes, name, low, value, due, [...pixel.slice(0, 3)]]);
+          }
+        }
+      }
+      for (const name of ["a", "b"]) desk.window(name, data.volumes[name].low, data.volumes[name].high);
+      desk.setPlanes(start.planes);
+      desk.plane = start.plane;
+      desk.moveTo(start.voxel);
+      return rows;
+    }""")
+    far = [row for row in rows if np.abs(np.subtract(row[4], row[5])).max() > 12]
+    assert not far, far[:5]
+    assert len({tuple(row[4]) for row in rows}) > 25, "too few colours to tell"
 
 
 def check_places(shown: Any) -> None:
@@ -407,7 +457,29 @@ def test_pictures_in_a_browser(tmp_path: Path) -> None:
         assert values["A"] == str(io.read(tmp_path / "a.png").data[19, 30])
         assert values["Fused"] == ", ".join(map(str, coloured[19, 30]))
         check_accessible(shown, "picture")
+        assert not shown.is_visible("text=Planes"), "a picture has one plane"
         assert not wrong
+
+
+def test_a_picture_wider_than_a_3d_texture_is_drawn(tmp_path: Path) -> None:
+    """2048 px is what a 3D texture may measure in many browsers."""
+    wide = np.zeros((32, 2600, 3), np.uint8)
+    wide[:, :1300, 0], wide[:, 1300:, 2] = 200, 200
+    io.write(tmp_path / "a.png", Image(wide[..., 0]))
+    for name in "bf":
+        io.write(tmp_path / f"{name}.png", Image(wide))
+    paths = [str(tmp_path / f"{name}.png") for name in "abf"]
+    assert main(["view", *paths, "-o", str(tmp_path / "v.html")]) == 0
+    with browser(*WEBGL) as chromium:
+        shown, wrong, _ = opened(
+            chromium.new_context(viewport={"width": 1010, "height": 520}), tmp_path / "v.html"
+        )
+        shown.uncheck("#crosshair")
+        seen = pixels_of(shown, "fused")
+    row, width = seen[len(seen) // 2], len(seen[0])
+    np.testing.assert_allclose(row[width // 4], [200, 0, 0], atol=3)
+    np.testing.assert_allclose(row[3 * width // 4], [0, 0, 200], atol=3)
+    assert not wrong
 
 
 def made_pictures(folder: Path) -> None:

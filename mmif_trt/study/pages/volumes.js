@@ -40,6 +40,7 @@ function volumeViewer(root) {
     const volumes = Object.fromEntries(Object.entries(files).map(([key, file]) => [key, file.facts]));
     const data = { isVolume, shape, affine, spacing, volumes, palette: files.b.facts.palette };
     desk = new Desk(data, async (key) => files[key].planes);
+    for (const key of Object.keys(volumes)) desk.volume(key);
     for (const key of ["a", "b"]) windows[key] = [volumes[key].low, volumes[key].high];
     for (const canvas of canvases) {
       const key = SLOTS[canvas.dataset.slot];
