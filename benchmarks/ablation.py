@@ -149,13 +149,13 @@ def differences(rows: list[dict[str, Any]], name: str) -> list[str]:
 def page(report: dict[str, Any]) -> str:
     commits = sorted({row["commit"] for row in report["rows"]})
     out = [
-        "# Ablation: what the diffusion model and the branches are worth",
+        "# Ablation: what the diffusion model and the branches add",
         "",
         "Made by `ablation.py table` from `results/ablation.json`; do not edit. All runs under one heading "
         "have the same budget (steps of six 128 px crops; the released weights had more, see MODEL_CARD.md), "
-        "data and seeds, and differ in the loss or the branches only. Fused in FP32, scored on the 8-bit "
-        "luma of the validation pairs. Mean, and where there are several seeds ± their standard deviation; "
-        "differences with their least and greatest. Foreground: pixels where either source is above 2 "
+        "data and seeds, and differ only in the loss or the branches. Fusion is in FP32; scores are of the "
+        "8-bit luma of the validation pairs. Values are means, of several seeds ± their standard deviation; "
+        "differences have their minimum and maximum. Foreground: pixels where either source is above 2 "
         f"of 255. Weights: predictability {PREDICTABILITY:g}, generated-fused {GENERATED_FUSED:g}. "
         f"Commits {', '.join(commits)}.",
     ]

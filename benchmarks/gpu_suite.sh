@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Everything that a CUDA machine with torch >= 2.11 can measure, in two calls of under 10 minutes each:
+# Measures everything that a CUDA machine with torch >= 2.11 can, in two calls of under 10 minutes each:
 #
 #     OUT=folder bash benchmarks/gpu_suite.sh first     correctness, device times, ncu, tests, sanitizers
 #     OUT=folder bash benchmarks/gpu_suite.sh second    network, latency, training, diffusion, compiled rivals
 #
-# Each builds the extension (the second finds it built on a machine that is still there) and stops at once where
-# there is no card or the kernels do not run on it. After every step $OUT holds three files of the part, whole:
+# Each builds the extension (the second reuses the build if the machine is still there) and stops at once where
+# there is no card or the kernels do not run on it. After every step $OUT holds three complete files of the part:
 # PART.tar.gz (logs and rows), PART.json (each step's limit, seconds, exit code; 124 or 137: it ran out of time,
-# its JSON holds the rows so far; null: no time was left to begin it) and PART.txt (the tables, also printed
-# last). No network is needed. Steps are independent: one that fails is told at the end. The limits of a part add
-# up to less than BUDGET seconds, and no step outlasts what is left of it. Exit status: how many failed.
+# and its JSON holds the rows so far; null: no time was left to start it) and PART.txt (the tables, also printed
+# last). No network is needed. Steps are independent; failed ones are listed at the end. The limits of a part add
+# up to less than BUDGET seconds, and no step outlasts the time left. Exit status: the number of failed steps.
 #
-# MMIF_COMMIT tells the commit where there is no .git here. Any setuptools from 65 on builds.
+# MMIF_COMMIT names the commit where there is no .git. Any setuptools from 65 on builds.
 set -uo pipefail
 PYTHON=${PYTHON:-python3}
 case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
@@ -24,18 +24,18 @@ case $part in first | second) ;; *)
   ;;
 esac
 DEVICE=${DEVICE:-cuda} BUDGET=${BUDGET:-560}
-LAST_WORDS=2 # seconds between asking a step to end and ending it
+LAST_WORDS=2 # seconds between asking a step to stop and killing it
 LARGEST=12000000 # bytes of a file that goes into the archive, which must stay below 16 MiB
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 MMIF_CUDA=1
-# A test that cannot run here is a failure, but for what one card cannot show.
+# A test that cannot run here counts as a failure, except those that need a second card.
 export MMIF_MAY_SKIP='fewer than two CUDA devices'
-# The toolkit's tools, where they are not on PATH.
+# The toolkit's tools, if they are not on PATH.
 PATH="$PATH:/usr/local/cuda/bin"
-# Compile for the card that is here: all architectures would take minutes.
+# Compile for this card only: all architectures would take minutes.
 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(timeout 10 nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
   2>/dev/null | head -n 1)}
 export TORCH_CUDA_ARCH_LIST
@@ -49,10 +49,10 @@ index() { # index true|false: whether the part has ended
   } >"$work/index.json"
 }
 
-pack() { # what is there so far, to $OUT: a part that is cut off keeps all but its last step
+pack() { # copies the results so far to $OUT: a part that is cut off loses only its last step
   index "$1"
   timeout 10 "$PYTHON" benchmarks/suite_summary.py "$work" >"$work/summary.txt" 2>&1
-  # A file too large to come back would take the others with it.
+  # One file that is too large to come back would lose the others as well.
   find "$work" -type f -size -"${LARGEST}"c -printf '%P\n' | tar -czf "$OUT/.$part.tar.gz" -C "$work" -T -
   mv "$OUT/.$part.tar.gz" "$OUT/$part.tar.gz"
   cp "$work/index.json" "$OUT/$part.json"
@@ -91,7 +91,7 @@ finish() {
   exit "${#failed[@]}"
 }
 
-# In a folder that holds no pyproject.toml: setuptools before 77 refuse ours, and the extension needs only these.
+# In a folder without pyproject.toml: setuptools before 77 refuse ours, and the extension needs only these files.
 build() {
   mkdir -p build/card
   ln -sfn "$PWD/csrc" build/card/csrc
@@ -118,7 +118,7 @@ if [ "$part" = first ]; then
   step ncu_rows 15 ncu --import "$work/kernels.ncu-rep" --csv --page raw
   step tests 60 "$PYTHON" -m pytest -q -k "cuda" tests/ops/test_window_attention.py tests/ops/test_fusion_loss.py \
     tests/ops/test_fusion_loss_op.py tests/ops/test_cuda_device.py tests/train/test_captured.py
-  # Without torch's own pool of memory, in which an access beyond a tensor meets another one.
+  # Without torch's memory pool, in which an access beyond a tensor may hit another tensor.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   small="$PYTHON benchmarks/check_kernels.py --device $DEVICE --small"
   step memcheck 40 compute-sanitizer --tool memcheck --error-exitcode 9 $small
@@ -132,7 +132,7 @@ else
   bench training 60 bench_training.py --steps 300
   bench diffusion 35 bench_diffusion.py --device "$DEVICE"
   bench network_512 30 bench_network.py --device "$DEVICE" --size 512 --mode eager cuda-graph --batch 1 32
-  # Compilers last: they take most of their steps, and fail in ways of their own.
+  # Compilers last: they take the longest, and fail in their own ways.
   bench compiled 90 bench_ops.py --device "$DEVICE" --op attention --scale 4 --shift 0 --dtype bfloat16 \
     --rival kernel compile flex
   bench compiled_loss 40 bench_ops.py --device "$DEVICE" --op loss --scale 4 1 --rival kernel compile
