@@ -1,4 +1,4 @@
-// Fills the page from its data: tables, viewer, best and worst, contact sheets. Names reach it as text only.
+// Fills the page from its data: tables, viewer, best and worst cases, contact sheets. Names enter it as text only.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -35,7 +35,7 @@ function fill(table, heads, rows, lowest = []) {
   }));
 }
 
-// The table of means: a click on a heading sorts, a second one the other way round.
+// The table of means: a click on a heading sorts, a second click reverses the order.
 const heads = ["mean rank", ...data.measures];
 const rows = data.methods.map((method) => [method, [data.rank[method], ...data.means[method]]]);
 const headRow = make("tr");
@@ -43,7 +43,7 @@ function sortBy(column, descending) {
   rows.sort((a, b) => {
     if (column < 0) return a[0].localeCompare(b[0]) * (descending ? -1 : 1);
     const [x, y] = [a[1][column], b[1][column]];
-    if (x === null || y === null) return (x === null) - (y === null); // what is not defined comes last
+    if (x === null || y === null) return (x === null) - (y === null); // undefined values come last
     return (x - y) * (descending ? -1 : 1);
   });
   [...headRow.cells].forEach((cell, i) => {
@@ -94,7 +94,7 @@ function show(change = {}) {
   at("case-table").caption.textContent = `Measures of ${data.cases[state.index]}`;
   fill(at("case-table"), data.measures, data.methods.map((method) => [method, data.values[method][state.index]]));
 }
-// B lies over A and is cut at the edge; the cut stays where it is on the screen while the picture moves.
+// B lies over A and is cut at the edge; the edge stays in place on the screen while the picture moves.
 function swipe() {
   const share = at("swipe").value / 100;
   const over = panes.querySelector(".over");
@@ -134,7 +134,7 @@ const caseHead = make("tr");
 at("case-table").tHead.append(caseHead);
 show();
 
-// Thumbnails: best and worst, and all cases. Pictures load when they come near the screen.
+// Thumbnails of the best and worst cases, and of all cases. Pictures load as they come near the visible part.
 function open(index, method) {
   const change = { index };
   if (method) {

@@ -6,7 +6,7 @@ const panes = document.getElementById("panes");
 const motion = panes.querySelector("canvas") ? volumeViewer(panes) : panZoom(panes);
 const zoomText = document.getElementById("zoomed");
 const pictures = [...document.querySelectorAll(".pane img")];
-let ready = false; // keys wait until all pictures of the item are there
+let ready = false; // keys work once all pictures of the item have loaded
 let sent = false;
 let visible = 0;
 let since = document.hidden ? null : performance.now();
@@ -42,7 +42,7 @@ for (const button of document.querySelectorAll("[data-zoom]")) {
   button.addEventListener("click", zooms[button.dataset.zoom]);
 }
 
-// A digit rates the first scale that is still open, or the one that has the focus.
+// A digit rates the scale that has the focus, or the first one not yet rated.
 function rate(digit) {
   const fields = [...form.querySelectorAll("fieldset")];
   const field = document.activeElement.closest("fieldset") || fields.find((f) => !f.querySelector(":checked"));
@@ -63,7 +63,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "Backspace") document.getElementById("back")?.click();
   else if (document.body.classList.contains("scale")) {
     if (/^[1-5]$/.test(event.key)) rate(event.key);
-    else return; // arrows move within a scale, Enter sends the form: the browser's own ways
+    else return; // the browser itself moves within a scale by arrows and sends the form by Enter
   } else {
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const button = [...form.querySelectorAll("[data-keys]")].find((b) => b.dataset.keys.split(" ").includes(key));
