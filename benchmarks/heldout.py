@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_command
 import torch
 from lesions import rounded
-from quality import REPO, SETS, commit
+from quality import SETS, commit
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -119,6 +119,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def score(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
     methods = {"max": PICTURES["max"]}
     for told in args.networks:
         name, _, files = told.partition("=")
@@ -149,26 +150,17 @@ def show(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, default=REPO / "benchmarks/results/heldout.json", metavar="JSON")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    results_command.add_out(shared, "heldout.json")
+    parser = results_command.parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("score", parents=[shared], help="measure networks and the maximum")
-    one.add_argument("--data", type=Path, required=True, metavar="HARVARD")
+    results_command.add_data(one)
     one.add_argument("networks", nargs="+", metavar="NAME=CHECKPOINT")
     one.add_argument("--threads", type=int, default=1)
     one.set_defaults(run=score)
     page = commands.add_parser("table", parents=[shared], help="print all rows")
     page.set_defaults(run=show)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(getattr(args, "threads", 1))
-    try:
-        args.run(args)
-    except (InputError, OSError) as error:
-        print(f"heldout: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return results_command.run("heldout", parser, argv)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_command
 from heldout import CASES, planted_of, row
-from quality import REPO, SETS, commit
+from quality import SETS, commit
 
 from mmif_trt import weights
 from mmif_trt.files import write_atomic
@@ -98,41 +98,36 @@ def times_ms(requests: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
+def trial(args: argparse.Namespace) -> None:
+    small = quantised(args.data)
+    requests = {"fp32": request(graph(), "f32"), "int8": request(small, "f32")}
+    if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+        requests["bf16"] = request(graph(), "bf16")
+    report: dict[str, Any] = {"conditions": conditions() | {"commit": commit(), "threads": 1}}
+    report["conditions"]["date"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    a, b, expected = weights.golden("lagn")
+    report["golden_levels"] = {
+        name: round(
+            255
+            * max(float(np.abs(infer(one, x, y) - f).max()) for x, y, f in zip(a, b, expected, strict=True)),
+            2,
+        )
+        for name, one in requests.items()
+    }
+    report["ms"] = times_ms(requests)
+    report["heldout"] = {}
+    for name in SETS:
+        planted = planted_of(args.data, name)
+        report["heldout"][name] = {k: row(fuse_of(requests[k]), planted) for k in ("fp32", "int8")}
+    write_atomic(args.out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="HARVARD")
-    parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/int8.json", metavar="JSON")
-    args = parser.parse_args(argv)
-    try:
-        small = quantised(args.data)
-        requests = {"fp32": request(graph(), "f32"), "int8": request(small, "f32")}
-        if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
-            requests["bf16"] = request(graph(), "bf16")
-        report: dict[str, Any] = {"conditions": conditions() | {"commit": commit(), "threads": 1}}
-        report["conditions"]["date"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
-        a, b, expected = weights.golden("lagn")
-        report["golden_levels"] = {
-            name: round(
-                255
-                * max(
-                    float(np.abs(infer(one, x, y) - f).max()) for x, y, f in zip(a, b, expected, strict=True)
-                ),
-                2,
-            )
-            for name, one in requests.items()
-        }
-        report["ms"] = times_ms(requests)
-        report["heldout"] = {}
-        for name in SETS:
-            planted = planted_of(args.data, name)
-            report["heldout"][name] = {k: row(fuse_of(requests[k]), planted) for k in ("fp32", "int8")}
-        write_atomic(args.out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-    except (InputError, OSError) as error:
-        print(f"int8: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser = results_command.parser(__doc__)
+    results_command.add_data(parser)
+    results_command.add_out(parser, "int8.json")
+    parser.set_defaults(run=trial)
+    return results_command.run("int8", parser, argv)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import argparse
 import datetime
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_command
 import rivals
 from quality import SETS, SPLIT, commit, emphasise, replaced
 
@@ -261,13 +261,11 @@ def show(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, default=REPO / "benchmarks/results/lesions.json", metavar="JSON")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    results_command.add_out(shared, "lesions.json")
+    parser = results_command.parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("score", parents=[shared], help="measure LAGN and the baselines, or a peer")
-    one.add_argument("--data", type=Path, required=True, metavar="HARVARD")
+    results_command.add_data(one)
     one.add_argument("--sets", nargs="+", choices=SETS, metavar="SET", help="default: all three")
     one.add_argument("--peer", metavar="NAME=FILE.py:CALLABLE", help="a peer's network instead")
     one.add_argument("--every", type=int, default=1, help="for a peer: every N-th pair; default: all")
@@ -278,13 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = commands.add_parser("table", parents=[shared], help="print the tables, or write them into a page")
     page.add_argument("--write", type=Path, nargs="*", metavar="PAGE", help="default: README and docs")
     page.set_defaults(run=show)
-    args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except (InputError, OSError) as error:
-        print(f"lesions: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return results_command.run("lesions", parser, argv)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ import math
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import results_command
 
 from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
@@ -238,13 +239,11 @@ def show(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, default=REPO / "benchmarks/results/quality.json", metavar="JSON")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    results_command.add_out(shared, "quality.json")
+    parser = results_command.parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("score", parents=[shared], help="measure a method and the baselines")
-    one.add_argument("--data", type=Path, required=True, metavar="HARVARD")
+    results_command.add_data(one)
     one.add_argument("--fused", type=Path, metavar="DIR")
     one.add_argument("--name", help="the method's name in the tables")
     one.add_argument("--made-by", default="", metavar="TEXT", help="how the fused pictures were made")
@@ -255,13 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = commands.add_parser("table", parents=[shared], help="print the tables, or write them into a page")
     page.add_argument("--write", type=Path, nargs="*", metavar="PAGE", help="default: README and docs")
     page.set_defaults(run=show)
-    args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except (InputError, OSError) as error:
-        print(f"quality: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return results_command.run("quality", parser, argv)
 
 
 if __name__ == "__main__":
