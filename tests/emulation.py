@@ -19,7 +19,7 @@ FAULT = 86  # exit status when the emulator has found an error
 FLAGS = ["-std=c++17", "-O2", "-DMMIF_EMULATOR", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # Kernels read 16 bytes of floats as one vector: nvcc has no type-based aliasing to break.
 FLAGS += ["-fno-strict-aliasing"]
-SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def skip_without_emulator() -> None:

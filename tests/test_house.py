@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 HEAVY = {"torch", "openvino", "cv2", "PIL", "scipy", "skimage", "onnx", "nvidia", "pycuda", "tensorrt_rtx"}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
     """Full names of what a file imports; names under TYPE_CHECKING do not count."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     nodes = tree.body if top_level_only else ast.walk(tree)
     hidden = {
         id(inner)
@@ -61,7 +68,7 @@ def name(path: Path) -> str:
 def test_files_and_functions_are_small(path: Path) -> None:
     source = path.read_text()
     assert len(source.splitlines()) <= 330, "a Python file has about 300 lines at most"
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno <= 60, f"{node.name} has over 60 lines"
@@ -84,10 +91,12 @@ def within(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
 
+@cache
 def known() -> dict[str, Path]:
     return {module_of(path): path for path in MODULES}
 
 
+@cache
 def ours(path: Path) -> set[str]:
     """The modules of this package that a file imports, lazily too; a name stands for the module it is in.
 

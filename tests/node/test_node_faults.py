@@ -114,17 +114,13 @@ def test_an_instance_that_the_pacs_refuses_holds_up_no_other(study: Path, tmp_pa
     write_mr(tmp_path / "mr2", AFFINE, SHAPE, **other)
     pet = slices(20 * uptake(grid(AFFINE, SHAPE)), AFFINE, "PT", **other)
     write_series(tmp_path / "pt2", pet)
-    node = Node(tmp_path / "node", port, "--quiet-s", "10")  # as slow as five senders may be
+    both = tmp_path / "both"  # in one association: no sender is slow enough to split a study
+    for source in (study / "mr", study / "pt early", study / "pt late", tmp_path / "mr2", tmp_path / "pt2"):
+        shutil.copytree(source, both / source.name)
+    node = Node(tmp_path / "node", port, *QUICK)
     node.start()
     try:
-        for folder in (
-            study / "mr",
-            study / "pt early",
-            study / "pt late",
-            tmp_path / "mr2",
-            tmp_path / "pt2",
-        ):
-            assert storescu(node.port, folder) == 0
+        assert storescu(node.port, both) == 0
         until(lambda: node.metric("sent_total") == 2 and not outgoing(node))
         assert got.count("1.2.3") == 1 and got.count(phantoms.STUDY) == 3
         assert node.log.count("the PACS refused") == 2

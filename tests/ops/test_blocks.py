@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPO
 from torch import Tensor, nn
 
 from mmif_trt.models.lagn import LAGN, LAGNConfig
@@ -128,24 +124,6 @@ def test_these_are_all() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_error_is_at_most_twice_plain_torchs(shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
     compare(case(name, shape).to(dtype))
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512bf16"])
-def test_every_instruction_set(isa: str) -> None:
-    environment = os.environ | {
-        "MMIF_ISA": isa,
-        "PYTHONPATH": os.pathsep.join(map(str, (REPO, REPO / "tests", REPO / "tests" / "ops"))),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_blocks; test_blocks.compare_all()"],
-        cwd=REPO,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if "MMIF_ISA is" in done.stderr:
-        pytest.skip(f"this CPU has no {isa}")
-    assert done.returncode == 0, done.stderr
 
 
 @on_each_op
@@ -297,7 +275,8 @@ def test_compile_and_export_keep_it_whole(name: str) -> None:
             return OPS[name](*tensors)
 
     x = case(name, (2, 16, 32, 4, 6)).to(torch.float32)
-    assert all(map(torch.equal, x.run(torch.compile(OPS[name], fullgraph=True)), x.run()))
+    compiled = torch.compile(OPS[name], fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, x.run(compiled), x.run()))
     exported = torch.export.export(Model(), x.tensors)
     assert f"mmif_trt.{name}" in str(exported.graph)
     assert torch.equal(exported.module()(*x.tensors), OPS[name](*x.tensors))

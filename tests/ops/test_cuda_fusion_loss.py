@@ -235,7 +235,7 @@ def test_a_planted_fault_is_caught(
     source = changed.read_text()
     assert source.count(old) == 1, "the source has changed: plant anew"
     changed.write_text(source.replace(old, new))
-    built = build(tmp_path, [changed], ["-O1"])
+    built = build(tmp_path, [changed], ["-O0"])
     kept = [x for x in objects if x.name not in {y.name for y in built}]
     assert fails(link([*kept, *built], tmp_path / "run"), tmp_path)
 

@@ -171,7 +171,7 @@ def test_planted_errors_are_caught(name: str, objects: list[Path], tmp_path: Pat
     text = source.read_text()
     assert old in text, "the source has changed: plant this error anew"
     source.write_text(text.replace(old, new))
-    planted = build(tmp_path, [source], ["-O1"])
+    planted = build(tmp_path, [source], ["-O0"])
     rest = [o for i, o in enumerate(objects) if i != index]
     program = link([*planted, *rest], tmp_path / "run")
     with pytest.raises(AssertionError):

@@ -32,8 +32,10 @@ def pair(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCard]:
     made = install(monkeypatch, tmp_path / "cache")
+    gc.freeze()  # what others left is not looked through: with torch loaded that outlasts the test
     yield made
     gc.collect()
+    gc.unfreeze()
     assert made.depth == 0, "every pushed context is popped"
 
 

@@ -203,6 +203,17 @@ def test_steps_are_1_or_10_to_50(steps: int) -> None:
         generate.sample(Oracle(normal(1, 8, 4, 4)), normal(1, 8, 4, 4), "ct", None, steps)  # type: ignore[arg-type]
 
 
+def test_bfloat16_draws_what_fp32_draws() -> None:
+    torch.manual_seed(0)
+    model = Denoiser(DENOISER)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    exact, rounded = (
+        generate.sample(model, normal(1, 8, 8, 8), "ct", None, 1, precision=p) for p in ("fp32", "bf16")
+    )
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.05
+
+
 # The networks
 
 
@@ -306,15 +317,24 @@ def test_the_three_relations_enter_the_loss() -> None:
 # From pictures to a fused network
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("trained")
+    torch.set_num_threads(1)
+    root = write_sets(folder / "data", "{split}{i}_slice")
+    first = autoencoder.train(AUTOENCODER, root, folder / "ae")
+    second = diffusion.train(DIFFUSION, root, first, folder / "ld")
+    return {"data": root, "autoencoder": first, "diffusion": second}
+
+
 @pytest.fixture
-def chain(root: Path, tmp_path: Path) -> dict[str, Path]:
-    first = autoencoder.train(AUTOENCODER, root, tmp_path / "ae")
-    second = diffusion.train(DIFFUSION, root, first, tmp_path / "ld")
-    return {"data": root, "autoencoder": first, "diffusion": second, "out": tmp_path / "made"}
+def chain(trained: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    return trained | {"out": tmp_path / "made"}
 
 
 def options(chain: dict[str, Path]) -> list[str]:
-    return [word for name, path in chain.items() for word in (f"--{name}", str(path))] + ["--threads", "1"]
+    paths = [word for name, path in chain.items() for word in (f"--{name}", str(path))]
+    return [*paths, "--threads", "1", "--precision", "fp32"]
 
 
 def test_the_chain_from_pictures_to_training_with_generated_ones(
@@ -339,6 +359,7 @@ def test_the_chain_from_pictures_to_training_with_generated_ones(
         steps=2,
         batch_size=3,
         crop_px=32,
+        precision="fp32",
         model=model,
         loss=losses.LossWeights(predictability=2, generated_fused=0.1),
     )
@@ -363,9 +384,11 @@ def test_a_released_diffusion_is_the_trained_one_in_half_precision(
 
 
 def test_the_shipped_diffusion_generates_by_default(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = ["--data", str(root), "--out", str(tmp_path / "made"), "--samples", "1", "--threads", "1"]
+    monkeypatch.setattr(generate, "write_sheets", lambda *_: None)  # many steps of a large network
+    told = ["--data", str(root), "--out", str(tmp_path / "made"), "--samples", "1"]
+    told += ["--threads", "1", "--precision", "fp32"]
     assert generate.main([*told, "--autoencoder", str(root)]) == 2
     assert "expected both of one training, or neither" in capsys.readouterr().err
     assert generate.main(told) == 0
