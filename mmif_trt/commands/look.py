@@ -85,8 +85,9 @@ def read_record(path: str | None, is_given: bool = True) -> dict[str, Any]:
             return found
     except (OSError, ValueError, TypeError) as error:
         if is_given:
+            what = (error.strerror if isinstance(error, OSError) else "") or "not such a record"
             raise InputError(
-                f"--report {path}: {type(error).__name__}; expected the JSON of fuse --report or batch"
+                f"--report {path}: {what}; expected the JSON of fuse --report or batch"
             ) from error
     if is_given:
         raise InputError(f"--report {path}: no record of a fused volume; expected that of fuse or batch")

@@ -119,7 +119,8 @@ def pick(more: tuple[int, ...], which: Which) -> tuple[int, tuple[str, ...]]:
 
 
 def without_nan(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The values with NaN as black (the smallest finite value), and a note that counts them."""
+    """The values with NaN as black, and a note that counts them. Black is 0, or the smallest finite value
+    where that is less: inside a mask the smallest one may be brain."""
     if values.dtype.kind != "f":
         return values, ()
     missing = np.isnan(values)
@@ -132,10 +133,10 @@ def without_nan(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         raise InputError(
             f"{int(np.isinf(values).sum())} infinite voxels; expected finite ones, or NaN outside"
         )
-    lowest = values[~missing].min()
+    black = min(values[~missing].min(), values.dtype.type(0))
     share = f"{count} voxels ({count / values.size:.0%})"
-    note = f"{share} are NaN: background, shown as the lowest value {lowest:g}"
-    return np.where(missing, lowest, values), (note,)
+    note = f"{share} are NaN: background, shown as {black:g}"
+    return np.where(missing, black, values), (note,)
 
 
 def unpacked(data: bytes, size: int, *, whole: bool = False) -> bytes:

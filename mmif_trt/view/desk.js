@@ -40,6 +40,8 @@ class Desk {
   // data: see page.py. load(key): the planes of a volume, as inflate takes them.
   constructor(data, load) {
     Object.assign(this, { data, load, panes: new Map(), drawn: [], pointed: [], planes: "three", plane: "axial" });
+    const flat = Object.keys(NORMALS).filter((plane) => data.isVolume && data.shape[NORMALS[plane]] === 1);
+    if (flat.length === 1) Object.assign(this, { planes: flat[0], plane: flat[0] }); // the others are lines
     this.voxel = data.shape.map((n) => Math.floor(n / 2));
     this.zoom = [0, 0, 0, 1];
     this.volumes = {};
@@ -79,7 +81,7 @@ class Desk {
       isOrientationTextVisible: this.data.isVolume, crosshairColor: [0.88, 0.64, 0.35, 0.8],
       crosshairWidthUnit: "mm",
       fontColor: [0.79, 0.81, 0.84, 1], fontMinPx: 11, tileMargin: 2, backColor: [0, 0, 0, 1],
-      sliceType: this.data.isVolume ? SLICE_TYPES.three : SLICE_TYPES.axial, isNearestInterpolation: !this.data.isVolume,
+      sliceType: SLICE_TYPES[this.data.isVolume ? this.planes : "axial"], isNearestInterpolation: !this.data.isVolume,
     });
     const gl = canvas.getContext("webgl2", CONTEXT);
     makeLazy(gl);

@@ -9,7 +9,11 @@ function make(tag, text, attributes = {}) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   return element;
 }
-const short = (value) => (Math.abs(value) >= 100 || Number.isInteger(value) ? value.toFixed(0) : Number(value.toPrecision(3)).toString());
+function short(value) {
+  const size = Math.abs(value);
+  if (size >= 1e7) return value.toExponential(2);
+  return size >= 100 || Number.isInteger(value) ? value.toFixed(0) : Number(value.toPrecision(3)).toString();
+}
 
 // The text of a volume's planes; it leaves the document, which would keep it in memory.
 async function load(key) {
@@ -267,6 +271,7 @@ function front(name) {
 for (const button of document.querySelectorAll("[data-pane]")) button.addEventListener("click", () => front(button.dataset.pane));
 at("planes").closest("label").hidden = !data.isVolume;
 if (!data.isVolume) at("slices-h").textContent = "Panes";
+at("planes").value = desk.planes;
 at("planes").addEventListener("change", (event) => desk.setPlanes(event.target.value));
 at("zoom-in").addEventListener("click", () => desk.zoomBy(1.25));
 at("zoom-out").addEventListener("click", () => desk.zoomBy(0.8));

@@ -65,6 +65,8 @@ def test_nan_is_background_and_infinity_is_not(tmp_path: Path) -> None:
     image = mmif_trt.read(save(tmp_path / "x.nii", np.where(outside, np.nan, VALUES - 50)))
     assert image.data[outside].max() == image.data.min() == (VALUES[~outside] - 50).min(), "black, not grey"
     np.testing.assert_allclose(image.data[~outside], (VALUES - 50)[~outside], atol=1e-3)
+    brain = mmif_trt.read(save(tmp_path / "m.nii", np.where(outside, np.nan, VALUES)))
+    assert brain.data[outside].max() == 0, "not the darkest voxel of the brain"
     (note,) = image.notes
     assert f"{int(outside.sum())} voxels" in note and "NaN: background" in note
     refused(

@@ -482,6 +482,28 @@ def test_a_picture_wider_than_a_3d_texture_is_drawn(tmp_path: Path) -> None:
     assert not wrong
 
 
+def test_a_volume_of_one_slice_opens_in_its_plane(tmp_path: Path) -> None:
+    """The two other planes would be lines below their own letters."""
+    data = head(grid(AFFINE, SHAPE))[18:19]
+    paths = [write_nifti(tmp_path / f"{name}.nii", data, AFFINE, "<i2") for name in "abf"]
+    limits = ["--value-range-a", "0", "1000", "--value-range-b", "0", "1000"]
+    assert main(["view", *map(str, paths), "-o", str(tmp_path / "v.html"), *limits]) == 0
+    with browser(*WEBGL) as chromium:
+        shown, wrong, _ = opened(
+            chromium.new_context(viewport={"width": 1010, "height": 520}), tmp_path / "v.html"
+        )
+        assert shown.input_value("#planes") == "axial"
+        assert shown.evaluate("desk.panes.get('a').nv.screenSlices.map(tile => tile.axCorSag)") == [0]
+        assert shown.evaluate("[123456789, 1234567, 0.12345, -2.5, 7].map(short)") == [
+            "1.23e+8",
+            "1234567",
+            "0.123",
+            "-2.5",
+            "7",
+        ]
+        assert not wrong
+
+
 def made_pictures(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for name, shape in (("a", (40, 60)), ("b", (40, 60, 3)), ("f", (40, 60, 3))):

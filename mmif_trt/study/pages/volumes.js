@@ -67,6 +67,7 @@ function volumeViewer(root) {
       };
       button.addEventListener("click", () => { for (const key of ["a", "b"]) set(key, ...first[key]); });
     }
+    document.getElementById("planes").value = desk.planes;
     document.getElementById("planes").addEventListener("change", (event) => desk.setPlanes(event.target.value));
     desk.redraw();
   }
