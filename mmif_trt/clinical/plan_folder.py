@@ -27,18 +27,37 @@ from mmif_trt.volume import Options
 
 FORMAT, CHUNK = 1, 256
 HEAD = re.compile(r"plan-(\d{1,6})-of-(\d{1,6})\.json")
+BODY = re.compile(r"cases-\d{1,6}-of-\d{1,6}-\d{6,}\.jsonl\.gz")
 
 
 def is_plan(store: Store) -> bool:
-    return any(HEAD.fullmatch(name) for name in store.names())
+    """Raises InputError for one without a head."""
+    is_begun = False
+    for name in store.names():
+        if HEAD.fullmatch(name):
+            return True
+        is_begun = is_begun or BODY.fullmatch(name) is not None
+    if is_begun:
+        raise InputError(
+            f"{store.where('')}: an unfinished plan; expected it written: run the same plan again"
+        )
+    return False
+
+
+def refuse(store: Store, part: tuple[int, int]) -> None:
+    """Raises InputError if the folder holds this part of a plan, or a plan of another number of parts. Call
+    before headers are read: that takes long."""
+    name, (_, count) = "plan-{}-of-{}.json".format(*part), part
+    for there in store.names():
+        found = HEAD.fullmatch(there)
+        if there == name or found and int(found[2]) != count:
+            raise InputError(f"{store.where(there)}: exists; expected a new folder for a plan")
 
 
 def write(store: Store, spill: Spill, run: Run, part: tuple[int, int]) -> None:
     """Writes one part of a plan, its head last. run: resolved. Raises InputError if the part exists."""
-    name = "{}-of-{}".format(*part)
-    if store.holds(f"plan-{name}.json"):
-        raise InputError(f"{store.where(f'plan-{name}.json')}: exists; expected a new folder for a plan")
-    hashes = []
+    refuse(store, part)
+    name, hashes = "{}-of-{}".format(*part), []
     for number, lines in enumerate(_chunks(json.dumps(entry_of(case)) for case in spill.cases())):
         packed = _packed(lines)
         store.write(_cases(name, number), packed)

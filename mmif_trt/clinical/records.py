@@ -24,6 +24,7 @@ from mmif_trt.storage import Bucket, Folder, Store
 from mmif_trt.volume import Options
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
+STATUSES = (DONE, FAILED, RUNNING, "")
 LAYOUT, STATE = ".layout", ".state.json"
 AT_ONCE = 128  # records that are asked for together
 SHARD_ABOVE, SHARD_DIGITS = 4096, 2
@@ -193,7 +194,15 @@ def _parsed(at: str, text: bytes) -> dict[str, Any] | None:
         record = json.loads(text) if text else {"name": own, "status": "", "files": []}
     except ValueError:
         return None
-    return record if isinstance(record, dict) and {"status", "name"} <= record.keys() else None
+    return record if _is_ours(record) else None
+
+
+def _is_ours(record: Any) -> bool:
+    """By what we rely on elsewhere: a folder may contain anybody's JSON."""
+    if not isinstance(record, dict) or not isinstance(record.get("name"), str):
+        return False
+    numbers = (record.get(key) or 0 for key in ("of", "began", "finished"))
+    return record.get("status") in STATUSES and all(isinstance(number, int | float) for number in numbers)
 
 
 def all_records(store: Store) -> Iterator[dict[str, Any]]:

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         if not os.path.exists(args.output):  # it contains paths and names of series: private to its owner
             os.makedirs(args.output, mode=0o700, exist_ok=True)
         prove_writable(Path(args.output))
+    plan_folder.refuse(store, part)
     key = secret_of(args.source, args.output, args.pseudonym_key, make=True)
     how = Network(Run(options_of(args), args.runtime, args.precision)).run
     with Spill() as spill:

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if not (is_url(args.output) or os.path.isdir(args.output)):
         raise InputError(f"{args.output}: no such folder; expected the output of a batch")
     found = progress.of(store)
+    if not found.cases:
+        raise InputError(f"{args.output}: no record of a batch; expected what batch -o wrote (or will write)")
     if args.json:
         print(json.dumps({**asdict(found), "left": found.left, "left_s": found.left_s}, indent=1))
     else:

@@ -169,6 +169,13 @@ def test_a_plan_that_was_damaged_or_edited_loses_no_case(
         for path, data in before.items():
             path.write_bytes(data)
     assert main(["batch", str(plan), "-o", str(out), "--dry-run"]) == 0
+    for part in ("1/1", "1/2"):
+        assert main([*words, "--part", part]) == 2
+        assert "plan-1-of-1.json: exists; expected a new folder" in capsys.readouterr().err
+    head.unlink()
+    assert main(["batch", str(plan), "-o", str(tmp_path / "new")]) == 2
+    assert "an unfinished plan; expected" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert main(words) == 0 and main(["batch", str(plan), "-o", str(out), "--dry-run"]) == 0
 
 
 def test_a_study_that_took_the_place_of_the_planned_one_is_not_fused_under_its_name(
@@ -304,7 +311,15 @@ def test_two_runs_into_one_output_share_the_cases_out(tmp_path: Path) -> None:
 
 def test_status_of_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / "none")]) == 2 and "no such folder" in capsys.readouterr().err
-    assert main(["status", str(tmp_path)]) == 0 and "not known yet" in capsys.readouterr().out
     os.makedirs(tmp_path / "out")
-    (tmp_path / "out" / "x.json").write_text('{"somebody": "else"}')
-    assert progress.of(Folder(tmp_path / "out")) == progress.Progress()
+    for text in (
+        '{"somebody": "else"}',
+        '{"name": "x", "status": "done", "finished": "yesterday"}',
+        '{"name": 5, "status": "done"}',
+        '{"name": "x", "status": ["running"], "process": 7}',
+        "[]",
+    ):
+        (tmp_path / "out" / "x.json").write_text(text)
+        assert progress.of(Folder(tmp_path / "out")) == progress.Progress()
+    assert main(["status", str(tmp_path / "out")]) == 2
+    assert "no record of a batch; expected" in capsys.readouterr().err
