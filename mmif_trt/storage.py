@@ -16,6 +16,7 @@ from mmif_trt.files import (
     TMP_SUFFIX,
     OutputError,
     make_folder,
+    prove_writable,
     read_regular,
     remove_leftovers,
     sync_folder,
@@ -48,6 +49,10 @@ class Folder:
 
     def holds(self, name: str) -> bool:
         return (self.root / name).exists()
+
+    def prove_writable(self) -> None:
+        """Raises InputError."""
+        prove_writable(self.root)
 
     def write(self, name: str, data: bytes) -> None:
         """Raises OutputError."""
@@ -105,9 +110,13 @@ class Folder:
 
 class Bucket:
     """Like Folder, on an object store that speaks S3. The environment gives address and credentials:
-    AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws. It can be pickled."""
+    AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws. It can be pickled.
+
+    What cannot be read raises InputError, or FileNotFoundError if it is not there."""
 
     def __init__(self, url: str) -> None:
+        if not re.match("s3://[^/]", url):
+            raise InputError(f"{url}: no bucket; expected s3://BUCKET/PREFIX")
         self.root = url.rstrip("/")
 
     @property
@@ -119,18 +128,26 @@ class Bucket:
         return f"{self.root}/{name}" if name else self.root
 
     def read(self, name: str) -> bytes:
-        data: bytes = self.files.cat_file(self.where(name))
+        with _as_input_error(self.where(name)):
+            data: bytes = self.files.cat_file(self.where(name))
         return data
 
     def read_many(self, names: list[str]) -> Iterator[bytes | None]:
         """Many requests at once."""
         ends: list[Any] = [None] * len(names)
         urls, starts = [self.where(name) for name in names], [0] * len(names)
-        for data in self.files.cat_ranges(urls, starts, ends, on_error="return") if names else ():
+        with _as_input_error(self.root):
+            found = self.files.cat_ranges(urls, starts, ends, on_error="return") if names else ()
+        for data in found:
             yield data if isinstance(data, bytes) else None
 
     def holds(self, name: str) -> bool:
-        return bool(self.files.exists(self.where(name)))
+        with _as_input_error(self.where(name)):
+            return bool(self.files.exists(self.where(name)))
+
+    def prove_writable(self) -> None:
+        """By an empty object that stays: to delete takes a right of its own. Raises OutputError."""
+        self.write(".writable", b"")
 
     def write(self, name: str, data: bytes) -> None:
         with _as_output_error(self.where(name)):
@@ -170,7 +187,8 @@ class Bucket:
 
     def _entries(self, folder: str) -> list[Any]:
         try:
-            found: list[Any] = self.files.ls(self.where(folder), detail=True)
+            with _as_input_error(self.where(folder)):
+                found: list[Any] = self.files.ls(self.where(folder), detail=True)
         except FileNotFoundError:
             return []
         return found
@@ -189,17 +207,42 @@ def _is_there_already(error: BaseException | None) -> bool:
     return False
 
 
+WHY = {
+    "FileNotFoundError": "no such bucket or object",
+    "PermissionError": "access denied",
+    "NoCredentialsError": "no credentials",
+    "PartialCredentialsError": "half of the credentials",
+    "EndpointConnectionError": "no connection",
+    "ConnectTimeoutError": "no answer",
+    "ParamValidationError": "no valid name",
+}
+ANSWERING = "expected a bucket that answers: AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID, or ~/.aws"
+
+
+def why(error: BaseException) -> str:
+    """Why a request to an object store failed. botocore raises many kinds, and not all are OSError."""
+    kind = type(error).__name__
+    return WHY.get(kind) or getattr(error, "strerror", None) or kind
+
+
+@contextmanager
+def _as_input_error(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: cannot be read ({why(error)}); {ANSWERING}") from error
+
+
 @contextmanager
 def _as_output_error(where: str) -> Iterator[None]:
     try:
         yield
     except OutputError:
         raise
-    except Exception as error:  # botocore raises many kinds, and not all are OSError
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise OutputError(
-            f"{where}: cannot be written ({why}); expected a bucket that takes objects"
-        ) from error
+    except Exception as error:
+        raise OutputError(f"{where}: cannot be written ({why(error)}); {ANSWERING}") from error
 
 
 @lru_cache(maxsize=1)

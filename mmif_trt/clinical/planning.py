@@ -158,9 +158,8 @@ def _manifest(path: str) -> Iterator[Case]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{path}: cannot be read ({type(error).__name__}); expected a CSV in UTF-8"
-        ) from None
+        words = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({words}); expected a CSV in UTF-8") from None
 
 
 def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:

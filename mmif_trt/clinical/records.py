@@ -83,7 +83,8 @@ class Output:
 
     def begin(self) -> None:
         """Call before the first case: clears away what killed runs left, and describes a derived data set. Of
-        several runs at once, any may be the first. Raises OutputError."""
+        several runs at once, any may be the first. Raises InputError where nothing can be written."""
+        self.store.prove_writable()
         if isinstance(self.store, Folder):
             self.store.sweep()
             if self.bids:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmif_trt.clinical.case import Case
 from mmif_trt.image import InputError
-from mmif_trt.storage import Bucket, is_url
+from mmif_trt.storage import ANSWERING, Bucket, is_url, why
 
 HEAD_BYTES = 256 << 10  # most DICOM headers are far shorter; otherwise the whole file is fetched
 TWINS = {".hdr": ".img", ".img": ".hdr"}
@@ -60,7 +60,7 @@ def _local(url: str, folder: Path, names: dict[str, str]) -> str:
     except InputError:
         raise
     except Exception as error:  # botocore has many, and not all are OSError
-        raise InputError(f"{url}: cannot be fetched ({type(error).__name__}); expected an object") from error
+        raise InputError(f"{url}: cannot be fetched ({why(error)}); {ANSWERING}") from error
     names[str(folder / base)] = url
     return str(folder / base)
 
@@ -81,8 +81,13 @@ def empty(folder: Path) -> None:
 
 
 def opened(url: str) -> Any:
-    """An object for reading. Raises OSError."""
-    return Bucket(url).files.open(url, "rb")
+    """An object for reading. Raises InputError."""
+    try:
+        return Bucket(url).files.open(url, "rb")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{url}: cannot be read ({why(error)}); {ANSWERING}") from error
 
 
 def objects(root: str, part: tuple[int, int]) -> Iterator[str]:
@@ -95,8 +100,7 @@ def objects(root: str, part: tuple[int, int]) -> Iterator[str]:
         try:
             entries = sorted(files.ls(folder, detail=True), key=lambda entry: str(entry["name"]))
         except Exception as error:  # botocore has many, and not all are OSError
-            why = type(error).__name__
-            raise InputError(f"{folder}: cannot be listed ({why}); expected s3://BUCKET/PREFIX") from error
+            raise InputError(f"{folder}: cannot be listed ({why(error)}); {ANSWERING}") from error
         mine = entries[index - 1 :: count]
         yield from (f"s3://{entry['name']}" for entry in mine if entry["type"] == "file" and entry["size"])
         below = [(f"s3://{entry['name']}", (1, 1)) for entry in mine if entry["type"] != "file"]

@@ -128,7 +128,6 @@ def _carry(
     size: Size | None,
 ) -> int:
     from mmif_trt.clinical import cases as work
-    from mmif_trt.files import prove_writable
 
     states = _states(args, plan, part, output, network)
     log_path = None
@@ -137,7 +136,6 @@ def _carry(
         if len(states) <= MANY:
             read = [path for path in (args.source, args.pseudonym_key) if path and os.path.isfile(path)]
             work.refuse_overwriting(list(plan.cases(*part)), output, str(log_path), read)
-        prove_writable(Path(args.output))
     output.begin()
     todo = sum(state != DONE for state in states)
     waiting = (x for x, state in zip(plan.cases(*part), states, strict=True) if state != DONE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from mmif_trt.clinical import pseudonym
@@ -44,15 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.clinical import plan_folder, planning
     from mmif_trt.clinical.records import Run
     from mmif_trt.clinical.spill import Spill
-    from mmif_trt.files import prove_writable
     from mmif_trt.storage import is_url, store_of
 
     store = store_of(args.output)
-    if not is_url(args.output):
-        if not os.path.exists(args.output):  # it contains paths and names of series: private to its owner
-            os.makedirs(args.output, mode=0o700, exist_ok=True)
-        prove_writable(Path(args.output))
+    if not is_url(args.output) and not os.path.exists(args.output):
+        os.makedirs(args.output, mode=0o700, exist_ok=True)  # private: it contains paths and names of series
     plan_folder.refuse(store, part)
+    store.prove_writable()
     key = secret_of(args.source, args.output, args.pseudonym_key, make=True)
     how = Network(Run(options_of(args), args.runtime, args.precision)).run
     with Spill() as spill:

@@ -21,6 +21,7 @@ from mmif_trt import scratch, storage
 from mmif_trt.cli import main
 from mmif_trt.clinical import planning, progress, records
 from mmif_trt.clinical.cases import BEFORE, How, Runner
+from mmif_trt.clinical.plan_folder import PlanFolder
 from mmif_trt.fuser import Fuser
 from mmif_trt.image import InputError
 from mmif_trt.storage import Bucket, Folder, join, parent, store_of
@@ -183,3 +184,40 @@ def test_names_and_creation() -> None:
     assert list(store.folders()) == ["a"] and not list(store.names("none"))
     with pytest.raises(FileNotFoundError):
         store.read("none")
+
+
+def test_a_bucket_that_does_not_answer_is_one_line_before_any_work(
+    local: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of each command: no name, no such bucket, no credentials, nobody there; not a line per case."""
+    plan, new = "s3://site/of/six", str(tmp_path / "new")
+    fp32 = ["--precision", "fp32", "--quiet"]
+    assert main(["plan", "s3://site/in/list.csv", "-o", plan, *fp32]) == 0
+    PlanFolder(store_of(plan))
+
+    def refused(said: str, *words: str) -> None:
+        assert main(list(words)) == 2
+        told = capsys.readouterr().err
+        assert said in told and "expected" in told and told.count("\n") == 1, told
+
+    refused("s3://: no bucket; expected s3://BUCKET/PREFIX", "status", "s3://")
+    refused("no such bucket or object", "batch", plan, "-o", "s3://none/out", "--quiet")
+    refused("no such bucket or object", "plan", "s3://site/in/list.csv", "-o", "s3://none/plan", *fp32)
+    refused("no such bucket or object", "plan", "s3://none/list.csv", "-o", new, *fp32)
+    refused("no such bucket or object", "plan", "s3://none/root", "-o", new, *fp32)
+    refused("no record of a batch", "status", "s3://none/out")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage._s3.cache_clear()
+    try:
+        refused("no credentials", "status", "s3://site/out")
+        refused("no credentials", "batch", plan, "-o", str(tmp_path / "out"))
+        refused("no credentials", "plan", "s3://site/in/list.csv", "-o", new, *fp32)
+    finally:
+        monkeypatch.undo()
+        storage._s3.cache_clear()
