@@ -1,6 +1,7 @@
 """The cost of a cluster over `mmif-trt batch`: CPU seconds of all processes, and the cost of an empty case.
 
     python benchmarks/bench_cluster.py TEMPLATES OUT [--volumes 8] [--rounds 2] [--null 10000]
+    python benchmarks/bench_cluster.py TEMPLATES OUT --scaling [--volumes 8] [--rounds 2]
 
 TEMPLATES holds T1.nii and PET.nii (91 x 109 x 91, see the data's README). The same volumes by `mmif-trt
 batch` and by `mmif-trt batch --on ray` with one worker of all cores, in turn, each with FEW and with all
@@ -8,6 +9,9 @@ volumes: the difference is the cost of a case, the rest the cost of a run. CPU s
 group that contains every process of the run. On a busy machine they say more than the clock, whose seconds
 are reported beside them. Empty cases go through two workers that do nothing; memory is that of the driver and
 of Ray's control store. Writes benchmarks/results/cluster_cpu.json.
+
+--scaling: the same volumes by one worker and by two, of one thread each, all of them up and warm; in every
+round both, in turn. Writes benchmarks/results/scaling_cpu.json.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from mmif_trt.machine import usable_cores
 from mmif_trt.running import Stop
 
 FEW = 2
-RESULT = Path(__file__).parent / "results" / "cluster_cpu.json"
+TABLE = "name,a,b,modality_b,low_a,high_a,low_b,high_b"
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,8 @@ def run_s(out: Path, volumes: int, on_ray: bool) -> tuple[float, float]:
 
 
 def volumes(out: Path, templates: Path, count: int, rounds: int) -> dict[str, Any]:
-    folder = templates.resolve()
-    head = "name,a,b,modality_b,low_a,high_a,low_b,high_b"
     for number in (FEW, count):
-        rows = [f"v{i:03},{folder}/T1.nii,{folder}/PET.nii,pet,0,0.9,0,1" for i in range(number)]
-        (out / f"list{number}.csv").write_text("\n".join([head, *rows]) + "\n")
+        manifest(out, templates, number)
     found: dict[str, list[float]] = {"batch": [], "ray": [], "batch_fixed": [], "ray_fixed": []}
     clocks: dict[str, list[float]] = {"batch": [], "ray": []}
     for _ in range(rounds):
@@ -114,6 +115,76 @@ def volumes(out: Path, templates: Path, count: int, rounds: int) -> dict[str, An
         "fixed_cpu_s": {name: rounded(found[f"{name}_fixed"]) for name in ("batch", "ray")},
         "clock_s": {name: rounded(values) for name, values in clocks.items()},
     }
+
+
+def manifest(out: Path, templates: Path, count: int) -> Path:
+    folder, path = templates.resolve(), out / f"list{count}.csv"
+    rows = [f"v{i:03},{folder}/T1.nii,{folder}/PET.nii,pet,0,0.9,0,1" for i in range(count)]
+    path.write_text("\n".join([TABLE, *rows]) + "\n")
+    return path
+
+
+def scaling(out: Path, templates: Path, count: int, rounds: int) -> dict[str, Any]:
+    """One worker and two, of one thread each, on the same cases. CPU seconds: of this process and all of Ray,
+    while the cases run."""
+    from mmif_trt.clinical import planning
+    from mmif_trt.clinical.cases import STAGES, How
+    from mmif_trt.clinical.records import Output, Run
+    from mmif_trt.cluster.work import Cases, lost_case
+    from mmif_trt.fuser import Fuser
+    from mmif_trt.storage import Folder
+
+    runtime = Fuser().runtime
+    todo, _ = planning.plan(str(manifest(out, templates, count)), bytes(32))
+    how = How(Output(Folder(out / "fused"), ".nii"), Run(runtime=runtime.name, precision=runtime.precision))
+    work, found = Cases(how, "scaling"), list[Any]()
+    clocks: dict[int, list[float]] = {1: [], 2: []}
+    cpus: dict[int, list[float]] = {1: [], 2: []}
+    lost = lambda case: lost_case(work, case)  # noqa: E731
+
+    def timed(engine: Any, workers: int) -> tuple[float, float]:
+        shutil.rmtree(out / "fused", ignore_errors=True)
+        found.clear()
+        cpu, start = used_s(folder), time.perf_counter()
+        Driver(engine, workers, found.append, lost, Stop(), in_flight=STAGES).run(todo)
+        seconds, cpu = time.perf_counter() - start, used_s(folder) - cpu
+        if [one.status for one in found] != ["done"] * count:
+            raise SystemExit(f"{len(found)} of {count} cases came back, or not all done: {found[-1:]}")
+        return seconds, cpu
+
+    with inside() as folder, connected(None, Size(3)) as ray, contextlib.ExitStack() as ends:
+        engines = {n: ends.enter_context(RayEngine(ray, work, Size(n))) for n in clocks}
+        for workers, engine in engines.items():
+            timed(engine, workers)  # every worker is up and has its network
+        for number in range(rounds):
+            for workers in sorted(engines, reverse=number % 2 == 1):
+                clock, cpu = timed(Ready(engines[workers]), workers)
+                clocks[workers].append(clock)
+                cpus[workers].append(cpu / count)
+    ratios = [one / two for one, two in zip(clocks[1], clocks[2], strict=True)]
+    return {
+        "volumes": count,
+        "threads_per_worker": 1,
+        "precision": runtime.precision,
+        "clock_s": {str(n): rounded(values) for n, values in clocks.items()},
+        "cpu_s_per_case": {str(n): rounded(values) for n, values in cpus.items()},
+        "speedup": round(statistics.median(ratios), 3),
+        "speedups": rounded(ratios),
+    }
+
+
+@contextlib.contextmanager
+def inside() -> Iterator[Path]:
+    """This process, and all that it starts, in a control group of their own."""
+    with group() as folder:
+        outside = folder.parent / "cgroup.procs"
+        (folder / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield folder
+        finally:
+            outside.write_text(str(os.getpid()))
+            while (folder / "cgroup.procs").read_text():  # Ray's processes end after their driver
+                time.sleep(0.1)
 
 
 def rounded(values: list[float]) -> list[float]:
@@ -187,18 +258,23 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--null", type=int, default=10_000)
-    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--scaling", action="store_true", help="from one worker to two, instead")
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    target = args.json or report.RESULTS / f"{'scaling' if args.scaling else 'cluster'}_cpu.json"
     here = str(Path(__file__).resolve().parent)  # the workers know `Null` by its module's name
     os.environ["PYTHONPATH"] = os.pathsep.join([report.environment()["PYTHONPATH"], here])
     args.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"conditions": report.conditions()}
-    result["volumes"] = volumes(args.out, args.templates, args.volumes, args.rounds)
-    from bench_cluster import null as by_name  # not of __main__
+    if args.scaling:
+        result["scaling"] = scaling(args.out, args.templates, args.volumes, args.rounds)
+    else:
+        result["volumes"] = volumes(args.out, args.templates, args.volumes, args.rounds)
+        from bench_cluster import null as by_name  # not of __main__
 
-    result["null"] = by_name(args.null)
+        result["null"] = by_name(args.null)
     result["load_average_end"] = report.load_average()
-    report.write_json(args.json, result)
+    report.write_json(target, result)
     print(json.dumps(result, indent=1))
 
 

@@ -28,6 +28,26 @@ def cluster_table(result: dict[str, Any]) -> str:
     return "\n\n".join([*tables, report.sentence({**result, "settings": settings})])
 
 
+def scaling_table(result: dict[str, Any]) -> str:
+    scaling = result["scaling"]
+    rows = [
+        ["seconds by the clock", *(_all(scaling["clock_s"][n]) for n in "12")],
+        ["CPU seconds per case", *(_all(scaling["cpu_s_per_case"][n]) for n in "12")],
+        ["cores busy (median)", *(f"{_busy(scaling, n):.2f}" for n in "12")],
+        ["times as fast, per round", "1", _all(scaling["speedups"])],
+        ["times as fast, median", "1", f"{scaling['speedup']:g}"],
+    ]
+    settings = {"volumes": scaling["volumes"], "threads per worker": scaling["threads_per_worker"]}
+    settings |= {"precision": scaling["precision"]}
+    table = report.markdown(["", "one worker", "two workers"], rows)
+    return f"{table}\n\n{report.sentence({**result, 'settings': settings})}"
+
+
+def _busy(scaling: dict[str, Any], workers: str) -> float:
+    pairs = zip(scaling["cpu_s_per_case"][workers], scaling["clock_s"][workers], strict=True)
+    return statistics.median(cpu * scaling["volumes"] / clock for cpu, clock in pairs)
+
+
 def plan_table(result: dict[str, Any]) -> str:
     headers, plan, status = result["headers"], result["plan"], result["status"]
     rows = [

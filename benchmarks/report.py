@@ -251,6 +251,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "ops_cpu": ops_table,
     "card_h200": card_tables,
     "cluster_cpu": lambda result: _cluster().cluster_table(result),
+    "scaling_cpu": lambda result: _cluster().scaling_table(result),
     "plan_cpu": lambda result: _cluster().plan_table(result),
     "view": lambda result: _view().view_table(result),
 }

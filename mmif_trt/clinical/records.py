@@ -169,7 +169,9 @@ def output_in(store: Store, suffix: str, cases: int, keep: bool = True, data_set
             and not store.create(LAYOUT, _text({"mmif_trt": "layout", "shard_digits": digits}))
         ):
             return output_in(store, suffix, cases)
-    except (OSError, ValueError, KeyError, TypeError, InputError):
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
         where = store.where(LAYOUT)
         raise InputError(f"{where}: damaged; expected a layout written by batch, or no file") from None
     return Output(store, suffix, digits, cases)

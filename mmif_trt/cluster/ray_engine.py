@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from mmif_trt.scratch import folder as scratch_folder
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 80 << 20  # the least that Ray accepts; we store nothing in it
 CALLS_AT_ONCE = 8  # more than the driver assigns
+ANSWER_S = 10.0
+OF_A_CLUSTER = "expected the HOST:PORT of a running cluster, with its token"
 TOKEN_FILE = Path("~/.ray/auth_token")
 # Read by Ray's processes when they start. Events and metrics of tasks grow the memory of its control store
 # with every case, and would keep names of what runs.
@@ -130,10 +133,21 @@ def _connect(ray: Any, address: str | None, size: Size, folder: Path | None) -> 
         with _loopback_stays():
             ray.init(address=address, **where, **quiet)
     except Exception as error:  # ConnectionError, AuthenticationError, RuntimeError: Ray has many
-        raise InputError(
-            f"--address {address}: no connection ({type(error).__name__}); expected the HOST:PORT of a "
-            "running cluster, with its token"
-        ) from None
+        why = type(error).__name__
+        raise InputError(f"--address {address}: no connection ({why}); {OF_A_CLUSTER}") from None
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray itself tries for minutes, and warns in lines of its own. Raises InputError."""
+    host, _, port = address.rpartition(":")
+    why = "not HOST:PORT"
+    if host and port.isdecimal() and 0 < int(port) < 65536:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+            return
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+    raise InputError(f"--address {address}: no connection ({why}); {OF_A_CLUSTER}")
 
 
 @contextmanager
@@ -150,12 +164,15 @@ def _loopback_stays() -> Iterator[None]:
 
 
 def _prepare_token(ray: Any, address: str | None) -> None:
-    """Raises InputError where there is none for a cluster at `address`, and while one is connected."""
+    """Raises InputError where there is none for a cluster at `address`, where nobody answers there, and while
+    one is connected."""
     if address is not None and not _has_token():
         raise InputError(
             f"--address {address}: no token; expected RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or {TOKEN_FILE}, "
             "the same on every machine"
         )
+    if address is not None:
+        _refuse_silent(address)
     if ray.is_initialized():
         raise InputError("ray is connected already in this process; expected ray.shutdown() first")
     if not _has_token():

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,13 +142,17 @@ def _carry(
     waiting = (x for x, state in zip(plan.cases(*part), states, strict=True) if state != DONE)
     start = time.monotonic()
     total: Counter[str] = Counter()
-    with stop_on_signal() as (stop, received), _Progress(todo, log_path, args.quiet) as on_case:
-        if todo:
-            how = work.How(output, network.run, args.overwrite, args.take_over)
-            if size is None:
-                total = _here(waiting, how, network, stop, on_case)
-            else:
-                total = _on_cluster(waiting, how, args.address, size, stop, on_case)
+    with ExitStack() as ends:
+        stop, received = ends.enter_context(stop_on_signal())
+        ray = ends.enter_context(_ray(args.address, size)) if size and todo else None
+        on_case = ends.enter_context(_Progress(todo, log_path, args.quiet))
+        how = work.How(output, network.run, args.overwrite, args.take_over)
+        if ray is not None and size is not None:
+            from mmif_trt import cluster
+
+            total = cluster.cases(ray, waiting, how, size, stop, on_case)
+        elif todo:
+            total = _here(waiting, how, network, stop, on_case)
     if stop.reason:
         print(f"mmif-trt: stopped: {stop.reason}", file=sys.stderr)
     if not args.quiet:
@@ -171,19 +176,10 @@ def _here(
         owner.ends()
 
 
-def _on_cluster(
-    waiting: Iterable[Case],
-    how: How,
-    address: str | None,
-    size: Size,
-    stop: Stop,
-    on_case: Callable[[Settled], None],
-) -> Counter[str]:
-    from mmif_trt import cluster
+def _ray(address: str | None, size: Size) -> AbstractContextManager[Any]:
     from mmif_trt.cluster.ray_engine import connected
 
-    with connected(address, size) as ray:
-        return cluster.cases(ray, waiting, how, size, stop, on_case)
+    return connected(address, size)
 
 
 def _states(

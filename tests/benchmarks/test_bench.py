@@ -272,3 +272,12 @@ def test_plan_and_the_tables_of_clusters(tmp_path: Path, module: Any) -> None:
     volumes |= {"volumes": 8, "cpu_ratios": [1.1, 1.05]}
     table = tables.cluster_table({**result, "volumes": volumes, "null": null})
     assert "| CPU seconds per case | 1, 2 | 1.1, 2.1 |" in table and "| 1.5 |" in table
+    each = {
+        "clock_s": {"1": [8.0, 9.0], "2": [5.0, 6.0]},
+        "cpu_s_per_case": {"1": [1.2, 1.2], "2": [1.2, 1.3]},
+    }
+    scaling = {**each, "volumes": 8, "threads_per_worker": 1, "precision": "fp32", "speedup": 1.55}
+    table = tables.scaling_table({**result, "scaling": {**scaling, "speedups": [1.6, 1.5]}})
+    assert (
+        "| times as fast, median | 1 | 1.55 |" in table and "| cores busy (median) | 1.13 | 1.83 |" in table
+    )

@@ -183,5 +183,7 @@ def test_a_cluster_without_a_token_is_refused(
     assert "no token; expected RAY_AUTH_TOKEN" in capsys.readouterr().err
     assert main([*words[:-2], "--workers", "2"]) == 2 and "with --on only" in capsys.readouterr().err
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert main([*words[:-2], "--on", "ray", "--address", "nobody"]) == 2
+    assert "no connection (not HOST:PORT); expected" in capsys.readouterr().err
     assert main(words) == 2 and "connected already" in capsys.readouterr().err
     assert ray.is_initialized(), "and is still"
