@@ -64,13 +64,18 @@ def ms(seconds: float, count: int) -> float:
 
 def case(number: int) -> Case:
     def series(which: int, count: int) -> tuple[str, ...]:
-        root = f"1.2.840.113619.2.{number % 997}.{(number * 7919 + which * 104729) % 10**12}"
+        root = root_of(number, which)
         folder = f"/archive/{number // 1000:04}/{number:07}/{root}"
         return tuple(f"{folder}/{root}.{k * 31 % 10**6}.{number * 1000 + k}.dcm" for k in range(count))
 
     name = f"{hashlib.sha256(str(number).encode()).hexdigest()[:12]}_0123abcd_pet_4567cdef"
     words = f"mri series 3 't1' (176 slices of 256 x 256, /archive/{number}) + pet series 4 (90 slices)"
-    return Case(name, series(1, 176), series(2, 90), words=words)
+    uids = (root_of(number, 1), root_of(number, 2))
+    return Case(name, series(1, 176), series(2, 90), words=words, series=uids)
+
+
+def root_of(number: int, which: int) -> str:
+    return f"1.2.840.113619.2.{number % 997}.{(number * 7919 + which * 104729) % 10**12}"
 
 
 def plan(out: Path, count: int) -> dict[str, Any]:

@@ -63,6 +63,26 @@ def plan_table(result: dict[str, Any]) -> str:
     return f"{table}\n\n{report.sentence({**result, 'settings': settings})}"
 
 
+def cost_sentences() -> str:
+    """Of the page on clusters: what Ray costs beside one machine's run."""
+    cluster, scaled = (
+        json.loads((report.RESULTS / f"{name}_cpu.json").read_text()) for name in ("cluster", "scaling")
+    )
+    volumes, scaling = cluster["volumes"], scaled["scaling"]
+    low, high = min(volumes["cpu_ratios"]), max(volumes["cpu_ratios"])
+    fixed = (statistics.median(volumes["fixed_cpu_s"][name]) for name in ("ray", "batch"))
+    more = next(fixed) - next(fixed)
+    times, cores = scaling["speedups"], scaled["conditions"]["cpu"]["cores"]
+    load = scaled["conditions"]["load_average"][0]
+    empty = cluster["null"]["driver_cpu_ms_per_case"]
+    return (
+        f"Per case, `--on ray` used {low:.2f} to {high:.2f} times the CPU time of `mmif-trt batch`, and "
+        f"{more:.1f} s of CPU more per run; an empty case takes {empty:.1f} ms of the driver's CPU. On "
+        f"{cores} cores two workers of one thread were {scaling['speedup']:.2f} times as fast as one "
+        f"({min(times):.2f} to {max(times):.2f} in single rounds, load average {load:.1f} at the start)."
+    )
+
+
 FILES, MILLION = 266, 1_000_000
 
 

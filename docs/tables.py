@@ -131,6 +131,7 @@ def pages() -> dict[Path, str]:
     """Every file that is made here, as it should be."""
     blocks = {"commands": all_commands(), "rooms": room_table(), "syntaxes": syntaxes.table().rstrip()}
     blocks["million"] = cluster_tables.million_table()
+    blocks["cluster cost"] = cluster_tables.cost_sentences()
     blocks |= {f"options {name}": option_table(parser) for name, parser in parsers(cli._parser())}
     made = {DOCS / "rooms.svg": picture()}
     for path in sorted(DOCS.rglob("*.md")):

@@ -20,7 +20,7 @@ from mmif_trt.clinical.spill import Spill
 from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
 from mmif_trt.io.walk import Names, Walk, shown, stream
-from mmif_trt.storage import is_url, join, parent
+from mmif_trt.storage import Bucket, is_url, join, parent
 
 COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
 
@@ -51,6 +51,8 @@ def fill(
             spill.put(case)
         spill.sort(*part)
     elif is_url(source) or os.path.isdir(source):
+        if is_url(source) and Bucket(source).holds(bids.DESCRIPTION):
+            raise InputError(f"{source}: a BIDS data set in a bucket; expected one in a folder")
         with Decoder() as decoder:
             _paired(spill, source, decoder, secret, across, part)
     else:

@@ -209,6 +209,10 @@ def test_a_bucket_that_does_not_answer_is_one_line_before_any_work(
     refused("no such bucket or object", "plan", "s3://none/list.csv", "-o", new, *fp32)
     refused("no such bucket or object", "plan", "s3://none/root", "-o", new, *fp32)
     refused("no record of a batch", "status", "s3://none/out")
+    Bucket("s3://site/bids").write("dataset_description.json", b"{}")
+    refused(
+        "a BIDS data set in a bucket; expected one in a folder", "plan", "s3://site/bids", "-o", new, *fp32
+    )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
