@@ -93,7 +93,7 @@ def network_only(root: str, setting: Setting, calls: int) -> dict[str, float]:
 
     def rate(callers: int) -> float:
         with ThreadPoolExecutor(callers) as pool:
-            list(pool.map(call, range(WARM_UP)))
+            list(pool.map(call, range(min(WARM_UP, calls))))
             start = time.perf_counter()
             list(pool.map(call, range(calls)))
             return calls / (time.perf_counter() - start)
