@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,13 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mmif_trt import privacy
-from mmif_trt.files import read_regular
+from mmif_trt.files import read_regular, refuse_irregular
 from mmif_trt.image import InputError
 
 privacy.patient_values_off()
 TIMEOUT_S = (10.0, 60.0)  # to connect; between two parts of an answer
 MAX_ANSWER_S = 3600.0
 MAX_QUERY_BYTES, MAX_STUDY_BYTES = 64 << 20, 16 << 30
+MAX_INSTANCE_BYTES = 512 << 20
 SENT, REFUSED, UNREACHABLE = "sent", "refused", "unreachable"
 # The instance is at fault, not the service, its load or our credentials (PS3.18 10.5.3).
 FOR_THE_INSTANCE = {400, 409, 411, 413, 415, 422}
@@ -50,6 +52,8 @@ def service(url: str, auth: str | None = None, authority: str | None = None) -> 
         raise InputError("--dicomweb: not the URL of a service; expected http(s)://HOST[:PORT]/PATH")
     if parts.username or parts.password:
         raise InputError("--dicomweb: a URL with a user or password; expected them in --dicomweb-auth FILE")
+    if authority is not None:
+        refuse_irregular(authority, "--dicomweb-ca")
     if authority is not None and not os.path.isfile(authority):
         raise InputError(f"--dicomweb-ca {authority}: no such file; expected PEM")
     if auth is None:
@@ -78,10 +82,11 @@ def _authorization(path: str) -> str:
 
 
 class _Bounded:
-    """urllib3's response, with a limit on its body."""
+    """urllib3's response, with limits on its body and, if it is multipart, on each part: a part is collected
+    in memory."""
 
-    def __init__(self, raw: Any, most: int) -> None:
-        self._raw, self._most = raw, most
+    def __init__(self, raw: Any, most: int, boundary: bytes) -> None:
+        self._raw, self._most, self._boundary = raw, most, boundary
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
@@ -89,13 +94,23 @@ class _Bounded:
     def stream(self, *args: Any, **words: Any) -> Iterator[bytes]:
         import requests
 
-        got, end = 0, time.monotonic() + MAX_ANSWER_S
-        for part in self._raw.stream(*args, **words):
-            got += len(part)
-            if got > self._most or time.monotonic() > end:
+        got, in_part, tail, end = 0, 0, b"", time.monotonic() + MAX_ANSWER_S
+        for data in self._raw.stream(*args, **words):
+            got += len(data)
+            seen = tail + data  # a boundary may lie across two
+            at = seen.rfind(self._boundary) if self._boundary else -1
+            in_part = len(seen) - at if at >= 0 else in_part + len(data)
+            tail = seen[-len(self._boundary) :] if self._boundary else b""
+            if got > self._most or in_part > MAX_INSTANCE_BYTES or time.monotonic() > end:
                 self._raw.close()
                 raise requests.ConnectionError("an answer without an end")
-            yield part
+            yield data
+
+
+def _boundary(kind: str) -> bytes:
+    """What separates the parts, from a Content-Type; empty without one."""
+    found = re.search(r'boundary="?([^";,]+)', kind, re.IGNORECASE)
+    return b"\r\n--" + found[1].strip().encode("latin-1", "replace") if found else b""
 
 
 def _client(of: Service, most: int) -> Any:
@@ -104,12 +119,22 @@ def _client(of: Service, most: int) -> Any:
         from dicomweb_client.api import DICOMwebClient
     except ModuleNotFoundError as error:
         raise InputError(f"--dicomweb: needs {error.name}; try pip install 'mmif-trt[clinical]'") from None
+    from mmif_trt.io.dicom.meta import refuse_bomb
 
     class Adapter(requests.adapters.HTTPAdapter):
         def send(self, *args: Any, **words: Any) -> Any:
             response = super().send(*args, **words)
-            response.raw = _Bounded(response.raw, most)
+            kind = response.headers.get("Content-Type", "")
+            if kind.partition(";")[0].strip().lower() == "application/dicom":  # would not be checked below
+                raise requests.ConnectionError("an instance outside a multipart message")
+            response.raw = _Bounded(response.raw, most, _boundary(kind))
             return response
+
+    class Client(DICOMwebClient):  # type: ignore[misc]
+        def _decode_multipart_message(self, *args: Any, **words: Any) -> Iterator[bytes]:
+            for part in super()._decode_multipart_message(*args, **words):
+                refuse_bomb(part, f"{of.url}: an instance")
+                yield part
 
     session = requests.Session()
     session.trust_env, session.max_redirects = False, 0
@@ -117,7 +142,7 @@ def _client(of: Service, most: int) -> Any:
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter())
     headers = {"Authorization": of.authorization} if of.authorization else None
-    client = DICOMwebClient(of.url, session=session, headers=headers, timeout=TIMEOUT_S)
+    client = Client(of.url, session=session, headers=headers, timeout=TIMEOUT_S)
     client.set_http_retry_params(retry=False)  # the callers have their own pauses
     return client
 

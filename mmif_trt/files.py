@@ -75,6 +75,16 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def refuse_irregular(path: str | os.PathLike[str], option: str) -> None:
+    """For files that a library opens by name. A missing one is left to the library. Raises InputError."""
+    try:
+        kind = kind_of_entry(os.stat(path).st_mode)
+    except OSError:
+        return
+    if kind:
+        raise InputError(f"{option} {os.fspath(path)}: {kind}; expected a regular file")
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """In hexadecimal, of a regular file, read block by block."""
     digest = hashlib.sha256()

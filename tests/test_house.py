@@ -18,9 +18,9 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "about", "processes"),
     ("machine", "files", "running", "privacy", "http_server", "scratch"),
-    ("stages", "weights", "ops", "overwriting", "storage", "dicomweb"),
+    ("stages", "weights", "ops", "overwriting", "storage"),
     ("models", "io", "label"),
-    ("runtimes", "samples"),
+    ("runtimes", "samples", "dicomweb"),
     ("volume",),
     ("fuser", "view"),
     ("measure", "folders", "clinical"),

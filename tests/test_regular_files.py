@@ -6,6 +6,7 @@ Each command has a time limit: without the guard it would wait for a writer that
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -99,3 +100,49 @@ def test_as_an_argument_they_are_refused_by_name(
     assert main(words) in (1, 2)
     said = capsys.readouterr().err
     assert "a named pipe" in said and "pipe" in said and "Traceback" not in said
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """A library in C that waits for a pipe's writer is interrupted after 20 s."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_no_library_is_given_one_by_name(
+    kind: str, limited: None, odd: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenSSL waits for ever for the writer of a pipe."""
+    from mmif_trt.cli import main
+
+    path, out, spool = str(odd[kind]), str(tmp_path / "out"), str(tmp_path / "spool")
+    (tmp_path / "pem").write_text("x")
+    pem = str(tmp_path / "pem")
+    node = ["node", "--aet", "M", "--port", "1", "--any-peer", "--send-to", "P@127.0.0.1:9", "--spool", spool]
+    web = ["fetch", "--study", "1.2", "--dicomweb", "https://127.0.0.1:9/x", "-o", out]
+    dimse = ["fetch", "--study", "1.2", "--from", "P@127.0.0.1:9", "-o", out]
+    for words in (
+        *([*node, "--tls", *files] for files in ((path, pem, pem), (pem, path, pem), (pem, pem, path))),
+        [*node, "--audit", path],
+        [*node, "--http-port", "2", "--http-token", path],
+        [*node, "--pseudonym-key", path],
+        [*web, "--dicomweb-ca", path],
+        [*web, "--dicomweb-auth", path],
+        [*dimse, "--tls", pem, pem, path],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert path in said and "expected a regular file" in said and said.count("\n") == 1, (words, said)
+    from mmif_trt.study import server
+
+    for option in ("certificate", "key"):
+        with pytest.raises(InputError, match=f"--{option} .*expected a regular file"):
+            server.serve(None, "127.0.0.1", 0, **{option: path})  # type: ignore[arg-type]

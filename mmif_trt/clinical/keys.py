@@ -43,13 +43,13 @@ def keys_of(path: str) -> tuple[str, dict[str, Any]] | None:
 def _keys(path: str, size: int) -> dict[str, Any]:
     from mmif_trt.files import open_regular
     from mmif_trt.io import dicom
-    from mmif_trt.io.dicom import bare, objects, registration
+    from mmif_trt.io.dicom import bare, meta, objects, registration
 
     with open_regular(path) as file:
         head = file.read(size)
         if bare.is_packed(head):
             head = bare.unpacked(head + file.read(), path)
-        if head[128:132] == b"DICM" and dicom.transfer_syntax(head, path)[0] == dicom.DEFLATED:
+        if head[128:132] == b"DICM" and meta.transfer_syntax(head, path)[0] == meta.DEFLATED:
             head += file.read()
     dataset = dicom.parse(head, path, pixels=False)
     values = {key: dataset.get(key) for key in KEYS}

@@ -12,12 +12,15 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+from mmif_trt.files import refuse_irregular
 from mmif_trt.image import InputError
 
-SYSLOG = "syslog"
+log = logging.getLogger("mmif_trt.node")
+SYSLOG, SOCKETS = "syslog", ("/dev/log", "/var/run/syslog")
 # Event ID and Event Type Code of PS3.15 A.5.3 with their code values (CID 400, 401). Without a code: ours.
 EVENTS = {
     "start": ("Application Activity", "110100", "Application Start", "110120"),
@@ -37,15 +40,20 @@ MAX_TEXT = 200
 
 
 class Audit:
-    """to: a file, which is appended to (mode 0600), "syslog", or None for nowhere. Raises InputError."""
+    """to: a file, which is appended to (mode 0600), "syslog", or None for nowhere. Raises InputError.
+
+    fails: the last event could not be written (a full disk). The node goes on, and says so in /health.
+    """
 
     def __init__(self, to: str | None, aet: str) -> None:
         self._aet, self._turn = aet, threading.Lock()
+        self.fails = self._lost = False
         self._descriptor: int | None = None
         self._syslog: logging.Logger | None = None
         if to == SYSLOG:
-            self._syslog = _syslog()
+            self._syslog = _syslog(self._lose)
         elif to is not None:
+            refuse_irregular(to, "--audit")
             try:
                 self._descriptor = os.open(to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
             except OSError as error:
@@ -71,11 +79,28 @@ class Audit:
             **{key: _short(value) for key, value in values.items()},
         }
         text = json.dumps({key: value for key, value in line.items() if value not in ("", None)})
-        if self._syslog is not None:
-            self._syslog.info(text)
-        elif self._descriptor is not None:
-            with self._turn:
-                os.write(self._descriptor, text.encode() + b"\n")
+        with self._turn:
+            self._lost = False
+            if self._syslog is not None:
+                self._syslog.info(text)
+            elif self._descriptor is not None:
+                self._append(self._descriptor, text.encode() + b"\n")
+            if self._lost and not self.fails:
+                log.error("the audit trail cannot be written: events are lost; expected room, or a syslog")
+            self.fails = self._lost
+
+    def _append(self, descriptor: int, line: bytes) -> None:
+        """A line that finds no room is cut off again, so that the next one begins a line."""
+        try:
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            if os.write(descriptor, line) < len(line):
+                os.ftruncate(descriptor, end)
+                self._lose()
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        self._lost = True
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -87,17 +112,21 @@ def _short(value: Any) -> Any:
     return value[:MAX_TEXT] if isinstance(value, str) else value
 
 
-def _syslog() -> logging.Logger:
+def _syslog(failed: Callable[[], None]) -> logging.Logger:
     from logging.handlers import SysLogHandler
+
+    class Handler(SysLogHandler):
+        def handleError(self, record: logging.LogRecord) -> None:  # by default it prints the event
+            failed()
 
     log = logging.getLogger("mmif_trt.audit")
     log.propagate = False
     log.setLevel(logging.INFO)
-    address = next((path for path in ("/dev/log", "/var/run/syslog") if os.path.exists(path)), None)
+    address = next((path for path in SOCKETS if os.path.exists(path)), None)
     if address is None:
         raise InputError(f"--audit {SYSLOG}: no syslog socket here; expected /dev/log, or a file")
     try:
-        handler = SysLogHandler(address, SysLogHandler.LOG_AUTHPRIV, socket.SOCK_DGRAM)
+        handler = Handler(address, SysLogHandler.LOG_AUTHPRIV, socket.SOCK_DGRAM)
     except OSError as error:
         raise InputError(f"--audit {SYSLOG}: {error.strerror}; expected a syslog that listens") from None
     handler.ident = "mmif-trt: "

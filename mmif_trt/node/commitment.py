@@ -18,14 +18,16 @@ from mmif_trt.node.spool import Spool
 log = logging.getLogger("mmif_trt.node")
 CLASS, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # Push Model and its well-known instance
 REQUEST, ALL_SAFE, SOME_FAILED = 1, 1, 2  # action type; event types
-NO_SUCH_ACTION, INVALID_ARGUMENT, NO_SUCH_INSTANCE = 0x0123, 0x0115, 0x0112
+NO_SUCH_ACTION, INVALID_ARGUMENT, NO_SUCH_INSTANCE, NO_ROOM = 0x0123, 0x0115, 0x0112, 0x0213
 TIMEOUT_S = 30
 MAX_REFERENCES = 20_000
+MAX_OPEN = 16  # answers under way: one to a peer that is away takes TIMEOUT_S
 
 
 class Commitment:
     def __init__(self, settings: Settings, spool: Spool, audit: Audit) -> None:
         self.settings, self.spool, self.audit = settings, spool, audit
+        self._places = threading.Semaphore(MAX_OPEN)
 
     def on_action(self, event: Any) -> tuple[int, None]:
         """The status of an N-ACTION; the answer follows from another thread."""
@@ -39,8 +41,11 @@ class Commitment:
             return INVALID_ARGUMENT, None
         if not transaction or not 0 < len(references) <= MAX_REFERENCES:
             return INVALID_ARGUMENT, None
-        kind, report = self.report(transaction, references)
-        thread = threading.Thread(target=self._answer, args=(event.assoc, kind, report), daemon=True)
+        if not self._places.acquire(blocking=False):
+            return NO_ROOM, None
+        thread = threading.Thread(
+            target=self._answer, args=(event.assoc, transaction, references), daemon=True
+        )
         thread.start()
         return 0x0000, None
 
@@ -49,11 +54,12 @@ class Commitment:
         from pydicom.dataset import Dataset
 
         safe, failed = [], []
+        kept = self.spool.kept(str(one.get("ReferencedSOPInstanceUID", "")) for one in references)
         for reference in references:
             item = Dataset()
             item.ReferencedSOPClassUID = str(reference.get("ReferencedSOPClassUID", ""))
             item.ReferencedSOPInstanceUID = str(reference.get("ReferencedSOPInstanceUID", ""))
-            if self.spool.holds(item.ReferencedSOPInstanceUID):
+            if item.ReferencedSOPInstanceUID in kept:
                 safe.append(item)
             else:
                 item.FailureReason = NO_SUCH_INSTANCE
@@ -66,10 +72,17 @@ class Commitment:
             report.FailedSOPSequence = failed
         return SOME_FAILED if failed else ALL_SAFE, report
 
-    def _answer(self, asking: Any, kind: int, report: Any) -> None:
-        title = str(asking.requestor.ae_title).strip()
+    def _answer(self, asking: Any, transaction: str, references: list[Any]) -> None:
+        try:
+            self._report(asking, transaction, references)
+        finally:
+            self._places.release()
+
+    def _report(self, asking: Any, transaction: str, references: list[Any]) -> None:
+        title, kind = str(asking.requestor.ae_title).strip(), SOME_FAILED
         peer = next((p for p in self.settings.peers or () if p.aet == title and p.port), None)
         try:
+            kind, report = self.report(transaction, references)
             if peer is None:
                 told = self._tell(asking, kind, report)
             else:

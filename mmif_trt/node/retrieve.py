@@ -13,6 +13,7 @@ from mmif_trt import privacy
 from mmif_trt.image import InputError
 from mmif_trt.node import guard
 from mmif_trt.node.admission import Admission, Peer
+from mmif_trt.node.server import MAX_HEADER_BYTES, study_of
 from mmif_trt.running import Stop
 
 privacy.patient_values_off()
@@ -167,7 +168,9 @@ def _handler(arrived: Received, study: str, keep: Keep, stop: Stop) -> Any:
         try:
             if getattr(held, "over", False):
                 raise InputError(f"an instance over {MAX_INSTANCE_BYTES} bytes; expected a smaller one")
-            if str(event.dataset.get("StudyInstanceUID", "")) != study:
+            held.seek(0)
+            head = held.read(MAX_HEADER_BYTES)
+            if study_of(head, event.context.transfer_syntax) != study:  # unlike pydicom's it inflates no bomb
                 return 0xA900
             data = event.encoded_dataset()
             arrived.size += len(data)

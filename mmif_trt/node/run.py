@@ -43,7 +43,14 @@ def serve(settings: Settings, stop: Stop) -> bool:
             names = [thread.name for thread in (listener, sender) if thread.ident and not thread.is_alive()]
             return dead if stop.reason else names  # checked in this order: when told to stop, the sender ends
 
-        close_page = web.start(settings, spool, counters, ended, pulse)
+        def failing() -> list[str]:
+            return [*ended(), *(["audit"] if audit.fails else [])]
+
+        try:
+            close_page = web.start(settings, spool, counters, failing, pulse)
+        except BaseException:
+            receiver.stop()
+            raise
         sender.start()
         _say_start(settings, audit)
         try:

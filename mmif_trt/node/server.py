@@ -191,7 +191,7 @@ class Receiver:
             return OUT_OF_RESOURCES, ""
         uid = str(event.request.AffectedSOPInstanceUID)
         held.seek(0)
-        study = _study_of(held.read(MAX_HEADER_BYTES), event.context.transfer_syntax)
+        study = study_of(held.read(MAX_HEADER_BYTES), event.context.transfer_syntax)
         if not study:
             return CANNOT_UNDERSTAND, ""
         name = self.spool.folder(study).name
@@ -236,8 +236,8 @@ def _file_start(event: Any) -> bytes:
     return b"\0" * 128 + b"DICM" + stream.getvalue()
 
 
-def _study_of(data: bytes, syntax: Any) -> str:
-    """Study Instance UID at the start of an encoded dataset, "" if absent."""
+def study_of(data: bytes, syntax: Any) -> str:
+    """Study Instance UID at the start of an encoded dataset, "" if absent or unreadable."""
     import io
 
     from pydicom.filereader import read_dataset
@@ -252,5 +252,8 @@ def _study_of(data: bytes, syntax: Any) -> str:
     def after(tag: Any, vr: Any, length: int) -> bool:
         return bool(tag > 0x0020000D)
 
-    dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=after)
-    return str(dataset.get("StudyInstanceUID", ""))
+    try:
+        dataset = read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=after)
+        return str(dataset.get("StudyInstanceUID", ""))
+    except Exception:  # pydicom raises whatever the bytes lead it to, OSError too: no lack of room
+        return ""

@@ -25,20 +25,30 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 from mmif_trt.clinical import pseudonym
 from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.series import collect, pair, take_out
-from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, write_atomic
+from mmif_trt.files import (
+    TMP_SUFFIX,
+    OutputError,
+    is_regular,
+    make_folder,
+    open_regular,
+    read_regular,
+    sync_folder,
+    write_atomic,
+)
 from mmif_trt.image import InputError
 from mmif_trt.node.tries import Tries
 
 FOLDERS = ("incoming", "outgoing", "doubt", "sent", "failed", "tries", "fused", "scratch")
 RECOUNT_S = 10.0
 MAX_MARK_BYTES = 4096
+NAME_DIGITS = 24  # of an instance's file
 NEW, SAME, DIFFERENT, CORRECTED = "new", "same", "different", "corrected"
 
 
@@ -62,9 +72,11 @@ class Spool:
     def __enter__(self) -> Spool:
         self._take_lock()
         for left in (*self.root.rglob(f"*{TMP_SUFFIX}"), *(self.root / "scratch").iterdir()):
-            left.unlink(missing_ok=True)  # from a write interrupted by a crash: never acknowledged
+            with contextlib.suppress(IsADirectoryError):  # somebody else's
+                left.unlink(missing_ok=True)  # from a write interrupted by a crash: never acknowledged
         for mark in (self.root / "sent").iterdir():
-            if mark.stat().st_size > MAX_MARK_BYTES:  # a crash between the two steps of mark_sent
+            # A crash between the two steps of mark_sent.
+            if is_regular(mark) and mark.stat().st_size > MAX_MARK_BYTES:
                 mark.write_bytes(b"")
         return self
 
@@ -108,7 +120,7 @@ class Spool:
         was fused: then the new one replaces it."""
         folder = self.folder(study)
         make_folder(folder)
-        name, outcome = pseudonym.name_of(self._key, instance), NEW
+        name, outcome = pseudonym.name_of(self._key, instance, NAME_DIGITS), NEW
         first = next(iter(sorted(folder.glob(f"{name}*.dcm"))), None)
         if first is not None:
             if _holds(first, body):
@@ -123,10 +135,10 @@ class Spool:
         self._used += len(head) + len(body)
         return outcome
 
-    def holds(self, instance: str) -> bool:
-        """Whether an instance is here, with the content acknowledged last."""
-        name = pseudonym.name_of(self._key, instance)
-        return next((self.root / "incoming").glob(f"*/{name}*.dcm"), None) is not None
+    def kept(self, instances: Iterable[str]) -> set[str]:
+        """Those of these SOP Instance UIDs that are here, with the content acknowledged last."""
+        here = {path.name[:NAME_DIGITS] for path in (self.root / "incoming").glob("*/*.dcm")}
+        return {uid for uid in instances if pseudonym.name_of(self._key, uid, NAME_DIGITS) in here}
 
     def used(self) -> int:
         """Bytes of all files here, counted every RECOUNT_S; arrivals in between are added."""
@@ -193,7 +205,7 @@ class Spool:
         return any(x.rsplit("_", 2)[0] == pair_of and instances(x) > instances(name) for x in names)
 
     def waiting(self) -> list[Path]:
-        return sorted((self.root / "outgoing").glob("*.dcm"))
+        return sorted(path for path in (self.root / "outgoing").glob("*.dcm") if is_regular(path))
 
     def scratch(self, name: str) -> Path:
         return (self.root / "scratch" / f"{name}.dcm").absolute()
@@ -240,7 +252,10 @@ class Spool:
 
     def uid_of(self, mark: Path) -> str:
         """The UID in a mark of what the PACS accepted; "" if a crash left it empty."""
-        return mark.read_text() if mark.stat().st_size <= 64 else ""
+        try:
+            return read_regular(mark).decode("ascii") if mark.stat().st_size <= 64 else ""
+        except (OSError, InputError, UnicodeDecodeError):
+            return ""
 
     def mark_failed(self, name: str, reason: str) -> None:
         write_atomic(self.root / "failed" / name, reason.encode())
@@ -266,8 +281,8 @@ class Spool:
 
     def gauges(self) -> dict[str, int]:
         """For /health and /metrics. Raises OSError if the folder is gone."""
-        failed = list((self.root / "failed").iterdir())
-        aside = sum(mark.read_bytes()[:9] == b"set aside" for mark in failed)
+        failed = [mark for mark in (self.root / "failed").iterdir() if is_regular(mark)]
+        aside = sum(read_regular(mark)[:9] == b"set aside" for mark in failed)
         return {
             "queue_length": len(self.waiting()),
             "studies_held": len(self.studies()),
@@ -289,8 +304,8 @@ def instances(name: str) -> int:
 def _holds(path: Path, body: memoryview) -> bool:
     """Whether a stored file ends in this data set: its meta information may be from another peer."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-len(body), os.SEEK_END)
             return file.read() == body
-    except OSError:  # shorter
+    except (OSError, InputError):  # shorter, or no file
         return False

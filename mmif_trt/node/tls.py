@@ -7,6 +7,7 @@ import os
 import ssl
 from typing import Any
 
+from mmif_trt.files import refuse_irregular
 from mmif_trt.image import InputError
 from mmif_trt.node.settings import Settings
 
@@ -54,6 +55,8 @@ def readable_by_others(path: str) -> bool:
 def _context(files: tuple[str, str, str] | None, purpose: Any) -> ssl.SSLContext | None:
     if files is None:
         return None
+    for path in files:
+        refuse_irregular(path, "--tls")
     certificate, key, authority = files
     if readable_by_others(key):
         log.warning("--tls: the key can be read by other users; expected mode 0600 (chmod 600)")

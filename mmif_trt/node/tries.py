@@ -16,7 +16,8 @@ import os
 import secrets
 from pathlib import Path
 
-from mmif_trt.files import sync_folder, write_atomic
+from mmif_trt.files import read_regular, sync_folder, write_atomic
+from mmif_trt.image import InputError
 
 OPEN, LEFT, DIED = "open", "left", "died"
 # How many of a kind set a case aside. A kill from outside should not, so it takes many where the worker was
@@ -46,8 +47,8 @@ class Tries:
         """The studies with such a case: others go first."""
         found = set()
         for mark in self.folder.iterdir():
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                found.add(mark.read_text())
+            with contextlib.suppress(OSError, InputError, UnicodeDecodeError):
+                found.add(read_regular(mark).decode())
         return found
 
     def died(self, case: str, study: str, attempt: Path) -> None:

@@ -43,7 +43,8 @@ class Pulse:
 def start(
     settings: Settings, spool: Spool, counters: Counters, ended: Callable[[], list[str]], pulse: Pulse
 ) -> Callable[[], None]:
-    """Returns a function that stops it. ended: the names of ended threads; if any, /health answers 503.
+    """Returns a function that stops it. ended: the names of ended threads and of whatever else has failed; if
+    any, /health answers 503.
 
     Without --http-port it starts nothing. Raises InputError if the port is taken, or open to the network with
     neither a token nor TLS.

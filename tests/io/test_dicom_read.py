@@ -21,6 +21,7 @@ from pydicom.uid import RLELossless, generate_uid
 import mmif_trt
 from mmif_trt.image import Image, InputError
 from mmif_trt.io import dicom, nifti
+from mmif_trt.io.dicom import meta
 
 SHAPE = (24, 60, 48)
 GRIDS: dict[str, np.ndarray] = {
@@ -253,9 +254,9 @@ def test_a_broken_series_is_one_clear_line(tmp_path: Path, kind: str) -> None:
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
     dataset = slices(head(grid(affine_of(), SHAPE)), affine_of())[0]
-    dataset.file_meta.TransferSyntaxUID = dicom.DEFLATED
+    dataset.file_meta.TransferSyntaxUID = meta.DEFLATED
     data = encoded(dataset)
-    _, at = dicom.transfer_syntax(data, "x")
+    _, at = meta.transfer_syntax(data, "x")
     packer = zlib.compressobj(9, wbits=-15)
     bomb = b"".join([packer.compress(b"\0" * (1 << 20)) for _ in range(400)]) + packer.flush()
     assert len(bomb) < 1 << 20

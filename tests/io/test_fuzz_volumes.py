@@ -22,6 +22,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from mmif_trt.image import Image, InputError
 from mmif_trt.io import dicom, nifti
+from mmif_trt.io.dicom import meta
 
 SEED = int(os.environ.get("MMIF_FUZZ_SEED", "1"))
 SHAPE = (3, 40, 36)
@@ -38,7 +39,7 @@ def seeds() -> dict[str, tuple[bytes, Callable[[bytes, str], Image]]]:
         dataset.compress(syntax)
         out[name] = (encoded(dataset), dicom.decode)
     deflated = parts[2]
-    deflated.file_meta.TransferSyntaxUID = dicom.DEFLATED
+    deflated.file_meta.TransferSyntaxUID = meta.DEFLATED
     out["deflated"] = (encoded(deflated), dicom.decode)
     pet = slices(values, affine, "PT")[0]
     out["pet"] = (encoded(pet), dicom.decode)

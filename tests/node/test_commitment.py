@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,15 @@ from pydicom.dataset import Dataset
 
 from mmif_trt.node.admission import Peer
 from mmif_trt.node.audit import Audit
-from mmif_trt.node.commitment import ALL_SAFE, CLASS, INSTANCE, SOME_FAILED
+from mmif_trt.node.commitment import (
+    ALL_SAFE,
+    CLASS,
+    INSTANCE,
+    MAX_OPEN,
+    NO_ROOM,
+    SOME_FAILED,
+    Commitment,
+)
 from mmif_trt.node.server import Counters, Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
@@ -76,3 +85,16 @@ def test_what_is_safe_is_told(tmp_path: Path, how: str) -> None:
     finally:
         receiver.stop()
         listener.shutdown()
+
+
+def test_a_crowd_of_questions_takes_no_crowd_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer to a peer that is away takes half a minute."""
+    asked = Commitment(Settings("MMIF", 1, tmp_path, None), Spool(tmp_path), Audit(None, "MMIF"))
+    away = threading.Event()
+    monkeypatch.setattr(Commitment, "_report", lambda *_: away.wait(60))
+    event = SimpleNamespace(action_type=1, action_information=request("1.2"), assoc=None)
+    assert [asked.on_action(event)[0] for _ in range(MAX_OPEN + 3)] == [0] * MAX_OPEN + [NO_ROOM] * 3
+    away.set()
+    until(lambda: asked.on_action(event)[0] == 0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import os
 import socket
 import ssl
 import threading
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +20,8 @@ import pydicom
 import pytest
 from peers import Certificates, Node, Orthanc, free_port, needs, storescu, until
 from phantoms import PLANTED, STUDY, affine_of, write_mr, write_pet
+from pydicom.uid import UID
+from pynetdicom.dsutils import encode
 
 from mmif_trt import cli, dicomweb
 from mmif_trt.image import InputError
@@ -120,12 +125,27 @@ def test_another_study_is_not_taken(tmp_path: Path) -> None:
     """While the port for a C-MOVE is open, anybody may store."""
     kept, came = list[str](), retrieve.Received()
     _, on_store = retrieve._handler(came, STUDY, lambda uid, data: kept.append(uid), Stop())
-    other = dataset()
-    event = SimpleNamespace(dataset=other, encoded_dataset=lambda: b"", request=SimpleNamespace(DataSet=None))
-    event.request.AffectedSOPInstanceUID = other.SOPInstanceUID
-    assert on_store(event) == 0xA900 and not kept
+    other, syntax = dataset(), UID("1.2.840.10008.1.2.1")
+
+    def stored(body: bytes) -> int:
+        request = SimpleNamespace(DataSet=io.BytesIO(body), AffectedSOPInstanceUID="1.2.3")
+        event = SimpleNamespace(
+            encoded_dataset=lambda: body, context=SimpleNamespace(transfer_syntax=syntax), request=request
+        )
+        return int(on_store(event))
+
+    assert stored(encode(other, False, True)) == 0xA900 and not kept
     other.StudyInstanceUID = STUDY
-    assert on_store(event) == 0x0000 and kept == ["1.2.3"] and came.count == 1
+    assert stored(encode(other, False, True)) == 0x0000 and kept == ["1.2.3"] and came.count == 1
+    syntax = UID("1.2.840.10008.1.2.1.99")
+    tracemalloc.start()
+    packer = zlib.compressobj(9, wbits=-15)
+    head, zeros = encode(other, False, True), bytes(1 << 20)
+    body = packer.compress(head + b"\xe0\x7f\x10\x00OB\x00\x00\x00\x00\x00\x40")
+    body += b"".join(packer.compress(zeros) for _ in range(256)) + packer.flush()
+    tracemalloc.reset_peak()
+    assert stored(body) == 0x0000 and tracemalloc.get_traced_memory()[1] < 64 << 20, "it was not inflated"
+    tracemalloc.stop()
 
 
 @contextlib.contextmanager
@@ -353,6 +373,61 @@ ANSWERS = {
         dicomweb.UNREACHABLE,
     ),
 }
+
+
+def multipart(*parts: bytes, boundary: bytes = b"X") -> list[bytes]:
+    head = b"\r\n--" + boundary + b"\r\nContent-Type: application/dicom\r\n\r\n"
+    return [head + part for part in parts] + [b"\r\n--" + boundary + b"--\r\n"]
+
+
+RELATED = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=X'}
+PACKER = zlib.compressobj(9, wbits=-15)
+BOMB = PACKER.compress(bytes(64 << 20)) + PACKER.flush()
+
+
+def as_file(body: bytes, syntax: str) -> bytes:
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = meta.MediaStorageSOPClassUID = meta.MediaStorageSOPInstanceUID = syntax
+    stream = pydicom.filebase.DicomBytesIO()
+    pydicom.filewriter.write_file_meta_info(stream, meta)
+    return b"\0" * 128 + b"DICM" + stream.getvalue() + body
+
+
+@pytest.mark.parametrize(
+    "headers, parts, said",
+    [
+        (RELATED, [b"\0" * 65_536] * 400, "ConnectionError"),
+        (RELATED, multipart(b"\0" * (20 << 20), boundary=b"Y"), "ConnectionError"),
+        ({"Content-Type": "multipart/related"}, [b"\0" * 65_536] * 400, "ConnectionError"),
+        (RELATED, multipart(as_file(BOMB, "1.2.840.10008.1.2.1.99")), "inflates to over"),
+        ({"Content-Type": "application/dicom"}, [b"\0" * 65_536] * 400, "ConnectionError"),
+        (RELATED, multipart(b"no DICOM"), "without a transfer syntax"),
+        ({"Content-Type": "text/html"}, [b"<p>"], "expected the complete study"),
+        (RELATED, multipart(as_file(b"\x08\0\x05\0SQ\0\0\xff\xff\xff\xff" * 9, "1.2.840.10008.1.2.1")), ""),
+    ],
+    ids=["no boundary", "another boundary", "none told", "bomb", "no multipart", "noise", "a page", "cut"],
+)
+def test_a_study_from_a_service_that_lies(
+    headers: dict[str, str],
+    parts: list[bytes],
+    said: str,
+    stub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Memory for one instance, not for what a service cares to send; one line, no traceback."""
+    from mmif_trt.io.dicom import meta
+
+    monkeypatch.setattr(dicomweb, "MAX_INSTANCE_BYTES", 1 << 20)
+    monkeypatch.setattr(meta, "MAX_INFLATED_BYTES", 1 << 20)
+    monkeypatch.setattr(dicomweb, "announced", lambda *_: None)
+    stub.answer = (200, headers, parts)
+    command = ["fetch", "--study", STUDY, "--dicomweb", f"http://127.0.0.1:{stub.server_port}/x"]
+    assert cli.main([*command, "-o", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1 and STUDY not in told, told
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("kind", ANSWERS)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -78,6 +79,76 @@ def test_a_folder_that_went_away_is_made_anew(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="another node"), Spool(tmp_path / "spool"):
             pass
     assert Spool(tmp_path / "spool").folder(STUDY).name == before
+
+
+def test_nothing_in_the_folder_holds_it_up(tmp_path: Path) -> None:
+    """Pipes, links to themselves and folders where files belong: opened nowhere, counted nowhere."""
+    spool = Spool(tmp_path)
+    put(spool, b"x")
+    study = spool.folder(STUDY).name
+    for folder in ("outgoing", "sent", "failed", "tries", "scratch", "doubt", "fused", f"incoming/{study}"):
+        os.mkfifo(tmp_path / folder / "pipe_1_aa.dcm")
+        os.symlink("loop_1_aa.dcm", tmp_path / folder / "loop_1_aa.dcm")
+        (tmp_path / folder / "folder_1_aa.dcm").mkdir()
+    os.mkfifo(tmp_path / "incoming" / "pipe")
+    with Spool(tmp_path) as again, Decoder() as decoder:
+        assert not again.waiting() and not again.tries.studies() and again.used() > 0
+        assert again.gauges() == {
+            **dict.fromkeys(("queue_length", "cases_failed", "cases_set_aside"), 0),
+            "studies_held": 1,
+        }
+        assert again.cases(again.studies()[0], decoder) == ([], [])
+        for mark in (tmp_path / "sent").iterdir():
+            assert again.uid_of(mark) == ""
+        (again.folder(STUDY) / f"{INSTANCE}.dcm").unlink(missing_ok=True)
+        first = next(path for path in again.folder(STUDY).iterdir() if len(path.stem) == 24)
+        first.unlink()
+        os.mkfifo(first)
+        assert put(again, b"x") == DIFFERENT, "what is there under its name is not it"
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_audit_trail_without_room_is_seen_and_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit, write, room = Audit(str(tmp_path / "audit"), "MMIF"), os.write, [True]
+
+    def limited(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data if room[0] else data[:20])
+
+    monkeypatch.setattr(os, "write", limited)
+    for has_room in (True, False, False, True):
+        room[0] = has_room
+        audit("start", address=f"{has_room}")
+        assert audit.fails is not has_room
+    assert [line["address"] for line in lines(tmp_path / "audit")] == ["True", "True"]
+    assert caplog.text.count("the audit trail cannot be written") == 1
+    audit.close()
+    with pytest.raises(InputError, match="--audit .*a folder; expected a regular file"):
+        Audit(str(tmp_path), "MMIF")
+
+
+def test_a_syslog_that_goes_away_prints_no_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmif_trt.node import audit
+
+    path = tmp_path / "log"
+    monkeypatch.setattr(audit, "SOCKETS", (str(path),))
+    with pytest.raises(InputError, match="no syslog socket here"):
+        Audit("syslog", "MMIF")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(path))
+    trail = Audit("syslog", "MMIF")
+    trail("start")
+    assert b"Application Start" in listener.recv(10_000) and not trail.fails
+    listener.close()
+    path.unlink()
+    trail("stop", reason="zz-event")
+    assert trail.fails and "zz-event" not in capsys.readouterr().err
 
 
 def test_quiet_is_by_the_monotonic_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from pydicom import uid
 pytest.importorskip("pynetdicom", reason="needs the clinical extra")
 
 from mmif_trt.io import dicom
+from mmif_trt.io.dicom import meta
 from mmif_trt.io.dicom.syntaxes import readable, table
-from mmif_trt.node.server import _study_of
+from mmif_trt.node.server import study_of
 
 AFFINE = phantoms.affine_of(shape=(1, 32, 32))
 
@@ -40,8 +41,8 @@ def test_plain_ones_are_read_and_their_study_found(syntax: uid.UID) -> None:
     pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
     data = stream.getvalue()
     assert (dicom.decode(data, "x.dcm").data == plane).all()
-    at = dicom.transfer_syntax(data, "x.dcm")[1]
-    assert _study_of(data[at : at + 4000], syntax) == phantoms.STUDY
+    at = meta.transfer_syntax(data, "x.dcm")[1]
+    assert study_of(data[at : at + 4000], syntax) == phantoms.STUDY
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,6 +19,7 @@ from mmif_trt.files import one_sum, open_regular
 from mmif_trt.image import Image, InputError, stored_text
 from mmif_trt.io.dicom import bare, objects, several
 from mmif_trt.io.dicom import values as dicom_values
+from mmif_trt.io.dicom.meta import refuse_bomb
 from mmif_trt.io.dicom.pixels import announced, frames, volume
 from mmif_trt.io.dicom.planes import Look, has_geometry, meaning, planes
 from mmif_trt.io.dicom.stack import stack
@@ -30,9 +29,7 @@ from mmif_trt.io.which import ANY, Which
 privacy.patient_values_off()
 MAX_FILES = 20_000
 MAX_BYTES = 2 << 30  # of a series, and of an unpacked zip
-MAX_INFLATED_BYTES = 256 << 20  # pydicom takes about twice this
 HEAD_BYTES = 4096  # enough to tell what a file is
-DEFLATED = "1.2.840.10008.1.2.1.99"
 ONE_OF = (
     ("patients", "PatientID"),
     ("frames of reference", "FrameOfReferenceUID"),
@@ -160,25 +157,6 @@ def content(path: str) -> tuple[bytes | None, str]:
     return bare.unpacked(data, path), hashlib.sha256(data).hexdigest()
 
 
-def transfer_syntax(data: bytes, name: str) -> tuple[str, int]:
-    """(Transfer Syntax UID, where the dataset begins), from the file meta information (PS3.10, 7.1)."""
-    at, uid = 132, ""
-    try:
-        while data[at : at + 2] == b"\x02\x00":
-            element, vr = struct.unpack_from("<H2s", data, at + 2)
-            long = vr in (b"OB", b"OW", b"UN", b"UT", b"SQ")
-            length = struct.unpack_from("<I" if long else "<H", data, at + (8 if long else 6))[0]
-            start = at + (12 if long else 8)
-            if element == 0x10:
-                uid = data[start : start + length].rstrip(b"\0 ").decode("ascii")
-            at = start + length
-    except (struct.error, UnicodeDecodeError):
-        uid = ""
-    if not uid:
-        raise InputError(f"{name}: DICOM without a transfer syntax; expected a complete file")
-    return uid, at
-
-
 def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
     """A pydicom dataset of a file, its `filename` set to `name`. Refuses a deflate bomb unopened."""
     if not is_dicom(data) and bare.is_bare(data[1:HEAD_BYTES]):
@@ -186,15 +164,7 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
     if not is_dicom(data):
         raise InputError(f"{name}: not a DICOM file (no DICM at byte 128, no bare data set); expected PS3.10")
     data = bare.with_preamble(data)
-    uid, at = transfer_syntax(data, name)
-    if uid == DEFLATED:
-        stream = zlib.decompressobj(-15)
-        try:
-            size = len(stream.decompress(data[at:], MAX_INFLATED_BYTES))
-        except zlib.error:
-            raise InputError(f"{name}: damaged deflated DICOM; expected a complete file") from None
-        if not stream.eof and size >= MAX_INFLATED_BYTES:
-            raise InputError(f"{name}: inflates to over {MAX_INFLATED_BYTES} bytes; expected fewer")
+    refuse_bomb(data, name)
     import pydicom
 
     try:
