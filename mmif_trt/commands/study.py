@@ -121,7 +121,7 @@ def _create(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     _needs_extra()
-    from mmif_trt.files import write_atomic
+    from mmif_trt.files import refuse_irregular, write_atomic
     from mmif_trt.study.create import links
     from mmif_trt.study.server import serve
 
@@ -129,6 +129,9 @@ def _serve(args: argparse.Namespace) -> int:
         raise InputError(f"--port {args.port}; expected 1 to 65535")
     if bool(args.certificate) != bool(args.key):
         raise InputError("--certificate, --key: one without the other; expected both or neither")
+    for option, path in (("--certificate", args.certificate), ("--key", args.key)):
+        if path:
+            refuse_irregular(path, option)
     store = _open(args.study)
     scheme = "https" if args.certificate else "http"
     host = f"[{args.host}]" if ":" in args.host else args.host

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from mmif_trt.about import RESEARCH_USE
-from mmif_trt.files import refuse_irregular
 from mmif_trt.image import SHOWN
 from mmif_trt.study import volumes
 from mmif_trt.study.config import SCALES
@@ -316,9 +315,6 @@ def serve(
     """
     from mmif_trt import http_server
 
-    for path, option in ((certificate, "--certificate"), (key, "--key")):
-        if path is not None:
-            refuse_irregular(path, option)
     channel = http_server.listening(host, port, f"--host {host} --port {port}")
     server = http_server.server(
         application(store, names),
