@@ -1,17 +1,21 @@
 """The pictures of the pages, of a head that nobody has: python docs/pictures.py [NAME ...]
 
 Fuses synthetic volumes (benchmarks/synthetic_head.py), opens what the commands write in Chromium, and writes
-docs/NAME.png. Needs Chromium, playwright and the clinical and study extras; napari.png the napari extra.
+docs/NAME.png. What a command prints is drawn as a terminal, word for word. Needs Chromium, playwright and the
+clinical and study extras; napari.png the napari extra, node.png dcmtk, engine.png TensorRT-RTX.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ REPO = DOCS.parent
 sys.path[:0] = [str(REPO), *(str(REPO / name) for name in ("tests", "tests/study", "benchmarks"))]
 
 import chromium  # noqa: E402
+import peers  # noqa: E402
+import phantoms  # noqa: E402
 import synthetic_head  # noqa: E402
 
 from mmif_trt import io as mmif_io  # noqa: E402
@@ -31,6 +37,11 @@ from mmif_trt.image import Image  # noqa: E402
 
 SHAPE, SPACING_MM = (120, 144, 120), 1.5
 COLOURS = 200  # of a picture, so that it stays small
+TERMINAL = """<style>body { margin: 0 }
+pre { margin: 0; padding: 14px 18px; width: max-content; min-width: 100ch; max-width: 128ch;
+  white-space: pre-wrap; overflow-wrap: anywhere; background: #14161a; color: #c9ced6;
+  font: 14px/1.45 "DejaVu Sans Mono", monospace }
+b { color: #e0a458; font-weight: 400 }</style><pre>%s</pre>"""
 
 
 def run(*words: str | Path) -> None:
@@ -61,6 +72,30 @@ def keep(shown: Any, name: str) -> None:
     shown.wait_for_timeout(700)
     picture = Pil.open(io.BytesIO(shown.screenshot())).convert("RGB")
     picture.quantize(COLOURS, dither=Pil.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
+    print(f"docs/{name}.png")
+
+
+def printed(folder: Path, *commands: str) -> list[tuple[str, str]]:
+    """(command, what it prints) of commands of mmif-trt in a folder, each of which must succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "MMIF_ENGINES": str(folder / "engines")}
+    found = []
+    for command in commands:
+        words = [sys.executable, "-m", "mmif_trt", *command.split()]
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"failed: mmif-trt {command}\n{done.stderr}")
+        found.append((f"mmif-trt {command}", (done.stdout + done.stderr).replace(f"{folder}/", "")))
+    return found
+
+
+def terminal(shown: Any, name: str, found: list[tuple[str, str]]) -> None:
+    """A terminal with commands and what they printed."""
+    from PIL import Image as Pil
+
+    text = "\n".join(f"<b>$ {html.escape(x)}</b>\n{html.escape(y.rstrip())}\n" for x, y in found).rstrip()
+    shown.set_content(TERMINAL % text)
+    picture = Pil.open(io.BytesIO(shown.locator("pre").screenshot())).convert("RGB")
+    picture.quantize(32, dither=Pil.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
     print(f"docs/{name}.png")
 
 
@@ -172,6 +207,70 @@ def napari(shown: Any, made: dict[str, Path], folder: Path) -> None:
     print("docs/napari.png")
 
 
+def cluster(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    for number in range(1, 4):
+        study = folder / "cluster" / "STUDY_ROOT" / f"study-{number}"
+        phantoms.write_mr(study / "mr", phantoms.affine_of())
+        phantoms.write_pet(study / "pet", phantoms.affine_of())
+    commands = ("plan STUDY_ROOT -o PLAN", "batch PLAN -o FUSED_STUDIES", "status FUSED_STUDIES")
+    terminal(shown, "cluster", printed(folder / "cluster", *commands))
+
+
+def info(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    shortened = [
+        (command, text.replace(sys.executable, "python3")) for command, text in printed(folder, "info")
+    ]
+    terminal(shown, "info", shortened)
+
+
+def evaluation(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    """Slices of the head's MRI and CT, fused by the network."""
+    place = folder / "eval"
+    mri, ct = (mmif_io.read(made[name]).data for name in ("mri", "ct"))
+    for kind, values, low, high in (("mri", mri, 0, 950), ("ct", ct, -100, 900)):
+        (place / "SOURCES" / kind).mkdir(parents=True)
+        for index in range(50, 80, 10):
+            pixels = np.rint(255 * np.clip((values[index] - low) / (high - low), 0, 1)).astype(np.uint8)
+            mmif_io.write(place / "SOURCES" / kind / f"{index}.png", Image(pixels), durable=False)
+    run("fuse", place / "SOURCES/mri", place / "SOURCES/ct", "-o", place / "FUSED", "--quiet")
+    terminal(shown, "eval", printed(place, "eval SOURCES FUSED --baselines"))
+
+
+def engine(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    (folder / "engine").mkdir()
+    terminal(shown, "engine", printed(folder / "engine", "engine build --size 256", "engine list"))
+
+
+def node(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    """A node that fuses a study and keeps it, since the PACS of its --send-to is down."""
+    port, web, down = (peers.free_port() for _ in range(3))
+    options = f"node --aet MMIF --port {port} --peer SCANNER --send-to PACS@localhost:{down} --quiet-s 2"
+    options += f" --http-port {web}"
+    words = [sys.executable, "-m", "mmif_trt", *options.split()]
+    (folder / "node").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+
+    def health() -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{web}/health", timeout=5) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    log_path = folder / "node.log"
+    with log_path.open("w") as log:
+        started = subprocess.Popen(words, cwd=folder / "node", env=environment, stdout=log, stderr=log)
+    try:
+        peers.until(health)
+        study = folder / "node-study"
+        for series in (phantoms.write_mr, phantoms.write_pet):
+            peers.storescu(port, series(study / series.__name__, phantoms.affine_of()))
+        peers.until(lambda: "fused" in log_path.read_text())
+        answer, text = json.dumps(health(), indent=1), log_path.read_text()
+    finally:
+        started.terminate()
+        started.wait()
+    terminal(shown, "node", [(f"mmif-trt {options}", text), (f"curl http://127.0.0.1:{web}/health", answer)])
+
+
 Picture = Callable[[Any, dict[str, Path], Path], None]
 PICTURES: dict[str, Picture] = {
     "view": view,
@@ -179,6 +278,11 @@ PICTURES: dict[str, Picture] = {
     "study": study,
     "report": report,
     "sheet": sheet,
+    "cluster": cluster,
+    "info": info,
+    "eval": evaluation,
+    "engine": engine,
+    "node": node,
     "napari": napari,
 }
 

@@ -214,7 +214,7 @@ class _Progress:
     def __init__(self, cases: int, log: Path | None, quiet: bool) -> None:
         from tqdm import tqdm
 
-        self._bar: Any = tqdm(total=cases, unit="case", disable=quiet)
+        self._bar: Any = tqdm(total=cases, unit="case", disable=True if quiet else None)
         self._log: Any = open(os.devnull if log is None else log, "ab", buffering=0)  # noqa: SIM115
 
     def __enter__(self) -> _Progress:

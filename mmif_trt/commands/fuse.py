@@ -167,16 +167,15 @@ def _on_cluster(
 
 @contextmanager
 def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
-    """Yields a function to call with each Result: it prints failures at once; the bar has rate and time
-    left."""
+    """Yields a function to call with each Result: it prints failures at once; on a terminal a bar
+    has rate and time left."""
     from tqdm import tqdm
 
     for warning in () if quiet else plan.warnings:
         say(f"warning: {warning}")
-    calm = 0.1 if sys.stderr.isatty() else 10  # in a log file, one line every ten seconds
-    off = quiet or len(plan.pairs) == 1
+    off = True if quiet or len(plan.pairs) == 1 else None  # None: where stderr is no terminal
     finished = len(plan.pairs) - plan.unfinished
-    with tqdm(total=len(plan.pairs), initial=finished, unit="pair", disable=off, mininterval=calm) as bar:
+    with tqdm(total=len(plan.pairs), initial=finished, unit="pair", disable=off) as bar:
 
         def on_result(result: Result) -> None:
             if result.status == "failed":

@@ -114,7 +114,8 @@ def test_folders_report_skip_and_overwrite(tmp_path: Path) -> None:
     save(mri / "alone.png", picture(1))
     fuse = ("fuse", mri, pet, "-o", tmp_path / "new" / "out", "--report", tmp_path / "r.json")
     first = run(*fuse, code=0)
-    assert "pair/s" in first.stderr and "alone" in first.stderr and "6 fused" in first.stderr
+    assert "pairs/s" in first.stderr and "alone" in first.stderr and "6 fused" in first.stderr
+    assert "%|" not in first.stderr, "a bar, where stderr is no terminal"
     assert not first.stdout
     head = report(tmp_path / "r.json")
     assert head["totals"]["done"] == 6 and len(head["pairs"]) == 6 and not head["stopped"]
