@@ -9,15 +9,18 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from mmif_trt.models.autoencoder import KINDS, STRIDE, Autoencoder, AutoencoderConfig
 from mmif_trt.ops import reference
 from mmif_trt.train import data, loop
 from mmif_trt.train.losses import FOREGROUND
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,20 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, both_halves
 from mmif_trt.train import autoencoder, data, loop
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 JOINT, GIVEN = 0.3, 0.25  # share of the batch: both halves at one time; MRI given; other given; the rest free
 FULL_SIGMA = 0.45  # share of noise from which an error of v counts in full

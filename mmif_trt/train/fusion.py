@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from mmif_trt.image import InputError
 from mmif_trt.models.lagn import BRANCHES, LAGN, LAGNConfig
@@ -33,6 +33,9 @@ from mmif_trt.train.fidelity_losses import (
 )
 from mmif_trt.train.lesions import lesion_loss, surprise_of
 from mmif_trt.train.losses import LossWeights, fusion_loss, rounding_loss
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mmif_trt import ops
 from mmif_trt.image import InputError
 from mmif_trt.machine import usable_cores
 from mmif_trt.train.data import DECODERS
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Objective = Callable[[int], tuple[Tensor, dict[str, Tensor]]]  # step -> loss, terms for the log
 
@@ -240,7 +242,11 @@ def run(
 ) -> Path:
     """Step until config.steps (or stop_after), with progress, TensorBoard and checkpoints at path."""
     first = rank_and_world()[0] == 0
-    writer = SummaryWriter(str(path.parent)) if first else None
+    writer: SummaryWriter | None = None
+    if first:
+        from torch.utils.tensorboard import SummaryWriter  # takes long; --help and --dry-run need none
+
+        writer = SummaryWriter(str(path.parent))
     last = min(config.steps, stop_after or config.steps)
     bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=5, disable=not first)
     try:
