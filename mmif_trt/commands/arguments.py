@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -143,3 +144,11 @@ def options_of(args: argparse.Namespace, **given: Any) -> Options:
 
     stated = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
     return Options(**{**stated, **given})
+
+
+def pacs_of(option: str, text: str) -> tuple[str, str, int]:
+    """(AE title, host, port) of AET@HOST:PORT. Raises InputError."""
+    to = re.fullmatch(r"([^@\\]{1,16})@(\[[0-9A-Fa-f:.]+\]|[^@:/\[\]\s]+):(\d{1,5})", text)
+    if not to or not 0 < int(to[3]) < 65536:
+        raise InputError(f"{option} {text}: expected AET@HOST:PORT, an IPv6 address in brackets")
+    return to[1], to[2].strip("[]"), int(to[3])

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.commands.arguments import add_dicomweb, count_to, dicomweb_of, say
+from mmif_trt.commands.arguments import add_dicomweb, count_to, dicomweb_of, pacs_of, say
 from mmif_trt.image import InputError
 
 
@@ -74,12 +74,10 @@ def run(args: argparse.Namespace) -> int:
 def _by_dimse(args: argparse.Namespace, stop: Any) -> tuple[int, int]:
     from mmif_trt.node import retrieve, tls
 
-    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.pacs)
-    if not to or not 0 < int(to[3]) < 65536:
-        raise InputError(f"--from {args.pacs}: expected AET@HOST:PORT")
-    secured = (tls.to_pacs(tuple(args.tls)), to[2]) if args.tls else None
+    title, host, port = pacs_of("--from", args.pacs)
+    secured = (tls.to_pacs(tuple(args.tls)), host) if args.tls else None
     back = tls.from_pacs(tuple(args.tls)) if args.tls and args.move_port else None
-    pacs = retrieve.Pacs(to[1], to[2], int(to[3]), args.aet, secured, back)
+    pacs = retrieve.Pacs(title, host, port, args.aet, secured, back)
     move_to = (args.move_host or "127.0.0.1", args.move_port) if args.move_port else None
     there = retrieve.series_of(pacs, args.study, stop)
     if absent := sorted(set(args.series) - set(there)):

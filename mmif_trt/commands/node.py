@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.commands.arguments import add_dicomweb, add_how, add_pairing, dicomweb_of, options_of
+from mmif_trt.commands.arguments import add_dicomweb, add_how, add_pairing, dicomweb_of, options_of, pacs_of
 from mmif_trt.image import InputError
 
 MB = 1 << 20
@@ -91,7 +91,9 @@ def _peer(text: str) -> Any:
 
     found = re.fullmatch(r"([^@]*)(?:@(\[[^\]]+\]|[^@:\[\]]+)(?::(\d{1,5}))?)?", text)
     if not found or not 0 <= int(found[3] or 0) < 65536:
-        raise InputError(f"--peer {text}: expected AET, AET@HOST or AET@HOST:PORT")
+        raise InputError(
+            f"--peer {text}: expected AET, AET@HOST or AET@HOST:PORT, an IPv6 address in brackets"
+        )
     return Peer(found[1], (found[2] or "").strip("[]"), int(found[3] or 0))
 
 
@@ -101,9 +103,7 @@ def settings_of(args: argparse.Namespace) -> Any:
     service = dicomweb_of(args)
     if (service is None) == (args.send_to is None):
         raise InputError("--send-to, --dicomweb: expected exactly one of them")
-    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.send_to or "")
-    if args.send_to and (not to or not 0 < int(to[3]) < 65536):
-        raise InputError(f"--send-to {args.send_to}: expected AET@HOST:PORT")
+    to = pacs_of("--send-to", args.send_to) if args.send_to else None
     if args.any_peer and args.peer:
         raise InputError("--any-peer with --peer: expected one of them")
     peers = tuple(map(_peer, args.peer))
@@ -123,7 +123,7 @@ def settings_of(args: argparse.Namespace) -> Any:
         port=args.port,
         host=args.host,
         spool=args.spool,
-        send_to=(to[1], to[2], int(to[3])) if to else None,
+        send_to=to,
         dicomweb=service,
         peers=None if args.any_peer else peers,
         quiet_s=args.quiet_s,

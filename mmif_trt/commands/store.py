@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.commands.arguments import add_dicomweb, dicomweb_of, say
+from mmif_trt.commands.arguments import add_dicomweb, dicomweb_of, pacs_of, say
 from mmif_trt.image import InputError
 
 
@@ -37,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     service = dicomweb_of(args)
     if (service is None) == (args.pacs is None):
         raise InputError("--to, --dicomweb: expected exactly one of them")
-    to = re.fullmatch(r"([^@\\]{1,16})@([^@:/\s]+):(\d{1,5})", args.pacs or "")
-    if args.pacs and (not to or not 0 < int(to[3]) < 65536):
-        raise InputError(f"--to {args.pacs}: expected AET@HOST:PORT")
+    to = pacs_of("--to", args.pacs) if args.pacs else None
     from mmif_trt.node.send import send
     from mmif_trt.node.settings import Settings
     from mmif_trt.running import stop_on_signal
@@ -48,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         args.aet,
         1,
         Path(),
-        (to[1], to[2], int(to[3])) if to else None,
+        to,
         dicomweb=service,
         tls=tuple(args.tls) if args.tls else None,
     )

@@ -69,7 +69,8 @@ def serve(settings: Settings, stop: Stop) -> bool:
 def _say_start(settings: Settings, audit: Audit) -> None:
     peers = settings.peers
     named = "any" if peers is None else ", ".join(f"{p.aet}@{p.host}" if p.host else p.aet for p in peers)
-    where = f"{settings.host}:{settings.port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    where = f"{host}:{settings.port}"
     audit("start", address=where)
     audit(
         "configuration",

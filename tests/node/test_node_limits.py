@@ -20,6 +20,9 @@ import pytest
 from peers import Certificates, Node, echoscu, free_port, needs, run_storescu, storescu, until
 from phantoms import affine_of, write_mr, write_pet
 
+from mmif_trt.commands.arguments import pacs_of
+from mmif_trt.image import InputError
+
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs the clinical extra")
 
 SHAPE = (12, 60, 48)
@@ -140,6 +143,68 @@ def test_what_is_told_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
             assert main([*words, "--spool", str(tmp_path / "s"), *wrong]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "text, read",
+    [
+        ("PACS@10.0.0.1:104", ("PACS", "10.0.0.1", 104)),
+        ("PACS@[::1]:104", ("PACS", "::1", 104)),
+        ("PACS@[2001:db8::7]:11112", ("PACS", "2001:db8::7", 11112)),
+        *(
+            (wrong, None)
+            for wrong in ("PACS@::1:104", "PACS@[::1]", "P@h:0", "P@h:65536", "P@[h]:1", "@h:1", "P")
+        ),
+    ],
+)
+def test_the_name_of_a_pacs(text: str, read: Any) -> None:
+    if read:
+        assert pacs_of("--to", text) == read
+    else:
+        with pytest.raises(InputError, match="--to .*expected AET@HOST:PORT, an IPv6 address in brackets"):
+            pacs_of("--to", text)
+
+
+def test_all_of_it_over_ipv6(study: Path, tmp_path: Path) -> None:
+    """A named peer at ::1 in, /health at ::1, the fusion out to a PACS at ::1."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    got: list[str] = []
+    ae: Any = pynetdicom.AE("PACS")
+    ae.supported_contexts = pynetdicom.AllStoragePresentationContexts
+    handlers = [(pynetdicom.evt.EVT_C_STORE, lambda event: got.append("x") or 0)]
+    port = free_port()
+    server = ae.start_server(("::1", port), False, evt_handlers=handlers)
+    options = (
+        "--host",
+        "::1",
+        "--peer",
+        "SCANNER@[::1]",
+        "--send-to",
+        f"PACS@[::1]:{port}",
+        "--quiet-s",
+        "1",
+    )
+    node = Node(tmp_path / "node", free_port(), *options)
+    node.start()
+    try:
+        for folder in ("mr", "pt"):
+            scanner: Any = pynetdicom.AE("SCANNER")
+            paths = sorted((study / folder).iterdir())
+            scanner.add_requested_context(pydicom.dcmread(paths[0]).SOPClassUID)
+            association = scanner.associate("::1", node.port, ae_title="MMIF")
+            assert association.is_established
+            for path in paths:
+                assert association.send_c_store(pydicom.dcmread(path)).Status == 0
+            association.release()
+        until(lambda: got)
+        assert f"listening on [::1]:{node.port}" in node.log
+    finally:
+        node.kill()
+        server.shutdown()
 
 
 def associate(node: Node) -> Any:
