@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt import overwriting
+from mmif_trt.commands import look
 from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def _build(args: argparse.Namespace) -> int:
     cards = tuple(args.cards.split(",")) if args.cards else None
     in_cache = path.parent == engine_file.cache_folder()  # without a manifest: an interrupted build
     overwriting.check([], [path], lambda _: in_cache or engine_file.manifest_path(path).is_file())
-    with engine_file.locked(path):
+    with engine_file.locked(path), look.steps(1) as step:
+        step("building and checking")
         made = engine_build.build(
             path, shlex.join(["mmif-trt", *sys.argv[1:]]), shapes, cards, args.model, form
         )

@@ -19,11 +19,11 @@ RECORD_KEYS = {"registration", "a", "b"}
 
 
 @contextmanager
-def steps(count: int) -> Iterator[Callable[[str], None]]:
+def steps(count: int, quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal; yields what to call with the name of each step as it begins."""
     from tqdm import tqdm
 
-    with tqdm(total=count, unit="step", disable=None, leave=False) as bar:
+    with tqdm(total=count, unit="step", disable=True if quiet else None, leave=False) as bar:
         begun: list[str] = []
 
         def begin(what: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from mmif_trt.clinical import pseudonym
+from mmif_trt.commands import look
 from mmif_trt.commands.arguments import add_how, add_pairing, options_of
 from mmif_trt.commands.planned import Network, absolute, part_of, secret_of
 from mmif_trt.image import InputError
@@ -53,11 +54,14 @@ def run(args: argparse.Namespace) -> int:
     key = secret_of(args.source, args.output, args.pseudonym_key, make=True)
     how = Network(Run(options_of(args), args.runtime, args.precision)).run
     with Spill() as spill:
-        planning.fill(spill, absolute(args.source), key, args.registration == "rigid", part)
-        if not len(spill) and part == (1, 1):
-            left = "; ".join(spill.left()) or "no series"
-            raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
-        plan_folder.write(store, spill, how, part)
+        with look.steps(2, args.quiet) as step:
+            step("reading headers")
+            planning.fill(spill, absolute(args.source), key, args.registration == "rigid", part)
+            if not len(spill) and part == (1, 1):
+                left = "; ".join(spill.left()) or "no series"
+                raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
+            step("writing")
+            plan_folder.write(store, spill, how, part)
         if not args.quiet:
             left_out = sum(1 for _ in spill.left())
             words = f"{len(spill)} cases, {left_out} lines of what is left out, {how.runtime} {how.precision}"
