@@ -19,7 +19,8 @@ def add(commands: Any) -> None:
         "status",
         help="how far a `batch` is, from the records in its output",
         description="Counts of the cases in OUT, the rate and the time left, only from their records: also "
-        "while runs on other machines work there. Exit code 1 if cases failed or are left.",
+        "while runs on other machines work there. Exit code 1 if cases failed or are left, 2 if there is no "
+        "record.",
     )
     parser.add_argument("output", metavar="OUT", help="what batch -o wrote")
     parser.add_argument("--json", action="store_true", help="as JSON")
