@@ -303,7 +303,7 @@ def test_what_is_done_or_dropped_gives_its_memory_back_at_once(study: Path, node
     third = associate(node)
     until(lambda: third.send_c_store(one).Status == 0xA700)
     broken.abort()
-    until(lambda: third.send_c_store(one).Status == 0, seconds=5)
+    until(lambda: third.send_c_store(one).Status == 0, seconds=20)  # below the 30 s of an idle one
     for association in (idle, third):
         association.release()
 
