@@ -22,6 +22,7 @@ import results_command
 import torch
 from lesions import rounded
 from quality import SETS, commit
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,10 +59,19 @@ def weights(told: str) -> dict[str, Tensor]:
     return total
 
 
+def config_of(told: str) -> LAGNConfig:
+    """The network's dimensions, as the first file of `told` states them."""
+    path = told.partition("+")[0].rpartition("*")[2]
+    with safe_open(path, "pt") as file:
+        stated = json.loads((file.metadata() or {}).get("config", "{}"))
+    return LAGNConfig(**stated.get("model", stated))
+
+
 def fuse_of(told: str) -> Fuse:
     """A network of these weights in FP32, fusing pictures whose sides are multiples of its windows."""
-    model = LAGN(LAGNConfig())
-    model.load_state_dict(weights(told))
+    tensors = weights(told)
+    model = LAGN(config_of(told))
+    model.load_state_dict(tensors)
     model.eval()
 
     def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:

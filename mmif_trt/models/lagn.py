@@ -5,7 +5,7 @@ public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), bot
 
     space-to-depth, 3x3 conv            half resolution, shared by both branches
     local branch                        convolutions at half resolution: edges, texture
-    global branch                       shifted-window attention at quarter resolution: structure
+    global branch                       shifted-window attention at a quarter or an eighth: structure
     gate                                per pixel and channel, the share of each branch
     decoder, depth-to-space             full resolution: one share r in (-1, 1) per pixel
 
@@ -32,7 +32,7 @@ from mmif_trt.ops.mlp_block import mlp_block
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
-STRIDE = 4  # the global branch runs at a quarter of the resolution
+STRIDE = 4  # pixels per token of the global branch, unless the configuration says otherwise
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,19 @@ class LAGNConfig:
     window: int = 8
     decoder_depth: int = 2
     branches: str = "both"  # a single branch only to measure its worth
+    stride: int = STRIDE  # pixels per token of the global branch, a multiple of the stem's two
+    below: float = 1.0  # r of the output formula stays above -below
 
     @property
     def multiple(self) -> int:
-        """Height and width must be a multiple of this: one whole window at quarter resolution."""
-        return STRIDE * self.window
+        """Height and width must be a multiple of this: one whole window of the global branch."""
+        return self.stride * self.window
 
     def as_dict(self) -> dict[str, Any]:
-        """As stored beside the weights; released networks have both branches and omit the field."""
-        return {k: v for k, v in asdict(self).items() if (k, v) != ("branches", "both")}
+        """As stored beside the weights, without the fields that checkpoints of before lack, where they are
+        as they were."""
+        before = {"branches": "both", "stride": STRIDE, "below": 1.0}
+        return {k: v for k, v in asdict(self).items() if before.get(k) != v}
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -111,6 +115,14 @@ class WindowAttention(nn.Module):
         n = self.window**2
         return self.bias_table[self.index].reshape(n, n, self.heads).permute(2, 0, 1)[None]
 
+    def masked_bias(self, B: int, H: int, W: int) -> Tensor:
+        """The bias for every window of the shifted map, [B * nW, heads, N, N]; unshifted [1, heads, N, N]."""
+        if not self.shift:
+            return self.bias()
+        bias = self.bias()
+        bias = bias + shift_mask(H, W, self.window, self.shift).to(bias)  # [nW, heads, N, N]
+        return bias.repeat(B, 1, 1, 1)
+
     def fused(self, x: Tensor) -> bool:
         supported = self.head_dim in (16, 32) and self.window <= 8
         return supported and not self.exportable and has_kernel(x)
@@ -122,26 +134,38 @@ class WindowAttention(nn.Module):
         return self.proj(window_attention(qkv, self.bias_table, self.window, self.shift).flatten(-2))
 
     def plain(self, x: Tensor) -> Tensor:
-        B, H, W, C = x.shape
-        window, shift, N = self.window, self.shift, self.window**2
-        bias = self.bias()
-        if shift:
-            x = torch.roll(x, (-shift, -shift), (1, 2))
-            bias = bias + shift_mask(H, W, window, shift).to(bias)  # [nW, heads, N, N]
-            bias = bias.repeat(B, 1, 1, 1)
+        B, H, W, _ = x.shape
+        bias = self.masked_bias(B, H, W)
         # Windows are cut before the projection: this moves a third of the bytes of cutting q, k and v.
+        return self.joined(self.of_windows(self.cut(x), bias), B, H, W)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], shifted -> its windows [B * nW, N, C]."""
+        B, H, W, C = x.shape
+        window = self.window
+        if self.shift:
+            x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
         x = x.reshape(B, H // window, window, W // window, window, C).permute(0, 1, 3, 2, 4, 5)
-        qkv = self.qkv(x.reshape(-1, N, C)).reshape(-1, N, 3, self.heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B*nW, heads, N, D] each
+        return x.reshape(-1, window**2, C)
+
+    def joined(self, x: Tensor, B: int, H: int, W: int) -> Tensor:
+        """`cut` undone: [B * nW, N, C] -> [B, H, W, C]."""
+        window, C = self.window, x.shape[-1]
+        x = x.reshape(B, H // window, W // window, window, window, C).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(B, H, W, C)
+        return torch.roll(x, (self.shift, self.shift), (1, 2)) if self.shift else x
+
+    def of_windows(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Attention and projection in each window [B * nW, N, C]; bias: [1 or B * nW, heads, N, N]."""
+        N, C = x.shape[1:]
+        qkv = self.qkv(x).reshape(-1, N, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B * nW, heads, N, D] each
         if self.exportable:
             score = q @ k.transpose(-2, -1) * self.head_dim**-0.5 + bias
             out = score.softmax(-1) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        out = self.proj(out.transpose(1, 2).reshape(-1, N, C))
-        out = out.reshape(B, H // window, W // window, window, window, C).permute(0, 1, 3, 2, 4, 5)
-        out = out.reshape(B, H, W, C)
-        return torch.roll(out, (shift, shift), (1, 2)) if shift else out
+        return self.proj(out.transpose(1, 2).reshape(-1, N, C))
 
 
 def weights(*layers: nn.Module) -> Any:
@@ -160,11 +184,26 @@ class GlobalBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.attention.exportable:
+            return self.in_windows(x)
         x = x + self.attention(self.norm1(x))
         layers = weights(self.norm2, *self.mlp)
-        if self.attention.exportable or not has_block_kernel(x, x.shape[-1], hidden=len(layers[3])):
+        if not has_block_kernel(x, x.shape[-1], hidden=len(layers[3])):
             return x + self.mlp(self.norm2(x))
         return mlp_block(x, *layers, eps=self.norm2.eps)
+
+    def in_windows(self, x: Tensor) -> Tensor:
+        """The same with windows cut around the whole block, for export.
+
+        Between three-dimensional tensors OpenVINO's CPU plugin has no order of memory to choose; given the
+        map it converts to its order for images and back around each normalisation, a quarter of the time.
+        """
+        attention = self.attention
+        bias = attention.masked_bias(*x.shape[:3])
+        y = attention.cut(x)
+        y = y + attention.of_windows(self.norm1(y), bias)
+        y = y + self.mlp(self.norm2(y))
+        return attention.joined(y, *x.shape[:3])
 
 
 class LocalBlock(nn.Module):
@@ -195,14 +234,15 @@ class LAGN(nn.Module):
         self.config = c = config or LAGNConfig()
         self.stem = nn.Conv2d(8, c.local_dim, 3, padding=1)
         self.local = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.local_depth)])
-        self.embed = nn.Conv2d(c.local_dim, c.global_dim, 2, stride=2)
+        self.pool = c.stride // 2  # of the stem's map
+        self.embed = nn.Conv2d(c.local_dim, c.global_dim, self.pool, stride=self.pool)
         self.blocks = nn.Sequential(
             *[
                 GlobalBlock(c.global_dim, c.head_dim, c.window, shift=c.window // 2 * (i % 2))
                 for i in range(c.global_depth)
             ]
         )
-        self.unembed = nn.Conv2d(c.global_dim, 4 * c.local_dim, 1)
+        self.unembed = nn.Conv2d(c.global_dim, self.pool**2 * c.local_dim, 1)
         self.gate = nn.Conv2d(2 * c.local_dim, c.local_dim, 1)
         self.decoder = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.decoder_depth)])
         self.head = nn.Conv2d(c.local_dim, 4, 3, padding=1)
@@ -221,16 +261,23 @@ class LAGN(nn.Module):
         x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)  # [B, 8, H/2, W/2]
         x = self.stem(x)
         x = self.decoder(self.mixed(x))
-        r = torch.tanh(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
-        return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(max=1)
+        r = self.share(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
+        return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(0, 1)
+
+    def share(self, x: Tensor) -> Tensor:
+        """r in (-below, 1) of the head's output, with slope 1 at 0."""
+        below = self.config.below
+        if below == 1:
+            return torch.tanh(x)
+        return torch.tanh(x.clamp(min=0)) + below * torch.tanh(x.clamp(max=0) / below)
 
     def mixed(self, x: Tensor) -> Tensor:
         """Both branches over the stem's map, or one of them, [B, C, H/2, W/2] each."""
         if self.config.branches == "local":
             return self.local(x)
-        y = self.embed(x).permute(0, 2, 3, 1)  # [B, H/4, W/4, C]
+        y = self.embed(x).permute(0, 2, 3, 1)  # [B, H/stride, W/stride, C]
         y = self.blocks(y).permute(0, 3, 1, 2)
-        glob = F.pixel_shuffle(self.unembed(y), 2)
+        glob = F.pixel_shuffle(self.unembed(y), self.pool)
         if self.config.branches == "global":
             return glob
         local = self.local(x)

@@ -38,6 +38,8 @@ class CapturedForward:
         self._made: dict[tuple[str, tuple[int, ...]], nn.Module] = {}
 
     def __call__(self, model: LAGN, a: Tensor, b: Tensor, precision: str) -> Tensor:
+        if not torch.is_grad_enabled():  # a teacher: no backward pass to capture
+            return _InPrecision(model, precision)(a, b)
         key = precision, tuple(a.shape)
         if key not in self._made:
             example = (torch.zeros_like(a), torch.zeros_like(b))

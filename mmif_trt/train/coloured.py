@@ -7,14 +7,17 @@ function of (seed, step).
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from mmif_trt.image import InputError
 from mmif_trt.measure import uptake
@@ -181,6 +184,42 @@ def batch(
             sites += found
     modalities = [source.pairs.modality for source in chosen] * (2 if planted else 1)
     return _stacked(crops, modalities, sites)
+
+
+@dataclass(frozen=True, eq=False)
+class Batches(Dataset[Batch]):
+    """The batches of a training by number. Called with ascending numbers it makes them ahead, in `workers`
+    processes, where a GPU would wait for them; with 0 workers it makes each when asked. The same batches."""
+
+    sets: list[ColouredPairs]
+    seed: int
+    size: int
+    side: int
+    randomised: float
+    planted: bool
+    workers: int = 0
+    _ahead: dict[str, Iterator[tuple[int, Batch]]] = field(default_factory=dict)
+
+    def __getitem__(self, number: int) -> tuple[int, Batch]:
+        made = batch(self.sets, self.seed, number, self.size, self.side, self.randomised, self.planted)
+        return number, made
+
+    def of(self, number: int, apart: int = 1) -> Batch:
+        """The batch of this number; the next one asked for is `number + apart`."""
+        if not self.workers:
+            return self[number][1]
+        if "next" not in self._ahead:
+            loader: DataLoader[Any] = DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(number, sys.maxsize, apart),
+                num_workers=self.workers,
+                prefetch_factor=4,
+            )
+            self._ahead["next"] = iter(loader)
+        found, made = next(self._ahead["next"])
+        assert found == number, "batches are asked for in turn"
+        return made
 
 
 def flat(seed: int, step: int) -> tuple[Tensor, Tensor]:

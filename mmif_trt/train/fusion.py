@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmif_trt.image import InputError
+from mmif_trt.models import load_model
 from mmif_trt.models.lagn import BRANCHES, LAGN, LAGNConfig
 from mmif_trt.train import coloured, data, generate, loop
 from mmif_trt.train.captured import CapturedForward
@@ -46,6 +47,7 @@ class FusionConfig(loop.Schedule):
     randomised: float = 0.0  # share of the crops changed to look like another scanner's
     hold_out: tuple[str, ...] = ()  # cases of the training split left out, "MODALITY:CASE"
     turns: tuple[str, ...] = ()  # modalities of successive crops, again and again; (): each set in turn
+    taught: float = 0.0  # weight of the distance to what the released network makes of the pair
     model: LAGNConfig = field(default_factory=LAGNConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     fidelity: FidelityWeights = field(default_factory=FidelityWeights)
@@ -66,29 +68,40 @@ Forward = Callable[[LAGN, Tensor, Tensor, str], Tensor]
 
 
 def objective(
-    model: LAGN, config: FusionConfig, sets: list[coloured.ColouredPairs], forward: Forward = forward
+    model: LAGN,
+    config: FusionConfig,
+    sets: list[coloured.ColouredPairs],
+    forward: Forward = forward,
+    teacher: LAGN | None = None,
+    workers: int = 0,
 ) -> loop.Objective:
-    """The loss of a step. forward: runs the network, as `forward` above and `captured.CapturedForward` do."""
-    planted = any(config.fidelity.lesions.values())
+    """The loss of a step. forward: runs the network, as `forward` above and `captured.CapturedForward` do.
+    teacher: the network to learn from, where config.taught has a weight. workers: processes that make batches
+    ahead.
+    """
+    planted, size = any(config.fidelity.lesions.values()), config.batch_size
+    batches = coloured.Batches(
+        sets, config.seed, size, config.crop_px, config.randomised, planted, workers
+    )
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rank, world = loop.rank_and_world()
-        number, size = step * world + rank, config.batch_size
-        batch = coloured.batch(sets, config.seed, number, size, config.crop_px, config.randomised, planted)
-        batch = batch.to(loop.device())
+        number = step * world + rank
+        batch = batches.of(number, apart=world).to(loop.device())
         fused = forward(model, batch.a, batch.b, config.precision)
         loss, terms = fusion_loss(
             fused, batch.a, batch.b, batch.modalities, config.loss, batch.generated, batch.known
         )
         more, further = fidelity_loss(fused, batch, config.fidelity)
         loss, terms = loss + more, terms | further
+        if teacher is not None:
+            with torch.no_grad():
+                shown = forward(teacher, batch.a, batch.b, config.precision)
+            apart = (fused - shown).abs().mean()
+            loss, terms["taught"] = loss + config.taught * apart, apart.detach()
         if config.fidelity.flat:
-            x, y = coloured.flat(config.seed, number)
-            uneven = (
-                (forward(model, x.to(fused), y.to(fused), config.precision) - torch.maximum(x, y))
-                .abs()
-                .mean()
-            )
+            x, y = (level.to(fused) for level in coloured.flat(config.seed, number))
+            uneven = (forward(model, x, y, config.precision) - torch.maximum(x, y)).abs().mean()
             loss, terms["flat"] = loss + config.fidelity.flat * uneven, uneven.detach()
         if config.loss.rounding:
             # On a few crops only: this pass is the most expensive, and bad rounding does not depend on the
@@ -175,13 +188,14 @@ def train(
     checkpoint_every: int = 500,
     decode: str = "opencv",
     capture: bool = False,
+    workers: int = 0,
 ) -> Path:
     """Train to the end, or continue from out/checkpoint.safetensors; returns the checkpoint's path.
 
     init: a checkpoint of an earlier stage to start from. generated: the file that train/generate.py wrote
     for the training pairs. stop_after: end at this step, with the learning rate of the whole schedule.
     decode: what reads the pictures, with identical results. capture: run the network as CUDA graphs
-    (captured.py). Raises InputError for data, generated images or checkpoints that do not fit,
+    (captured.py). workers: processes that make batches ahead, with identical results. Raises InputError for data, generated images or checkpoints that do not fit,
     FloatingPointError on a loss that is not finite (the last checkpoint stays).
     """
     run_network = CapturedForward() if capture else forward
@@ -198,7 +212,8 @@ def train(
     if not loop.resume(path, state, config) and init is not None:
         loop.start_from(init, state, config.model)
     assert isinstance(state.model, LAGN)
-    step = objective(state.model, config, in_colour, run_network)
+    teacher = load_model(device=str(loop.device())) if config.taught else None
+    step = objective(state.model, config, in_colour, run_network, teacher, workers)
     return loop.run(
         state, config, path, step, lambda w: log_pictures(w, state, validation), stop_after, checkpoint_every
     )
@@ -215,6 +230,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hold-out", nargs="+", default=[], metavar="MODALITY:CASE", help="as ct:case37")
     often = "modalities of successive crops, as ct pet ct spect; default: each in turn"
     parser.add_argument("--turns", nargs="+", default=[], choices=data.SETS, metavar="MODALITY", help=often)
+    parser.add_argument("--stride", type=int, choices=(4, 8), default=4, help="pixels per token, global branch")
+    parser.add_argument("--window", type=int, choices=(4, 8), default=8, help="tokens per side, global branch")
+    parser.add_argument("--below", type=float, default=1.0, help="r of the output formula stays above minus this")
+    parser.add_argument("--taught", type=float, default=0.0, help="weight of the distance to the release")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
     parser.add_argument("--capture", action="store_true", help="run the network as CUDA graphs")
     for name, value in (asdict(defaults.loss) | asdict(defaults.fidelity)).items():
         parser.add_argument(
@@ -229,14 +249,24 @@ def main(arguments: list[str] | None = None) -> int:
         randomised=given.randomised,
         hold_out=tuple(given.hold_out),
         turns=tuple(given.turns),
-        model=LAGNConfig(branches=given.branches),
+        taught=given.taught,
+        model=LAGNConfig(
+            branches=given.branches, stride=given.stride, window=given.window, below=given.below
+        ),
         loss=loss,
         fidelity=fidelity,
     )
 
     def run() -> Path:
         paths = (given.data, given.out, given.init, given.generated)
-        return train(config, *paths, given.stop_after, decode=given.decode, capture=given.capture)
+        return train(
+            config,
+            *paths,
+            given.stop_after,
+            decode=given.decode,
+            capture=given.capture,
+            workers=given.workers,
+        )
 
     return loop.main(given, config, run)
 

@@ -131,7 +131,7 @@ def _in_grey(
 
 def _places(crop: Crop, source: str, rng: np.random.Generator) -> ndarray:
     """bool [H, W]: one of the kinds of places where a lesion of this source matters, drawn at random."""
-    grey = crop.rgb.max(2)
+    grey = np.maximum(np.maximum(crop.rgb[..., 0], crop.rgb[..., 1]), crop.rgb[..., 2])
     if crop.uptake is not None:
         inside = (crop.uptake > 0.08) & (grey > 8 / 255)
         if source == "b":
@@ -159,10 +159,21 @@ def _spot(where: ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
     return y + MARGIN_PX, x + MARGIN_PX
 
 
-def windows(images: Tensor, sites: list[Site], reach_px: int = REACH_PX) -> Tensor:
-    """[L, C, 2 reach + 1, 2 reach + 1] around each site in [n, C, H, W]."""
-    r = reach_px
-    return torch.stack([images[s.index, :, s.y - r : s.y + r + 1, s.x - r : s.x + r + 1] for s in sites])
+class Windows:
+    """Cuts the squares around every site out of images, all at once: a slice each would launch hundreds of
+    kernels on a GPU."""
+
+    def __init__(self, sites: list[Site], device: torch.device) -> None:
+        place = torch.tensor([(s.index, s.y, s.x) for s in sites]).to(device)
+        self._index, self._y, self._x = place.unbind(1)
+
+    def __call__(self, images: Tensor, reach_px: int = REACH_PX) -> Tensor:
+        """[L, C, 2 reach + 1, 2 reach + 1] around each site in [n, C, H, W]."""
+        offset = torch.arange(-reach_px, reach_px + 1, device=images.device)
+        rows = (self._y[:, None] + offset)[:, None, :, None]
+        columns = (self._x[:, None] + offset)[:, None, None, :]
+        channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+        return images[self._index[:, None, None, None], channel, rows, columns]
 
 
 def lesion_loss(
@@ -179,10 +190,11 @@ def lesion_loss(
     the source barely shows, or that nothing could hide, count less than those of a d' near JUST_SEEN.
     """
     n = len(a) // 2
-    from_a = torch.tensor([s.source == "a" for s in sites], device=a.device)[:, None, None, None]
+    from_a = torch.tensor([s.source == "a" for s in sites]).to(a.device)[:, None, None, None]
+    windows = Windows(sites, a.device)
 
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
-        return windows(images[:n], sites, MARGIN_PX), windows(images[n:], sites)
+        return windows(images[:n], MARGIN_PX), windows(images[n:])
 
     fused = both(coloured)
     source = tuple(

@@ -252,7 +252,7 @@ def test_the_reader_is_that_of_the_measure() -> None:
     site = [lesions.Site(0, 40, 52, "a")]
     ours = lesions.detectability(
         *(
-            lesions.windows(tensor(x.astype(np.float32) / 255), site, reach)
+            lesions.Windows(site, torch.device("cpu"))(tensor(x.astype(np.float32) / 255), reach)
             for x, reach in ((without, reader.MARGIN_PX), (with_it, reader.REACH_PX))
         )
     )
