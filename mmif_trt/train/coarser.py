@@ -1,9 +1,9 @@
 """A faster network to begin with: python -m mmif_trt.train.coarser --out RUN FULL/checkpoint.safetensors
 
-The global branch at half its resolution, with windows of the same pixels and a quarter of the tokens, takes a
-quarter of the branch's time. Its weights follow from those of the network as it was: an average over four
-tokens for one, the biases of the nearer offsets, every output twice along each side. That is 2 grey levels off
-before any training (mean over the foreground), where a network from the start takes thousands of steps.
+The global branch at half its resolution, with windows of the same pixels and a quarter of the tokens, takes
+a quarter of the branch's time. Its weights follow from those of the network as it was: an average over four
+tokens for one, the biases of the nearer offsets, every output twice along each side. That is 2 grey levels
+off before any training (mean over the foreground), where a network from the start takes thousands of steps.
 """
 
 from __future__ import annotations

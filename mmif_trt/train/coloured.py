@@ -187,7 +187,7 @@ def batch(
 
 
 @dataclass(frozen=True, eq=False)
-class Batches(Dataset[Batch]):
+class Batches(Dataset[tuple[int, Batch]]):
     """The batches of a training by number. Called with ascending numbers it makes them ahead, in `workers`
     processes, where a GPU would wait for them; with 0 workers it makes each when asked. The same batches."""
 
@@ -198,7 +198,7 @@ class Batches(Dataset[Batch]):
     randomised: float
     planted: bool
     workers: int = 0
-    _ahead: dict[str, Iterator[tuple[int, Batch]]] = field(default_factory=dict)
+    ahead: list[Iterator[tuple[int, Batch]]] = field(default_factory=list)  # once begun
 
     def __getitem__(self, number: int) -> tuple[int, Batch]:
         made = batch(self.sets, self.seed, number, self.size, self.side, self.randomised, self.planted)
@@ -208,7 +208,7 @@ class Batches(Dataset[Batch]):
         """The batch of this number; the next one asked for is `number + apart`."""
         if not self.workers:
             return self[number][1]
-        if "next" not in self._ahead:
+        if not self.ahead:
             loader: DataLoader[Any] = DataLoader(
                 self,
                 batch_size=None,
@@ -216,8 +216,8 @@ class Batches(Dataset[Batch]):
                 num_workers=self.workers,
                 prefetch_factor=4,
             )
-            self._ahead["next"] = iter(loader)
-        found, made = next(self._ahead["next"])
+            self.ahead.append(iter(loader))
+        found, made = next(self.ahead[0])
         assert found == number, "batches are asked for in turn"
         return made
 

@@ -80,9 +80,7 @@ def objective(
     ahead.
     """
     planted, size = any(config.fidelity.lesions.values()), config.batch_size
-    batches = coloured.Batches(
-        sets, config.seed, size, config.crop_px, config.randomised, planted, workers
-    )
+    batches = coloured.Batches(sets, config.seed, size, config.crop_px, config.randomised, planted, workers)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rank, world = loop.rank_and_world()
@@ -195,8 +193,9 @@ def train(
     init: a checkpoint of an earlier stage to start from. generated: the file that train/generate.py wrote
     for the training pairs. stop_after: end at this step, with the learning rate of the whole schedule.
     decode: what reads the pictures, with identical results. capture: run the network as CUDA graphs
-    (captured.py). workers: processes that make batches ahead, with identical results. Raises InputError for data, generated images or checkpoints that do not fit,
-    FloatingPointError on a loss that is not finite (the last checkpoint stays).
+    (captured.py). workers: processes that make batches ahead, with identical results. Raises InputError for
+    data, generated images or checkpoints that do not fit, FloatingPointError on a loss that is not finite
+    (the last checkpoint stays).
     """
     run_network = CapturedForward() if capture else forward
     sets, validation = data.read_splits(root, decode)
@@ -230,9 +229,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hold-out", nargs="+", default=[], metavar="MODALITY:CASE", help="as ct:case37")
     often = "modalities of successive crops, as ct pet ct spect; default: each in turn"
     parser.add_argument("--turns", nargs="+", default=[], choices=data.SETS, metavar="MODALITY", help=often)
-    parser.add_argument("--stride", type=int, choices=(4, 8), default=4, help="pixels per token, global branch")
-    parser.add_argument("--window", type=int, choices=(4, 8), default=8, help="tokens per side, global branch")
-    parser.add_argument("--below", type=float, default=1.0, help="r of the output formula stays above minus this")
+    parser.add_argument(
+        "--stride", type=int, choices=(4, 8), default=4, help="pixels per token, global branch"
+    )
+    parser.add_argument(
+        "--window", type=int, choices=(4, 8), default=8, help="tokens per side, global branch"
+    )
+    parser.add_argument(
+        "--below", type=float, default=1.0, help="r of the output formula stays above minus this"
+    )
     parser.add_argument("--taught", type=float, default=0.0, help="weight of the distance to the release")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
     parser.add_argument("--capture", action="store_true", help="run the network as CUDA graphs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,9 +91,14 @@ def test_budget() -> None:
     assert 0.5e9 < macs <= 2e9
 
 
-def test_by_construction() -> None:
+SMALL = LAGNConfig(local_dim=8, global_dim=32, global_depth=2)
+COARSE_BELOW = replace(SMALL, stride=8, window=4, below=2.0)
+
+
+@pytest.mark.parametrize("config", [SMALL, COARSE_BELOW], ids=["quarter", "eighth"])
+def test_by_construction(config: LAGNConfig) -> None:
     torch.manual_seed(1)
-    model = LAGN(LAGNConfig(local_dim=8, global_dim=32, global_depth=2)).eval()
+    model = LAGN(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     a, b = torch.rand(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
@@ -103,14 +109,30 @@ def test_by_construction() -> None:
     assert (f[..., 10:20] == 0).all(), "both are black"
     assert torch.equal(f[..., :10], b[..., :10]) and torch.equal(f[..., 20:30], a[..., 20:30]), "one is black"
     assert f.min() >= 0 and f.max() <= 1
-    assert (f <= a + b + 1e-6).all() and (f >= (a - b).abs() - 1e-6).all()
+    least = torch.maximum(a, b) - config.below * torch.minimum(a, b)
+    assert (f <= a + b + 1e-6).all() and (f >= least - 1e-6).all()
     assert (f - torch.maximum(a, b)).abs().max() > 0.1, "the bounds are not met by copying alone"
+    assert (f < (a - b).abs() - 0.05).any() == (config.below > 1)
 
 
-def test_exportable_switch_changes_no_number() -> None:
+def test_the_share_bends_at_zero_without_a_kink() -> None:
+    """Slope 1 on both sides, up to 1 above and -below beneath: weights of one bound suit another to begin
+    with."""
+    x = torch.linspace(-6, 6, 1201, dtype=torch.double, requires_grad=True)
+    for below in (1.0, 2.0):
+        share = LAGN(replace(SMALL, below=below)).share(x)
+        (slope,) = torch.autograd.grad(share.sum(), x)
+        assert slope[600] == pytest.approx(1) and (slope > 0).all()
+        assert slope.diff().abs().max() < 0.02, "no step in the slope"
+        share = share.detach()
+        assert share[-1] == pytest.approx(1, abs=1e-4) and share[0] == pytest.approx(-below, abs=0.02)
+
+
+@pytest.mark.parametrize("config", [SMALL, COARSE_BELOW], ids=["quarter", "eighth"])
+def test_exportable_switch_changes_no_number(config: LAGNConfig) -> None:
     torch.manual_seed(2)
-    model = LAGN(LAGNConfig(local_dim=8, global_dim=32, global_depth=2)).eval()
-    a, b = torch.rand(1, 1, 64, 64), torch.rand(1, 1, 64, 64)
+    model = LAGN(config).eval()
+    a, b = torch.rand(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
     with torch.inference_mode():
         torch.testing.assert_close(model.exportable()(a, b), model.exportable(False)(a, b), rtol=0, atol=1e-6)
 
