@@ -12,21 +12,21 @@ from mmif_trt import runtimes
 def network_macs(config: dict[str, int], height: int, width: int) -> int:
     """Multiply-accumulates of LAGN's convolutions, linear layers and attention for one pair, padded.
 
-    config: LAGNConfig's fields. Element-wise operations (normalisation, GELU, softmax, blend) are not
+    config: LAGNConfig's fields, stride left out for 4. Element-wise operations (normalisation, GELU, softmax, blend) are not
     counted, as is usual. tests/benchmarks/test_bench.py compares with torch's own counter.
     """
-    multiple = 4 * config["window"]
+    stride = config.get("stride", 4)
+    multiple, pool = stride * config["window"], (stride // 2) ** 2
     height, width = (-(-side // multiple) * multiple for side in (height, width))
-    half, quarter = height * width // 4, height * width // 16
+    half, coarse = height * width // 4, height * width // stride**2
     local, wide, tokens = config["local_dim"], config["global_dim"], config["window"] ** 2
     local_block = 9 * local + 2 * (local * 2 * local)  # depthwise 3x3, expand, reduce
     global_block = 4 * wide**2 + 2 * (wide * 2 * wide) + 2 * tokens * wide  # qkv and proj, MLP, QK^T and AV
     at_half = 9 * 8 * local + (config["local_depth"] + config["decoder_depth"]) * local_block
     at_half += 2 * local * local + 9 * local * 4  # gate, head
-    at_quarter = (
-        4 * local * wide + config["global_depth"] * global_block + wide * 4 * local
-    )  # embed, blocks, unembed
-    return half * at_half + quarter * at_quarter
+    # Embed, blocks, unembed.
+    at_coarse = pool * local * wide + config["global_depth"] * global_block + wide * pool * local
+    return half * at_half + coarse * at_coarse
 
 
 def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[], object] | None:

@@ -7,13 +7,13 @@ public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), bot
     local branch                        convolutions at half resolution: edges, texture
     global branch                       shifted-window attention at a quarter or an eighth: structure
     gate                                per pixel and channel, the share of each branch
-    decoder, depth-to-space             full resolution: one share r in (-1, 1) per pixel
+    decoder, depth-to-space             full resolution: one share r in (-below, 1) per pixel
 
-    f = max(a, b) + r min(a, b),        at most 1
+    f = max(a, b) + r min(a, b),        within [0, 1]
 
-so |a - b| <= f <= a + b, and where one source is 0 the result is the other one exactly, whatever the weights:
-bone over black MRI stays as white as in CT. The network decides how the weaker source shows where both
-have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 subtracts it from the stronger one.
+so max(a, b) - below * min(a, b) <= f <= a + b, and where one source is 0 the result is the other one exactly,
+whatever the weights: bone over black MRI stays as white as in CT. The network decides how the weaker source
+shows where both have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 subtracts it from the stronger.
 """
 
 from __future__ import annotations
@@ -269,7 +269,9 @@ class LAGN(nn.Module):
         below = self.config.below
         if below == 1:
             return torch.tanh(x)
-        return torch.tanh(x.clamp(min=0)) + below * torch.tanh(x.clamp(max=0) / below)
+        # Where x < 0, below * tanh(x / below): the larger of x and x / below, the smaller of both results.
+        r = torch.tanh(torch.maximum(x, x / below))
+        return torch.minimum(r, below * r)
 
     def mixed(self, x: Tensor) -> Tensor:
         """Both branches over the stem's map, or one of them, [B, C, H/2, W/2] each."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-MULTIPLE_PX = 32  # one attention window at quarter resolution, LAGNConfig().multiple
+MULTIPLE_PX = 32  # one attention window: stride * window of LAGNConfig
 TILE_PX = 1024  # largest side that runs whole
 HALO_PX = 96  # three windows; the effect of a tile's border fades out within it
 

@@ -77,8 +77,16 @@ def shape_at(value: Any, batch: int, height: int, width: int) -> tuple[int, ...]
 def _float_end(graph: Any) -> set[str]:
     """The tensors computed in float32 at the end: those after the network's Cast of r, and max and min of the
     inputs."""
-    cast_to = {node.output[0] for node in graph.node if node.op_type == "Cast"}
-    ends = [node.input[0] for node in graph.node if node.op_type == "Tanh" and node.input[0] in cast_to]
+    made_by = {output: node for node in graph.node for output in node.output}
+    ends: list[str] = []
+    before = [name for node in graph.node if node.op_type == "Tanh" for name in node.input]
+    while before:  # back from the Tanh: r may be bent on its way (LAGNConfig.below)
+        name = before.pop()
+        node = made_by.get(name)
+        if node is not None and node.op_type == "Cast":
+            ends += [] if name in ends else [name]
+        elif node is not None and node.op_type in ("Max", "Mul", "Div"):
+            before += node.input
     if len(ends) != 1:
         raise InputError(f"ONNX graph: {len(ends)} ends of Cast and Tanh; expected LAGN's one")
     float_end = set(ends)
