@@ -105,6 +105,18 @@ READER = --generated $(RUNS)/generated/train.safetensors --predictability 4 --cr
 	--detail-pet 0 --detail-spect 0 --structure-ct 2.5 --soft-ct 6 --likeness-ct 2 --likeness-pet 0.5 \
 	--likeness-spect 0.5 --uptake-detail-spect 0.9 --colour-spect 6 --outside-pet 200 --outside-spect 200 \
 	--lesions-ct 5 --lesions-spect 2.5 --lesion-gain-ct 1.5
+# From "low" on r may be -2, and the loss asks more of lesions in CT and SPECT. The first two were trained on a GPU.
+LOW = --generated $(RUNS)/generated/train.safetensors --predictability 4 --crop-px 128 --turns ct pet ct spect \
+	--randomised 0.5 --flat 3 --edge 1 --complement 3 --complement-ct 0.3 --detail-pet 0 --detail-spect 0 \
+	--structure-ct 2.5 --likeness-ct 2 --likeness-pet 0.5 --likeness-spect 0.5 --outside-pet 200 \
+	--outside-spect 200 --lesion-gain-ct 1.5 --activity-ct 4 --uptake-detail-spect 0.9 --colour-spect 6 \
+	--colour-pet 10 --lesions-pet 4 --below 2
+COARSE = --stride 8 --window 4
+# The last three have no images of the diffusion.
+LAST = --crop-px 96 --batch-size 6 --precision fp32 --turns ct pet ct spect --flat 3 --edge 1 --edge-ct 6 \
+	--complement 4 --complement-ct 0.3 --detail-pet 0 --detail-spect 0 --structure-ct 2.5 --likeness-pet 0.5 \
+	--likeness-spect 0.5 --outside-pet 200 --outside-spect 200 --lesion-gain-ct 1.5 --activity-ct 12 \
+	--uptake-detail-spect 0.9 --colour-spect 6 --lesions-pet 4 --lesions-spect 10 --below 2 $(COARSE)
 # All but the first and the third bring bfloat16, as the CPU runs it, nearer to FP32; the last to within a level.
 train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
@@ -136,8 +148,26 @@ train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/exact $(READER) --rounding 250 \
 		--init $(RUNS)/between/checkpoint.safetensors --steps 200 --learning-rate 4e-4 --seed 24 --bone-ct 150 \
 		--activity-ct 10 --colour-pet 10 --lesions-pet 4.5 --uptake-detail-pet 1.2
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/released 0.4=$(RUNS)/between/checkpoint.safetensors \
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine 0.4=$(RUNS)/between/checkpoint.safetensors \
 		0.6=$(RUNS)/exact/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/low $(LOW) --rounding 8 --batch-size 16 \
+		--init $(RUNS)/fine/checkpoint.safetensors --steps 684 --learning-rate 1.5e-3 --seed 2 --edge-ct 2.2 \
+		--bone-ct 60 --soft-ct 8 --lesions-ct 6 --lesions-spect 5 --uptake-detail-pet 1
+	.venv/bin/python -m mmif_trt.train.coarser --out $(RUNS)/coarse $(RUNS)/low/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fast $(LOW) $(COARSE) --rounding 80 \
+		--init $(RUNS)/coarse/checkpoint.safetensors --batch-size 40 --steps 1275 --learning-rate 2e-3 --seed 42 \
+		--edge-ct 4 --bone-ct 80 --soft-ct 10 --lesions-ct 6.5 --lesions-spect 10 --uptake-detail-pet 0.4
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/sharp $(LAST) --randomised 0.4 \
+		--init $(RUNS)/fast/checkpoint.safetensors --steps 400 --learning-rate 4e-4 --seed 43 --likeness-ct 2 \
+		--bone-ct 80 --soft-ct 10 --lesions-ct 7 --colour-pet 6 --uptake-detail-pet 0.4
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/half 0.5=$(RUNS)/fast/checkpoint.safetensors \
+		0.5=$(RUNS)/sharp/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/long $(LAST) --randomised 0.5 \
+		--init $(RUNS)/half/checkpoint.safetensors --steps 2700 --learning-rate 8e-4 --seed 44 --likeness-ct 2 \
+		--bone-ct 80 --soft-ct 11 --lesions-ct 8 --colour-pet 8.5 --uptake-detail-pet 0.3
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/last $(LAST) --randomised 0.4 --rounding 60 \
+		--init $(RUNS)/long/checkpoint.safetensors --steps 450 --learning-rate 4e-4 --seed 45 --likeness-ct 3 \
+		--bone-ct 300 --soft-ct 11 --lesions-ct 9 --colour-pet 9 --uptake-detail-pet 0.3
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
