@@ -168,6 +168,20 @@ train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/last $(LAST) --randomised 0.4 --rounding 60 \
 		--init $(RUNS)/long/checkpoint.safetensors --steps 450 --learning-rate 4e-4 --seed 45 --likeness-ct 3 \
 		--bone-ct 300 --soft-ct 11 --lesions-ct 9 --colour-pet 9 --uptake-detail-pet 0.3
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/three 0.2=$(RUNS)/fast/checkpoint.safetensors \
+		0.4=$(RUNS)/long/checkpoint.safetensors 0.4=$(RUNS)/last/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/end $(LAST) --randomised 0.4 --rounding 120 \
+		--init $(RUNS)/three/checkpoint.safetensors --steps 240 --learning-rate 4e-4 --seed 46 --likeness-ct 2.5 \
+		--bone-ct 200 --activity-ct 18 --soft-ct 14 --lesions-ct 11 --colour-pet 9 --uptake-detail-pet 0.3
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/even 0.5=$(RUNS)/long/checkpoint.safetensors \
+		0.25=$(RUNS)/last/checkpoint.safetensors 0.25=$(RUNS)/end/checkpoint.safetensors
+	for way in "faint --lesions-ct 20" "loud --lesions-ct 16 --lesion-gain-ct 2"; do \
+	  .venv/bin/python -m mmif_trt.train.fusion --data $(DATA) $(LAST) --turns ct pet ct spect ct --randomised 0.4 \
+		--init $(RUNS)/even/checkpoint.safetensors --steps 230 --learning-rate 5e-4 --seed 47 --likeness-ct 2 \
+		--bone-ct 200 --activity-ct 14 --soft-ct 12 --colour-pet 9 --uptake-detail-pet 0.3 --rounding 60 \
+		--out $(RUNS)/$$way || exit; done
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/released 0.4=$(RUNS)/even/checkpoint.safetensors \
+		0.3=$(RUNS)/faint/checkpoint.safetensors 0.3=$(RUNS)/loud/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
