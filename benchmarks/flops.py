@@ -12,8 +12,8 @@ from mmif_trt import runtimes
 def network_macs(config: dict[str, int], height: int, width: int) -> int:
     """Multiply-accumulates of LAGN's convolutions, linear layers and attention for one pair, padded.
 
-    config: LAGNConfig's fields, stride left out for 4. Element-wise operations (normalisation, GELU, softmax, blend) are not
-    counted, as is usual. tests/benchmarks/test_bench.py compares with torch's own counter.
+    config: LAGNConfig's fields, stride left out for 4. Element-wise operations (normalisation, GELU, softmax,
+    blend) are not counted, as is usual. tests/benchmarks/test_bench.py compares with torch's own counter.
     """
     stride = config.get("stride", 4)
     multiple, pool = stride * config["window"], (stride // 2) ** 2
