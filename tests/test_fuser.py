@@ -39,7 +39,7 @@ def grey(x: np.ndarray) -> np.ndarray:
 def check_bounds(fused: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """What LAGN keeps by construction, whatever its weights; all in [0, 1], b as luma."""
     assert (fused <= np.minimum(1, a + b) + 0.005).all()
-    assert (fused >= np.abs(a - b) - 0.005).all()
+    assert (fused >= np.maximum(a, b) - 2 * np.minimum(a, b) - 0.005).all()
 
 
 # Kinds and types
@@ -197,7 +197,7 @@ def test_no_stretch(fuser: Fuser) -> None:
     full = fuser(a, b).data
     dim = fuser(a.with_data(a.data // 4), b.with_data(b.data // 4)).data
     assert (dim <= a.data // 4 + b.data // 4 + 8).all()
-    assert 0.75 < dim.mean() / (full.mean() / 4) < 1.3  # a stretch would give 4
+    assert 0.75 < dim.mean() / (full.mean() / 4) < 1.4  # a stretch would give 4
     x, y = pair("float32")
     faint = fuser(x * np.float32(0.01), y * np.float32(0.01))
     assert 0 < faint.max() <= 0.0126

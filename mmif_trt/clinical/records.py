@@ -24,7 +24,8 @@ from mmif_trt.storage import Bucket, Folder, Store
 from mmif_trt.volume import Options
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
-STATUSES = (DONE, FAILED, RUNNING, "")
+EARLIER = "writing"  # as versions before the claims called RUNNING
+STATUSES = (DONE, FAILED, RUNNING, EARLIER, "")
 LAYOUT, STATE = ".layout", ".state.json"
 AT_ONCE = 128  # records that are asked for together
 SHARD_ABOVE, SHARD_DIGITS = 4096, 2
