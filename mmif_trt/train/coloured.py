@@ -215,6 +215,8 @@ class Batches(Dataset[tuple[int, Batch]]):
                 sampler=range(number, sys.maxsize, apart),
                 num_workers=self.workers,
                 prefetch_factor=4,
+                # A fork would copy whatever threads and connections this process has.
+                multiprocessing_context="spawn",
             )
             self.ahead.append(iter(loader))
         found, made = next(self.ahead[0])
