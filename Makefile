@@ -44,10 +44,10 @@ QUICK = tests/test_house.py tests/test_image.py tests/stages/test_colour.py test
 check: lint
 	.venv/bin/pytest $(QUICK)
 
-# Three processes for two cores, as tests of servers mostly wait. A file of tests runs in one of them, so its
+# Two processes: with a third one of them ended once, and the run hung. A file of tests runs in one of them, so its
 # fixtures are made once; without reordering, which would start long files of one test last and alone.
 test: lint
-	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 # The site, into build/site; a broken link fails, in the tests too.
 docs: .venv/done
