@@ -117,9 +117,9 @@ class WindowAttention(nn.Module):
 
     def masked_bias(self, B: int, H: int, W: int) -> Tensor:
         """The bias for every window of the shifted map, [B * nW, heads, N, N]; unshifted [1, heads, N, N]."""
-        if not self.shift:
-            return self.bias()
         bias = self.bias()
+        if not self.shift:
+            return bias
         bias = bias + shift_mask(H, W, self.window, self.shift).to(bias)  # [nW, heads, N, N]
         return bias.repeat(B, 1, 1, 1)
 

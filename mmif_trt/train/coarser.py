@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from mmif_trt.image import InputError
 from mmif_trt.models.lagn import LAGN, LAGNConfig
 from mmif_trt.train import loop
+from mmif_trt.train.mix import save_network
 
 
-def coarser(tensors: dict[str, torch.Tensor], config: LAGNConfig) -> tuple[LAGN, LAGNConfig]:
-    """The network of twice the stride and half the window, and its configuration. tensors: those of `config`.
+def coarser(tensors: dict[str, torch.Tensor], config: LAGNConfig) -> LAGN:
+    """The network of twice the stride and half the window. tensors: those of `config`.
 
     Raises InputError where a window cannot be halved.
     """
@@ -42,7 +42,7 @@ def coarser(tensors: dict[str, torch.Tensor], config: LAGNConfig) -> tuple[LAGN,
         near = slice(config.window // 2, config.window // 2 + config.window - 1)
         made[key] = table[near, near].flatten(0, 1)
     out.load_state_dict(made)
-    return out, out.config
+    return out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,19 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         tensors, config = loop.read_average(given.checkpoint)
-        model, config["model"] = coarser(tensors, LAGNConfig(**config["model"]))
+        model = coarser(tensors, LAGNConfig(**config["model"]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    config["model"] = vars(config["model"])
-    given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / "checkpoint.safetensors"
-    temporary = path.with_suffix(".tmp")
-    # Separate copies: safetensors refuses tensors that share memory.
-    both = {f"{p}.{k}": v.clone() for p in ("model", "average") for k, v in model.state_dict().items()}
-    save_file(both, temporary, {"step": "0", "config": json.dumps(config, sort_keys=True)})
-    os.replace(temporary, path)
-    print(path)
+    config["model"] = asdict(model.config)
+    metadata = {"step": "0", "config": json.dumps(config, sort_keys=True)}
+    print(save_network(given.out, model.state_dict(), metadata))
     return 0
 
 

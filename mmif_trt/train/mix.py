@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mmif_trt.image import InputError
 from mmif_trt.train import loop
@@ -44,15 +45,21 @@ def mixed(told: Sequence[str], out: Path) -> Path:
         raise InputError(f"the shares add up to {sum_of_shares:g}; expected 1")
     with loop.open_checkpoint(Path(told[-1].partition("=")[2])) as file:
         metadata = file.metadata()
+    return save_network(out, total, metadata)
+
+
+def save_network(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """A checkpoint in the folder `out` to start from: one network as its own running average, no optimiser.
+    metadata: step and config, as `loop.save_checkpoint` has them."""
     out.mkdir(parents=True, exist_ok=True)
-    path_out = out / "checkpoint.safetensors"
-    temporary = path_out.with_suffix(".tmp")
+    path = out / "checkpoint.safetensors"
+    temporary = path.with_suffix(".tmp")
     # Separate copies: safetensors refuses tensors that share memory.
     save_file(
-        {f"{p}.{k}": v.clone() for p in ("model", "average") for k, v in total.items()}, temporary, metadata
+        {f"{p}.{k}": v.clone() for p in ("model", "average") for k, v in tensors.items()}, temporary, metadata
     )
-    os.replace(temporary, path_out)
-    return path_out
+    os.replace(temporary, path)
+    return path
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,7 +24,8 @@ def fine() -> LAGN:
 @torch.no_grad()
 def test_four_tokens_that_are_alike_are_one() -> None:
     model = fine()
-    coarse, config = coarser.coarser(model.state_dict(), FINE)
+    coarse = coarser.coarser(model.state_dict(), FINE)
+    config = coarse.config
     assert (config.stride, config.window) == (8, 4) and config.multiple == FINE.multiple
     x = torch.randn(1, FINE.local_dim, 4, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
     fine_tokens, tokens = model.embed(x), coarse.embed(x)
@@ -40,7 +41,7 @@ def test_four_tokens_that_are_alike_are_one() -> None:
 @torch.no_grad()
 def test_biases_are_those_of_the_same_offset() -> None:
     model = fine()
-    coarse, _ = coarser.coarser(model.state_dict(), FINE)
+    coarse = coarser.coarser(model.state_dict(), FINE)
     ours, before = (net.blocks[1].attention for net in (coarse, model))
     index = {side: relative_position_index(side) for side in (4, 8)}
     for first in range(16):
