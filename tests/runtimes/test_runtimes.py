@@ -107,9 +107,26 @@ def test_openvino_bf16_is_used_or_refused() -> None:
             runtimes.load("openvino", "bf16", 1).infer(x, x)
         return
     runtime = runtimes.load("openvino", "bf16", 1)
+    assert isinstance(runtime, openvino_runtime.OpenVinoRuntime)
     assert (runtime.precision, runtime.note) == ("bf16", "asked for")
-    assert 1e-4 < error_on_golden(runtime) <= LEVEL, "bfloat16 must really run, and stay within a level"
-    assert runtimes.load("openvino", "auto", 1).precision == "bf16", "auto takes it"
+    fixed = error_on_golden(runtime)
+    assert 1e-4 < fixed <= 1.2 * LEVEL, "bfloat16 must really run; processors round differently"
+    golden = zip(*weights.golden("lagn"), strict=True)
+    shared = max(float(np.abs(runtime._run(None, a, b) - f).max()) for a, b, f in golden)
+    assert shared <= 1.2 * LEVEL, "the graph of any size fuses what the fixed one does"
+    auto = runtimes.load("openvino", "auto", 1)
+    assert auto.precision == ("bf16" if max(fixed, shared) <= LEVEL else "fp32"), auto.note
+
+
+def test_no_bias_is_added_apart_from_its_convolution() -> None:
+    """In bfloat16 its sum would be rounded twice: 1.4/255 off on a golden pair where the size is open."""
+    core = pytest.importorskip("openvino").Core()
+    file = str(weights.verified_path("lagn", "onnx"))
+    graph = core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    nodes = [node.get_rt_info() for node in graph.get_ordered_ops()]
+    layers = [(str(x["layerType"].astype(str)), str(x["originalLayersNames"].astype(str))) for x in nodes]
+    assert sum("Conv/bias" in names for kind, names in layers if kind == "Convolution") >= 15
+    assert not [names for kind, names in layers if kind == "Eltwise" and "Conv" in names]
 
 
 def test_layers_in_bfloat16_stay_within_a_level_on_any_cpu() -> None:
