@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
 
 from mmif_trt import runtimes
+from mmif_trt.runtimes.openvino import core_of
 
 
 def network_macs(config: dict[str, int], height: int, width: int) -> int:
@@ -61,5 +63,5 @@ def make_matmul(runtime: runtimes.Runtime, n: int, threads: int) -> Callable[[],
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    request = core_of(os.getpid()).compile_model(model, "CPU", options).create_infer_request()
     return lambda: request.infer([left], share_inputs=True, share_outputs=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
 from mmif_trt.measure.baselines import Fuse
+from mmif_trt.runtimes.openvino import core_of
 from mmif_trt.stages.colour import luma, recombine
 from mmif_trt.train.data import case, read_sets
 
@@ -36,9 +38,7 @@ SIDE = 256
 
 
 def graph() -> Any:
-    import openvino
-
-    model = openvino.Core().read_model(str(weights.verified_path("lagn", "onnx")))
+    model = core_of(os.getpid()).read_model(str(weights.verified_path("lagn", "onnx")))
     model.reshape({"a": [1, 1, SIDE, SIDE], "b": [1, 1, SIDE, SIDE]})
     return model
 
@@ -62,10 +62,8 @@ def quantised(data: Path) -> Any:
 
 
 def request(model: Any, precision: str) -> Any:
-    import openvino
-
     told = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
-    return openvino.Core().compile_model(model, "CPU", told).create_infer_request()
+    return core_of(os.getpid()).compile_model(model, "CPU", told).create_infer_request()
 
 
 def infer(one: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -4,7 +4,9 @@ FP32's."""
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,19 @@ _one_by_one = threading.Lock()
 _one_has_run = threading.Event()
 
 
+@cache
+def core_of(process: int) -> Any:
+    """OpenVINO's core, one per process and never freed.
+
+    Each core gives its thread a stack for signal handlers and, when freed, puts back the one it found. Two of
+    them, freed in the order in which they were made, leave a stack that is gone, and the next signal that
+    Python handles (Ctrl-C, the end of a child) ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def load(precision: str, threads: int | None, streams: int = 1) -> OpenVinoRuntime:
     cores = usable_cores()
     return OpenVinoRuntime(precision, threads or cores, min(streams, threads or cores))
@@ -34,9 +49,7 @@ class OpenVinoRuntime:
     device = "CPU"
 
     def __init__(self, precision: str, threads: int, streams: int) -> None:
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = core_of(os.getpid())
         self._path = str(weights.verified_path("lagn", "onnx"))
         self._threads, self.streams = threads, streams
         self._lock = threading.Lock()

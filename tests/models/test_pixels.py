@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from mmif_trt import InputError, runtimes, sample, weights
 from mmif_trt.image import Image
 from mmif_trt.models import pixels as module
 from mmif_trt.models.pixels import TYPES, Form, pixels, released
+from mmif_trt.runtimes import openvino as openvino_runtime
 from mmif_trt.samples import PAIRS
 from mmif_trt.stages import colour, normalise, tiling
 
@@ -34,10 +36,7 @@ def by_onnxruntime(model: Any, feed: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def by_openvino(model: Any, feed: dict[str, np.ndarray]) -> np.ndarray:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_runtime.core_of(os.getpid())
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)
     fused: np.ndarray = compiled(feed)[0]

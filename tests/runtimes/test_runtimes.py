@@ -120,7 +120,7 @@ def test_openvino_bf16_is_used_or_refused() -> None:
 
 def test_no_bias_is_added_apart_from_its_convolution() -> None:
     """In bfloat16 its sum would be rounded twice: 1.4/255 off on a golden pair where the size is open."""
-    core = pytest.importorskip("openvino").Core()
+    core = openvino_runtime.core_of(os.getpid())
     file = str(weights.verified_path("lagn", "onnx"))
     graph = core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
     nodes = [node.get_rt_info() for node in graph.get_ordered_ops()]
