@@ -32,7 +32,7 @@ from typing import Any
 
 import report
 
-from mmif_trt.cluster.driver import Driver
+from mmif_trt.cluster.driver import READY, Driver, Event
 from mmif_trt.cluster.ray_engine import RayEngine, Size, connected
 from mmif_trt.machine import usable_cores
 from mmif_trt.running import Stop
@@ -153,12 +153,12 @@ def scaling(out: Path, templates: Path, count: int, rounds: int) -> dict[str, An
         return seconds, cpu
 
     with inside() as folder, connected(None, Size(3)) as ray, contextlib.ExitStack() as ends:
-        engines = {n: ends.enter_context(RayEngine(ray, work, Size(n))) for n in clocks}
+        engines = {n: Ready(ends.enter_context(RayEngine(ray, work, Size(n))), n) for n in clocks}
         for workers, engine in engines.items():
-            timed(engine, workers)  # every worker is up and has its network
+            timed(engine, workers)  # every worker has its network
         for number in range(rounds):
             for workers in sorted(engines, reverse=number % 2 == 1):
-                clock, cpu = timed(Ready(engines[workers]), workers)
+                clock, cpu = timed(engines[workers], workers)
                 clocks[workers].append(clock)
                 cpus[workers].append(cpu / count)
     ratios = [one / two for one, two in zip(clocks[1], clocks[2], strict=True)]
@@ -201,9 +201,7 @@ def null(count: int) -> dict[str, Any]:
             marks.append({"cases": done[0], "driver_mb": rss_mb(os.getpid()), "gcs_mb": gcs_mb()})
 
     with connected(None, size) as ray, RayEngine(ray, Null(), size) as engine:
-        driver = Driver(engine, size.workers, on_result, str, Stop())
-        driver.run(range(20))  # the workers are up
-        driver = Driver(Ready(engine), size.workers, on_result, str, Stop())
+        driver = Driver(Ready(engine, size.workers), size.workers, on_result, str, Stop())
         done[0], cpu, start = 0, time.process_time(), time.perf_counter()
         driver.run(range(count))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -218,14 +216,19 @@ def null(count: int) -> dict[str, Any]:
 
 
 class Ready:
-    """An engine whose workers are up already."""
+    """An engine whose workers are all up. Else a run begins with the first, and may end before the last is."""
 
-    def __init__(self, engine: RayEngine) -> None:
-        self._engine, self._ready = engine, list[Any]()
+    def __init__(self, engine: RayEngine, workers: int) -> None:
+        self._engine, self._ready, waiting = engine, list[Event](), set(range(workers))
+        for number in waiting:
+            engine.start(number)
+        while waiting:
+            for event in engine.wait(1):
+                if event.kind != READY:
+                    raise SystemExit(f"worker {event.worker} does not start: {event.why or event.kind}")
+                waiting.discard(event.worker)
 
     def start(self, worker: int) -> None:
-        from mmif_trt.cluster.driver import READY, Event
-
         self._ready.append(Event(READY, worker))
 
     def give(self, worker: int, ticket: int, items: tuple[Any, ...]) -> None:

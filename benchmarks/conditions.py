@@ -79,12 +79,12 @@ def _version(distribution: str) -> str | None:
 
 
 def _source() -> dict[str, Any]:
-    """The commit, and whether files differ from it; None if unknown. A copy without .git gets its commit from
-    MMIF_COMMIT, with "-dirty" appended if files had changed."""
+    """The commit, and whether files differ from it, rows of other benchmarks apart; None if unknown. A copy
+    without .git gets its commit from MMIF_COMMIT, with "-dirty" appended if files had changed."""
     if told := os.environ.get("MMIF_COMMIT"):
         commit, dirty, _ = told.partition("-dirty")
         return {"commit": commit[:12], "uncommitted_changes": bool(dirty)}
-    changes = _git("status", "--porcelain")
+    changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
     return {
         "commit": _git("rev-parse", "--verify", "--short=12", "HEAD"),
         "uncommitted_changes": None if changes is None else bool(changes),

@@ -78,7 +78,7 @@ def resident_mb(root: int) -> float:
 
 
 # Drawing calls return before anything is drawn; reading a pixel waits for it.
-READ_BACK = """() => {
+READ_BACK = """() => new Promise((resolve) => {
   const canvas = document.createElement("canvas");
   const context = canvas.getContext("2d", { willReadFrequently: true });
   desk.drawn.push(() => {
@@ -86,10 +86,10 @@ READ_BACK = """() => {
       context.drawImage(pane, 0, 0);
       context.getImageData(0, 0, 1, 1);
     }
-    globalThis.read = performance.now();
+    resolve(performance.now());
   });
   desk.redraw();
-}"""
+})"""
 
 
 def opened(path: Path) -> dict[str, float]:
@@ -99,8 +99,7 @@ def opened(path: Path) -> dict[str, float]:
         before = resident_mb(os.getpid())
         shown.goto(path.as_uri())
         shown.wait_for_selector("body[data-ready]", timeout=300_000)
-        shown.evaluate(READ_BACK)
-        ready = shown.wait_for_function("globalThis.read").json_value()
+        ready = shown.evaluate(READ_BACK)
         first = shown.evaluate("performance.getEntriesByName('first-paint').at(-1).startTime")
         heap = shown.evaluate("performance.memory.usedJSHeapSize")
         memory = resident_mb(os.getpid()) - before
