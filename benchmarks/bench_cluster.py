@@ -216,7 +216,7 @@ def null(count: int) -> dict[str, Any]:
 
 
 class Ready:
-    """An engine whose workers are all up. Else a run begins with the first, and may end before the last is."""
+    """An engine whose workers are all up: else a run begins with the first, and may end without the last."""
 
     def __init__(self, engine: RayEngine, workers: int) -> None:
         self._engine, self._ready, waiting = engine, list[Event](), set(range(workers))
