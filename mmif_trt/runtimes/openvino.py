@@ -93,6 +93,8 @@ class OpenVinoRuntime:
             # No sum is split between threads, so the numbers are the same.
             "PERFORMANCE_HINT": "LATENCY" if self.streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": str(self.streams),
+            # Else a process with one thread computes on the first core, which all such processes share.
+            "ENABLE_CPU_PINNING": False,
         }
         try:
             return self._core.compile_model(model, "CPU", options)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from conftest import REPO
 
 from mmif_trt import Fuser, InputError, load_model, runtimes, weights
+from mmif_trt.machine import usable_cores
 from mmif_trt.runtimes import openvino as openvino_runtime
 
 LEVEL = 1 / 255
@@ -116,6 +118,27 @@ def test_openvino_bf16_is_used_or_refused() -> None:
     assert shared <= 1.2 * LEVEL, "the graph of any size fuses what the fixed one does"
     auto = runtimes.load("openvino", "auto", 1)
     assert auto.precision == ("bf16" if max(fixed, shared) <= LEVEL else "fp32"), auto.note
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one usable core")
+def test_a_thread_that_computes_may_move_between_cores() -> None:
+    """Processes of one thread each, as workers on a cluster are, all computed on the first core."""
+    runtime, ended, narrow = runtimes.load("openvino", "fp32", 1), threading.Event(), set[int]()
+    computing = threading.get_native_id()
+
+    def watch() -> None:
+        while not ended.is_set():
+            narrow.add(len(os.sched_getaffinity(computing)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for _ in range(10):
+            runtime.infer(rand(256, 256), rand(256, 256))
+    finally:
+        ended.set()
+        watcher.join()
+    assert narrow == {len(os.sched_getaffinity(0))}
 
 
 def test_no_bias_is_added_apart_from_its_convolution() -> None:
@@ -330,6 +353,7 @@ def test_import_is_light() -> None:
 def test_works_without_torch() -> None:
     code = """
 import sys
+import threading
 for name in ("torch", "safetensors", "scipy", "skimage", "onnx", "onnxruntime"):
     sys.modules[name] = None
 import mmif_trt
