@@ -66,3 +66,107 @@ def check_not_clipped(page: Any, name: str) -> None:
            }).map(e => e.outerHTML.slice(0, 80))"""
     )
     assert not lost, (name, lost)
+
+
+TABLETS = {"tablet": (820, 1180), "tablet on its side": (1180, 820)}
+
+
+def tablet(started: Any, name: str, **more: Any) -> Any:
+    """A context with a touch screen of 2 pixels to one."""
+    size = dict(zip(("width", "height"), TABLETS[name], strict=True))
+    return started.new_context(viewport=size, has_touch=True, is_mobile=True, device_scale_factor=2, **more)
+
+
+def touch(page: Any, *paths: list[tuple[float, float]]) -> None:
+    """Fingers that go down together, each along its path of (x, y), and up."""
+    session = page.context.new_cdp_session(page)
+    for step, places in enumerate(zip(*paths, strict=True)):
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+        kind = "touchMove" if step else "touchStart"
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    session.detach()
+
+
+def check_targets(page: Any, name: str) -> None:
+    """Whatever takes a finger has 24 px or more each way, and no two of them lie over each other."""
+    found = page.evaluate(
+        """() => {
+             const box = (e) => e.getBoundingClientRect(), tag = (e) => e.outerHTML.slice(0, 80);
+             const all = [...document.querySelectorAll("button, a, select, input, summary")]
+               .filter(e => e.checkVisibility({ visibilityProperty: true }) && e.type !== "hidden");
+             const small = all.filter(e => box(e).width < 24 || box(e).height < 24).map(tag);
+             const clip = (e) => { // to what scrolls by itself
+               const frame = e.closest(".scales, .row, .wide, aside") ?? document.documentElement;
+               const [a, b] = [box(e), box(frame)];
+               const [left, top] = [Math.max(a.left, b.left), Math.max(a.top, b.top)];
+               return { left, top, right: Math.min(a.right, b.right), bottom: Math.min(a.bottom, b.bottom) };
+             };
+             const boxes = all.map(clip);
+             const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+               Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+             const over = all.flatMap((e, i) =>
+               all.filter((f, j) => j > i && meet(boxes[i], boxes[j])).map(f => [tag(e), tag(f)]));
+             return { small, over };
+           }"""
+    )
+    assert found == {"small": [], "over": []}, (name, found)
+
+
+def check_by_tab(page: Any, name: str) -> None:
+    """Tab reaches every control in the order of the page; each has a name and a ring around it, is in the
+    window, and lets Tab go on. Of a group of radio buttons Tab reaches one."""
+    everything = page.evaluate(
+        """() => {
+             document.body.tabIndex = -1;
+             document.body.focus(); // from the top, wherever the focus was
+             document.body.removeAttribute("tabindex");
+             const all = [...document.querySelectorAll("button, a, select, input, summary, [tabindex]")];
+             const seen = all.filter(e => e.checkVisibility({ visibilityProperty: true }));
+             const first = (name) => document.querySelector(`[name="${name}"]:checked`) ??
+               document.querySelector(`[name="${name}"]`);
+             globalThis.stops = seen.filter(e => e.type !== "radio" || e === first(e.name));
+             return stops.length;
+           }"""
+    )
+    for number in range(everything):
+        page.keyboard.press("Tab")
+        found = page.evaluate(
+            """() => {
+                 const e = document.activeElement, box = e.getBoundingClientRect();
+                 const shown = e.type === "radio" ? e.nextElementSibling : e; // its face
+                 const text = e.labels?.[0]?.textContent || e.textContent;
+                 return { tag: e.outerHTML.slice(0, 80), at: stops.indexOf(e),
+                   named: Boolean((e.getAttribute("aria-label") || text || "").trim()),
+                   ring: getComputedStyle(shown).outlineStyle !== "none",
+                   inside: box.bottom > 0 && box.top < innerHeight && box.right > 0 &&
+                     box.left < innerWidth };
+               }"""
+        )
+        expected = {"tag": found["tag"], "at": number, "named": True, "ring": True, "inside": True}
+        assert found == expected, (name, found)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement === document.body"), (name, "Tab does not leave the page")
+
+
+def check_label(page: Any, name: str) -> None:
+    """The research-use label can be read: it lies over nothing, nothing lies over it, and it is in the window
+    if the page does not scroll."""
+    found = page.evaluate(
+        """() => {
+             const said = (e) => e.textContent.includes("research use only");
+             const label = [...document.querySelectorAll("p")].filter(said).at(-1);
+             if (!label) return "none";
+             const a = label.getBoundingClientRect();
+             if (!a.width || !a.height || label.scrollWidth > label.clientWidth + 1) return "not seen whole";
+             const scrolls = document.documentElement.scrollHeight > innerHeight;
+             if (!scrolls && a.bottom > innerHeight) return "below the window";
+             const others = ":is(button, a, select, input, output, label):not(.scales *), .pane, .scales";
+             return [...document.querySelectorAll(others)].filter(e => {
+               const b = e.getBoundingClientRect();
+               return b.width && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+                 Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+             }).map(e => e.outerHTML.slice(0, 80));
+           }"""
+    )
+    assert found == [], (name, found)

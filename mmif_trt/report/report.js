@@ -68,7 +68,11 @@ sortBy(0, false);
 const state = { index: 0, a: data.methods[0], b: data.methods[1] || data.methods[0], mode: "side" };
 const panes = at("panes");
 const motion = panZoom(panes);
-motion.onChange((view) => { at("zoomed").textContent = view.zoom.toFixed(1) + "×"; });
+motion.onChange((view) => {
+  at("zoomed").textContent = view.zoom.toFixed(1) + "×";
+  // A whole picture cannot be dragged: a finger on it scrolls the page.
+  for (const pane of panes.querySelectorAll(".pane")) pane.style.touchAction = view.zoom > 1 ? "none" : "pan-y";
+});
 const picture = (index, slot) => (data.whole ? data.whole[index][slot] : data.pictures[index][slot]);
 
 function show(change = {}) {
@@ -126,6 +130,9 @@ const keys = {
 };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input")) return;
+  const shift = { ArrowLeft: [0.08, 0], ArrowRight: [-0.08, 0], ArrowUp: [0, 0.08], ArrowDown: [0, -0.08] }[event.key];
+  if (shift && event.target.matches(".row, .wide")) return; // they scroll by arrows
+  if (shift && event.shiftKey) { motion.pan(...shift); event.preventDefault(); return; }
   const call = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (call) { call(); event.preventDefault(); }
 });

@@ -48,6 +48,7 @@ class Desk {
     this.unpacking = {};
     this.seen = { axial: new Set(), coronal: new Set(), sagittal: new Set() };
     this.shownCrosshair = true;
+    this.tool = "crosshair"; // what a drag moves: that, "slices" or the "window"
   }
 
   // After all panes are drawn, in the same task: their canvases can be copied then, and not later.
@@ -215,29 +216,44 @@ class Desk {
 
   // Pointer and wheel of a pane; `nv` is the one whose layout the canvas has.
   listen(canvas, nv, name) {
+    const fingers = new Map(); // that are down: [x, y] by pointer
     let drag = null;
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("pointerdown", (event) => {
-      const found = this.under(event, canvas, nv);
-      if (!found) return;
+      const [x, y] = [event.clientX, event.clientY];
       canvas.setPointerCapture(event.pointerId);
+      fingers.set(event.pointerId, [x, y]);
+      drag = null;
+      const found = this.under(event, canvas, nv);
+      if (!found || fingers.size > 1) return;
       this.plane = found.plane;
-      drag = { windows: event.button === 2 || event.shiftKey, x: event.clientX, y: event.clientY };
-      if (!drag.windows) this.moveTo(found.voxel);
+      drag = { tool: event.button === 2 || event.shiftKey ? "window" : this.tool, x, y };
+      if (drag.tool === "crosshair") this.moveTo(found.voxel);
     });
     canvas.addEventListener("pointermove", (event) => {
+      const [x, y] = [event.clientX, event.clientY];
       const found = this.under(event, canvas, nv);
       this.pointer = [event, canvas, nv];
-      if (drag?.windows) {
-        this.onWindowDrag?.(name, event.clientX - drag.x, event.clientY - drag.y);
-        Object.assign(drag, { x: event.clientX, y: event.clientY });
+      if (fingers.size === 2 && fingers.has(event.pointerId)) this.pinch(fingers, event.pointerId, [x, y]);
+      else if (drag?.tool === "window") {
+        this.onWindowDrag?.(name, x - drag.x, y - drag.y);
+        Object.assign(drag, { x, y });
+      } else if (drag?.tool === "slices") {
+        const axis = NORMALS[this.plane];
+        const px = Math.min(Math.max(canvas.clientHeight / this.data.shape[axis], 3), 12); // per slice
+        const slices = Math.trunc((drag.y - y) / px);
+        drag.y -= slices * px;
+        if (slices) this.step(axis, slices);
       } else if (drag && found && found.plane === this.plane) this.moveTo(found.voxel);
       for (const listener of this.pointed) listener();
     });
     for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
       canvas.addEventListener(end, (event) => {
         if (event.type === "pointerleave") this.pointer = null;
-        if (event.type !== "pointerleave") drag = null;
+        else {
+          fingers.delete(event.pointerId);
+          drag = null; // a finger that stays after a pinch moves nothing
+        }
         for (const listener of this.pointed) listener();
       });
     }
@@ -248,6 +264,14 @@ class Desk {
       if (found) this.plane = found.plane;
       this.step(NORMALS[this.plane], event.deltaY < 0 ? 1 : -1);
     }, { passive: false });
+  }
+
+  // Zooms as one of two fingers moves to `now`.
+  pinch(fingers, id, now) {
+    const [, still] = [...fingers].find(([other]) => other !== id);
+    const apart = ([x, y]) => Math.max(Math.hypot(x - still[0], y - still[1]), 1);
+    this.zoomBy(apart(now) / apart(fingers.get(id)));
+    fingers.set(id, now);
   }
 
   // Returns whether the key was one of the desk's.

@@ -273,6 +273,10 @@ at("planes").closest("label").hidden = !data.isVolume;
 if (!data.isVolume) at("slices-h").textContent = "Panes";
 at("planes").value = desk.planes;
 at("planes").addEventListener("change", (event) => desk.setPlanes(event.target.value));
+for (const [tool, isOffered] of [["slices", data.isVolume], ["window", Object.keys(windows).length]]) {
+  if (!isOffered) at("tool").querySelector(`[value=${tool}]`).remove();
+}
+at("tool").addEventListener("change", (event) => { desk.tool = event.target.value; });
 at("zoom-in").addEventListener("click", () => desk.zoomBy(1.25));
 at("zoom-out").addEventListener("click", () => desk.zoomBy(0.8));
 at("zoom-whole").addEventListener("click", () => desk.whole());

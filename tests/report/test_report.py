@@ -18,7 +18,18 @@ import scenery
 
 pytest.importorskip("jinja2", reason="needs the study extra: pip install 'mmif-trt[study]'")
 
-from chromium import browser, check_accessible, check_not_clipped, watched
+from chromium import (
+    TABLETS,
+    browser,
+    check_accessible,
+    check_by_tab,
+    check_label,
+    check_not_clipped,
+    check_targets,
+    tablet,
+    touch,
+    watched,
+)
 from shell import mmif
 
 from mmif_trt import io
@@ -151,8 +162,15 @@ def test_the_page_works_from_disk(tmp_path: Path) -> None:
         check_not_clipped(shown, "report")
         check_table(shown)
         check_viewer(shown)
-        shown.set_viewport_size({"width": 820, "height": 1180})
-        check_not_clipped(shown, "report on a tablet")
+        check_by_tab(shown, "report")
+        check_keys(shown)
+        for name in TABLETS:
+            held, wrong_there = watched(tablet(chromium, name))
+            held.goto((tmp_path / "r.html").as_uri())
+            for check in (check_accessible, check_not_clipped, check_targets, check_label):
+                check(held, f"report, {name}")
+            check_fingers(held)
+            assert not wrong_there
         assert shown.inner_text("h1") == "A <title>"
         page.write(figures, tmp_path / "many.html", title="Many", sources=tmp_path, budget=40_000)
         shown.goto((tmp_path / "many.html").as_uri())
@@ -197,6 +215,40 @@ def check_viewer(shown: Any) -> None:
     assert shown.input_value("#case") == "0"
     shown.select_option("#measure", "VIF")
     assert shown.locator("#extremes .row").count() == 6
+
+
+def check_keys(shown: Any) -> None:
+    """Shift and arrows move a zoomed picture; in a table or a row arrows scroll, and leave the case alone."""
+    shown.select_option("#case", "0")
+    shown.locator("h1").click()
+    for key in ("+", "+", "Shift+ArrowLeft"):
+        shown.keyboard.press(key)
+    assert "translate(0px" not in shown.locator("#panes img").first.evaluate("i => i.style.transform")
+    shown.keyboard.press("0")
+    shown.locator("#sheet .row").first.focus()
+    shown.keyboard.press("ArrowRight")
+    assert shown.input_value("#case") == "0"
+
+
+def check_fingers(shown: Any) -> None:
+    """One finger on a whole picture scrolls the page, two zoom, and one then moves the picture."""
+    pane = shown.locator("#panes .a .pane")
+    pane.scroll_into_view_if_needed()
+    box = pane.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    before = shown.evaluate("scrollY")
+    up = [(x, y - 20 * part) for part in range(6)]
+    touch(shown, up)
+    shown.wait_for_function("before => scrollY > before + 50", arg=before)
+    pane.scroll_into_view_if_needed()
+    box = pane.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch(shown, *([(x + side * (20 + 10 * part), y) for part in range(5)] for side in (-1, 1)))
+    assert float(shown.inner_text("#zoomed").rstrip("×")) > 2
+    before = shown.evaluate("scrollY")
+    touch(shown, [(x, y - 20 * part) for part in range(6)])
+    assert shown.evaluate("scrollY") == before and shown.evaluate("visualViewport.scale") == 1
+    assert "translate(0px, 0px)" not in pane.locator("img").first.evaluate("i => i.style.transform")
 
 
 @pytest.fixture(scope="module")

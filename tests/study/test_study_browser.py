@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import browser, check_accessible, check_not_clipped, watched
+from chromium import (
+    browser,
+    check_accessible,
+    check_by_tab,
+    check_label,
+    check_not_clipped,
+    check_targets,
+    watched,
+)
 from test_study_server import free_port, make_study, serving
 
 from mmif_trt.study import export
@@ -63,6 +71,8 @@ def test_twelve_items_three_readers(tmp_path: Path) -> None:
                 assert "/enter/" not in page.url
                 check_accessible(page, f"welcome, {name}")
                 check_not_clipped(page, f"welcome, {name}")
+                check_label(page, f"welcome, {name}")
+                check_by_tab(page, f"welcome, {name}")
             begin_by_keyboard(keys)
             for page in (mouse, touch):
                 page.click("text=Begin")
@@ -70,8 +80,12 @@ def test_twelve_items_three_readers(tmp_path: Path) -> None:
             for page, name in zip((mouse, keys, touch), SIZES, strict=True):
                 check_accessible(page, f"item, {name}")
                 check_not_clipped(page, f"item, {name}")
+                check_targets(page, f"item, {name}")
+                check_label(page, f"item, {name}")
+                check_by_tab(page, f"item, {name}")
                 sizes = page.evaluate("[...document.querySelectorAll('.pane img')].map(i => i.naturalWidth)")
                 assert sizes == [128] * 4
+            check_at_sizes(keys, "item")
             zoom_together(keys)
             for _ in range(5):  # in turn: three readers at once
                 step(mouse, lambda: mouse.click("button[value=left]"))
@@ -96,6 +110,14 @@ def test_twelve_items_three_readers(tmp_path: Path) -> None:
                     step(page, lambda page=page, key=key: page.keyboard.press(key))
                 assert "Finished" in page.inner_text("h1")
                 check_accessible(page, "finished")
+                check_label(page, "finished")
+            other_machine.goto(links[1])
+            check_accessible(other_machine, "another reader's link")
+            check_label(other_machine, "another reader's link")
+            lost = chromium.new_page()
+            lost.goto(links[0].replace("/enter/", "/enter/no"))
+            check_accessible(lost, "wrong link")
+            check_label(lost, "wrong link")
         assert not wrong_a + wrong_b + wrong_c + wrong_d
     check_answers(study)
 
@@ -131,6 +153,29 @@ def check_answers(study: Path) -> None:
     assert all(0 < row["visible_s"] <= row["seconds"] + 1 for row in final)
 
 
+def check_at_sizes(page: Any, name: str) -> None:
+    """At the size of any screen the label can be read and nothing lies over a picture or a scale."""
+    before = page.viewport_size
+    for width, height in (
+        (1920, 1080),
+        (1366, 768),
+        (1024, 600),
+        (820, 1180),
+        (1180, 820),
+        (844, 390),
+        (390, 844),
+    ):
+        page.set_viewport_size({"width": width, "height": height})
+        check_label(page, f"{name}, {width} x {height}")
+        check_targets(page, f"{name}, {width} x {height}")
+        sides = page.evaluate(
+            "[...document.querySelectorAll('.pane, .scales')].flatMap(e => [e.clientWidth, e.clientHeight])"
+        )
+        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0 and min(sides) >= 90, (name, width, height, wide, sides)
+    page.set_viewport_size(before)
+
+
 def test_scales_by_keyboard_and_the_analysis_page(tmp_path: Path) -> None:
     names = ["detail", "colour", "lesion", "artefacts", "confidence"]
     study = make_study(tmp_path, readers=1, cases=1, repeats=0, paired=False, scales=names, window="logged")
@@ -142,6 +187,9 @@ def test_scales_by_keyboard_and_the_analysis_page(tmp_path: Path) -> None:
             ready(page)
             check_accessible(page, "scales")
             check_not_clipped(page, "scales")
+            check_targets(page, "scales")
+            check_by_tab(page, "scales")
+            check_at_sizes(page, "scales")
             page.fill("input[name=contrast]", "1.5")
             assert "contrast(1.5)" in page.locator(".pane img").first.evaluate("i => i.style.filter")
             for _ in range(5):
@@ -160,6 +208,7 @@ def test_scales_by_keyboard_and_the_analysis_page(tmp_path: Path) -> None:
         page.goto((tmp_path / "analysis.html").as_uri())
         check_accessible(page, "analysis")
         check_not_clipped(page, "analysis")
+        check_label(page, "analysis")
         assert not wrong
     rows = export.rows(Store(study))
     assert [[row[name] for name in names] for row in rows] == [[1, 2, 3, 4, 5]] * 5

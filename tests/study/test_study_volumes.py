@@ -11,7 +11,19 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the study extra: pip install 'mmif-trt[study]'")
 
-from chromium import WEBGL, browser, check_accessible, check_not_clipped, watched
+from chromium import (
+    TABLETS,
+    WEBGL,
+    browser,
+    check_accessible,
+    check_by_tab,
+    check_label,
+    check_not_clipped,
+    check_targets,
+    tablet,
+    touch,
+    watched,
+)
 from phantoms import affine_of, grid, head, uptake, write_nifti
 from test_study_server import free_port, serving
 
@@ -92,6 +104,7 @@ def test_a_reader_scrolls_and_answers(tmp_path: Path) -> None:
                 if answer == "a":
                     check_accessible(shown, "item")
                     check_not_clipped(shown, "item")
+                    check_by_tab(shown, "item")
                     scroll(shown)
                 before = shown.title()
                 shown.keyboard.press(answer)
@@ -128,3 +141,70 @@ def scroll(shown: Any) -> None:
     shown.mouse.up(button="right")
     shown.keyboard.press("+")
     frame()
+
+
+@pytest.mark.parametrize("name", TABLETS)
+def test_a_tablet_and_a_keyboard_reach_all(tmp_path: Path, name: str) -> None:
+    """Slices, window, crosshair and zoom without wheel and buttons; a held key scrolls, and answers once."""
+    create(read_config(make_config(tmp_path)), tmp_path / "study")
+    with browser(*WEBGL) as chromium:
+        shown, wrong = watched(tablet(chromium, name))
+        with serving(tmp_path / "study", free_port()) as (_, links):
+            shown.goto(links[0])
+            shown.tap("text=Begin")
+            shown.wait_for_selector("body.ready", timeout=120_000)
+            for check in (check_accessible, check_not_clipped, check_targets, check_label):
+                check(shown, name)
+            use_fingers(shown)
+            use_keys(shown)
+            shown.keyboard.down("a")
+            shown.keyboard.down("a")  # held
+            shown.wait_for_function("document.title.startsWith('Item 1')")
+            shown.wait_for_selector("body.ready", timeout=120_000)
+            shown.tap("button[value=right]")
+            shown.wait_for_selector("h1:has-text('Finished')")
+            assert not wrong
+    first, second = export.rows(Store(tmp_path / "study"))
+    assert (first["answer"], second["answer"]) == ("left", "right")
+    low, high = map(float, first["window_mri"].split(" to "))
+    assert high - low == pytest.approx(1000 + 40 * 1000 / 400)
+    low, high = map(float, first["window_other"].split(" to "))
+    assert high - low == pytest.approx(8 + 2 * 10 * 8 / 400)
+
+
+def places(shown: Any) -> dict[str, int]:
+    shown.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    words = shown.inner_text("#place").split(", ")
+    return {plane: int(text.split("/")[0]) for plane, text in (word.split(" ") for word in words)}
+
+
+def use_fingers(shown: Any) -> None:
+    shown.select_option("#planes", "axial")
+    box = shown.locator("canvas[data-slot=mri]").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    shown.select_option("#tool", "slices")
+    touch(shown, [(x, y - 10 * part) for part in range(5)])
+    assert places(shown)["axial"] > 13 and places(shown)["sagittal"] == 14
+    shown.select_option("#tool", "window")
+    touch(shown, [(x + 10 * part, y) for part in range(5)])
+    before = places(shown)
+    touch(shown, *([(x + side * (20 + 5 * part), y) for part in range(5)] for side in (-1, 1)))
+    assert places(shown) == before and float(shown.inner_text("#zoomed").rstrip("×")) > 1.5
+    shown.keyboard.press("0")
+
+
+def use_keys(shown: Any) -> None:
+    shown.focus("canvas[data-slot=other]")
+    for _ in range(2):
+        shown.keyboard.press("Shift+ArrowRight")  # the window of the source with the focus
+    shown.select_option("#tool", "crosshair")
+    before = places(shown)
+    shown.keyboard.press("Shift+ArrowLeft")
+    shown.keyboard.press("Shift+ArrowUp")
+    moved = {plane: places(shown)[plane] - n for plane, n in before.items()}
+    assert moved == {"axial": 0, "coronal": 1, "sagittal": 1}
+    shown.locator("h1").click()
+    for _ in range(3):
+        shown.keyboard.down("PageDown")  # held
+    shown.keyboard.up("PageDown")
+    assert places(shown)["axial"] == before["axial"] - 3

@@ -15,7 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import WEBGL, browser, check_accessible, check_not_clipped, watched
+from chromium import (
+    TABLETS,
+    WEBGL,
+    browser,
+    check_accessible,
+    check_by_tab,
+    check_label,
+    check_not_clipped,
+    check_targets,
+    tablet,
+    touch,
+    watched,
+)
 from phantoms import HOT_MM, RIGHT_MM, affine_of, grid, head, uptake, write_nifti
 from shell import mmif
 
@@ -431,6 +443,52 @@ def check_before(shown: Any, b: Path) -> None:
     assert "8 mm" in shown.inner_text("#side")
 
 
+@pytest.mark.parametrize("name", TABLETS)
+def test_a_finger_moves_what_was_chosen_and_two_zoom(moved: Path, name: str) -> None:
+    with browser(*WEBGL) as chromium:
+        shown, wrong, _ = opened(tablet(chromium, name, offline=True), moved)
+        for check in (check_accessible, check_not_clipped, check_targets, check_label):
+            check(shown, name)
+        shown.select_option("#planes", "axial")
+        box = shown.locator("#pane-a canvas").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+        def drag(to_x: float, to_y: float) -> tuple[list[int], list[float]]:
+            path = [(x + to_x * part / 5, y + to_y * part / 5) for part in range(6)]
+            touch(shown, path)
+            settled(shown)
+            return shown.evaluate("desk.voxel"), shown.evaluate("desk.panes.get('a').window")
+
+        start, as_fused = shown.evaluate("desk.voxel"), [0, 1000]
+        shown.select_option("#tool", "slices")
+        voxel, window = drag(0, -60)
+        assert voxel[2] > start[2] and voxel[:2] == start[:2] and window == as_fused
+        shown.select_option("#tool", "window")
+        again, window = drag(40, 0)
+        assert again == voxel and window == pytest.approx([-50, 1050])
+        shown.select_option("#tool", "crosshair")
+        moved_to, again = drag(30, 0)
+        assert moved_to[2] == voxel[2] and moved_to[0] != voxel[0] and again == window
+        apart = [[(x + side * (20 + 10 * part), y) for part in range(5)] for side in (-1, 1)]
+        touch(shown, *apart)
+        settled(shown)
+        assert shown.evaluate("desk.zoom[3]") == pytest.approx(3, abs=0.4)
+        touch(shown, *(path[::-1] for path in apart))
+        settled(shown)
+        assert shown.evaluate("desk.zoom[3]") == pytest.approx(1, abs=0.2)
+        assert shown.evaluate("visualViewport.scale") == 1, "the page itself was zoomed"
+        check_not_clipped(shown, name)
+        assert not wrong
+
+
+def test_tab_reaches_all_of_the_page(moved: Path) -> None:
+    with browser(*WEBGL) as chromium:
+        context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
+        shown, wrong, _ = opened(context, moved)
+        check_by_tab(shown, "view")
+        assert not wrong
+
+
 def test_a_page_of_pictures_beside_their_fusion(tmp_path: Path, capsys: Any) -> None:
     rng = np.random.default_rng(0)
     for name, shape in (("a", (40, 60)), ("b", (40, 60, 3))):
@@ -458,6 +516,8 @@ def test_pictures_in_a_browser(tmp_path: Path) -> None:
         assert values["Fused"] == ", ".join(map(str, coloured[19, 30]))
         check_accessible(shown, "picture")
         assert not shown.is_visible("text=Planes"), "a picture has one plane"
+        assert shown.locator("#tool option").all_inner_texts() == ["crosshair", "window"]
+        check_by_tab(shown, "picture")
         assert not wrong
 
 

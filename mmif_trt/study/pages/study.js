@@ -52,11 +52,12 @@ function rate(digit) {
   (following ? following.querySelector("input") : form.querySelector(".choices button")).focus();
 }
 document.addEventListener("keydown", (event) => {
-  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const step = { ArrowLeft: [0.08, 0], ArrowRight: [-0.08, 0], ArrowUp: [0, 0.08], ArrowDown: [0, -0.08] }[event.key];
   if (event.shiftKey && step) { motion.pan(...step); event.preventDefault(); return; }
   if (event.target.matches("input[type=range], select")) return;
   if (motion.key?.(event)) { event.preventDefault(); return; }
+  if (event.repeat) return; // a held key moves, and answers once
   if ("+=".includes(event.key)) zooms.in();
   else if (event.key === "-") zooms.out();
   else if (event.key === "0") zooms.whole();

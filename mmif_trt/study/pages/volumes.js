@@ -25,6 +25,7 @@ function runs(numbers) {
   return found.map(([from, to]) => (from === to ? `${from + 1}` : `${from + 1}-${to + 1}`)).join(" ");
 }
 
+const KEY_PX = 10; // of a drag that a key stands for
 const SLOTS = { mri: "a", other: "b", left: "left", right: "right" };
 function volumeViewer(root) {
   const canvases = [...root.querySelectorAll("canvas")];
@@ -67,6 +68,7 @@ function volumeViewer(root) {
       };
       button.addEventListener("click", () => { for (const key of ["a", "b"]) set(key, ...first[key]); });
     }
+    document.getElementById("tool").addEventListener("change", (event) => { desk.tool = event.target.value; });
     document.getElementById("planes").value = desk.planes;
     document.getElementById("planes").addEventListener("change", (event) => desk.setPlanes(event.target.value));
     desk.redraw();
@@ -79,11 +81,17 @@ function volumeViewer(root) {
   return {
     view, loaded,
     zoomAt: (factor) => desk?.zoomBy(factor),
-    pan: () => {},
+    // Does by keys what a drag does; the window is that of the source with the focus.
+    pan(dx, dy) {
+      if (!desk) return;
+      if (desk.tool === "slices") desk.step(NORMALS[desk.plane], dy > 0 || dx < 0 ? 1 : -1);
+      else if (desk.tool === "crosshair") desk.key({ key: dx > 0 ? "ArrowLeft" : dx < 0 ? "ArrowRight" : dy > 0 ? "ArrowUp" : "ArrowDown" });
+      else desk.onWindowDrag?.(SLOTS[document.activeElement.dataset.slot] || "a", -Math.sign(dx) * KEY_PX, -Math.sign(dy) * KEY_PX);
+    },
     reset: () => desk?.whole(),
     onChange: (listener) => listeners.push(listener),
     key(event) {
-      if (event.key.toLowerCase() === "v") {
+      if (event.key.toLowerCase() === "v" && !event.repeat) {
         const planes = document.getElementById("planes");
         planes.selectedIndex = (planes.selectedIndex + 1) % planes.options.length;
         desk?.setPlanes(planes.value);
