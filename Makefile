@@ -44,11 +44,11 @@ QUICK = tests/test_house.py tests/test_image.py tests/stages/test_colour.py test
 check: lint
 	.venv/bin/pytest $(QUICK)
 
-# Two processes. A file of tests runs in one of them, so its fixtures are made once; without reordering, which would
-# start long files of one test last and alone. If a process ends, the run fails at once: with a new one it can hang.
+# Three processes, since many tests wait for servers and children. A file of tests runs in one of them, so its fixtures
+# are made once; without reordering, which would start long files of one test last and alone. If a process ends, the
+# run fails at once: with a new one it can hang.
 test: lint
-	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
-		--durations=25
+	.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=25
 
 # The site, into build/site; a broken link fails, in the tests too.
 docs: .venv/done
