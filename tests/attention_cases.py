@@ -1,4 +1,4 @@
-"""Cases for window attention's CUDA kernels: inputs, the truth in double, and what plain torch makes."""
+"""Cases for the CUDA kernels of window attention: inputs, the truth in double, and plain torch's results."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def inputs(case: Case) -> Inputs:
 
 
 def lay(x: Tensor, layout: str) -> Tensor:
-    """x as a slice of a buffer that is NaN elsewhere: rows that can be read as vectors, or cannot."""
+    """x as a slice of a buffer that is NaN elsewhere: its rows aligned for vector reads, or not."""
     if layout == "contiguous":
         return x.contiguous()
     spare = {"sliced": 16, "unaligned": 3}[layout]
@@ -88,7 +88,7 @@ def lay(x: Tensor, layout: str) -> Tensor:
 
 
 def plain(case: Case, given: Inputs, dtype: torch.dtype) -> Outputs:
-    """Window attention and its gradients by plain operations in dtype."""
+    """Window attention and its gradients, computed with plain operations in dtype."""
     qkv = given.qkv.to(dtype).contiguous().requires_grad_()
     bias = given.bias.to(dtype).requires_grad_()
     out = reference.window_attention(qkv, bias, case.window, case.shift)

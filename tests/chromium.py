@@ -15,7 +15,7 @@ WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshad
 
 @contextmanager
 def browser(*options: str) -> Iterator[Any]:
-    """options: further ones of Chromium, such as WEBGL."""
+    """options: further command-line options of Chromium, such as WEBGL."""
     sync = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'mmif-trt[dev]'")
     path = shutil.which("chromium")
     if path is None:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 # Before anything imports NumPy or torch; child processes inherit it. A second thread gains these small cases
-# nothing, and where other work keeps the cores busy OpenMP's threads wait for each other without end.
+# nothing, and on busy cores OpenMP's threads wait for each other without end.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-# Tests of several threads: one that waits for the others sleeps and does not spin.
+# For tests with several threads: a thread that waits for the others sleeps and does not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 REPO = Path(__file__).resolve().parent.parent

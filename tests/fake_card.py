@@ -1,12 +1,12 @@
 """A card without a card: PyCUDA's driver module, the driver library and TensorRT, as far as they are used.
 
-Work on a stream waits until an event behind it is asked for, as on a card: who frees or reuses a buffer too
-early is caught, by a RuntimeError or by NaN in the picture. `faults` makes any call fail: name -> what it
-returns or raises; "name:tensor" for one tensor. `hooks` run where their call is made. `network` is what the
-engine computes, between the real host stages where its form is from pixels to pixels.
+Work on a stream waits until an event behind it is asked for, as on a card: freeing or reusing a buffer too
+early shows, as a RuntimeError or as NaN in the picture. `faults` makes any call fail: name -> what it returns
+or raises; "name:tensor" for one tensor. `hooks` run where their call is made. `network` is what the engine
+computes, between the real host stages where its form is from pixels to pixels.
 
-As PyCUDA, it frees what is dropped only where its context is current or in the thread that made it (`leaked`
-otherwise), and on a `hung` card a destructor would not return (`blocked`).
+Like PyCUDA, it frees a dropped object only where its context is current or in the thread that made it
+(`leaked` otherwise), and on a `hung` card a destructor would not return (`blocked`).
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Memory(Dropped):
 
 
 class OnCard:
-    """An array of another library, as PyCUDA's GPUArray: it has the interface alone, and its memory goes with
-    it."""
+    """An array of another library, like PyCUDA's GPUArray: it has only the interface, and takes its memory
+    with it."""
 
     def __init__(self, card: FakeCard, x: np.ndarray) -> None:
         self.memory = Memory(card, x.nbytes)
@@ -145,7 +145,7 @@ class Event:
 
 
 class FakeCard:
-    """Everything that the runner reaches; fake_engine.install puts it in their places."""
+    """Everything that the runner uses; fake_engine.install puts it in place."""
 
     capability = (8, 9)
     version = 13000
@@ -187,7 +187,7 @@ class FakeCard:
         return False
 
     def at(self, address: int) -> np.ndarray:
-        """The bytes from an address on; freed ones are an error, as a card would (at best) report."""
+        """The bytes from an address on; freed ones are an error, as a card would report at best."""
         base = max((start for start in self.memory if start <= address), default=0)
         memory = self.memory.get(base)
         if memory is None or address - base >= memory.size:
@@ -341,7 +341,7 @@ class FakeCard:
         return 0
 
     def cuEventRecordWithFlags(self, event: Any, handle: Any, flags: Any) -> int:
-        """As the driver: external in a capture only, and there a plain record carries no time."""
+        """Like the driver: external only in a capture, where a plain record carries no time."""
         stream, external = self.streams[handle.value], bool(flags.value)
         if external and stream.capturing is None:
             return 1
@@ -361,7 +361,7 @@ class FakeCard:
     # TensorRT
 
     def compile(self, cache: RuntimeCache | None, kernel: str) -> None:
-        """What TensorRT-RTX does on the card when a kernel is first wanted; a cache remembers."""
+        """What TensorRT-RTX does on the card when a kernel is first needed; a cache remembers it."""
         if cache is None or kernel not in cache.kernels:
             self.call("compile")
         if cache is not None:

@@ -1,4 +1,4 @@
-"""The fake card in the places of the driver, PyCUDA and TensorRT, and engine files with manifests for it."""
+"""The fake card in place of the driver, PyCUDA and TensorRT, and engine files with manifests for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmif_trt.runtimes.trt.engine_file import Manifest
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> FakeCard:
-    """cache: for engines and kernels, in the place of this user's."""
+    """cache: for engines and kernels, in place of this user's."""
     monkeypatch.setenv("MMIF_ENGINES", str(cache))
     made = FakeCard()
     real, driver = ctypes.CDLL, cuda.LIBRARY
@@ -42,7 +42,7 @@ def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> FakeCard:
 
 
 def usable_modules(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Modules that are found, and a builder; the list of the engines that were built."""
+    """Makes the modules found and replaces the builder; returns the list of the engines that it builds."""
     here, find = (*engine_build.MODULES, "pycuda"), importlib.util.find_spec
     monkeypatch.setattr(
         tensorrt.importlib.util, "find_spec", lambda name, *a: object() if name in here else find(name, *a)
@@ -89,7 +89,7 @@ def engine(path: Path, **changes: Any) -> Path:
 
 
 class Light:
-    """In OpenVINO's place where only the way to it is of interest: it takes a second to load."""
+    """In place of OpenVINO, which takes a second to load, where a test is only about the choice of it."""
 
     name, precision, device, streams = "openvino", "fp32", "CPU", 1
 
@@ -100,8 +100,8 @@ class Light:
 
 
 class Full:
-    """The builder's side of the full TensorRT, which builds for the card that is here and asks nothing of
-    compute capabilities. `asked` keeps what was set."""
+    """The builder of the full TensorRT, which builds for the card that is present and takes no compute
+    capabilities. `asked` keeps what was set."""
 
     def __init__(self, made: FakeCard, version: str = "11.4") -> None:
         self.asked: dict[str, Any] = {}

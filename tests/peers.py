@@ -55,7 +55,8 @@ def until(what: Callable[[], Any], seconds: float = 240.0) -> Any:
 
 
 class Certificates:
-    """An authority and what it signed, and a stranger's, made by openssl for 127.0.0.1."""
+    """A certificate authority with what it signed, and a stranger's certificate, made by openssl for
+    127.0.0.1."""
 
     def __init__(self, folder: Path) -> None:
         needs("openssl")

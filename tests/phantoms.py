@@ -73,7 +73,7 @@ def affine_of(
 def slices(
     values: np.ndarray, affine: np.ndarray, modality: str = "MR", *, series: str | None = None, **tags: Any
 ) -> list[Dataset]:
-    """One dataset a slice, 16-bit, rescaled where CT and PET are, patient and study planted."""
+    """One dataset per slice: 16-bit, rescaled for CT and PET, with patient and study planted."""
     intercept = -1024.0 if modality == "CT" else 0.0
     series, lps = series or generate_uid(), np.diag([-1.0, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -144,7 +144,7 @@ def encoded(dataset: Dataset) -> bytes:
 
 
 def write_series(folder: Path, datasets: list[Dataset]) -> Path:
-    """Files in the reverse order, names that say nothing: order is geometry's matter."""
+    """Files in the reverse order, with names that say nothing: the geometry gives the order."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, dataset in enumerate(reversed(datasets)):
         (folder / f"{dataset.Modality}{i:04}").write_bytes(encoded(dataset))

@@ -53,6 +53,6 @@ def plant(dataset: Any, keyword: str, text: str, vr: str | None = None) -> None:
 
 
 def plant_all(dataset: Any, keywords: tuple[str, ...] | list[str]) -> None:
-    """Each of `keywords` wrong in the way that is its turn."""
+    """Each of `keywords` malformed, in each of the ways by turns."""
     for index, keyword in enumerate(keywords):
         plant(dataset, keyword, WRONG[index % len(WRONG)].format(mark=MARK))

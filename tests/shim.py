@@ -1,8 +1,8 @@
 """What `mmif-trt`, `python`, `make`, `pip` and `torchrun` are while a page's commands run: see pages.py.
 
 Commands run for real where that takes seconds. A server is started, asked once whether it serves, and ended;
-of an archive the command line is read;
-a training prints its configuration; an installation and a make target are looked up, not made.
+for an archive only the command line is read; a training prints its configuration; an installation and a make
+target are looked up, not made.
 """
 
 from __future__ import annotations

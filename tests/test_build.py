@@ -101,7 +101,7 @@ def break_binary(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(ops, "import_module", fail)
 
 
-def test_a_binary_that_does_not_load_is_told_once_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_binary_that_does_not_load_is_reported_once_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     break_binary(monkeypatch, ImportError("_C.so: undefined symbol: _ZN3c10\nmore"))
     with pytest.warns(UserWarning, match=r"build it again \(_C.so: undefined symbol: _ZN3c10\); plain torch"):
@@ -166,7 +166,7 @@ def test_plain_operations_leave_other_threads_alone(monkeypatch: pytest.MonkeyPa
     assert seen == {"plain": False, "kernels": True} and ops.kernels_available("cpu")
 
 
-def test_a_card_that_the_binary_has_no_code_for_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_that_the_binary_has_no_code_for_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     asked: list[int] = []
     monkeypatch.setattr(ops, "KERNEL_DEVICES", frozenset({"cpu", "cuda"}))

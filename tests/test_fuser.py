@@ -87,13 +87,13 @@ def test_views_and_foreign_byte_order(fuser: Fuser) -> None:
     a, b = pair("uint16")
     expected = fuser(a, b)
     np.testing.assert_array_equal(fuser(np.repeat(a, 2, 1)[:, ::2], b.T.copy().T), expected)
-    for came in (
+    for result in (
         fuser(a.astype(">u2"), b),
         fuser(a, b.astype(">u2")),
         fuser(a.astype(">u2"), b.astype(">u2")),
     ):
-        np.testing.assert_array_equal(came, expected)
-        assert came.dtype == np.dtype("uint16") and came.dtype.isnative
+        np.testing.assert_array_equal(result, expected)
+        assert result.dtype == np.dtype("uint16") and result.dtype.isnative
     x, y = pair("float32")
     np.testing.assert_array_equal(fuser(x.astype(">f4"), y.astype(">f4")), fuser(x, y))
 
@@ -108,8 +108,8 @@ def test_tensors(fuser: Fuser) -> None:
         np.testing.assert_array_equal(fused.numpy(), fuser(a, b))
     expected = fuser(a, b)
     assert isinstance(fuser(torch.from_numpy(a), b), torch.Tensor), "the kind that a is"
-    came = fuser(a, torch.from_numpy(b))
-    assert isinstance(came, np.ndarray) and np.array_equal(came, expected)
+    result = fuser(a, torch.from_numpy(b))
+    assert isinstance(result, np.ndarray) and np.array_equal(result, expected)
     with_grad = torch.rand(20, 20, requires_grad=True)
     assert not fuser(with_grad, torch.rand(20, 20)).requires_grad
     for dtype in (torch.bfloat16, torch.float64, torch.int64):
@@ -137,9 +137,9 @@ def test_paths(fuser: Fuser, tmp_path: Path, suffix: str, dtype: str) -> None:
     if suffix != ".jpg":
         np.testing.assert_array_equal(fused.data, fuser(a, b))
     for mixed in ((str(paths[0]), stored[1]), (stored[0], paths[1]), (Image(stored[0]), str(paths[1]))):
-        came = fuser(*mixed)
-        assert isinstance(came, Image)
-        np.testing.assert_array_equal(came.data, fused.data)
+        result = fuser(*mixed)
+        assert isinstance(result, Image)
+        np.testing.assert_array_equal(result.data, fused.data)
 
 
 def test_an_image_keeps_the_geometry_of_a(fuser: Fuser) -> None:
@@ -152,9 +152,9 @@ def test_an_image_keeps_the_geometry_of_a(fuser: Fuser) -> None:
 
 def test_fuse_is_the_one_liner(fuser: Fuser) -> None:
     a, b = pair("uint16")
-    came = fuse(a, b, value_range=(0, 60000), precision="fp32")
+    result = fuse(a, b, value_range=(0, 60000), precision="fp32")
     expected = Fuser(precision="fp32", threads=1)(a, b, value_range=(0, 60000))
-    assert np.abs(came.astype(int) - expected).max() <= 2  # thread counts may differ in the last bits
+    assert np.abs(result.astype(int) - expected).max() <= 2  # thread counts may differ in the last bits
 
 
 # What must hold for any weights
@@ -257,8 +257,8 @@ def test_what_was_fused_before_does_not_matter() -> None:
     jobs = [pair("float32", False, 32 * rows, 64) for rows in range(1, 8)]
     forward, backward = Fuser(threads=1), Fuser(threads=1)
     expected = [forward(*job) for job in jobs]
-    came = [backward(*job) for job in jobs[::-1]][::-1]
-    for x, y in zip(came, expected, strict=True):
+    result = [backward(*job) for job in jobs[::-1]][::-1]
+    for x, y in zip(result, expected, strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -271,8 +271,8 @@ def test_threads_give_what_one_thread_gives(runtime: str) -> None:
     with ThreadPoolExecutor(4) as pool:  # first: the graphs are made in the race
         results = list(pool.map(lambda job: shared(*job), jobs * 3))
     expected = [serial(*job) for job in jobs] * 3
-    for came, want in zip(results, expected, strict=True):
-        np.testing.assert_array_equal(came, want)
+    for result, want in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result, want)
 
 
 # Colour

@@ -42,7 +42,7 @@ def manifest(folder: Path, *names: str) -> Path:
 
 
 def refused(here: Path, capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """Runs a command that is to change nothing; its message."""
+    """Runs a command that must change nothing; returns its message."""
     before = contents(here)
     assert main([str(word) for word in words]) == 2
     after = contents(here)

@@ -108,7 +108,7 @@ def test_without_torch_the_remedy_is_named(tmp_path: Path) -> None:
     assert training.endswith("torch, safetensors not installed; try pip install 'mmif-trt[train]'")
 
 
-def test_a_training_without_torch_is_one_line(tmp_path: Path) -> None:
+def test_a_training_without_torch_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
     env = {"PYTHONPATH": f"{tmp_path}:{REPO}", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "mmif_trt.train.fusion", "--help"]
@@ -118,7 +118,7 @@ def test_a_training_without_torch_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["loop", "generate"])
 def test_trainings_take_the_cores_of_a_quota(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """os.cpu_count knows no quota: a training of 64 threads on 2 cores stands still."""
+    """os.cpu_count ignores quotas: a training with 64 threads on 2 cores stands still."""
     import importlib
 
     trained = importlib.import_module(f"mmif_trt.train.{module}")

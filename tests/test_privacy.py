@@ -153,7 +153,7 @@ def test_nothing_is_written_elsewhere(seen: tuple[Path, str, list[list[str]]]) -
 
 
 def test_usage_data_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sets a switch, or imports a library before us, keeps it."""
+    """Whoever sets a switch, or imports a library before us, keeps that choice."""
     from mmif_trt import privacy
 
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")

@@ -180,7 +180,7 @@ def test_calls_repeat_and_share_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mri_ct", "", "CT", "../mri-ct"])
-def test_an_unknown_name_is_one_clear_line(name: str) -> None:
+def test_an_unknown_name_gives_one_clear_line(name: str) -> None:
     with pytest.raises(InputError) as caught:
         sample(name)
     message = str(caught.value)

@@ -175,13 +175,13 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         mmif_trt.fuse(mri().data[3], mri().data[3], palette="PET")
 
 
-def test_limits_are_fixed_recorded_and_once_a_volume() -> None:
+def test_limits_are_set_once_per_volume_and_recorded() -> None:
     hounsfield = replace(mri(), modality="ct", units="HU", value_range=None)
     assert normalise.volume_limits(hounsfield, None) == ((-100.0, 900.0), "fixed for ct in HU")
     limits, how = normalise.volume_limits(hounsfield, (1, 99))
     np.testing.assert_allclose(limits, np.percentile(hounsfield.data, (1, 99)))
     assert how == "percentiles 1 and 99 of the volume"
-    # A slice's own extremes must not matter: the same slice fuses to the same in another company.
+    # A slice's own extremes must not matter: the same slice among others fuses to the same.
     a, b = mri(), pet(affine_of(), SHAPE)
     told: list[tuple[int, int]] = []
     on_slice = lambda done, slices: told.append((done, slices))  # noqa: E731
@@ -192,7 +192,7 @@ def test_limits_are_fixed_recorded_and_once_a_volume() -> None:
     )
     again = mmif_trt.Fuser().fuse_volumes(a, dimmer, volume.Options(plane="axial"))
     np.testing.assert_array_equal(whole.image.data[12], again.image.data[12])
-    # Limits of each slice would make the two alike; the MRI, which is the same in both, keeps them near.
+    # Limits per slice would make the two alike; the MRI, which is the same in both, keeps them near.
     assert again.luma.data[11].mean() < 0.97 * whole.luma.data[11].mean(), "a dim slice stays dim"
     assert (
         whole.record["b"]["limits"] == [0.0, 1000.0]

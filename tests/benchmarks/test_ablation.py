@@ -1,4 +1,4 @@
-"""The pages of evidence say what their committed rows hold, and rows of several processes do not get lost."""
+"""The evidence pages agree with their committed rows, and parallel processes lose no row."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a benchmark script by name, as Python finds it when it is run."""
+    """Imports a benchmark script by name, as Python finds it when the script runs."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def load(name: str) -> ModuleType:
@@ -214,7 +214,7 @@ def test_network(tmp_path: Path) -> None:
     assert all(row["copy_ms"]["to_device"]["min"] > 0 and row["peak_mib"] > 0 for row in result["rows"])
 
 
-def test_batch_ends_with_the_reason_of_the_command_line() -> None:
+def test_batch_fails_with_the_message_of_the_command_line() -> None:
     done = run("bench_batch.py", "--pairs", "1", "--precision", "fp7")
     assert done.returncode != 0 and "fp7" in done.stderr
 

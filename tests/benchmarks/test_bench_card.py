@@ -1,4 +1,5 @@
-"""benchmarks/card_stages: what bench_latency.py shows of a card, on the fake one and on torch's CPU clock."""
+"""benchmarks/card_stages: what bench_latency.py reports about a card, on the fake card and with torch's CPU
+clock."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ ORDER = ["decode", "normalise_luma", *OF_A_CARD, "recombine", "encode", "end_to_
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports a benchmark script by name, as Python finds it when it is run."""
+    """Imports a benchmark script by name, as Python finds it when the script runs."""
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     yield __import__
 
@@ -58,7 +59,8 @@ def test_tensorrt_on_a_card(
         row = rows["tensorrt", batch]
         assert list(row["ms"]) == ORDER
         medians = {name: row["ms"][name]["p50"] for name in OF_A_CARD}
-        # The fake's clock: two uploads of 1 ms, a network of 5, a download of 2, of a batch as of one pair.
+        # The fake card's clock: two uploads of 1 ms, a network of 5, a download of 2, for a batch as for one
+        # pair.
         assert (medians["host_to_device"], medians["network"], medians["device_to_host"]) == (2, 5, 2)
         assert row["network_pairs_per_s"] == batch * 200 and row["device_mib"] > 0
         assert list(rows["openvino", batch]["ms"]) == [
@@ -77,7 +79,7 @@ def test_tensorrt_on_a_card(
 
 
 def test_torch_between_events(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The CPU's clock in the place of CUDA's events: the same marks, the same columns."""
+    """The CPU's clock in place of CUDA events: the same marks, the same columns."""
     torch = pytest.importorskip("torch")
     stages = bench("card_stages")
     seen: list[str] = []
@@ -131,7 +133,7 @@ def test_torch_between_events(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert card.laps == [[1.0, 3.0, 5.0]] and len(events) == 4, "four events, their distances in order"
 
 
-def test_what_takes_one_pair_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peer_of_one_pair_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     peer = tmp_path / "peer.py"
     peer.write_text(

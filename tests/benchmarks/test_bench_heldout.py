@@ -1,4 +1,5 @@
-"""The benchmark that chooses weights on training cases: mixed weights, the cases held out, and its rows."""
+"""The benchmark that chooses weights on training cases: the mixed weights, the held-out cases and the
+rows."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ heldout = pytest.importorskip("heldout")
 RELEASED = str(weights.verified_path("lagn", "safetensors"))
 
 
-def test_weights_are_mixed_in_the_shares_told(tmp_path: Path) -> None:
+def test_weights_are_mixed_in_the_given_shares(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     released = heldout.weights(RELEASED)
@@ -32,7 +33,7 @@ def test_weights_are_mixed_in_the_shares_told(tmp_path: Path) -> None:
         torch.testing.assert_close(mixed[key], 2.5 * value)
 
 
-def test_a_row_is_of_the_held_out_cases(
+def test_a_row_covers_the_held_out_cases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, name in enumerate(("case34_1", "case37_1", "case20_1")):

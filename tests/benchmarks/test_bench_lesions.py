@@ -1,4 +1,4 @@
-"""The benchmark of lesions: its rows from pictures, peers beside them, and the tables of the pages."""
+"""The benchmark of lesions: its rows from pictures, peers beside them, and the tables in the pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/card_report: what a card's archives hold is kept whole, and a step that failed is told."""
+"""benchmarks/card_report keeps everything that a card's archives hold, and reports a failed step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def archive(path: Path, steps: list[dict[str, Any]], files: dict[str, str]) -> P
     return path
 
 
-def test_what_came_home_is_shown(card: Any, tmp_path: Path) -> None:
+def test_the_archives_are_shown(card: Any, tmp_path: Path) -> None:
     title = {"op": "fusion_loss", "dtype": "float32", "output": "d_f", "plain_error": 1e-7}
     rows = [
         {**title, "case": [1], "error": 3e-8, "passes": True},

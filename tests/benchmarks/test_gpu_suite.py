@@ -1,4 +1,4 @@
-"""benchmarks/gpu_suite.sh keeps its time, isolates its steps and brings its evidence home: with stubs for
+"""benchmarks/gpu_suite.sh keeps to its time, isolates its steps and returns its evidence; stubs stand in for
 Python and the card's tools."""
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from conftest import REPO
 SUITE = REPO / "benchmarks" / "gpu_suite.sh"
 PARTS = ("first", "second")
 PROMISE_S = 560
-# What a card machine sends back: so many files, of so many bytes, with such names.
+# What a card machine sends back: at most so many files, of so many bytes, with names like these.
 MOST_FILES, MOST_BYTES, NAME = 8, 16 << 20, re.compile(r"[A-Za-z0-9._-]+")
-# Writes down what it was asked, and does as Python's part of a step would: a result, a failure, or no end.
+# Records its arguments and acts as a step's Python would: it writes a result, fails, or never ends.
 STUB = """#!/usr/bin/env bash
 case "$*" in *suite_summary.py*) exec %s "$@" ;; esac
 echo "$PWD $@" >> "$RECORD"
@@ -31,12 +31,12 @@ if [ -n "${HANG:-}" ]; then
 fi
 if [ "${@: -2:1}" = --json ]; then echo '{"rows": []}' > "${@: -1}"; fi
 """
-# The tools take Python's part with them, as the real ones do.
+# Each tool runs the Python command it is given, as the real ones do.
 TOOL = '#!/usr/bin/env bash\nwhile [ $# -gt 0 ]; do case "$1" in */python) exec "$@" ;; esac; shift; done\n'
 
 
 def start(tmp_path: Path, part: str = "first", **extra: str) -> tuple[dict[str, Any], int, list[str], str]:
-    """The index, the exit status, the commands that Python was given, and what was said."""
+    """The index, the exit status, the commands that Python received, and the output."""
     tools = tmp_path / "bin"
     tools.mkdir(exist_ok=True)
     stub = tools / "python"
@@ -78,7 +78,7 @@ def test_the_limits_add_up_to_the_promise(part: str) -> None:
     assert f"BUDGET:-{PROMISE_S}}}" in SUITE.read_text() and "under 10 minutes" in SUITE.read_text()
 
 
-def test_what_comes_home_fits_and_is_whole(tmp_path: Path) -> None:
+def test_the_archive_fits_and_is_whole(tmp_path: Path) -> None:
     """Both calls into one folder: few files, small, with plain names; logs and rows of every step inside."""
     for part in PARTS:
         index, code, commands, said = start(tmp_path, part)
@@ -103,14 +103,14 @@ def test_what_comes_home_fits_and_is_whole(tmp_path: Path) -> None:
     assert not (REPO / "build" / "card" / "pyproject.toml").exists()
 
 
-def test_a_file_too_large_to_come_home_stays(tmp_path: Path) -> None:
+def test_a_file_too_large_to_send_stays_behind(tmp_path: Path) -> None:
     text = SUITE.read_text()
     assert '-size -"${LARGEST}"c' in text
     largest = re.search(r"^LARGEST=(\d+)", text, re.M)
     assert largest is not None and int(largest[1]) < MOST_BYTES
 
 
-def test_a_step_that_fails_is_alone(tmp_path: Path) -> None:
+def test_a_failed_step_stops_no_other(tmp_path: Path) -> None:
     index, code, _, said = start(tmp_path, FAIL="loss.json test_cuda_device")
     steps = {step["name"]: step for step in index["steps"]}
     assert {name: step["exit"] for name, step in steps.items() if step["exit"]} == {"loss": 3, "tests": 3}
@@ -123,7 +123,8 @@ def test_a_step_that_fails_is_alone(tmp_path: Path) -> None:
     ("what", "step"), [("preflight.py", "preflight"), ("build_ext", "build"), ("--built", "kernels")]
 )
 def test_without_card_or_kernels_nothing_is_measured(what: str, step: str, tmp_path: Path) -> None:
-    """A failed build must not look green: the tests would skip, and plain torch be timed as the kernel."""
+    """A failed build must not look green: the tests would skip, and plain torch would be timed as the
+    kernel."""
     for part in PARTS:
         index, code, commands, said = start(tmp_path, part, FAIL=what)
         assert index["finished"] and index["steps"][-1] == index["steps"][-1] | {"name": step, "exit": 3}
@@ -132,8 +133,8 @@ def test_without_card_or_kernels_nothing_is_measured(what: str, step: str, tmp_p
         assert f"{step}.log" in archived(tmp_path, part)
 
 
-def test_a_step_without_an_end_is_ended_and_the_budget_kept(tmp_path: Path) -> None:
-    """It does not even hear the signal; what it said comes home, and what had no time says so."""
+def test_a_step_that_never_ends_is_killed_within_the_budget(tmp_path: Path) -> None:
+    """It ignores even the signal; its output is in the archive, and steps left without time say so."""
     index, code, _, _ = start(tmp_path, BUDGET="9", HANG="check_kernels.py")
     steps = {step["name"]: step for step in index["steps"]}
     assert index["finished"] and index["seconds"] < 40, "it would have gone on for a minute"
@@ -146,7 +147,7 @@ def test_a_step_without_an_end_is_ended_and_the_budget_kept(tmp_path: Path) -> N
 
 
 def test_every_file_it_names_is_there() -> None:
-    """A test file that moved would cost the card its tests: pytest ends before the first."""
+    """A moved test file would cost the card all its tests: pytest ends before the first."""
     text = SUITE.read_text()
     scripts = {f"benchmarks/{name}" for name in re.findall(r"\b\w+\.py\b", text)} - {"benchmarks/setup.py"}
     tests = set(re.findall(r"tests/[\w/]+\.py", text))
@@ -181,7 +182,7 @@ SKIPPING = {
 
 
 def test_a_skip_can_be_a_failure(tmp_path: Path) -> None:
-    """Of a test and of a whole module."""
+    """The skip of one test and of a whole module."""
     for name, text in SKIPPING.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "conftest.py").write_text((REPO / "tests" / "conftest.py").read_text())
@@ -192,7 +193,7 @@ def test_a_skip_can_be_a_failure(tmp_path: Path) -> None:
         environment |= {} if may_skip is None else {"MMIF_MAY_SKIP": may_skip}
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take most of the time
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-        command += ["--continue-on-collection-errors"]  # what a module that must not skip ends in
+        command += ["--continue-on-collection-errors"]  # a module that must not skip ends in an error
         done = subprocess.run(
             command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
         )
@@ -248,8 +249,8 @@ SMALL = {
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("part", PARTS)
-def test_every_benchmark_of_it_runs_on_the_cpu(part: str, tmp_path: Path, summary: Any) -> None:
-    """With its own options, made small: a wrong name would cost the first card its minutes."""
+def test_each_of_its_benchmarks_runs_on_the_cpu(part: str, tmp_path: Path, summary: Any) -> None:
+    """With its own options, made small: a wrong name would waste the minutes on a real card."""
     pytest.importorskip("torch")
     index, _, commands, _ = start(tmp_path, part, DEVICE="cpu")
     asked = [shlex.split(line)[1:] for line in commands if " benchmarks/" in line]

@@ -1,5 +1,5 @@
-"""benchmarks/timing.py by the device's clock, on a made-up device; and no fall-back is timed under the name
-of what it replaces."""
+"""benchmarks/timing.py measures by the device's clock, on a simulated device; no fallback is timed under the
+name of what it replaces."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ torch = pytest.importorskip("torch")
 
 
 class Device:
-    """A host and a device with clocks in ms: what is enqueued runs in order, once it is enqueued."""
+    """A host and a device with clocks in ms: work runs in order, once it is enqueued."""
 
     def __init__(self) -> None:
         self.now = 0.0  # of the host
-        self.free = 0.0  # when the device has done all that it was given
+        self.free = 0.0  # when the device will have done all its work
 
     def work(self, ms: float) -> None:
         self.free = max(self.free, self.now) + ms
@@ -89,7 +89,7 @@ def test_the_device_is_timed_not_the_host(host_ms: float, device: Device) -> Non
     assert found.phases() is found.device
 
 
-def test_a_call_that_waits_for_the_device_has_no_time_of_the_device(device: Device) -> None:
+def test_a_call_that_waits_for_the_device_has_no_device_time(device: Device) -> None:
     found = samples(device, rival(device, 0.01, 0.02, waits=True))
     assert found.device == [] and found.phases() is found.as_called
     assert [len(phase) for phase in found.as_called] == [3, 3]
@@ -129,7 +129,7 @@ real = torch.compile
 
 
 def test_no_row_of_a_kernel_that_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where only plain torch is there, every rival of the name kernel is refused, and the others count."""
+    """With plain torch alone, every rival named kernel is refused, and the others count."""
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     from mmif_trt import ops
 
@@ -149,7 +149,7 @@ def test_no_row_of_a_kernel_that_did_not_run(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_fp32_reference_runs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch lets convolutions run in TF32 unless told otherwise; what the caller had set comes back."""
+    """torch lets convolutions run in TF32 unless told otherwise; the caller's setting is restored."""
     from mmif_trt.runtimes.torch import TorchRuntime, float_products
 
     def state() -> tuple[bool, bool, bool]:
@@ -170,7 +170,7 @@ def test_the_fp32_reference_runs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> Non
     assert state() == before
 
 
-def test_a_copy_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_without_git_is_given_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     conditions: Any = __import__("conditions")
     monkeypatch.setattr(conditions, "_git", lambda *arguments: None)

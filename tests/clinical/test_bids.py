@@ -89,10 +89,11 @@ def test_a_derived_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     validated(out)
 
 
-def test_a_plan_of_a_data_set_makes_what_one_run_makes(
+def test_a_plan_of_a_data_set_gives_what_one_run_gives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By parts, from another working folder, in two shares: one derived data set, as of `batch BIDS_ROOT`."""
+    """In parts, from another working folder, in two shares: one derived data set, as from `batch
+    BIDS_ROOT`."""
     monkeypatch.chdir(dataset(tmp_path / "raw").parent)
     how = [*HOW[:-1], "--precision", "fp32"]
     assert main(["batch", "raw", "-o", "raw/derivatives/here", *how]) == 0
@@ -140,7 +141,7 @@ def validated(folder: Path) -> None:
     assert not errors and done.returncode == 0, errors
 
 
-def test_what_is_no_derived_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_a_derived_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = dataset(tmp_path / "raw")
     for given, words in (
         (["-o", str(root)], "expected another"),

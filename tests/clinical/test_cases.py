@@ -1,4 +1,4 @@
-"""batch: pairing by rules, one bad file costs one case, a kill loses and doubles nothing."""
+"""batch pairs by rules; one bad file costs one case, and a kill neither loses nor repeats a case."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def manifest(folder: Path, count: int) -> Path:
 
 @pytest.mark.parametrize("stray", [{"PatientID": "PLANTED-2"}, {"StudyInstanceUID": "1.2.4"}], ids=list)
 def test_a_series_with_a_slice_of_another_patient_is_not_fused(tmp_path: Path, stray: dict[str, str]) -> None:
-    """Nothing says which slices are wrong: the rest is no series either, in whatever order it is read."""
+    """Nothing says which slices are wrong, so the rest is not a series either, whatever the reading order."""
     root, shape = tmp_path / "root", (6, 30, 24)
     affine = affine_of(shape=shape)
     write_mr(root / "mr", affine, shape, SeriesInstanceUID="1.2.5")
@@ -92,7 +92,7 @@ def test_series_are_paired_by_patient_study_and_frame(
 
 
 def test_parts_are_the_same_whatever_the_key(tmp_path: Path) -> None:
-    """Machines with outputs of their own have keys of their own, and must still share out the same list."""
+    """Machines with outputs of their own have keys of their own, and must still divide the same list."""
     for number in range(4):
         who = {"PatientID": f"P{number}", "StudyInstanceUID": f"1.2.{number}"}
         write_mr(tmp_path / "root" / f"mr{number}", AFFINE, (4, 40, 36), **who)
@@ -118,7 +118,7 @@ def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path
     assert json.loads((out / "case001.json").read_text())["status"] == "done"
 
 
-def test_other_options_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_options_are_not_mixed_in_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = manifest(tmp_path, 2), tmp_path / "out"
     command = ["batch", str(path), "-o", str(out), "--quiet"]
     assert main(command) == 0
@@ -142,12 +142,12 @@ def test_other_options_are_not_mixed_in_silence(tmp_path: Path, capsys: pytest.C
 
 
 def done(out: Path) -> dict[str, int]:
-    """The records that say done, and when each was written; a case at work has one that says so."""
+    """The records of finished cases, and when each was written; a running case has a record that says so."""
     records = {path: path.read_text() for path in out.glob("*.json")}
     return {p.name: p.stat().st_mtime_ns for p, text in records.items() if '"status": "done"' in text}
 
 
-def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
     path, out = manifest(tmp_path, 12), tmp_path / "out"
     command = [sys.executable, "-m", "mmif_trt", "batch", str(path), "-o", str(out), "--quiet"]
     process = subprocess.Popen(command)
@@ -179,14 +179,14 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
         ("name,a,b,low_a,high_a\nx,a,b,1,\n", "two numbers"),
     ],
 )
-def test_a_wrong_manifest_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_manifest_gives_one_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         planning.plan(str(tmp_path / "m.csv"), SECRET)
     assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "o"), "--part", "3/2"]) == 2
 
 
-def test_the_reader_is_killed_over_memory_and_time_and_goes_on(tmp_path: Path) -> None:
+def test_the_reader_is_killed_over_memory_and_time_and_starts_again(tmp_path: Path) -> None:
     manifest(tmp_path, 0)
     big = np.zeros((600, 600, 700), np.uint8)  # 252 MB as stored, 3 GB on the way to float32
     import nibabel
@@ -205,8 +205,8 @@ def test_the_reader_is_killed_over_memory_and_time_and_goes_on(tmp_path: Path) -
         assert reader.read((str(tmp_path / "mri.nii"),)).data.shape == SHAPE
 
 
-def test_a_header_that_kills_its_reader_costs_its_file_alone(tmp_path: Path) -> None:
-    """Headers are parsed in the child: one takes all its memory, one nests without an end, one is cut off."""
+def test_a_header_that_kills_its_reader_costs_only_its_file(tmp_path: Path) -> None:
+    """Headers are parsed in the child: one takes all its memory, one nests without end, one is cut off."""
     import pydicom
 
     write_mr(tmp_path / "mr", AFFINE, SHAPE)
@@ -215,7 +215,7 @@ def test_a_header_that_kills_its_reader_costs_its_file_alone(tmp_path: Path) -> 
     del dataset.PixelData
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
     dataset.ImageComments = "x" * (200 << 20)  # deflated to a fifth of a megabyte
-    dataset["ImageComments"].VR = "UT"  # which may be so long
+    dataset["ImageComments"].VR = "UT"  # the only text VR that may be this long
     (tmp_path / "bomb").write_bytes(phantoms.encoded(dataset))
     assert (tmp_path / "bomb").stat().st_size < 1 << 20
     head_end = Path(good[0]).read_bytes()[:400]
@@ -284,14 +284,14 @@ def fused() -> tuple[Any, Image, Image]:
 def test_a_full_disk_leaves_nothing_of_an_output(
     tmp_path: Path, name: str, size: str, fused: tuple[Any, Image, Image]
 ) -> None:
-    """160k: the luma of 115 KB has room, the RGB after it has not."""
+    """160k: the luma of 115 KB fits, the RGB after it does not."""
     with disk(tmp_path / "disk", size) as small:
         with pytest.raises(OutputError, match="No space left on device"):
             outputs.save(str(small / name), *fused)
         assert not list(small.iterdir())
 
 
-def test_a_full_disk_is_one_line_of_fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_gives_one_line_from_fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     series = [str(write_mr(tmp_path / "mr", AFFINE, SHAPE)), str(write_pet(tmp_path / "pt", AFFINE, SHAPE))]
     with disk(tmp_path / "disk", "16k") as small:
         assert main(["fuse", *series, "-o", str(small / "x.dcm"), "--quiet"]) == 2
@@ -300,7 +300,7 @@ def test_a_full_disk_is_one_line_of_fuse(tmp_path: Path, capsys: pytest.CaptureF
         assert not list(small.iterdir())
 
 
-def test_what_crosses_the_process_is_what_was_read(tmp_path: Path) -> None:
+def test_what_the_child_sends_is_what_it_read(tmp_path: Path) -> None:
     folder = write_mr(tmp_path / "mr", affine_of(turn_deg=(3, 4, 5)))
     direct = mmif_trt.read(folder)
     with decoder.Decoder() as reader:

@@ -1,4 +1,5 @@
-"""Of several series of a study batch takes the right one and says why: by what they are, not by count."""
+"""Of several series in a study, batch takes the right one and says why: by what they are, not by their
+number."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def mr(folder: Path, number: int, **tags: Any) -> Path:
 
 
 def repeated(folder: Path, number: int, keyword: str, values: list[Any], count: int = 8, **tags: Any) -> Path:
-    """A series of `count` places with an image for each value: more files than any T1."""
+    """A series of `count` positions with one image per value at each: more files than any T1."""
     affine = affine_of(shape=(count, 60, 48))
     parts, uid = [], phantoms.generate_uid()
     for value in values:

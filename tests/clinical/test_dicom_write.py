@@ -25,7 +25,7 @@ PET_GRID = affine_of("SPR", (4, 4, 4), (24, 50, 44))
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of an oblique MRI and a PET of another grid, fused to out.dcm and deid.dcm."""
+    """A study of an oblique MRI and a PET on another grid, fused to out.dcm and deid.dcm."""
     root = tmp_path_factory.mktemp("a study ü")
     write_mr(root / "mr", affine_of(turn_deg=(6, 3, 0)))
     write_pet(root / "pt", PET_GRID, (24, 50, 44))
@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complaints(path: Path) -> Counter[str]:
-    """The errors of dciodvfy, without those on a value's place."""
+    """dciodvfy's lines that begin with Error, counted."""
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
     return Counter(line for line in done.stderr.splitlines() if line.startswith("Error"))
 

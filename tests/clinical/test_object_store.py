@@ -1,4 +1,5 @@
-"""s3:// as source, plan and output, against moto's server: whole or not there, and one writer wins."""
+"""s3:// as source, plan and output, against moto's server: each file is whole or absent, and one writer
+wins."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def endpoint() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, endpoint: None) -> dict[str, bytes]:
-    """A manifest beside its volumes in the bucket; returns what a run on the disk makes of the same."""
+    """A manifest beside its volumes in the bucket; returns what a run on the local disk makes of it."""
     folder = tmp_path_factory.mktemp("local")
     write_nifti(folder / "mri.nii", head(grid(AFFINE, SHAPE)), AFFINE)
     write_nifti(folder / "pet.nii", uptake(grid(AFFINE, SHAPE)), AFFINE)
@@ -133,7 +134,7 @@ def test_a_tree_of_studies_in_a_bucket_is_planned_as_one_on_the_disk(tmp_path: P
 
 
 def test_of_two_writers_after_a_partition_one_counts(local: dict[str, bytes]) -> None:
-    """The second takes over and ends while the first is at it; their bytes differ."""
+    """The second takes over and finishes while the first is still working; their bytes differ."""
 
     case = next(c for c in planning.plan("s3://site/in/list.csv", SECRET)[0] if c.name == "case0")
     output = records.output_in(Bucket("s3://site/split"), ".nii", 1)
@@ -186,13 +187,14 @@ def test_names_and_creation() -> None:
         store.read("none")
 
 
-def test_a_bucket_that_does_not_answer_is_one_line_before_any_work(
+def test_a_bucket_that_does_not_answer_gives_one_line_before_any_work(
     local: dict[str, bytes],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of each command: no name, no such bucket, no credentials, nobody there; not a line per case."""
+    """For each command: no name, no such bucket, no credentials, nobody listening; one line, not one per
+    case."""
     plan, new = "s3://site/of/six", str(tmp_path / "new")
     fp32 = ["--precision", "fp32", "--quiet"]
     assert main(["plan", "s3://site/in/list.csv", "-o", plan, *fp32]) == 0

@@ -1,4 +1,5 @@
-"""plan and status: streamed like a list, written once, shared out whole; claims by machine and process."""
+"""plan and status: a plan streams like a list, is written once and divides without loss; claims name machine
+and process."""
 
 from __future__ import annotations
 
@@ -126,7 +127,7 @@ def test_a_share_reads_its_own_files_of_the_plan(tmp_path: Path, monkeypatch: py
 def test_a_plan_that_was_damaged_or_edited_loses_no_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fewer cases in a file or in the head, another case: each is one line, and nothing is fused."""
+    """Fewer cases in a file or in the head, or another case: each gives one line, and nothing is fused."""
     monkeypatch.setattr(plan_folder, "CHUNK", 2)
     plan, out = tmp_path / "plan", tmp_path / "out"
     words = ["plan", str(manifest(tmp_path, 5)), "-o", str(plan), "--precision", "fp32", "--quiet"]
@@ -178,7 +179,7 @@ def test_a_plan_that_was_damaged_or_edited_loses_no_case(
     assert main(words) == 0 and main(["batch", str(plan), "-o", str(out), "--dry-run"]) == 0
 
 
-def test_a_study_that_took_the_place_of_the_planned_one_is_not_fused_under_its_name(
+def test_a_study_that_replaced_the_planned_one_is_not_fused_under_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A name is a patient's pseudonym: another patient's study in the same folder is not that patient's."""
@@ -211,7 +212,7 @@ def test_parts_of_a_manifest_hold_each_case_once(tmp_path: Path, capsys: pytest.
     assert "'case00006' occurs twice" in capsys.readouterr().err
 
 
-def test_the_memory_of_a_plan_does_not_grow_with_it(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_plan(tmp_path: Path) -> None:
     """20,000 cases of 40 KB, 800 MB as objects: the process stays far below."""
     code = """
 import resource, sys
@@ -229,7 +230,7 @@ print(peak())
         int(subprocess.run([sys.executable, "-c", code, str(count)], capture_output=True, check=True).stdout)
         for count in (300, 3000)
     ]
-    assert peaks[1] - peaks[0] < 30_000, peaks  # KB; 2,700 cases more have 108 MB
+    assert peaks[1] - peaks[0] < 30_000, peaks  # KB; 2,700 more cases hold 108 MB
 
 
 def test_outputs_of_many_cases_lie_in_folders(
@@ -243,7 +244,7 @@ def test_outputs_of_many_cases_lie_in_folders(
     assert main(["status", str(out), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["cases"], told["done"], told["left"], told["failed"]) == (4, 2, 2, 0) and told["rate"] > 0
-    monkeypatch.setattr(records, "SHARD_ABOVE", 4096)  # the layout stays what it is
+    monkeypatch.setattr(records, "SHARD_ABOVE", 4096)  # a later run keeps the layout of the first
     assert main([*batch, "--part", "2/2"]) == 0 and main(["status", str(out)]) == 0
     made = sorted(out.glob("*/case*.nii"))
     assert len(made) == 8 and all(len(p.parent.name) == 2 for p in made) and not list(out.glob("*.nii"))
@@ -276,7 +277,7 @@ def test_a_claim_counts_while_its_process_runs(tmp_path: Path, fuser: Fuser) -> 
     here = processes.here()
     began = processes._began(child.pid)
     at_work = processes.Process(here, child.pid, began)
-    again = processes.Process(here, child.pid, "1")  # the number came again
+    again = processes.Process(here, child.pid, "1")  # the process number was reused
     elsewhere = processes.Process(processes.Place("other", "b", "s"), child.pid, began)
     restarted = processes.Process(processes.Place(here.host, "before", here.space), child.pid, began)
     now, old = time.time(), time.time() - 2 * processes.LEASE_S
@@ -288,7 +289,7 @@ def test_a_claim_counts_while_its_process_runs(tmp_path: Path, fuser: Fuser) -> 
 
 
 def test_a_claim_of_the_same_run_is_its_own(tmp_path: Path) -> None:
-    """A driver gives the case of a lost worker to another; a requeued Slurm job has its number still."""
+    """A driver gives the case of a lost worker to another; a requeued Slurm job keeps its number."""
     output, case = records.Output(Folder(tmp_path), ".nii"), Case("c", (), ())
     lost = records.Owner("job", processes.Process(processes.Place("gone", "b", "s"), 1, "1"))
     assert records.claim(output, case, lost) is not None
@@ -309,7 +310,7 @@ def test_two_runs_into_one_output_share_the_cases_out(tmp_path: Path) -> None:
     assert sorted(line[1] for line in logs if line[2] == "done") == [f"case{i:05}" for i in range(12)]
 
 
-def test_status_of_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_of_nothing_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / "none")]) == 2 and "no such folder" in capsys.readouterr().err
     os.makedirs(tmp_path / "out")
     for text in (

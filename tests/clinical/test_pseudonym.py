@@ -1,4 +1,5 @@
-"""Names of cases: the same for the same key, undone by nobody without it; one key, for its owner alone."""
+"""Names of cases: the same for the same key, irreversible without it; one key, readable by its owner
+alone."""
 
 from __future__ import annotations
 
@@ -41,10 +42,10 @@ def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
         pseudonym.key_in(tmp_path, str(tmp_path / "none"))
 
 
-def test_a_dictionary_of_patients_does_not_undo_a_name(
+def test_a_dictionary_of_patients_does_not_reverse_a_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who has every identifier and knows how names are made, but not the key, finds none of them."""
+    """Whoever has every identifier and knows how names are made, but not the key, finds none of them."""
     root = tmp_path / "root"
     write_mr(root / "mr", affine_of(shape=SHAPE), SHAPE)
     write_pet(root / "pt", affine_of(shape=SHAPE), SHAPE)

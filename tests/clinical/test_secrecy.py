@@ -20,8 +20,8 @@ from phantoms import affine_of, grid, head, slices, uptake
 from planted import MARK, NEEDED, OPTIONAL, WRONG, plant, plant_all
 from pydicom.datadict import tag_for_keyword
 
-# pytest takes our filter of warnings out for each test; one below has a process of its own.
-# Neither a window nor SUV can be had from such headers.
+# pytest removes our warning filter for each test; one test below therefore runs in its own process. Such
+# headers yield neither a window nor SUV.
 BATCH = ("batch", "in", "-o", "out", "--format", "dcm")
 PERCENTILES = ("--percentiles-a", "1", "99", "--percentiles-b", "1", "99")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -101,7 +101,8 @@ def test_sixty_fields_are_planted() -> None:
 
 
 def check(root: Path, seen: list[str], said: str) -> None:
-    """Of one case with all of OPTIONAL malformed, its report and its DICOM object in `root`."""
+    """Checks one case with all of OPTIONAL malformed: what it said, its report and its DICOM object in
+    `root`."""
     assert MARK not in said and "Traceback" not in said
     assert MARK not in everything(root) and MARK not in "".join(seen) and seen
     (record,) = [*root.glob("out/*.json"), *root.glob("one.json")]
@@ -113,7 +114,7 @@ def check(root: Path, seen: list[str], said: str) -> None:
 
 
 def test_all_optional_fields_malformed_at_once_fail_nothing_and_are_quoted_nowhere(tmp_path: Path) -> None:
-    """In one process with every logger and warning open: what the libraries would say, and a batch."""
+    """In one process with every logger and warning open: what the libraries say, and a batch."""
     write(tmp_path / "in", OPTIONAL)
     (tmp_path / "tmp").mkdir()
     code = (
@@ -125,7 +126,7 @@ def test_all_optional_fields_malformed_at_once_fail_nothing_and_are_quoted_nowhe
         "logging.getLogger('other').warning('others still speak'); warnings.warn('they warn too'); "
         f"from mmif_trt import cli; raise SystemExit(cli.main({[*BATCH, *PERCENTILES]!r}))"
     )
-    (tmp_path / "said.py").write_text(code.replace("; ", "\n"))  # a command line is in the table of processes
+    (tmp_path / "said.py").write_text(code.replace("; ", "\n"))  # the process table shows command lines
     with watched(tmp_path / "tmp") as seen:
         run = python(tmp_path, "-W", "default", "said.py")
     assert run.returncode == 0, run.stderr
@@ -134,7 +135,7 @@ def test_all_optional_fields_malformed_at_once_fail_nothing_and_are_quoted_nowhe
 
 
 @pytest.mark.nightly
-def test_so_by_fuse(tmp_path: Path) -> None:
+def test_fuse_quotes_none_either(tmp_path: Path) -> None:
     write(tmp_path / "in", OPTIONAL)
     (tmp_path / "tmp").mkdir()
     words = ("fuse", "in/mr", "in/pt", "-o", "one.dcm", "--report", "one.json", *PERCENTILES)
@@ -160,7 +161,7 @@ REST = [(keyword, wrong) for keyword in NEEDED for wrong in WRONG if (keyword, w
 @pytest.mark.parametrize(
     "cases", [FIRST, pytest.param(REST, marks=pytest.mark.nightly)], ids=["one way", "every way"]
 )
-def test_a_needed_field_is_told_by_its_name(
+def test_a_needed_field_is_reported_by_name(
     cases: list[tuple[str, str]], tmp_path: Path, reader: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Through the reading process and pairing, and in this process too, as `mmif_trt.read` does."""

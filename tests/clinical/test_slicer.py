@@ -13,7 +13,7 @@ from phantoms import affine_of, write_mr, write_pet
 from mmif_trt.cli import main
 
 SHAPE = (20, 40, 36)
-# Oblique, off the middle, no two pitches alike: a swapped axis or sign shows.
+# Oblique, off-centre, no two spacings equal: a swapped axis or sign shows.
 AFFINE = affine_of("SPL", (6, 4, 3.5), SHAPE, turn_deg=(4, 3, 8), middle=(5, -7, 11))
 
 

@@ -1,4 +1,4 @@
-"""Who the patient is comes out of a fusion byte for byte, whatever character set the bytes are of."""
+"""A fusion keeps the patient's identity byte for byte, whatever character set the bytes are in."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_fused_object_has_the_bytes_of_its_source(kind: str, syntax: str, tmp_
     declared, name, text = KINDS[kind]
     planted = {"PatientName": name, "PatientID": text, "StudyDescription": text, "AccessionNumber": text[:14]}
     planted["ReferringPhysicianName"] = name
-    # A text of the same length is written by pydicom, and its bytes are then exchanged in the file.
+    # pydicom writes a text of the same length; its bytes are then exchanged in the file.
     stand_in = {
         key: "qrstuvwxyz"[i] * (len(value) + len(value) % 2) for i, (key, value) in enumerate(planted.items())
     }
@@ -73,7 +73,7 @@ def test_a_fused_object_has_the_bytes_of_its_source(kind: str, syntax: str, tmp_
                 data = data.replace(old, value.ljust(len(old)))
             path.write_bytes(data)
     out = tmp_path / "out.dcm"
-    if kind == FIRST and not syntax:  # once the way of a user
+    if kind == FIRST and not syntax:  # once as a user does it
         where = [str(tmp_path / modality) for modality in ("MR", "PT")]
         assert cli.main(["fuse", *where, "-o", str(out), "--quiet"]) == 0
     else:
@@ -103,7 +103,7 @@ def plant(dataset: Any, keyword: str, value: bytes) -> None:
     dataset._dict[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
 
 
-def test_what_is_no_text_is_left_out_and_the_rest_stays() -> None:
+def test_what_is_not_text_is_left_out_and_the_rest_stays() -> None:
     dataset = pydicom.Dataset()
     plant(dataset, "PatientName", LATIN)
     plant(dataset, "StudyDescription", b"x" * 70_000)

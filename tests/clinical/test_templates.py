@@ -20,7 +20,7 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_a_task_of_the_slurm_array_makes_its_share(tmp_path: Path) -> None:
+def test_a_task_of_the_slurm_array_does_its_share(tmp_path: Path) -> None:
     program(tmp_path, "mmif-trt", 'echo "$OMP_NUM_THREADS $*"')
     template = str(DEPLOY / "slurm-array.sbatch")
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3"}
@@ -36,18 +36,18 @@ def test_a_task_of_the_slurm_array_makes_its_share(tmp_path: Path) -> None:
 
 
 def commands_of(text: str) -> list[str]:
-    """The words of a command line of ours in a template, its variables filled."""
+    """The words of one of our command lines in a template, with its variables filled in."""
     line = text[text.index("mmif-trt batch") :]
     for name, value in {"$PLAN": "p", "$OUT": "o", "$HEAD_IP:$PORT": "h:1", "$RAY_ADDRESS": "h:1"}.items():
         line = line.replace(name, value)
     return [word.strip('"') for word in line.replace("\\\n", " ").split()[1:]]
 
 
-def test_ray_in_a_slurm_allocation_starts_a_node_on_each_and_ends_its_own_alone(tmp_path: Path) -> None:
+def test_ray_in_a_slurm_allocation_starts_a_node_on_each_and_ends_only_its_own(tmp_path: Path) -> None:
     program(tmp_path, "scontrol", 'printf "n1\\nn2\\nn3\\n"')
     program(tmp_path, "hostname", "echo 10.0.0.1 fe80::1")
     log, kept = tmp_path / "log", tmp_path / "kept"
-    # srun: its options go, the command stays. ray: stays until it is ended, as --block does.
+    # srun: drops its options and runs the command. ray: runs until it is ended, as with --block.
     program(
         tmp_path,
         "srun",
@@ -99,7 +99,7 @@ def test_the_job_of_kuberay_asks_for_a_token_and_no_rights() -> None:
         assert not container["securityContext"]["allowPrivilegeEscalation"]
 
 
-def test_the_image_of_a_cluster_has_extras_that_are_there() -> None:
+def test_the_image_of_a_cluster_names_extras_that_exist() -> None:
     text = (DEPLOY / "Containerfile.cluster").read_text()
     (extras,) = re.findall(r"/src\[([\w,]+)\]", text)
     pyproject = (REPO / "pyproject.toml").read_text()

@@ -1,4 +1,4 @@
-"""A plan of small volumes, and what this machine alone makes of it: what every cluster has to make."""
+"""A plan of small volumes, and what this machine alone makes of it: every cluster must make the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Site:
 
 
 def make(root: Path, cases: int, mark: str = "case") -> Site:
-    """cases: beside the bad one. mark: how their names begin."""
+    """cases: their number, besides the bad one. mark: how their names begin."""
     root.mkdir(parents=True, exist_ok=True)
     write_nifti(root / "mri.nii", head(grid(AFFINE, SHAPE)), AFFINE)
     write_nifti(root / "pet.nii", uptake(grid(AFFINE, SHAPE)), AFFINE)
@@ -54,7 +54,7 @@ def done(out: Path | str) -> int:
 
 
 def until(what: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
-    """The first true value of `what`; fails where the process has ended before."""
+    """The first true value of `what`; fails if the process ends first."""
     while not (found := what()):
         assert process is None or process.poll() is None, process and process.communicate()
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The driver on an engine of this file: whatever dies and whenever, each item has one result."""
+"""The driver on an engine made up in this file: whatever dies, and whenever, each item has one result."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mmif_trt.running import Stop
 
 
 class FakeEngine:
-    """Steps without time: `wait` does one thing, drawn by a seed: a worker starts, ends a job, or dies.
+    """Takes no time: each `wait` does one thing, drawn from a seed: a worker starts, ends a job, or dies.
 
-    poison: items that kill their worker. deaths: how often a worker dies for no reason of an item's.
+    poison: items that kill their worker. deaths: how often a worker dies through no fault of an item.
     """
 
     def __init__(self, seed: int = 0, poison: set[Any] = frozenset(), deaths: int = 0) -> None:  # type: ignore[assignment]
@@ -84,8 +84,8 @@ def test_a_poisonous_item_is_tried_three_times_alone() -> None:
     assert max(engine.given[i] for i in range(30) if i != 5) <= 2, "its company is run again once"
 
 
-def test_deaths_that_are_nobodys_fault_charge_nobody() -> None:
-    """Thirty machines lost one after the other while several items are in each worker's hand."""
+def test_deaths_that_are_no_items_fault_charge_no_item() -> None:
+    """Thirty machines are lost one after another while each worker holds several items."""
 
     class Lossy(FakeEngine):
         def died(self, worker: int) -> list[Event]:
@@ -162,7 +162,7 @@ def test_workers_that_never_start_end_the_run() -> None:
     assert carried(engine, range(10), stop=stop) == [] and stop.reason == "no bfloat16" and engine.starts == 3
 
 
-def test_of_a_dead_worker_nothing_counts_any_more() -> None:
+def test_nothing_from_a_dead_worker_counts() -> None:
     class Late(FakeEngine):
         def died(self, worker: int) -> list[Event]:
             late = [Event(DONE, worker, ticket, ("late",)) for ticket in self.in_hand[worker]]
@@ -172,5 +172,5 @@ def test_of_a_dead_worker_nothing_counts_any_more() -> None:
     assert "late" not in results and len(results) == 60
 
 
-def test_no_items_need_no_worker_to_be_ready() -> None:
+def test_without_items_no_worker_need_be_ready() -> None:
     assert carried(FakeEngine(), []) == []

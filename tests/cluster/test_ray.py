@@ -32,7 +32,7 @@ from mmif_trt.storage import Folder
 
 if importlib.util.find_spec("ray") is None:  # not imported here: that would read the environment
     pytest.skip("needs Ray: pip install 'mmif-trt[ray]'", allow_module_level=True)
-MARK = "PLANTED^NAME"  # in paths and in names of cases: in no log of the engine
+MARK = "PLANTED^NAME"  # in paths and in names of cases, and in none of the engine's logs
 CASES = 24
 
 
@@ -47,7 +47,7 @@ def ray() -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     folders = (str(REPO), str(REPO / "tests"), str(Path(__file__).parent))  # `Deadly` is known by its name
     os.environ["PYTHONPATH"] = os.pathsep.join(folders)
-    os.environ["RAY_ADDRESS"] = "127.0.0.1:1"  # of somebody else's cluster: ours is started all the same
+    os.environ["RAY_ADDRESS"] = "127.0.0.1:1"  # of somebody else's cluster: ours starts all the same
     context = connected(None, Size(workers=3))
     try:
         ray = context.__enter__()
@@ -159,7 +159,7 @@ def test_pairs_of_folders(ray: Any, site: Site, tmp_path: Path) -> None:
 
 
 def test_no_log_of_the_engine_names_a_patient_or_a_path(ray: Any, site: Site) -> None:
-    """After all that failed and died above."""
+    """Even after all the failures and deaths above."""
     from ray._private.worker import _global_node
 
     session = Path(_global_node.get_session_dir_path())

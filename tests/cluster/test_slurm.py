@@ -1,5 +1,5 @@
-"""The array template on a real Slurm: Debian's packages. The jobs are an ordinary user's, also where root
-runs the test and the daemons."""
+"""The array template on a real Slurm from Debian's packages. An ordinary user submits the jobs, even where
+root runs the test and the daemons."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 @dataclass(frozen=True)
 class Somebody:
-    """Who submits jobs. home: their own folder. name: "" for the user of the test."""
+    """Who submits jobs. home: their own folder. name: "" for the user who runs the test."""
 
     home: Path
     env: dict[str, str]
@@ -84,7 +84,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are closed to all but the user of the test."""
+    """A folder that every user may enter; pytest's own are closed to all but the user who runs the test."""
     with tempfile.TemporaryDirectory(prefix="mmif-slurm-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -114,7 +114,7 @@ def somebody(root: Path) -> Iterator[Somebody]:
 
 @contextlib.contextmanager
 def user(home: Path) -> Iterator[str]:
-    """Made for the test and gone with it."""
+    """Made for the test and removed after it."""
     with contextlib.suppress(KeyError):
         pwd.getpwnam(USER)
         pytest.fail(f"there is a user {USER}, of another run or an earlier one; expected none (userdel)")
@@ -127,7 +127,8 @@ def user(home: Path) -> Iterator[str]:
 
 
 def python_of(who: Somebody) -> str:
-    """This interpreter, or one of the same version where it lies in somebody else's closed folder."""
+    """This interpreter, or another of the same version where this one lies in somebody else's closed
+    folder."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, shutil.which(version, path="/usr/local/bin:/usr/bin")):
         with contextlib.suppress(OSError):

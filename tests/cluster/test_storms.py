@@ -1,4 +1,5 @@
-"""Ray where machines go and where storage is far: a node removed, a partition, a worker killed over S3."""
+"""Ray where machines disappear and storage is remote: a node removed, a partition, a worker killed over
+S3."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def how_of(plan: str, out: str) -> tuple[plan_folder.PlanFolder, How]:
 
 
 def carried(ray: Any, plan: str, out: str, workers: int, at: int, strike: Any) -> list[Any]:
-    """Every case by `workers`; strike(engine) after the result of number `at`."""
+    """Runs every case with `workers`; calls strike(engine) after result number `at`."""
     whole, how = how_of(plan, out)
     work, settled, stop = Cases(how, "token"), list[Any](), Stop()
     with RayEngine(ray, work, Size(workers)) as engine:
@@ -70,7 +71,7 @@ def second_node(ray: Any) -> Any:
 
 
 def test_a_removed_node_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes of one worker each; the second goes, with its worker and what that had in hand."""
+    """Two nodes of one worker each; the second is removed, with its worker and what that had in hand."""
     for name, value in {**QUIET, "PYTHONPATH": str(REPO)}.items():
         monkeypatch.setenv(name, value)
     site, out = sites.make(tmp_path / "site", CASES), tmp_path / "out"
@@ -100,7 +101,7 @@ SPACE, LINK, HEAD, FAR = "mmif-far", "mmif-near", "10.98.76.1", "10.98.76.2"
 
 @contextlib.contextmanager
 def far_place() -> Iterator[list[str]]:
-    """A network namespace at the end of a link; what runs a command in it."""
+    """A network namespace at the end of a link; yields the words that run a command in it."""
     if os.getuid() or not shutil.which("ip"):
         pytest.skip("network namespaces need root and ip (apt-get install iproute2)")
 
@@ -141,9 +142,9 @@ def ray_node(before: list[str], *options: str) -> Iterator[None]:
                 node.wait(20)
 
 
-def test_a_cut_line_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The far worker goes on with its case after the line was cut, and writes it, on a file system that both
-    see; its node counts as dead, and the near worker makes the case too: the same bytes."""
+def test_a_cut_link_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the link is cut the far worker finishes its case and writes it, on a file system that both see;
+    its node counts as dead, so the near worker does the case too: the same bytes."""
     health = {"period_ms": "500", "timeout_ms": "500", "initial_delay_ms": "0", "failure_threshold": "4"}
     said = {**QUIET, **{f"RAY_health_check_{name}": value for name, value in health.items()}}
     token = os.environ.get("RAY_AUTH_TOKEN", "0" * 64)
@@ -261,7 +262,7 @@ def test_a_worker_killed_over_s3_changes_nothing(
 def test_a_cluster_for_one_run_from_python_and_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without an address: started for the run, gone with it, and nothing of it left behind."""
+    """Without an address the cluster starts for the run, ends with it and leaves nothing behind."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     site, seen = sites.make(tmp_path / "site", 3), list[Any]()
     count = cluster.run(str(site.plan), str(tmp_path / "out"), workers=2, on_case=seen.append)

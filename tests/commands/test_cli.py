@@ -24,12 +24,12 @@ from mmif_trt.files import TMP_SUFFIX, temporary_prefix
 from mmif_trt.image import Image
 
 MMIF = [sys.executable, "-m", "mmif_trt"]
-LONG = 200  # pairs: enough to be caught in the middle of them
+LONG = 200  # pairs: enough to stop a run in the middle of them
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "MMIF_DEBUG": "0"}
 
 
 def run(*args: str | Path, code: int, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """One run to its end: the exit code is as given, and no traceback whatever happens."""
+    """One run to its end: it must exit with this code, and print no traceback whatever happens."""
     command = [*MMIF, *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, env={**ENV, **(env or {})}, timeout=120)
     check(done, code)
@@ -65,7 +65,7 @@ def make_folders(root: Path, count: int) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two folders of LONG pairs; nobody writes there."""
+    """Two folders of LONG pairs; no test writes there."""
     return make_folders(tmp_path_factory.mktemp("long"), LONG)
 
 
@@ -80,9 +80,9 @@ def report(path: Path) -> dict[str, Any]:
 
 
 def start_and_wait(out: Path, *args: str | Path, enough: int = 5) -> subprocess.Popen[str]:
-    """A run that has written `enough` files and is still at work."""
+    """A run that has written `enough` files and is still running."""
 
-    def with_the_default_sigint() -> None:  # a background job of a shell is started deaf to it
+    def with_the_default_sigint() -> None:  # a shell starts its background jobs with it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     command = [*MMIF, "fuse", *map(str, args), "-o", str(out)]
@@ -192,7 +192,7 @@ def bad_folders(root: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def test_bad_pairs_are_told_and_the_rest_go_on(tmp_path: Path) -> None:
+def test_bad_pairs_are_reported_and_the_rest_go_on(tmp_path: Path) -> None:
     expected = bad_folders(tmp_path)
     out = tmp_path / "out"
     (out / "folder.png").mkdir(parents=True)
@@ -203,12 +203,12 @@ def test_bad_pairs_are_told_and_the_rest_go_on(tmp_path: Path) -> None:
         message = pairs[name]["message"]
         assert all(word in message for word in words), message
         assert "expected" in message, message
-        assert [line for line in done.stderr.splitlines() if message in line], f"{name} is not told on stderr"
+        assert [line for line in done.stderr.splitlines() if message in line], f"{name} is missing on stderr"
     (out / "folder.png").rmdir()
     assert set(pixels(out)) == {"p000.png", "p001.png", "zero.png", "flat.png", "opaque.png"}
     assert not io.read(out / "zero.png").data.any()
     flat = io.read(out / "flat.png").data.astype(int)
-    assert np.abs(flat - 90).max() <= 8  # training asks it of flat pairs; 2 with these weights
+    assert np.abs(flat - 90).max() <= 8  # training demands it of flat pairs; these weights stay within 2
 
 
 def test_usage_errors_write_nothing(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_kill_in_the_middle_then_a_second_run(tmp_path: Path, long: tuple[Path, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_pairs_in_hand(
+def test_an_interrupt_lets_the_pairs_in_hand_finish(
     tmp_path: Path, long: tuple[Path, Path], number: signal.Signals
 ) -> None:
     out = tmp_path / "out"

@@ -1,4 +1,5 @@
-"""`fuse` on what lies on a desk: pictures without geometry, single slices, one series of several."""
+"""`fuse` on the files that people have at hand: pictures without geometry, single slices, one series of
+several."""
 
 from __future__ import annotations
 

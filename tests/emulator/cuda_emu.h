@@ -84,7 +84,7 @@ struct State {
   size_t scheduler_stack_bytes = 0;
   dim3 block_index, block_size, grid_size;
   unsigned count = 0, done = 0;  // threads of the block, and those that have returned
-  std::vector<Shared> shared;    // static: one a declaration
+  std::vector<Shared> shared;    // static: one per declaration
   Shared dynamic{nullptr, {nullptr, std::free}, 0};
   char payload[2][1024 / kWarp][kWarp][kPayload];
 };

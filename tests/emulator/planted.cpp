@@ -1,5 +1,5 @@
-// Small kernels, right ones and wrong ones, by name: planted NAME SEED. Right ones print "good"; what is said
-// of the wrong ones is tests/test_emulator.py's business.
+// Small kernels, right ones and wrong ones, by name: planted NAME SEED. Right ones print "good"; what the
+// emulator says about the wrong ones is for tests/ops/test_emulator.py to check.
 #include <cstdio>
 #include <cstring>
 #include <random>

@@ -2,7 +2,7 @@
 //
 // CASES is a sequence of: a Header, then the storage of f, a, b (wa, wb), then d_terms. RESULTS gets for
 // each: terms, moments, choices, d_f. Every array has its exact size on the heap, for AddressSanitizer, and
-// what the kernels write begins as NaN. tests/test_cuda_fusion_loss.py is the other side.
+// what the kernels write begins as NaN. tests/ops/test_cuda_fusion_loss.py is the other side.
 #include <cstdio>
 #include <vector>
 

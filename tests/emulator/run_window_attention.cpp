@@ -2,7 +2,7 @@
 //
 // CASES is a sequence of: a Header, then qkv's storage, the bias table, d_out's storage. RESULTS gets for
 // each: out, lse, d_qkv, d_bias_table. Every array has its exact size on the heap, for AddressSanitizer, and
-// what the kernels write begins as NaN. tests/test_cuda_kernels.py is the other side.
+// what the kernels write begins as NaN. tests/ops/test_cuda_kernels.py is the other side.
 #include <cstdio>
 #include <cstring>
 #include <vector>

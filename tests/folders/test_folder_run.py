@@ -1,4 +1,4 @@
-"""Pairs and batches in process, on a stand-in for the network that is quick and can be made to misbehave."""
+"""Pairs and batches in process, with a quick stand-in for the network that can be made to misbehave."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmif_trt.running import Stop, explain
 
 
 class Mean:
-    """A network's stand-in: the mean, after `before` was called; counts the pairs in hand."""
+    """Stands in for the network: calls `before`, then takes the mean; counts the pairs in hand."""
 
     def __init__(self, before: Callable[[Image], None] = lambda a: None) -> None:
         self.before, self.lock, self.now, self.most = before, threading.Lock(), 0, 0
@@ -303,7 +303,7 @@ def test_debug_prints_the_traceback(
     assert "KeyError" in capsys.readouterr().err
 
 
-def test_a_vanished_input_is_one_line(tmp_path: Path) -> None:
+def test_a_vanished_input_gives_one_line(tmp_path: Path) -> None:
     gone = Pair("x", str(tmp_path / "gone.png"), str(tmp_path / "gone.png"), str(tmp_path / "out.png"))
     (result,) = run_pairs([gone], Mean())
     assert result.status == "failed"

@@ -1,4 +1,4 @@
-"""io/dali: DALI on the CPU gives io.read's pixels bit by bit, and no bad file ends the run."""
+"""io/dali: DALI on the CPU gives io.read's pixels bit for bit, and no bad file ends the run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_pixels_are_opencvs(
     if suffix == "jpg" and dtype == "uint16":
         pytest.skip("JPEG holds 8 bits")
     arrays = [picture(dtype, channels, seed, (40 + 8 * seed, 56)) for seed in range(5)]
-    arrays[0] //= 16  # 0..4095 in 16 bits, which DALI's default type would turn to 0..16
+    arrays[0] //= 16  # 0..4095 in 16 bits, which DALI's default type would turn into 0..16
     files = [save(tmp_path / f"{i}.{suffix}", x) for i, x in enumerate(arrays)]
     expected = [io.read(file).data for file in files]
     monkeypatch.setattr(dali, "_by_opencv", lambda pair: pytest.fail("DALI must have decoded it"))
@@ -96,7 +96,8 @@ def test_bad_files_among_a_thousand_are_named(tmp_path: Path) -> None:
 def test_a_file_that_only_dali_refuses_does_not_stop_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checks let a file pass whose data is damaged: DALI ends its pipeline, the others still come."""
+    """A file with damaged data passes the checks: DALI ends its pipeline, and the other files are still
+    read."""
     good = save(tmp_path / "good.jp2", picture("uint16", 1, 0))
     data = bytearray(Path(good).read_bytes())
     bad = tmp_path / "bad.jp2"
@@ -129,7 +130,7 @@ def test_shards_cover_every_pair_once(tmp_path: Path) -> None:
         next(dali.read_pairs(files, files[1:]))
 
 
-def test_ahead_tells_every_worker() -> None:
+def test_ahead_raises_in_every_worker() -> None:
     def pairs() -> Iterator[dali.Decoded]:
         yield dali.Decoded(0, error="x.png: bad")
         raise RuntimeError("the disk is gone")
@@ -143,7 +144,7 @@ def test_ahead_tells_every_worker() -> None:
     ahead.close()
 
 
-def test_ahead_is_no_further_than_it_may_and_skips_what_nobody_reads(tmp_path: Path) -> None:
+def test_ahead_keeps_to_its_limit_and_skips_what_nobody_reads(tmp_path: Path) -> None:
     file = save(tmp_path / "x.png", picture("uint8", 1, 0))
     made: list[int] = []
 

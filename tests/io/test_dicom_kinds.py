@@ -73,7 +73,7 @@ def mosaic(affine: np.ndarray, sign: int = 1, **tags: Any) -> Dataset:
 
 
 def csa(tags: dict[str, list[str]]) -> bytes:
-    """A CSA2 header, as nibabel's documentation of the format has it."""
+    """A CSA2 header, as nibabel documents the format."""
     out = b"SV10\4\3\2\1" + np.array([len(tags), 77], "<u4").tobytes()
     for name, items in tags.items():
         count = len(items)
@@ -95,7 +95,7 @@ def test_a_mosaic_is_its_volume(tmp_path: Path, turn: tuple[float, float, float]
 
 
 def test_reading_a_mosaic_warns_of_nothing(tmp_path: Path) -> None:
-    """nibabel calls its reader of CSA headers experimental, once per process: in one of its own."""
+    """nibabel warns, once per process, that its CSA reader is experimental: so in a process of its own."""
     folder = write_series(tmp_path / "m", [mosaic(affine_of(shape=SHAPE))])
     code = f"import mmif_trt; print(mmif_trt.read({str(folder)!r}).data.shape)"
     command = [sys.executable, "-W", "always", "-c", code]
@@ -126,7 +126,7 @@ def test_a_mosaic_without_its_header_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("modality", ["MR", "NM"])
-def test_frames_without_a_place_are_refused(tmp_path: Path, modality: str) -> None:
+def test_frames_without_a_position_are_refused(tmp_path: Path, modality: str) -> None:
     parts = parts_of()
     one = parts[0]
     one.Modality, one.NumberOfFrames = modality, len(parts)
@@ -165,7 +165,7 @@ def enhanced_ct(kind: str) -> Dataset:
 
 
 @pytest.mark.parametrize(("kind", "units"), [("HU", "HU"), ("US", None), ("Z_EFF", None)])
-def test_what_enhanced_ct_measures_is_read_in_its_groups(
+def test_what_enhanced_ct_measures_is_read_from_its_functional_groups(
     tmp_path: Path, kind: str, units: str | None
 ) -> None:
     image = mmif_trt.read(write_series(tmp_path / "ct", [enhanced_ct(kind)]))
@@ -199,7 +199,8 @@ def test_a_thinned_series_says_so(tmp_path: Path) -> None:
 
 
 def at_places(places: list[int], numbers: list[int] | None = None) -> list[Dataset]:
-    """CT slices of the head, 1 mm thick grid indices kept; Instance Numbers count them unless given."""
+    """The CT slices of the head at `places`, mm in a grid of 1 mm slices; Instance Numbers count them unless
+    given."""
     affine = affine_of(spacing=(1.0, 3.0, 3.0), shape=(60, 60, 48))
     every = slices(head(grid(affine, (60, 60, 48))), affine, "CT")
     kept = [every[k] for k in places]
@@ -208,7 +209,7 @@ def at_places(places: list[int], numbers: list[int] | None = None) -> list[Datas
     return kept
 
 
-def test_two_blocks_are_resampled_by_each_slices_place(tmp_path: Path) -> None:
+def test_two_blocks_are_resampled_by_each_slices_position(tmp_path: Path) -> None:
     places = [4, 8, 12, 16, 20, 27, 34, 41, 48]
     image = mmif_trt.read(write_series(tmp_path / "ct", at_places(places)))
     assert image.data.shape[0] == 45 and image.spacing_mm is not None and image.spacing_mm[0] == 1.0
@@ -217,7 +218,7 @@ def test_two_blocks_are_resampled_by_each_slices_place(tmp_path: Path) -> None:
     truth = head(grid(image.affine, image.data.shape))
     for place in places:
         assert np.abs(image.data[place - 4] - truth[place - 4]).max() <= 1, f"the slice at {place} mm"
-    between = 0.5 * (truth[16] + truth[16 + 7])  # half way: of both neighbours alike
+    between = 0.5 * (truth[16] + truth[16 + 7])  # halfway: the mean of both neighbours
     np.testing.assert_allclose((image.data[19] + image.data[20]) / 2, between, atol=1)
 
 
@@ -230,7 +231,7 @@ def test_two_blocks_are_resampled_by_each_slices_place(tmp_path: Path) -> None:
         ([0, 5, 10, 15, 25, 35, 45], [1, 2, 3, 4, 6, 8, 10]),
     ],
 )
-def test_missing_slices_are_no_blocks(tmp_path: Path, places: list[int], numbers: list[int] | None) -> None:
+def test_missing_slices_are_not_blocks(tmp_path: Path, places: list[int], numbers: list[int] | None) -> None:
     refused(write_series(tmp_path / "ct", at_places(places, numbers)), "missing slices")
 
 
@@ -318,7 +319,7 @@ def other(sop_class: str, modality: str, **tags: Any) -> Dataset:
     return one
 
 
-def test_what_is_no_image_is_passed_over_and_counted(tmp_path: Path) -> None:
+def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "s", parts_of())
     directory = other("1.2.840.10008.1.3.10", "MR")
     directory.DirectoryRecordSequence = []
@@ -412,7 +413,7 @@ def test_a_stream_that_the_first_codec_refuses_goes_to_the_next(
 @pytest.mark.parametrize(
     ("uid", "words"), [("100", "MPEG2 Main Profile"), ("200", "1.2.840.10008.1.2.4.200")]
 )
-def test_a_syntax_that_nobody_decodes_is_named(tmp_path: Path, uid: str, words: str) -> None:
+def test_a_syntax_that_no_codec_decodes_is_named(tmp_path: Path, uid: str, words: str) -> None:
     part = parts_of()[0]
     part.PixelData = encapsulate([b"\0\0\1\xb3" + bytes(100)])
     part["PixelData"].is_undefined_length = True

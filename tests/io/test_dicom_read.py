@@ -53,12 +53,12 @@ def test_a_folder_is_a_volume_in_its_place(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_dcm2niix_says_the_same(tmp_path: Path, name: str) -> None:
-    """Not of tilted stacks: dcm2niix takes the tilt out by resampling, or (MR) leaves it out."""
+    """Not for tilted stacks: dcm2niix removes the tilt by resampling, or (MR) ignores it."""
     same_as_dcm2niix(write_mr(tmp_path / "in", GRIDS[name]), tmp_path)
 
 
 def same_as_dcm2niix(folder: Path, tmp_path: Path) -> None:
-    """Every voxel of ours is one of dcm2niix's, of the same value in the same place."""
+    """Every voxel of ours is one of dcm2niix's, with the same value in the same place."""
     if not shutil.which("dcm2niix"):
         pytest.skip("dcm2niix is not installed (apt-get install dcm2niix)")
     (tmp_path / "out").mkdir()
@@ -67,7 +67,7 @@ def same_as_dcm2niix(folder: Path, tmp_path: Path) -> None:
     ours, theirs = mmif_trt.read(folder), mmif_trt.read(tmp_path / "out" / "x.nii")
     assert ours.affine is not None and theirs.affine is not None
     assert ours.data.shape == theirs.data.shape
-    # dcm2niix turns rows and stacks round: where we have a voxel, it must have one of that value.
+    # dcm2niix reverses rows and stacks: where we have a voxel, it must have one with that value.
     to_theirs = np.linalg.inv(theirs.affine) @ ours.affine
     index = np.stack(np.meshgrid(*map(np.arange, ours.data.shape), indexing="ij"), axis=-1)
     place = index @ to_theirs[:3, :3].T + to_theirs[:3, 3]
@@ -163,7 +163,7 @@ def test_enhanced_multi_frame_and_zip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["<f4", ">i2", "<u2"])
 @pytest.mark.parametrize("orientation", ["SAL", "SAR", "SPL", "LIP"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_nifti_of_either_hand_and_either_end(
+def test_nifti_of_either_handedness_and_byte_order(
     tmp_path: Path, dtype: str, orientation: str, suffix: str
 ) -> None:
     affine = affine_of(orientation, (3.0, 3.0, 3.0), (40, 48, 44), (0, 4, 0))
@@ -244,7 +244,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_series_is_one_clear_line(tmp_path: Path, kind: str) -> None:
+def test_a_broken_series_gives_one_clear_line(tmp_path: Path, kind: str) -> None:
     with pytest.raises(InputError) as caught:
         mmif_trt.read(broken(kind, tmp_path / "in"))
     message = str(caught.value)

@@ -1,5 +1,5 @@
-"""What stored DICOM values mean: NM volumes, vendors' PET factors, colour in its codings, streams that lie on
-their size. Each read rightly, against a known truth, or refused in one line."""
+"""What stored DICOM values mean: NM volumes, vendors' PET factors, colour in its codings, streams that lie
+about their size. Each is read correctly, against a known truth, or refused in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AFFINE = affine_of("SPL", (6.0, 3.5, 3.0), SHAPE, (4, 3, 0))
 
 
 def nm(affine: np.ndarray, shuffled: bool = False, **tags: Any) -> Dataset:
-    """The head as one NM RECON TOMO instance; shuffled: frames in an order that the Slice Vector tells."""
+    """The head as one NM RECON TOMO instance; shuffled: frames in an order that the Slice Vector gives."""
     parts = slices(head(grid(affine, SHAPE)), affine)
     one = parts[0]
     one.SOPClassUID, one.Modality = "1.2.840.10008.5.1.4.1.1.20", "NM"
@@ -66,7 +66,7 @@ def is_the_head(image: Image) -> None:
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("down", [False, True])
 def test_nm_recon_tomo_lies_where_it_lay(tmp_path: Path, shuffled: bool, down: bool) -> None:
-    """down: slices from the head to the feet, against the normal, by a negative spacing (C.8.4.15)."""
+    """down: slices from the head to the feet, against the normal, with a negative spacing (C.8.4.15)."""
     affine = AFFINE.copy()
     one = nm(affine, shuffled)
     if down:
@@ -82,7 +82,7 @@ def test_nm_recon_tomo_lies_where_it_lay(tmp_path: Path, shuffled: bool, down: b
 
 
 def test_dcm2niix_puts_nm_in_the_same_place(tmp_path: Path) -> None:
-    """Of a positive spacing: dcm2niix 1.0.20220720 passes over the sign, which C.8.4.15 gives a meaning."""
+    """With a positive spacing: dcm2niix 1.0.20220720 ignores the sign, to which C.8.4.15 gives a meaning."""
     if not shutil.which("dcm2niix"):
         pytest.skip("dcm2niix is not installed (apt-get install dcm2niix)")
     (tmp_path / "nm.dcm").write_bytes(encoded(nm(AFFINE)))
@@ -308,7 +308,7 @@ def test_a_stream_that_announces_more_than_its_header_is_refused_unopened(syntax
     assert time.process_time() - start < 2, "nothing of 60000 x 60000 px was made"
 
 
-def test_declared_sizes_are_judged_before_anything_is_made(tmp_path: Path) -> None:
+def test_declared_sizes_are_checked_before_anything_is_allocated(tmp_path: Path) -> None:
     picture = slices(np.zeros((1, 48, 40)), AFFINE)[0]
     del picture.ImagePositionPatient
     for keyword, value, words in (
@@ -323,7 +323,7 @@ def test_declared_sizes_are_judged_before_anything_is_made(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_values_without_limits_are_asked_for_by_name(
+def test_missing_limits_are_asked_for_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str
 ) -> None:
     """An MRI without a window, a SPECT of counts: refused, and what the message says to pass works."""

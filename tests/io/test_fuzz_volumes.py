@@ -1,6 +1,6 @@
-"""Mutated real files: one clear line or the volume, never a crash, a hang, or another volume in silence.
+"""Mutated real files: one clear line or the volume, never a crash, a hang, or silently another volume.
 
-500 inputs, and 10,000 others in `make nightly` (MMIF_FUZZ_SEED for others again).
+500 inputs, and 10,000 others in `make nightly` (set MMIF_FUZZ_SEED for yet others).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a fused file says of itself, as other programs read it: software, weights, sources, research use."""
+"""What a fused file says about itself, as other programs read it: software, weights, sources, research
+use."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def comment_of(path: Path) -> tuple[str, str]:
-    """(software, all of the label) as Pillow, or for JPEG 2000 the bytes, have it."""
+    """(software, the whole label) as Pillow reads them or, for JPEG 2000, from the bytes."""
     with PIL.Image.open(path) as file:
         if file.format == "PNG":
             text = dict(file.text)  # type: ignore[attr-defined]
@@ -67,7 +68,7 @@ def test_a_fused_picture_says_what_it_is(pair: Path, tmp_path: Path, suffix: str
     again = mmif_trt.read(out)
     if suffix != ".jpg":
         np.testing.assert_array_equal(again.data, fused.data)
-        with PIL.Image.open(out) as file:  # the decoder of another takes the label for no damage
+        with PIL.Image.open(out) as file:  # no other decoder takes the label for damage
             np.testing.assert_array_equal(np.asarray(file), fused.data)
     read = cv2.imread(str(out), cv2.IMREAD_UNCHANGED)
     assert read is not None and read.shape == fused.data.shape
@@ -102,7 +103,7 @@ def test_a_folder_of_pairs(pair: Path, tmp_path: Path) -> None:
 
 
 def test_volumes_slices_and_sheet(tmp_path: Path) -> None:
-    """Of a series the sum is that of its files' sorted sums, as a shell has it."""
+    """A series has the sum of its files' sorted sums, as a shell computes it."""
     affine = affine_of(shape=(4, 32, 32), spacing=(5.0, 4.5, 4.5))
     write_mr(tmp_path / "mr", affine, (4, 32, 32))
     write_pet(tmp_path / "pt", affine, (4, 32, 32))
@@ -124,7 +125,7 @@ def test_volumes_slices_and_sheet(tmp_path: Path) -> None:
         text = text.decode() if isinstance(text, bytes) else text
         assert extension.get_code() == 6 and of_mr in text and NETWORK in text and RESEARCH_USE in text
         assert not [value for value in PLANTED.values() if value in text] and str(tmp_path) not in text
-    # dcm2niix, ITK and our own reader take the voxels from behind the extension
+    # dcm2niix, ITK and our own reader find the voxels behind the extension
     import SimpleITK as sitk
 
     luma = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "x_luma.nii.gz")))

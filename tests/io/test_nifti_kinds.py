@@ -51,7 +51,7 @@ def test_gzip_of_several_members(tmp_path: Path) -> None:
     parts = [gzip.compress(raw[at : at + 9000], mtime=0) for at in range(0, len(raw), 9000)]
     (tmp_path / "x.nii.gz").write_bytes(b"".join(parts))
     is_the_head(mmif_trt.read(tmp_path / "x.nii.gz"))
-    (tmp_path / "x.nii.gz").write_bytes(b"".join([*parts, gzip.compress(b"")]))  # bgzip's end
+    (tmp_path / "x.nii.gz").write_bytes(b"".join([*parts, gzip.compress(b"")]))  # bgzip's end-of-file block
     is_the_head(mmif_trt.read(tmp_path / "x.nii.gz"))
     for cut in (b"".join(parts[:-1]), b"".join(parts)[:-7]):
         (tmp_path / "cut.nii.gz").write_bytes(cut)
@@ -113,7 +113,7 @@ def test_two_spaces_are_refused(tmp_path: Path, code_a: int, code_b: int) -> Non
     assert pair(a, b, modality_b="pet", registration="none", assume_aligned=True)
 
 
-def test_aligned_with_the_scanner_is_a_note_and_one_space_is_none(tmp_path: Path) -> None:
+def test_aligned_with_the_scanner_gives_a_note_and_one_space_gives_none(tmp_path: Path) -> None:
     one, two, mni = (mmif_trt.read(save(tmp_path / f"{x}.nii", code=x)) for x in (1, 2, 4))
     assert any("'aligned' (code 2)" in x for x in pair(one, two, modality_b="pet").record["b"]["notes"])
     assert not pair(mni, mni, modality_b="pet").record["b"]["notes"]
@@ -125,7 +125,7 @@ def test_aligned_with_the_scanner_is_a_note_and_one_space_is_none(tmp_path: Path
     assert back.space == "mni", "what is written says its space again"
 
 
-def test_an_mri_as_b_is_said(tmp_path: Path) -> None:
+def test_an_mri_as_b_is_noted(tmp_path: Path) -> None:
     a = mmif_trt.read(save(tmp_path / "a.nii"))
     assert any("an MRI as B: fused in grey" in x for x in pair(a, a, modality_b="mri").record["b"]["notes"])
 

@@ -14,7 +14,7 @@ from mmif_trt.io.raster import png
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_png_of_few_bits(bits: int) -> None:
+def test_png_with_few_bits(bits: int) -> None:
     index = (GREY >> (8 - bits)).astype(np.uint8)
     rows, size = rows_of(index, bits), (GREY.shape[1], GREY.shape[0])
     same(png_file(*size, bits, 0, rows), index * (255 // (2**bits - 1)))
@@ -67,7 +67,8 @@ def test_lying_png() -> None:
 
 
 def test_a_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 kB that inflate to 100 MB, under a header of 16 x 16 px: 272 bytes are asked for, and one more."""
+    """100 kB that inflate to 100 MB, under a header of 16 x 16 px: the decoder asks for 272 bytes and one
+    more."""
     data, asked = png_file(16, 16, 8, 0, bytes(10**8)), []
 
     class Inflater:

@@ -44,7 +44,8 @@ def test_what_pydicom_ships_is_refused_with_a_reason(name: str) -> None:
 
 
 def test_a_jp2_file_inside_dicom_is_its_picture() -> None:
-    """A writer's error: with its boxes, where the codestream alone belongs. OpenCV reads the same pixels."""
+    """A writer's error: the file with its boxes, where only the codestream belongs. OpenCV reads the same
+    pixels."""
     import cv2
     from pydicom.encaps import generate_frames
 

@@ -1,4 +1,4 @@
-"""io.raster, io.tiff, io.jpeg: bytes to pixels, and what is refused. PNG by itself: test_png.py."""
+"""io.raster, io.tiff, io.jpeg: bytes to pixels, and what is refused. For PNG see test_png.py."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_damage_in_compressed_tiff_is_noticed() -> None:
 @pytest.mark.parametrize("packing", [1, 5, 8, 32773], ids=["none", "LZW", "deflate", "PackBits"])
 @pytest.mark.parametrize("pixels", [GREY, RGB, GREY16, RGB16], ids=["grey8", "rgb8", "grey16", "rgb16"])
 def test_lying_tiff(pixels: np.ndarray, packing: int) -> None:
-    """A strip that is said to be half, or one byte shorter than it is, or longer than the file."""
+    """A strip whose stated size is half, or one byte less than the true one, or more than the file."""
     one_strip = (cv2.IMWRITE_TIFF_COMPRESSION, packing, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 64)
     data = by_opencv(pixels, ".tiff", *one_strip)
     size = tiff_tags(data)[0][279][0]

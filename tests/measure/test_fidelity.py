@@ -1,4 +1,4 @@
-"""Each fidelity measure against pictures whose answer is known: copies, gains, reversals, washed colour."""
+"""Each fidelity measure on pictures whose answer is known: copies, gains, reversals, washed colour."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_extremes_with_a_tracer() -> None:
     assert copy_b["washed_top"] == 0 and copy_b["readback"] > 0.99
 
 
-def test_washing_a_known_share_out() -> None:
+def test_a_known_share_washed_out() -> None:
     a, b = scenery.mri(), scenery.tracer(scenery.falling_palette())
     grey = np.repeat(np.uint8(b.mean(axis=2))[..., None], 3, axis=2)
     rows = np.arange(b.shape[0])[:, None, None] % 4 == 0  # every fourth line of the picture
@@ -113,7 +113,7 @@ def test_readback_looks_at_the_colour_more_than_at_its_lightness() -> None:
     assert found > plain + 0.05
 
 
-def test_nothing_to_keep_is_nan_and_bad_shapes_are_told() -> None:
+def test_nothing_to_keep_is_nan_and_bad_shapes_are_refused() -> None:
     black = np.zeros((64, 64), np.uint8)
     assert all(math.isnan(v) for v in fidelity(black, black, black, "pet").values())
     assert all(math.isnan(v) for v in fidelity(black, black, black, "ct").values())

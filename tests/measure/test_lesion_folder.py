@@ -1,4 +1,4 @@
-"""Planted folders: written, fused by anybody, scored as in process; bad folders in one line."""
+"""Planted folders: written, fused by any program, scored as in process; a bad folder gives one line."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_installed_network_is_judged_without_a_folder(made: tuple[Path, list
     assert done.stdout.split()[0] == "LAGN" and "MRI dark under uptake (2)" in done.stdout
 
 
-def test_bad_use_is_one_clear_line(made: tuple[Path, list[Planted]], tmp_path: Path) -> None:
+def test_bad_use_gives_one_clear_line(made: tuple[Path, list[Planted]], tmp_path: Path) -> None:
     root, _ = made
     sources, planted, fused = root / "sources", root / "planted", root / "fused"
     for args, word in (
@@ -94,7 +94,7 @@ def test_bad_use_is_one_clear_line(made: tuple[Path, list[Planted]], tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["changed", "missing", "no json", "other json", "other kind", "size"])
-def test_a_spoilt_folder_is_told(made: tuple[Path, list[Planted]], tmp_path: Path, how: str) -> None:
+def test_a_spoilt_folder_is_refused(made: tuple[Path, list[Planted]], tmp_path: Path, how: str) -> None:
     root, _ = made
     folder, fused = tmp_path / "planted", root / "fused"
     shutil.copytree(root / "planted", folder)
@@ -118,7 +118,7 @@ def test_a_spoilt_folder_is_told(made: tuple[Path, list[Planted]], tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_names_that_would_meet_and_pictures_without_room_are_refused(tmp_path: Path) -> None:
+def test_names_that_would_clash_and_pictures_without_room_are_refused(tmp_path: Path) -> None:
     black = np.zeros((64, 64), np.uint8)
     for kind in ("mri", "ct"):
         put(tmp_path / kind / "one.png", black)

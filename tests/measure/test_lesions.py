@@ -146,7 +146,7 @@ def test_internal_noise_hides_what_an_eye_would_not_notice() -> None:
 
 def test_false_uptake_is_what_mri_lesions_do_to_the_colours(with_pet: list[Planted]) -> None:
     def painted(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """The MRI's level as place on the palette: each of its lesions looks like uptake."""
+        """The MRI's level as the place on the palette: each of its lesions looks like uptake."""
         return np.uint8(np.rint(scenery.ramp_palette()[a]))
 
     assert summarise(judge(painted, with_pet)).false_uptake > 0.03
@@ -164,7 +164,7 @@ def test_summary_counts_each_kind_alike() -> None:
     assert found.lost == pytest.approx((1 / 3 + 1) / 2)
 
 
-def test_bad_pictures_are_told(with_ct: list[Planted]) -> None:
+def test_bad_pictures_are_refused(with_ct: list[Planted]) -> None:
     with pytest.raises(InputError, match="x: a float64"):
         plant([("x", np.zeros((64, 64)), np.zeros((64, 64), np.uint8))], "ct")
     with pytest.raises(InputError, match="case0: fused uint8 .*; expected uint8"):

@@ -233,7 +233,7 @@ def test_small_pictures_give_a_number_or_nan(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nan", "size", "colour"])
-def test_what_is_no_pair_of_pictures_is_refused(kind: str) -> None:
+def test_what_is_not_a_pair_of_pictures_is_refused(kind: str) -> None:
     a, b, f = pictures()
     if kind == "nan":
         f[3, 3] = np.nan

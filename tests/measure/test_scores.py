@@ -1,4 +1,4 @@
-"""Folders in, tables out: luma, means, ranks, files, one line for bad input; the benchmark and the README."""
+"""Folders in, tables out: luma, means, ranks, files, one line for bad input; the benchmark and its pages."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("how", BAD)
-def test_bad_input_is_one_clear_line(folders: tuple[Path, Path], how: str) -> None:
+def test_bad_input_gives_one_clear_line(folders: tuple[Path, Path], how: str) -> None:
     sources, fused = spoil(*folders, how)
     with pytest.raises(InputError, match=BAD[how]) as caught:
         evaluate(sources, fused)
@@ -225,7 +225,7 @@ def test_a_method_cannot_pass_for_a_baseline(folders: tuple[Path, Path]) -> None
 
 @pytest.fixture
 def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Imported by name, as Python finds it when it is run."""
+    """Imports the script by name, as Python finds it when it runs."""
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     return importlib.import_module("quality")
 

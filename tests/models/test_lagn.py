@@ -14,7 +14,7 @@ from mmif_trt.models.lagn import LAGN, LAGNConfig, WindowAttention, relative_pos
 
 
 def reference_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
-    """Slow truth: for each token a loop over its window in the shifted image, one mask by region, no cyclic
+    """Slow truth: for each token a loop over its window in the shifted image, one mask per region, no cyclic
     roll."""
     B, H, W, C = x.shape
     window, shift, heads, d = layer.window, layer.shift, layer.heads, layer.head_dim
@@ -53,7 +53,7 @@ def test_window_attention_equals_the_loop(shift: int, exportable: bool) -> None:
     torch.testing.assert_close(layer(x), reference_attention(layer, x), rtol=1e-5, atol=1e-6)
 
 
-def test_relative_position_index_is_one_entry_an_offset() -> None:
+def test_relative_position_index_has_one_entry_per_offset() -> None:
     index = relative_position_index(8)
     y, x = torch.arange(64) // 8, torch.arange(64) % 8
     pairs = {}
@@ -116,13 +116,13 @@ def test_by_construction(config: LAGNConfig) -> None:
 
 
 def test_the_share_bends_at_zero_without_a_kink() -> None:
-    """Slope 1 on both sides, up to 1 above and -below beneath: weights of one bound suit another to begin
-    with."""
+    """Slope 1 on both sides, up to 1 above and -below beneath: weights trained with one bound are a start for
+    another."""
     x = torch.linspace(-6, 6, 1201, dtype=torch.double, requires_grad=True)
     for below in (1.0, 2.0):
         share = LAGN(replace(SMALL, below=below)).share(x)
         (slope,) = torch.autograd.grad(share.sum(), x)
-        slope[600] = 1  # both of a pair of equals have half a slope
+        slope[600] = 1  # where both are equal, each has half the slope
         assert (slope > 0).all() and slope.diff().abs().max() < 0.02, "no step in the slope, 1 at 0"
         share = share.detach()
         assert share[-1] == pytest.approx(1, abs=1e-4) and share[0] == pytest.approx(-below, abs=0.02)
@@ -166,13 +166,13 @@ def test_data_parallel_gradients_are_those_of_the_whole_batch() -> None:
     ranks = [context.Process(target=ddp_worker, args=(rank, 2, port, queue)) for rank in range(2)]
     for process in ranks:
         process.start()
-    came = queue.get()
+    result = queue.get()
     for process in ranks:
         process.join(60)
         assert process.exitcode == 0
     model, a, b = small_step()
     model(a, b).square().mean().backward()
     expected = [p.grad for p in model.parameters() if p.grad is not None]
-    assert len(came) == len(expected) == len(list(model.parameters()))
-    for x, y in zip(came, expected, strict=True):
+    assert len(result) == len(expected) == len(list(model.parameters()))
+    for x, y in zip(result, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(x), y, rtol=1e-3, atol=1e-6)

@@ -72,16 +72,16 @@ def plain(form: Form, fused: np.ndarray) -> np.ndarray:
 
 
 def check(form: Form, a: Image, b: Image, run: Run, model: Any = None) -> None:
-    """Rounded to the nearest level; where the exact value lies between two, either will do."""
-    came = plain(form, run(model or released(form), feed(form, a, b)))
+    """Rounded to the nearest level; where the exact value lies halfway between two, either will do."""
+    result = plain(form, run(model or released(form), feed(form, a, b)))
     exact = expected(a, b)
-    assert came.shape == exact.shape and came.dtype == np.dtype(form.dtype)
+    assert result.shape == exact.shape and result.dtype == np.dtype(form.dtype)
     low, high = a.value_range or (0, 0)
     limit = TOLERANCE * (high - low) + (0 if form.dtype == "float32" else 0.5)
-    assert np.abs(came.astype(np.float64) - exact).max() <= limit
+    assert np.abs(result.astype(np.float64) - exact).max() <= limit
     dark = [x.data <= (x.value_range or (0, 0))[0] for x in (a, b)]
     black = dark[0] & (dark[1].all(axis=-1) if b.is_colour else dark[1])
-    assert (came[black] == low).all(), "black is exactly black"
+    assert (result[black] == low).all(), "black is exactly black"
 
 
 def pair(form: Form, height: int, width: int) -> tuple[Image, Image]:
@@ -118,13 +118,13 @@ def test_sizes(form: Form, runtime: str) -> None:
         check(form, *pair(form, height, width), RUNS[runtime], model)
 
 
-def test_a_range_that_does_not_begin_at_nothing() -> None:
+def test_a_range_that_does_not_begin_at_zero() -> None:
     form = Form("float32", "grey")
     a, b = pair(form, 33, 40)
     a = a.with_data(a.data * 400 - 200, value_range=(-200.0, 100.0))
-    came = plain(form, by_onnxruntime(released(form), feed(form, a, b)))
-    assert np.abs(came - expected(a, b)).max() <= TOLERANCE * 300
-    assert came.min() == -200, "black, in a's range"
+    result = plain(form, by_onnxruntime(released(form), feed(form, a, b)))
+    assert np.abs(result - expected(a, b)).max() <= TOLERANCE * 300
+    assert result.min() == -200, "black, in a's range"
 
 
 def test_a_batch_is_its_pairs() -> None:
@@ -132,8 +132,8 @@ def test_a_batch_is_its_pairs() -> None:
     one, two = (feed(form, *pair(form, 40, 33)), feed(form, *sample_part()))
     model = released(form)
     both = by_onnxruntime(model, {x: np.concatenate([one[x], two[x]]) for x in ("a", "b")})
-    for alone, came in zip((one, two), both, strict=True):
-        difference = by_onnxruntime(model, alone)[0].astype(int) - came
+    for alone, result in zip((one, two), both, strict=True):
+        difference = by_onnxruntime(model, alone)[0].astype(int) - result
         assert np.abs(difference).max() <= 1 and (difference != 0).mean() < 1e-3
 
 
@@ -148,8 +148,8 @@ def test_mixed_precision_is_within_two_levels() -> None:
     form = Form("uint8", "rgb")
     a, b = sample("mri-pet")
     model = pixels(half(onnx.load(weights.verified_path("lagn", "onnx"))), form)
-    came = plain(form, by_onnxruntime(model, feed(form, a, b))).astype(int)
-    assert np.abs(came - np.rint(expected(a, b))).max() <= 2
+    result = plain(form, by_onnxruntime(model, feed(form, a, b))).astype(int)
+    assert np.abs(result - np.rint(expected(a, b))).max() <= 2
     assert {x.type.tensor_type.elem_type for x in model.graph.output} == {onnx.TensorProto.UINT8}
 
 

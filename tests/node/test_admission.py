@@ -1,4 +1,4 @@
-"""Who gets in, and who is locked out by nobody: silent and dripping peers, titles, addresses, TLS."""
+"""Who gets in, and that no peer locks others out: silent and dripping peers, titles, addresses, TLS."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def threads(node: Node) -> int:
 
 
 def test_peers_that_say_nothing_lock_nobody_out(node: Node) -> None:
-    """More of each kind than there are places, of the address that the scanner has as well: no byte, half a
-    header, a header without its PDU."""
+    """More of each kind than there are places, from the same address as the scanner: no byte, half a header,
+    a header without its PDU."""
     kinds = [b"", b"\x01\x00\x00", struct.pack(">BBL", 1, 0, 200) + b"\0" * 10]
     with contextlib.ExitStack() as stack:
         for sent in kinds * 35:
@@ -59,7 +59,7 @@ def test_peers_that_say_nothing_lock_nobody_out(node: Node) -> None:
     ids=["nothing", "http", "tls", "newlines", "data", "release", "abort"],
 )
 def test_a_place_is_given_back_when_the_peer_leaves(node: Node, data: bytes) -> None:
-    """As a monitor does that looks whether the port is open: the threads end then, and not by a clock."""
+    """As a monitor does that checks whether the port is open: the threads end then, not by a timeout."""
     until(lambda: threads(node) > 0)
     assert echoscu(node.port) == 0
     for _ in range(40):
@@ -71,13 +71,13 @@ def test_a_place_is_given_back_when_the_peer_leaves(node: Node, data: bytes) -> 
 
 
 def waiting(node: Node) -> int:
-    """Connections to the DICOM port, as the kernel has them: established, or closed by the peer alone."""
+    """Connections to the DICOM port, as the kernel lists them: established, or closed by the peer alone."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(f":{node.port:04X}") and row[3] in ("01", "08") for row in rows)
 
 
 def test_a_request_that_cannot_be_read_gives_its_place_back(node: Node) -> None:
-    """A whole request by its frame, noise inside: pynetdicom answers with an abort."""
+    """A complete frame with noise inside: pynetdicom answers with an abort."""
     head = struct.pack(">H2x16s16s32x", 1, b"MMIF".ljust(16), b"SCANNER".ljust(16))
     for _ in range(30):
         body = head + b"\x10\x00\xff\xff" + b"\xee" * 300

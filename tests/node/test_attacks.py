@@ -1,5 +1,5 @@
-"""The node under attack, nightly and seeded: mutated PDUs, kill -9, crowds, strangers to TLS; its guide
-has what came of it. MMIF_FUZZ_SEED for others, MMIF_ATTACKS for a share of the counts (1: all)."""
+"""The node under attack, nightly and seeded: mutated PDUs, kill -9, crowds, strangers to TLS; the node's
+guide has the results. MMIF_FUZZ_SEED gives others, MMIF_ATTACKS a share of the counts (1: all)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def is_well(node: Node, folder: Path) -> None:
 
 
 def conversation(node: Node, folder: Path) -> list[bytes]:
-    """The PDUs of a real peer that stores a study, taken down on their way."""
+    """The PDUs of a real peer that stores a study, recorded on their way."""
     said = bytearray()
     with socket.create_server(("127.0.0.1", 0)) as between:
 
@@ -138,7 +138,7 @@ def test_mutated_pdus(node: Node, tmp_path: Path) -> None:
 
 
 class Pacs:
-    """Counts what it is sent; answers C-FIND by what it has."""
+    """Counts what it receives; answers C-FIND from what it has."""
 
     def __init__(self) -> None:
         from pynetdicom import AE, AllStoragePresentationContexts, evt
@@ -189,7 +189,7 @@ def test_kills_at_any_moment(tmp_path: Path) -> None:
             shutil.rmtree(folder)
             studies += 1
             time.sleep(rng.uniform(0, 4))
-        while (seen := len(pacs.got)) < studies:  # a busy machine has a queue by now: it gets shorter
+        while (seen := len(pacs.got)) < studies:  # a busy machine has formed a queue by now
             until(lambda before=seen: len(pacs.got) > before)
         time.sleep(5)
         left = [path for path in (node.folder / "spool").rglob("*") if path.name.endswith(".mmif-tmp")]
@@ -219,9 +219,9 @@ def test_a_crowd_at_once(node: Node, tmp_path: Path) -> None:
         return "served" if status == 0 else "not answered"
 
     with ThreadPoolExecutor(CROWD) as pool:
-        came = Counter(pool.map(client, range(CROWD)))
-    print(f"{CROWD} clients at once: {dict(came)}")
-    assert came["served"] >= 4 and came["not answered"] == 0
+        counts = Counter(pool.map(client, range(CROWD)))
+    print(f"{CROWD} clients at once: {dict(counts)}")
+    assert counts["served"] >= 4 and counts["not answered"] == 0
     is_well(node, study(tmp_path / "in"))
 
 

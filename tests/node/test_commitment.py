@@ -43,7 +43,7 @@ def request(*instances: str) -> Dataset:
 
 
 @pytest.mark.parametrize("how", ["own port", "same association"])
-def test_what_is_safe_is_told(tmp_path: Path, how: str) -> None:
+def test_what_is_safe_is_reported(tmp_path: Path, how: str) -> None:
     told: list[tuple[int, Dataset]] = []
     come = threading.Event()
 

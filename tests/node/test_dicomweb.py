@@ -65,7 +65,7 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def sources(orthanc: Orthanc, login: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study, stored by us in Orthanc by STOW-RS."""
+    """A study that we stored in Orthanc by STOW-RS."""
     folder = tmp_path_factory.mktemp("sources")
     affine = affine_of(shape=SHAPE, spacing=(5.0, 6.0, 6.0))
     write_mr(folder / "mr", affine, SHAPE)
@@ -123,8 +123,8 @@ def test_a_study_by_dimse_is_what_was_stored(
 
 def test_another_study_is_not_taken(tmp_path: Path) -> None:
     """While the port for a C-MOVE is open, anybody may store."""
-    kept, came = list[str](), retrieve.Received()
-    _, on_store = retrieve._handler(came, STUDY, lambda uid, data: kept.append(uid), Stop())
+    kept, received = list[str](), retrieve.Received()
+    _, on_store = retrieve._handler(received, STUDY, lambda uid, data: kept.append(uid), Stop())
     other, syntax = dataset(), UID("1.2.840.10008.1.2.1")
 
     def stored(body: bytes) -> int:
@@ -136,7 +136,7 @@ def test_another_study_is_not_taken(tmp_path: Path) -> None:
 
     assert stored(encode(other, False, True)) == 0xA900 and not kept
     other.StudyInstanceUID = STUDY
-    assert stored(encode(other, False, True)) == 0x0000 and kept == ["1.2.3"] and came.count == 1
+    assert stored(encode(other, False, True)) == 0x0000 and kept == ["1.2.3"] and received.count == 1
     syntax = UID("1.2.840.10008.1.2.1.99")
     tracemalloc.start()
     packer = zlib.compressobj(9, wbits=-15)
@@ -230,7 +230,7 @@ def test_a_move_that_brings_nothing_ends(
     assert "sent no instance for 1 s" in said and said.count("\n") == 1
 
 
-def test_what_is_not_there_is_said_in_one_line(
+def test_what_is_missing_is_reported_in_one_line(
     orthanc: Orthanc, login: str, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = tmp_path / "wrong"
@@ -405,7 +405,7 @@ def as_file(body: bytes, syntax: str) -> bytes:
         ({"Content-Type": "text/html"}, [b"<p>"], "expected the complete study"),
         (RELATED, multipart(as_file(b"\x08\0\x05\0SQ\0\0\xff\xff\xff\xff" * 9, "1.2.840.10008.1.2.1")), ""),
     ],
-    ids=["no boundary", "another boundary", "none told", "bomb", "no multipart", "noise", "a page", "cut"],
+    ids=["no boundary", "another boundary", "none stated", "bomb", "no multipart", "noise", "a page", "cut"],
 )
 def test_a_study_from_a_service_that_lies(
     headers: dict[str, str],
@@ -416,7 +416,7 @@ def test_a_study_from_a_service_that_lies(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Memory for one instance, not for what a service cares to send; one line, no traceback."""
+    """Memory for one instance, not for whatever a service sends; one line, no traceback."""
     from mmif_trt.io.dicom import meta
 
     monkeypatch.setattr(dicomweb, "MAX_INSTANCE_BYTES", 1 << 20)

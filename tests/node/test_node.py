@@ -19,7 +19,7 @@ from planted import MARK, OPTIONAL, plant_all
 
 import mmif_trt
 
-# SUV cannot do without these.
+# SUV needs these.
 ALLOWED = {"PatientWeight", "AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime"}
 GRID = ((90, 48, 40), (2.0, 4.0, 4.0))
 
@@ -75,7 +75,7 @@ def test_killed_in_the_middle_there_is_exactly_one_whole_fused_series(
     node.start()
     (instance,) = until(lambda: pacs.get("/instances"))
     until(lambda: not list((node.folder / "spool" / "outgoing").iterdir()))
-    assert storescu(node.port, study / "pt") == 0  # the scanner repeats itself
+    assert storescu(node.port, study / "pt") == 0  # the scanner sends it again
     time.sleep(4)
     assert pacs.get("/instances") == [instance] and len(pacs.get("/series")) == 1
     tags = pacs.get(f"/instances/{instance}/simplified-tags")
@@ -103,7 +103,7 @@ def test_a_pacs_that_is_down_loses_nothing(study: Path, pacs: Orthanc, node: Nod
     until(lambda: node.metric("sent_total") == 1 and node.metric("queue_length") == 0)
     assert node.metric("instances_received_total") == 180 and node.metric("fusions_total") == 1
     no_patient_value(node)
-    # As a crash leaves it that comes after the PACS's answer and before our mark: it is asked for by C-FIND.
+    # As after a crash between the PACS's answer and our mark: the node asks the PACS by C-FIND.
     assert node.stop() == 0
     waiting.write_bytes(whole)
     (node.folder / "spool" / "sent" / waiting.stem).rename(node.folder / "spool" / "doubt" / waiting.stem)
@@ -142,7 +142,7 @@ def test_load_of_8_associations_and_2000_instances(tmp_path: Path, node: Node) -
         where = {"StudyInstanceUID": f"1.2.3.{i}"}
         folders.append(write_mr(tmp_path / f"s{i}", affine, (250, 128, 128), **where))
     sizes = []
-    for _ in range(2):  # the second round brings the same instances again: nothing more is kept
+    for _ in range(2):  # the second round sends the same instances again: nothing more is kept
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(lambda folder: storescu(node.port, folder), folders)) == [0] * 8
         sizes.append(node.memory_mb())

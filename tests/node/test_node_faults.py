@@ -51,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def pacs(folder: Path, port: int) -> Iterator[Path]:
-    """A storescp that keeps each instance it gets in a file of its own, also the same one twice."""
+    """A storescp that keeps each instance it receives in a file of its own, even the same one twice."""
     folder.mkdir(exist_ok=True)
     command = ["storescp", "--aetitle", "PACS", "-uf", "-od", str(folder), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -71,7 +71,7 @@ def outgoing(node: Node) -> list[Path]:
     return sorted((node.folder / "spool" / "outgoing").iterdir())
 
 
-def test_a_pacs_that_stays_down_is_asked_ever_more_seldom_and_across_a_restart(
+def test_a_pacs_that_stays_down_is_asked_less_and_less_often_even_across_a_restart(
     study: Path, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -149,7 +149,8 @@ def test_late_instances_make_a_complete_series_that_says_what_it_replaces(
             assert f"replaces {part.SOPInstanceUID}, made before" in whole.DerivationDescription
             assert "replaces" not in part.DerivationDescription
             assert "which the PACS has: it now has both" in node.log
-            # When the sources are forgotten and a part of them comes again, it does not replace the whole.
+            # When the sources are forgotten and some of them are sent again, that part does not replace the
+            # whole.
             node.kill()
             shutil.rmtree(node.folder / "spool" / "incoming")
             node.start()
@@ -177,7 +178,7 @@ def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
     mark.write_bytes(b"DICM" * 4000)  # a kill after the file became the mark, before it shrank
     with Spool(tmp_path) as again:
         assert again.state("pair_40_cccc") == "sent" and spool.uid_of(mark) == ""
-    spool.mark_sent(tmp_path / "outgoing" / "pair_34_aaaa.dcm", "1.2.4")  # it was on its way when it gave way
+    spool.mark_sent(tmp_path / "outgoing" / "pair_34_aaaa.dcm", "1.2.4")  # it was being sent when it gave way
     assert spool.state("pair_34_aaaa") == "sent"
 
 
@@ -227,8 +228,8 @@ def test_an_association_that_stays_open_holds_a_study_only_so_long(study: Path, 
 
 @pytest.mark.parametrize("find", ["answered", "not offered", "aborted"])
 def test_killed_when_the_pacs_has_it_and_we_do_not_know(study: Path, tmp_path: Path, find: str) -> None:
-    """The worst moment: the instance is kept there, its answer never read. It is asked for, not sent twice; a
-    PACS that answers no C-FIND gets the same instance again."""
+    """The worst moment: the PACS has the instance, and its answer was never read. The node asks before it
+    sends again; a PACS that answers no C-FIND receives the same instance twice."""
     stored: list[str] = []
     asked: list[str] = []
 
@@ -277,7 +278,8 @@ def test_killed_when_the_pacs_has_it_and_we_do_not_know(study: Path, tmp_path: P
 def test_a_thread_that_ends_is_seen_and_ends_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of ours, planted: the sender ends. Such a node would take series, send none, and look well."""
+    """A planted fault of ours: the sender ends. Such a node would accept series, send none, and look
+    healthy."""
     settings = Settings("MMIF", free_port(), tmp_path, ("PACS", "127.0.0.1", free_port()), host="127.0.0.1")
     settings = replace(settings, http_port=free_port())
 

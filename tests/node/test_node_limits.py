@@ -57,7 +57,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 def test_tls_both_ways_with_real_dcmtk(study: Path, certificates: Certificates, tmp_path: Path) -> None:
-    """Series in over TLS, the fused one on to a storescp over TLS; without a fitting certificate nothing."""
+    """Series come in over TLS, the fused one goes on to a storescp over TLS; without a matching certificate,
+    nothing."""
     needs("storescp")
     made, port = certificates, free_port()
     (tmp_path / "pacs").mkdir()
@@ -112,7 +113,7 @@ def test_tls_any_peer_and_a_pacs_with_a_strangers_certificate(
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_wrong_tls_file_is_one_line(certificates: Certificates, tmp_path: Path, part: int) -> None:
+def test_a_wrong_tls_file_gives_one_line(certificates: Certificates, tmp_path: Path, part: int) -> None:
     from mmif_trt.cli import main
 
     files = certificates.ours("node")
@@ -121,7 +122,7 @@ def test_a_wrong_tls_file_is_one_line(certificates: Certificates, tmp_path: Path
     assert main([*words, "--spool", str(tmp_path / "spool"), "--tls", *files]) == 2
 
 
-def test_what_is_told_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import argparse
 
     from mmif_trt.cli import main
@@ -244,7 +245,7 @@ def test_an_announced_giant_pdu_takes_no_memory(study: Path, node: Node) -> None
         channel.close()
     assert node.memory_mb("VmHWM") < before + 150, "half of what was poured in"
     assert storescu(node.port, study / "pt") == 0, "it still serves"
-    with socket.create_server(("127.0.0.1", node.pacs_port)) as no_pacs:  # nor from where it sends to
+    with socket.create_server(("127.0.0.1", node.pacs_port)) as no_pacs:  # nor one from the peer it sends to
         no_pacs.settimeout(60)
         channel, _ = no_pacs.accept()
         fused = node.memory_mb("VmHWM")  # what the fusion takes depends on the machine
@@ -258,7 +259,8 @@ def test_an_announced_giant_pdu_takes_no_memory(study: Path, node: Node) -> None
 
 @pytest.mark.parametrize("node", [("--max-mb", "8", "--max-memory-mb", "12")], indirect=True)
 def test_a_message_without_an_end_takes_no_memory(study: Path, node: Node) -> None:
-    """A data set of 200 MB, and one whose end never comes: over 8 MB nothing is kept, and A700 is said."""
+    """A data set of 200 MB, and one whose end never comes: over 8 MB nothing is kept, and the answer is
+    A700."""
     assert storescu(node.port, study / "mr") == 0
     before = node.memory_mb("VmHWM")
     huge = phantoms.slices(np.zeros((1, 4000, 4000)), AFFINE)[0]
@@ -277,7 +279,7 @@ def test_a_message_without_an_end_takes_no_memory(study: Path, node: Node) -> No
     assert node.memory_mb("VmHWM") < before + 98, "half of one message"
     assert node.metric("instances_refused_total") == 1 and len(spooled(node)) == SHAPE[0]
     assert "over a limit of size or memory" in node.log
-    # What was given up is given back: 12 MB serve any number of instances of 3 MB, one after the other.
+    # The memory of what was refused is free again: 12 MB serve any number of instances of 3 MB, one by one.
     small = phantoms.slices(np.zeros((1, 1200, 1200)), AFFINE)
     association = associate(node)
     for _ in range(8):
@@ -346,7 +348,7 @@ def test_a_limit_is_a_clear_status(study: Path, node: Node) -> None:
 
 
 @pytest.mark.parametrize("node", [("--max-associations", "2")], indirect=True)
-def test_associations_over_the_number_are_rejected(study: Path, node: Node) -> None:
+def test_associations_over_the_limit_are_rejected(study: Path, node: Node) -> None:
     open_ones = [associate(node) for _ in range(2)]
     assert echoscu(node.port) != 0
     open_ones[0].release()
@@ -355,7 +357,7 @@ def test_associations_over_the_number_are_rejected(study: Path, node: Node) -> N
 
 
 def cut_after(node: Node, count: int) -> int:
-    """The port of a wire to the node that breaks when `count` bytes have gone through."""
+    """The port of a relay to the node that breaks after `count` bytes."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def carry() -> None:
@@ -387,4 +389,4 @@ def test_an_association_that_drops_in_the_middle_leaves_whole_instances_only(stu
         subprocess.run(["dcmdump", "-q", str(path)], check=True, capture_output=True)
         assert path.stat().st_size >= one - 200
     assert storescu(node.port, study / "mr") == 0
-    assert len(spooled(node)) == SHAPE[0], "what came twice is there once"
+    assert len(spooled(node)) == SHAPE[0], "what was received twice is there once"

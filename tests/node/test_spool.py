@@ -46,7 +46,7 @@ def kept(spool: Spool) -> list[bytes]:
     return sorted(path.read_bytes()[len(HEAD) :] for path in spool.folder(STUDY).iterdir())
 
 
-def test_the_first_of_two_is_kept_until_it_was_fused(tmp_path: Path) -> None:
+def test_the_first_of_two_is_kept_until_it_is_fused(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     assert put(spool, b"first") == NEW and put(spool, b"first") == SAME
     assert put(spool, b"other") == DIFFERENT and kept(spool) == [b"first"]
@@ -66,7 +66,7 @@ def test_one_node_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_that_went_away_is_made_anew(tmp_path: Path) -> None:
+def test_a_folder_that_went_away_is_made_again(tmp_path: Path) -> None:
     """Names stay the same: the key is put back."""
     with Spool(tmp_path / "spool") as spool:
         assert put(spool, b"first") == NEW
@@ -82,7 +82,7 @@ def test_a_folder_that_went_away_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_nothing_in_the_folder_holds_it_up(tmp_path: Path) -> None:
-    """Pipes, links to themselves and folders where files belong: opened nowhere, counted nowhere."""
+    """Pipes, links to themselves and folders where files belong: never opened, never counted."""
     spool = Spool(tmp_path)
     put(spool, b"x")
     study = spool.folder(STUDY).name
@@ -162,7 +162,7 @@ def test_quiet_is_by_the_monotonic_clock(tmp_path: Path, monkeypatch: pytest.Mon
 def test_acknowledged_means_that_the_folders_are_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a crash must not take back: its folder is synced after it was made, before put returns."""
+    """A crash must not undo it: a new folder is synced after it is made and before put returns."""
     synced: list[str] = []
     fsync = os.fsync
 
@@ -329,10 +329,10 @@ def test_a_study_that_ended_the_node_waits_for_the_others(
 
 
 @pytest.mark.parametrize("answer", [EOFError, {"outcome": "failed", "message": "no weights"}])
-def test_a_death_before_the_network_is_loaded_is_not_the_case_s(
+def test_a_death_before_the_network_is_loaded_is_not_the_fault_of_the_case(
     answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node that was killed thrice while its process was starting set the study aside."""
+    """A node that was killed three times while its process was starting set the study aside."""
 
     def ask(self: Child, request: dict[str, Any], *_: Any) -> Any:
         assert "ready" in request
@@ -350,9 +350,9 @@ def test_a_death_before_the_network_is_loaded_is_not_the_case_s(
     assert spool.state(spool.name(case)) == "new"
 
 
-def test_all_that_takes_long_is_there_before_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reading process and the first fusion took seconds in the first case: a kill in them was taken for
-    the case's."""
+def test_all_that_takes_long_is_loaded_before_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reading process and the first fusion took seconds of the first case: a kill during them counted
+    against the case."""
     from mmif_trt import fuser
     from mmif_trt.node.worker import Worker
 
@@ -369,8 +369,8 @@ def test_all_that_takes_long_is_there_before_a_case(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("error", [InterruptedError, EOFError])
-def test_a_stop_is_no_death(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if it ends the worker first."""
+def test_a_stop_is_not_a_death(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if it ends the worker first."""
     stop = Stop()
 
     def ask(self: Child, request: dict[str, Any], *_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the node offers to take is what `fuse` reads, and of each the study is found."""
+"""The node accepts the transfer syntaxes that `fuse` reads, and finds the study in each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AFFINE = phantoms.affine_of(shape=(1, 32, 32))
 
 
 def test_the_list() -> None:
-    """Of scanners and archives: lossless and 12-bit JPEG, JPEG-LS, JPEG 2000, HTJ2K, deflated."""
+    """From scanners and archives: lossless and 12-bit JPEG, JPEG-LS, JPEG 2000, HTJ2K, deflated."""
     offered = {str(syntax) for syntax in readable()}
     for number in ("50", "51", "57", "70", "80", "81", "90", "91", "201", "202", "203"):
         assert f"1.2.840.10008.1.2.4.{number}" in offered

@@ -38,7 +38,7 @@ SHAPES = [
 @dataclass(frozen=True)
 class Case:
     name: str
-    tensors: tuple[Tensor, ...]  # the operation's, the maps first
+    tensors: tuple[Tensor, ...]  # the operation's arguments, the maps first
     d_y: Tensor
 
     def to(self, dtype: torch.dtype, weights: torch.dtype | None = None) -> Case:
@@ -88,12 +88,12 @@ def compare(x: Case) -> None:
     true = x.to(torch.float64).run(x.truth())
     ours, plain = x.run(), x.run(x.truth())
     unit = torch.finfo(x.d_y.dtype).eps
-    for i, (came, other, truth) in enumerate(zip(ours, plain, true, strict=True)):
-        assert came.shape == other.shape and came.dtype == other.dtype, i
-        assert relative(came, truth) <= max(2 * relative(other, truth), (4 if i else 2) * unit), i
-        cosine, off = (F.cosine_similarity(y.double().flatten(), truth.flatten(), 0) for y in (came, other))
+    for i, (result, other, truth) in enumerate(zip(ours, plain, true, strict=True)):
+        assert result.shape == other.shape and result.dtype == other.dtype, i
+        assert relative(result, truth) <= max(2 * relative(other, truth), (4 if i else 2) * unit), i
+        cosine, off = (F.cosine_similarity(y.double().flatten(), truth.flatten(), 0) for y in (result, other))
         assert 1 - cosine <= max(2 * (1 - off), 8 * unit**2), i
-        bias, its = ((y.double() - truth).sum().abs() / truth.abs().sum() for y in (came, other))
+        bias, its = ((y.double() - truth).sum().abs() / truth.abs().sum() for y in (result, other))
         assert bias <= max(2 * its, relative(other, truth), 2 * unit), i
 
 
@@ -130,8 +130,8 @@ def test_error_is_at_most_twice_plain_torchs(shape: tuple[int, ...], dtype: torc
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_double_is_the_reference(shape: tuple[int, ...], name: str) -> None:
     x = case(name, shape)
-    for came, truth in zip(x.run(), x.run(x.truth()), strict=True):
-        torch.testing.assert_close(came, truth, rtol=1e-11, atol=1e-11)
+    for result, truth in zip(x.run(), x.run(x.truth()), strict=True):
+        torch.testing.assert_close(result, truth, rtol=1e-11, atol=1e-11)
 
 
 @on_each_op
@@ -184,9 +184,9 @@ def test_constant_images(value: float, name: str) -> None:
         flat.run(flat.truth()),
         *(flat.to(torch.float32).run(op) for op in (flat.truth(), None)),
     )
-    for came, other, truth in zip(ours, plain, true, strict=True):
+    for result, other, truth in zip(ours, plain, true, strict=True):
         torch.testing.assert_close(
-            came.double(), truth, rtol=1e-4, atol=max(1e-4, 2 * float((other - truth).abs().max()))
+            result.double(), truth, rtol=1e-4, atol=max(1e-4, 2 * float((other - truth).abs().max()))
         )
 
 
@@ -196,9 +196,9 @@ def test_large_half_numbers_stay_finite_where_the_result_is(name: str) -> None:
     big = Case(name, (x.tensors[0] / x.tensors[0].abs().max() * 3e4, *x.tensors[1:]), x.d_y).to(torch.float16)
     true = big.to(torch.float64).run(big.truth())
     fits = [t.abs() < 6e4 for t in true]
-    for came, truth, inside in zip(big.run(), true, fits, strict=True):
-        assert came[inside].isfinite().all()
-        assert relative(came[inside], truth[inside]) < 2e-2
+    for result, truth, inside in zip(big.run(), true, fits, strict=True):
+        assert result[inside].isfinite().all()
+        assert relative(result[inside], truth[inside]) < 2e-2
 
 
 def test_gelu_over_all_sizes() -> None:
@@ -238,11 +238,11 @@ def test_float32_weights_beside_a_half(name: str) -> None:
     """As under autocast: rounded to the half on the way in, float32 gradients on the way out."""
     x = case(name, (2, 32, 64, 5, 9)).to(torch.bfloat16).to(torch.bfloat16, torch.float32)
     narrow = x.to(torch.bfloat16)
-    came, other = x.run(), narrow.run()
-    assert torch.equal(came[0], other[0])
-    for wide, low in zip(came, other, strict=True):
+    result, other = x.run(), narrow.run()
+    assert torch.equal(result[0], other[0])
+    for wide, low in zip(result, other, strict=True):
         torch.testing.assert_close(wide.to(torch.bfloat16), low, rtol=0, atol=0)
-    assert came[-1].dtype == torch.float32
+    assert result[-1].dtype == torch.float32
 
 
 @on_each_op

@@ -17,7 +17,7 @@ CUDA = REPO / "csrc" / "cuda"
 KERNELS = ["window_attention_fwd.cu", "window_attention_bwd.cu", "window_attention_bwd_float.cu"]
 RUNNER = EMULATOR / "run_window_attention.cpp"
 
-FLOOR = 1e-6  # relative error that no comparison asks to undercut: some ulps of float32, where sums cancel
+FLOOR = 1e-6  # a relative error that always passes: a few ulps of float32, where sums cancel
 
 CASES = [
     *variants(Case()),
@@ -70,7 +70,7 @@ def assert_as_good_as_torch(case: Case, ours: Outputs) -> None:
     truth, theirs = plain(case, given, torch.float64), plain(case, given, case.dtype)
     for name in Outputs.NAMES:
         x, y, t = (getattr(o, name).detach().double() for o in (ours, theirs, truth))
-        if case.batch == 0:  # d_bias of nothing is the host part's
+        if case.batch == 0:  # the host part fills d_bias of an empty batch
             assert name == "d_bias" or x.numel() == 0
             continue
         assert x.isfinite().all(), f"{case}: {name} is not finite"
@@ -134,7 +134,7 @@ def test_sanitizers_find_nothing(case: Case, sanitized: Path, tmp_path: Path) ->
     assert_as_good_as_torch(case, run(sanitized, [case], tmp_path)[0])
 
 
-# Errors planted in a copy of the sources, each of which a run must show: file, what to replace, by what.
+# Errors planted in a copy of the sources, each of which a run must show: file, what to replace, with what.
 PLANTS = {
     "fwd: bias of the wrong neighbour": (0, "c ? both.y : both.x", "c ? both.x : both.y"),
     "fwd: no barrier after loading": (0, "wait_copies();\n    __syncthreads();", "wait_copies();"),

@@ -1,4 +1,4 @@
-"""ops.fusion_loss: the truth at known inputs, then the kernels against the truth, bits where bits are due."""
+"""ops.fusion_loss: the truth at known inputs, then the kernels against the truth, bit for bit where exact."""
 
 from __future__ import annotations
 
@@ -80,27 +80,27 @@ def with_gradient(function: Any, x: Inputs) -> tuple[Tensor, Tensor]:
     return terms.detach(), torch.autograd.grad(terms, f, x.d_terms)[0]
 
 
-def error(came: Tensor, true: Tensor) -> float:
+def error(result: Tensor, true: Tensor) -> float:
     """Relative L2."""
-    return float((came.double().cpu() - true).norm() / true.norm().clamp(min=1e-30))
+    return float((result.double().cpu() - true).norm() / true.norm().clamp(min=1e-30))
 
 
 def compare(x: Inputs, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
     """Values and gradient of the operation: error at most twice plain torch's, both against float64."""
     true, true_d = with_gradient(reference.fusion_loss, x.to(torch.float64))
     plain, plain_d = with_gradient(reference.fusion_loss, x.to(dtype))
-    came, came_d = with_gradient(op.fusion_loss, x.to(device, dtype))
+    result, result_d = with_gradient(op.fusion_loss, x.to(device, dtype))
     unit = torch.finfo(dtype).eps
-    assert came.dtype == came_d.dtype == dtype and came.device.type == device
-    assert error(came, true) <= max(2 * error(plain, true), 2 * unit)
+    assert result.dtype == result_d.dtype == dtype and result.device.type == device
+    assert error(result, true) <= max(2 * error(plain, true), 2 * unit)
     if not true_d.any():
-        assert came_d.abs().max() <= max(2 * float(plain_d.abs().max()), unit)
+        assert result_d.abs().max() <= max(2 * float(plain_d.abs().max()), unit)
         return
-    assert error(came_d, true_d) <= max(2 * error(plain_d, true_d), 4 * unit)
-    cosine = F.cosine_similarity(came_d.double().cpu().flatten(), true_d.flatten(), 0)
+    assert error(result_d, true_d) <= max(2 * error(plain_d, true_d), 4 * unit)
+    cosine = F.cosine_similarity(result_d.double().cpu().flatten(), true_d.flatten(), 0)
     off = F.cosine_similarity(plain_d.double().flatten(), true_d.flatten(), 0)
     assert 1 - cosine <= max(2 * (1 - off), 8 * unit)
-    bias, plain_bias = ((y.double().cpu() - true_d).sum() / true_d.abs().sum() for y in (came_d, plain_d))
+    bias, plain_bias = ((y.double().cpu() - true_d).sum() / true_d.abs().sum() for y in (result_d, plain_d))
     assert abs(bias) <= max(2 * abs(plain_bias), error(plain_d, true_d)), "signed bias"
 
 
@@ -167,14 +167,14 @@ def test_error_is_at_most_twice_plain_torchs(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float64_equals_the_truth(shape: tuple[int, int, int]) -> None:
     x = inputs(shape).to(torch.float64)
-    for came, true in zip(
+    for result, true in zip(
         with_gradient(op.fusion_loss, x), with_gradient(reference.fusion_loss, x), strict=True
     ):
-        assert error(came, true) < 1e-14
+        assert error(result, true) < 1e-14
 
 
 def choices(x: Inputs) -> Tensor:
-    """The byte a pixel of csrc/fusion_loss.h, from the reference's own operations in x's precision."""
+    """The byte per pixel of csrc/fusion_loss.h, from the reference's own operations in x's precision."""
     wa, wb = (torch.ones_like(x.f) if w is None else w for w in (x.wa, x.wb))
     (ax, ay), (bx, by), (fx, fy) = (reference.sobel(y) for y in (x.a, x.b, x.f))
     first = wa * x.a >= wb * x.b
@@ -191,8 +191,8 @@ def choices(x: Inputs) -> Tensor:
 def test_choices_are_the_truths_bit_by_bit(kind: str, weighted: bool, device: str) -> None:
     for dtype in (torch.float32, torch.float64) if device == "cpu" else (torch.float32,):
         x = inputs((2, 61, 67), kind, weighted).to(dtype)
-        came = torch.ops.mmif_trt.fusion_loss(*x.to(device).all())[2]
-        assert torch.equal(came.cpu(), choices(x))
+        result = torch.ops.mmif_trt.fusion_loss(*x.to(device).all())[2]
+        assert torch.equal(result.cpu(), choices(x))
 
 
 @needs_kernel
@@ -220,8 +220,8 @@ def test_slices_of_larger_buffers(device: str) -> None:
         return y.transpose(2, 3).contiguous().transpose(2, 3)
 
     for view in (sliced, turned):
-        came = with_gradient(lambda f, *rest, view=view: op.fusion_loss(view(f), *map(view, rest)), x)
-        assert all(map(torch.equal, came, expected)), view
+        result = with_gradient(lambda f, *rest, view=view: op.fusion_loss(view(f), *map(view, rest)), x)
+        assert all(map(torch.equal, result, expected)), view
     same = replace(x, a=x.a[:1].expand(2, -1, -1, -1), d_terms=x.d_terms[:, :1].expand(2, 3))
     whole = replace(same, a=same.a.contiguous(), d_terms=same.d_terms.contiguous())
     assert all(map(torch.equal, with_gradient(op.fusion_loss, same), with_gradient(op.fusion_loss, whole)))
@@ -251,9 +251,9 @@ def test_nan_spreads_as_in_the_truth_and_no_further(name: str, device: str) -> N
     spoilt[1, 0, 20, 17] = float("nan")
     x = replace(x, **{name: spoilt})
     true, true_d = with_gradient(reference.fusion_loss, x)
-    came, came_d = with_gradient(op.fusion_loss, x.to(device))
-    assert true[1].isnan().any() and torch.equal(came.isnan().cpu(), true.isnan())
-    assert torch.equal(came_d.isnan().cpu(), true_d.isnan())
+    result, result_d = with_gradient(op.fusion_loss, x.to(device))
+    assert true[1].isnan().any() and torch.equal(result.isnan().cpu(), true.isnan())
+    assert torch.equal(result_d.isnan().cpu(), true_d.isnan())
 
 
 @on_each_device
@@ -275,14 +275,14 @@ def test_half_is_taken_as_float(dtype: torch.dtype) -> None:
 
 @on_each_device
 def test_other_constants_of_ssim(device: str) -> None:
-    """Training takes smaller ones: value and gradient, to a float's rounding of a variance."""
+    """Training uses smaller ones: value and gradient, to a float's rounding of a variance."""
     x, constants = inputs((3, 40, 37)), (1e-5, 1e-4)
     true, true_d = with_gradient(lambda *y: reference.fusion_loss(*y, *constants), x.to(torch.float64))
     plain, plain_d = with_gradient(lambda *y: reference.fusion_loss(*y, *constants), x)
-    came, came_d = with_gradient(lambda *y: op.fusion_loss(*y, *constants), x.to(device))
-    assert error(came, true) <= max(2 * error(plain, true), 2e-7)
-    assert error(came_d, true_d) <= max(2 * error(plain_d, true_d), 5e-7)
+    result, result_d = with_gradient(lambda *y: op.fusion_loss(*y, *constants), x.to(device))
+    assert error(result, true) <= max(2 * error(plain, true), 2e-7)
+    assert error(result_d, true_d) <= max(2 * error(plain_d, true_d), 5e-7)
     usual, _ = with_gradient(op.fusion_loss, x.to(device))
-    assert (came[:, 2] > usual[:, 2]).all() and torch.equal(came[:, :2], usual[:, :2])
+    assert (result[:, 2] > usual[:, 2]).all() and torch.equal(result[:, :2], usual[:, :2])
     with pytest.raises(RuntimeError, match="c1, c2 is 0, 1; expected: more than 0"):
         op.fusion_loss(*x.to(device).all(), 0.0, 1.0)

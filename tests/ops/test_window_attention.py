@@ -33,7 +33,7 @@ SHAPES = [
     (1, 4, 6, 2, 16, 1, 0),
     (2, 1, 1, 2, 32, 8, 4),
 ]
-FLOOR = 1e-7  # relative error that no comparison asks to undercut: half an ulp of float32
+FLOOR = 1e-7  # a relative error that always passes: half an ulp of float32
 
 
 def inputs(shape: tuple[int, ...], device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,8 +71,8 @@ def test_error_is_at_most_twice_plain_torchs(shape: tuple[int, ...], dtype: torc
     ours = run(window_attention, qkv, bias, d_out, *shape[5:])
     for name, x, y, t in zip(("out", "d_qkv", "d_bias"), ours, plain, truth, strict=True):
         if t.norm() < 1e-12:  # one token per window: the softmax is 1, and no score has a gradient
-            # But for what remains of d_out . v - d_out . out: on CUDA tensor cores take the first sum of half
-            # types, plain multiply-adds the second.
+            # Except for what remains of d_out . v - d_out . out: on CUDA, tensor cores compute the first sum
+            # of half types, plain multiply-adds the second.
             cores = device == "cuda" and dtype != torch.float32
             assert x.abs().max() < (2e-5 * float(d_out.abs().max()) if cores else 1e-6), name
             continue
@@ -106,7 +106,7 @@ def test_is_the_layer_of_swin() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_slices_of_larger_buffers(dtype: torch.dtype, device: str) -> None:
-    """Neither the neighbours of a slice are read, nor do its strides matter."""
+    """The neighbours of a slice are not read, and its strides do not matter."""
     shape = (2, 10, 11, 2, 16, 8, 3)
     qkv, bias, d_out = (x.to(device) for x in inputs(shape))
     qkv, d_out, bias = qkv.to(dtype), d_out.to(dtype), bias.float()
@@ -254,8 +254,8 @@ def test_compile_and_export() -> None:
 
 
 def test_a_compiled_layer_sees_plain_operations() -> None:
-    """A graph traced with the kernel is not used within plain_operations, nor the other way round, nor is it
-    traced again; what another thread does changes nothing."""
+    """A graph traced with the kernel is not used within plain_operations, nor the other way round, and
+    neither is traced twice; what another thread does changes nothing."""
     graphs: list[bool] = []
 
     def backend(module: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ AFFINE = affine_of("SPL", (8, 8, 8), SHAPE)
 
 
 class Average:
-    """In place of the network, which others test."""
+    """In place of the network, which other tests cover."""
 
     def fuse_images(self, a: Any, b: Any) -> Any:
         return b
@@ -63,7 +63,7 @@ def test_layers_are_fused_where_they_lie() -> None:
     assert not grey[1]["rgb"] and grey[1]["contrast_limits"] == (0, 65535)
 
 
-def test_pictures_and_what_is_no_picture() -> None:
+def test_pictures_and_what_is_not_a_picture() -> None:
     picture = np.zeros((30, 40), np.uint8)
     rgb = layer("rgb", np.zeros((30, 40, 4), np.uint8), np.eye(3), rgb=True)
     data, how, _ = layers.fuse_layers(layer("m", picture, contrast_limits=(0, 255)), rgb, fuser=Average())

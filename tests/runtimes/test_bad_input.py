@@ -56,7 +56,7 @@ def full_disk(fake: FakeCard, cache: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def cached(**changes: Any) -> Change:
-    """An engine where the cache is asked for one, with another manifest."""
+    """A builder whose engines have a manifest with `changes`."""
 
     def change(fake: FakeCard, cache: Path, patch: pytest.MonkeyPatch) -> Path:
         patch.setattr(
@@ -233,7 +233,7 @@ def test_ctrl_c_frees_the_card_and_leaves_no_half_file(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A suite that a shell runs in the background was told to ignore it, and so would the child.
+        # A suite that a shell runs in the background ignores it, and so would the child.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None and process.stdout.readline() == "working\n"

@@ -19,7 +19,7 @@ HOST, CARD, PINNED, ROCM, MANAGED = 1, 2, 3, 10, 13  # device types of dlpack.h
 
 
 class Claims:
-    """A producer that says where it lies and hears the stream; the capsule is that of a real one inside."""
+    """A producer that states its device and records the stream; its capsule comes from a real one inside."""
 
     def __init__(self, inner: Any, kind: int = CARD, place: int = 0) -> None:
         self.inner, self.kind, self.place, self.heard = inner, kind, place, [0]
@@ -148,7 +148,7 @@ def test_the_cuda_array_interface() -> None:
         assert is_on_device(x, "a")
         seen = view(x, "a", 1)
         assert seen.pointer == 4096 and not seen.ordered, (
-            "no stream of ours is told: the card must rest first"
+            "no stream of ours is named: the card must rest first"
         )
     for changes, said in (
         ({"typestr": ">f4"}, "a: dtype >f4; expected float32 on the card"),
@@ -205,8 +205,8 @@ def test_an_engine_reads_dlpack_on_the_card(fake: FakeCard, tmp_path: Path, torc
     x, y = OnFakeCard(fake, a), OnFakeCard(fake, b)
     with Engine(engine(tmp_path / "x.engine")) as e:
         fused = e(x, y)
-        came = fake.array(fused.__cuda_array_interface__["data"][0], tuple(a.shape))
-        np.testing.assert_array_equal(came, network(a.numpy(), b.numpy()))
+        result = fake.array(fused.__cuda_array_interface__["data"][0], tuple(a.shape))
+        np.testing.assert_array_equal(result, network(a.numpy(), b.numpy()))
         assert "upload" not in fake.calls and "synchronise" not in fake.calls, "ordered by the producer"
         assert x.streams == y.streams and x.streams[0] in fake.streams, "the stream that will read"
         with pytest.raises(InputError, match="a: on CUDA device 1"):

@@ -32,7 +32,7 @@ def pair(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCard]:
     made = install(monkeypatch, tmp_path / "cache")
-    gc.freeze()  # what others left is not looked through: with torch loaded that outlasts the test
+    gc.freeze()  # to skip what other tests left: with torch loaded that takes longer than a test
     yield made
     gc.collect()
     gc.unfreeze()
@@ -113,8 +113,8 @@ def test_device_arrays_are_read_in_place_and_kept(fake: FakeCard, path: Path) ->
             fused = next(iter(e.run([(OnCard(fake, a), OnCard(fake, b))])))
             seen = fused.__cuda_array_interface__
             assert seen["shape"] == a.shape and seen["typestr"] == "<f4"
-            came = fake.array(seen["data"][0], a.shape)
-            np.testing.assert_array_equal(came, network(a, b))
+            result = fake.array(seen["data"][0], a.shape)
+            np.testing.assert_array_equal(result, network(a, b))
         assert "upload" not in fake.calls and "download" not in fake.calls, "no way through the host"
         assert "synchronise" in fake.calls, "the interface names no stream: the producer must have ended"
         x, y = pair(64, 64)

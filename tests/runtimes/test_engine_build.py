@@ -185,7 +185,7 @@ def test_build_inspect_list_verify(tmp_path: Path, capsys: pytest.CaptureFixture
         (["list", "none"], "none: no such folder"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_give_one_line(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["engine", *arguments]) == 2
     said = capsys.readouterr().err
     assert text in said and said.count("\n") == 1

@@ -19,13 +19,13 @@ from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt.cuda import DeviceError
 from mmif_trt.runtimes.trt.engine import Engine
 
-LONG_S = 20  # what only a fault reaches
+LONG_S = 20  # a limit that only a fault reaches
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCard]:
     made = install(monkeypatch, tmp_path / "cache")
-    gc.freeze()  # what others left is not looked through: with torch loaded that outlasts the test
+    gc.freeze()  # to skip what other tests left: with torch loaded that takes longer than a test
     yield made
     gc.collect()
     gc.unfreeze()
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def elsewhere(what: Any) -> Any:
-    """Done by another thread, which ends."""
+    """Calls `what` in another thread, which then ends."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(what).result(LONG_S)
 

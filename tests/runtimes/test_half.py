@@ -40,11 +40,11 @@ def compare(model: Any) -> Compare:
     network = load_model("lagn")
 
     def run(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-        (came,) = session.run(None, {"a": a[None, None], "b": b[None, None]})
+        (fused,) = session.run(None, {"a": a[None, None], "b": b[None, None]})
         with torch.inference_mode():
             expected = network(*(torch.from_numpy(x)[None, None] for x in (a, b))).numpy()
-        assert came.dtype == np.float32 and np.isfinite(came).all()
-        error = np.abs(came.astype(np.float64) - expected)
+        assert fused.dtype == np.float32 and np.isfinite(fused).all()
+        error = np.abs(fused.astype(np.float64) - expected)
         return float(-10 * np.log10(max(1e-20, float((error**2).mean())))), float(error.max())
 
     return run
@@ -86,8 +86,8 @@ def test_adversarial_inputs(compare: Compare) -> None:
 def test_a_source_of_zeros_leaves_the_other_exactly(compare: Compare, model: Any) -> None:
     ramp = hard_inputs()["top ramp"]  # 16-bit levels near white: half has 2,048 steps there, the ramp more
     session = onnxruntime.InferenceSession(half(model).SerializeToString())
-    (came,) = session.run(None, {"a": 0 * ramp[None, None], "b": ramp[None, None]})
-    np.testing.assert_array_equal(came[0, 0], ramp)
+    (fused,) = session.run(None, {"a": 0 * ramp[None, None], "b": ramp[None, None]})
+    np.testing.assert_array_equal(fused[0, 0], ramp)
 
 
 def types(model: Any) -> dict[str, int]:
@@ -106,7 +106,7 @@ def test_each_operation_has_the_type_it_says(model: Any) -> None:
         assert len(nodes) == count
         assert all(of[name] == kind for node in nodes for name in (*node.input, *node.output) if name), op
     assert {of[name] for name in ("a", "b", "fused")} == {onnx.TensorProto.FLOAT}
-    assert types(model)["stem.weight"] == onnx.TensorProto.FLOAT, "the graph that came must stay as it was"
+    assert types(model)["stem.weight"] == onnx.TensorProto.FLOAT, "the graph passed in must stay as it was"
 
 
 def test_static_fixes_the_shape(model: Any) -> None:

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def fuse(path: Path, side: int = 64) -> str:
-    """One process's work: load, fuse, close; the cache's note."""
+    """One process's work: load, fuse, close; returns the cache's note."""
     a = np.full((side, side), 0.5, np.float32)
     with Engine(path) as e:
         np.testing.assert_array_equal(e(a, a), network(a, a))

@@ -40,10 +40,10 @@ def test_nothing_goes_through_the_host(
 ) -> None:
     a, b = pictures(dtype, *shapes)
     fuser = Fuser(runtime="tensorrt")
-    came = fuser(OnCard(card, a), OnCard(card, b))
+    result = fuser(OnCard(card, a), OnCard(card, b))
     ranges = 2 if dtype == "float32" else 0  # two pairs of numbers, not pixels
     assert card.calls.count("upload") == ranges and "download" not in card.calls
-    assert came.__cuda_array_interface__["shape"] == b.shape
+    assert result.__cuda_array_interface__["shape"] == b.shape
     batch_a, batch_b = (x if len(x.shape) > 2 and x.shape[0] == 3 else x[None] for x in (a, b))
     form = Form(dtype, "rgb-last" if b.shape[-1] == 3 else "grey")
     given = {"a": batch_a[:, None], "b": batch_b if form.layout != "grey" else batch_b[:, None]}
@@ -51,7 +51,7 @@ def test_nothing_goes_through_the_host(
         given |= dict.fromkeys(("range_a", "range_b"), np.array([0, 1], np.float32))
     true = fused(form, given)
     np.testing.assert_allclose(
-        read(card, came).reshape(true.shape), true, rtol=1e-6 * ranges, atol=1e-6 * ranges
+        read(card, result).reshape(true.shape), true, rtol=1e-6 * ranges, atol=1e-6 * ranges
     )
 
 
@@ -65,7 +65,7 @@ def test_value_ranges_reach_the_engine(card: FakeCard) -> None:
         fuser(OnCard(card, a), OnCard(card, b), value_range=(5.0, 1.0))
 
 
-def test_what_does_not_fit_is_told(card: FakeCard) -> None:
+def test_what_does_not_fit_is_refused(card: FakeCard) -> None:
     a, b = pictures("uint8", (40, 48), (40, 48))
     fuser = Fuser(runtime="tensorrt")
     with pytest.raises(InputError, match="a is uint8 and b float32 on the card"):

@@ -180,11 +180,11 @@ def test_auto_falls_back_where_bfloat16_is_off(
     monkeypatch.setattr(weights, "golden", lambda name: (a, b, own + np.float32(off_by)))
     runtime = runtimes.load("openvino", "auto", 1)
     assert runtime.precision == precision and note in runtime.note
-    came = runtime.infer(a[0], b[0])
+    output = runtime.infer(a[0], b[0])
     if precision == "fp32":
-        assert np.abs(came - expected[0]).max() <= 1e-4, "the graphs in bfloat16 must be gone"
+        assert np.abs(output - expected[0]).max() <= 1e-4, "the graphs in bfloat16 must be gone"
     else:
-        np.testing.assert_array_equal(came, own[0])
+        np.testing.assert_array_equal(output, own[0])
 
 
 def test_onnx_file_takes_any_batch_and_size() -> None:
@@ -196,14 +196,14 @@ def test_onnx_file_takes_any_batch_and_size() -> None:
     model = load_model("lagn")
     for shape in ((2, 1, 64, 96), (1, 1, 160, 32), (3, 1, 32, 32)):
         a, b = rand(*shape, seed=1), rand(*shape, seed=2)
-        (came,) = session.run(None, {"a": a, "b": b})
+        (output,) = session.run(None, {"a": a, "b": b})
         with torch.inference_mode():
             expected = model(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-        assert came.shape == shape
-        np.testing.assert_allclose(came, expected, rtol=0, atol=1e-4)
+        assert output.shape == shape
+        np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4)
     a, b, f = weights.golden("lagn")
-    (came,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
-    np.testing.assert_allclose(came[:, 0], f, rtol=0, atol=1e-4)
+    (output,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
+    np.testing.assert_allclose(output[:, 0], f, rtol=0, atol=1e-4)
 
 
 def test_sizes_beyond_the_fixed_graphs_share_one() -> None:
@@ -213,9 +213,9 @@ def test_sizes_beyond_the_fixed_graphs_share_one() -> None:
     sizes = [(32, 32), (64, 32), (256, 256), (32, 64), (64, 64), (96, 32), (32, 96)]
     for size in sizes * 2:
         a, b = rand(*size, seed=3), rand(*size, seed=4)
-        came = runtime.infer(a, b)
-        assert came.flags.owndata, "not a view of a buffer that the next call overwrites"
-        np.testing.assert_allclose(came, reference.infer(a, b), rtol=0, atol=1e-4)
+        output = runtime.infer(a, b)
+        assert output.flags.owndata, "not a view of a buffer that the next call overwrites"
+        np.testing.assert_allclose(output, reference.infer(a, b), rtol=0, atol=1e-4)
     assert set(runtime._graphs) == {None, (256, 256)}, "memory does not grow with the number of sizes"
 
 
@@ -231,8 +231,8 @@ def test_streams_change_the_rate_and_no_number(precision: str) -> None:
     pairs += [(rand(*size, seed=5), rand(*size, seed=6)) for size in ((32, 32), (96, 160), (320, 288))]
     expected = [one.infer(a, b) for a, b in pairs]
     with ThreadPoolExecutor(4) as pool:
-        came = list(pool.map(lambda pair: side_by_side.infer(*pair), pairs * 4))
-    for i, fused in enumerate(came):
+        output = list(pool.map(lambda pair: side_by_side.infer(*pair), pairs * 4))
+    for i, fused in enumerate(output):
         np.testing.assert_array_equal(fused, expected[i % len(pairs)])
 
 

@@ -1,8 +1,8 @@
 """The real Python APIs that the adapter calls: TensorRT-RTX, and the full TensorRT 11 by its bindings' wheel.
 
-The full TensorRT's libraries are in no wheel. Its bindings are, and want of the libraries only a few entry
-points: stubs that make nothing stand in for these, so the classes and signatures are NVIDIA's own, and every
-attempt to make something fails as on a machine without a card.
+No wheel has the full TensorRT's libraries. One has its bindings, which need only a few entry points of the
+libraries. Stubs that make nothing stand in for these, so the classes and signatures are NVIDIA's own, and
+every attempt to make something fails as on a machine without a card.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ def test_the_full_tensorrt(full: dict[str, Any]) -> None:
     for path, words in CALLS.items():
         assert full["calls"][path] is not None and words in full["calls"][path], path
     assert not any(full["calls"][path] for path in OF_RTX if not path.startswith("ComputeCapability")), (
-        "told apart by these: it builds for the card that is here, and compiles nothing at run time"
+        "told apart by these: it builds for the card that is present, and compiles nothing at run time"
     )
     assert full["error"] == "a message"
 
 
-def test_where_the_full_tensorrt_makes_nothing_it_is_one_line(full: dict[str, Any]) -> None:
+def test_where_the_full_tensorrt_makes_nothing_it_gives_one_line(full: dict[str, Any]) -> None:
     """pybind11 raises TypeError for a null pointer; a user sees what failed."""
     assert full["builder"] == "TensorRT: Builder failed: no reason given"
     assert full["runtime"] == "TensorRT: Runtime failed: a message"

@@ -69,7 +69,7 @@ def test_byte_order_does_not_matter(order: str) -> None:
         np.testing.assert_array_equal(to_unit(Image(data)), to_unit(Image(data.astype(dtype))))
 
 
-def test_no_stretch_to_the_image_s_own_extremes() -> None:
+def test_no_stretch_to_an_images_own_extremes() -> None:
     faint = np.full((16, 16), 10, np.uint8)
     faint[:, 8:] = 20
     np.testing.assert_allclose(np.unique(to_unit(Image(faint))), np.array([10, 20]) / 255, rtol=1e-6)

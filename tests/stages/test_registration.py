@@ -109,7 +109,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_is_no_registration_of_the_two_is_refused(study: Path, tmp_path: Path, words: str) -> None:
+def test_what_does_not_register_the_two_is_refused(study: Path, tmp_path: Path, words: str) -> None:
     path = write_registration(tmp_path / "reg.dcm", *WAYS["into a's frame"], **WRONG[words])
     a, b = mmif_trt.read(study / "mr"), mmif_trt.read(study / "pt")
     with pytest.raises(InputError, match=words) as caught:
@@ -127,7 +127,7 @@ def test_what_is_no_registration_of_the_two_is_refused(study: Path, tmp_path: Pa
         ([[np.full((4, 4), np.nan)]], "homogeneous|damaged"),
     ],
 )
-def test_a_matrix_that_is_none(
+def test_a_matrix_that_is_no_rigid_movement_is_refused(
     study: Path, tmp_path: Path, matrices: list[list[np.ndarray]], words: str
 ) -> None:
     path = write_registration(tmp_path / "reg.dcm", phantoms.FRAME, [(OTHER_FRAME, m) for m in matrices])

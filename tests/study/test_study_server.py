@@ -142,7 +142,7 @@ def test_what_a_reader_may_not_see(served: tuple[Path, list[str]]) -> None:
     assert stranger.request("POST", "/answer", {"position": "0", "answer": "left"})[0] == 401
 
 
-def test_forged_tokens_are_few(served: tuple[Path, list[str]]) -> None:
+def test_only_a_few_tokens_may_be_tried(served: tuple[Path, list[str]]) -> None:
     reader, forger = entered(served[1][0]), Reader(served[1][1])
     codes = [forger.request("GET", f"/enter/forged{i}")[0] for i in range(TRIES + 2)]
     assert codes == [404] * TRIES + [429] * 2

@@ -64,7 +64,7 @@ def test_a_training_begins_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(torch.equal(v, tensors[k]) for k, v in begun.average.state_dict().items())
 
 
-def test_what_cannot_be_halved_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_halved_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="window 3; expected an even one"):
         coarser.coarser({}, LAGNConfig(window=3))
     assert coarser.main(["--out", str(tmp_path), str(tmp_path / "none.safetensors")]) == 2

@@ -50,8 +50,8 @@ def pictures(seed: int, count: int = 2, side: int = 48) -> torch.Tensor:
     return (x - x.min()) / (x.max() - x.min())
 
 
-def close(came: torch.Tensor, expected: float | list[float], tolerance: float = 1e-5) -> None:
-    assert came.tolist() == pytest.approx(expected, abs=tolerance)
+def close(result: torch.Tensor, expected: float | list[float], tolerance: float = 1e-5) -> None:
+    assert result.tolist() == pytest.approx(expected, abs=tolerance)
 
 
 # Losses
@@ -68,9 +68,9 @@ def test_correlation() -> None:
     ]
     close(losses.correlation(x, y, mask), inside, 1e-4)
     constant = torch.full_like(x, 0.3).requires_grad_()
-    came = losses.correlation(constant, y)
-    close(came, [0, 0], 1e-3)
-    came.sum().backward()
+    result = losses.correlation(constant, y)
+    close(result, [0, 0], 1e-3)
+    result.sum().backward()
     assert constant.grad is not None and constant.grad.isfinite().all()
 
 
@@ -317,7 +317,7 @@ def spoil(root: Path, how: str) -> None:
         ("good", 40, "crop_px 40; expected multiples of 32"),
     ],
 )
-def test_bad_data_is_one_line_and_exit_code_2(
+def test_bad_data_gives_one_line_and_exit_code_2(
     how: str, crop_px: int, message: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(root, how)

@@ -1,4 +1,4 @@
-"""train/mix: the mean of checkpoints in the shares told, and what it refuses."""
+"""train/mix: the mean of checkpoints in given shares, and what it refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def checkpoint(folder: Path, value: float, model: str = '{"model": {"window": 8}
     return f"{folder}/checkpoint.safetensors"
 
 
-def test_shares_are_told_and_kept(tmp_path: Path) -> None:
+def test_shares_are_kept(tmp_path: Path) -> None:
     one, other = checkpoint(tmp_path / "one", 1.0), checkpoint(tmp_path / "other", 2.0)
     assert mix.main(["--out", str(tmp_path / "out"), f"0.25={one}", f"0.75={other}"]) == 0
     for part in ("average", "model"):
@@ -26,7 +26,7 @@ def test_shares_are_told_and_kept(tmp_path: Path) -> None:
         assert tensors["w"].eq(1.75).all() and config == {"model": {"window": 8}}
 
 
-def test_what_does_not_fit_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, wide = checkpoint(tmp_path / "one", 1.0), checkpoint(tmp_path / "w", 2.0, '{"model": {"window": 4}}')
     for told, words in (
         ([f"0.5={one}"], "add up to 0.5; expected 1"),

@@ -1,5 +1,5 @@
-"""The viewer: what is packed comes back, three files lie on one grid, and in a real browser the page
-shows where things are, by pointer and keys, and asks nobody for anything.
+"""The viewer: what is packed comes back, three files lie on one grid, and in a real browser the page shows
+where things are, by pointer and keys, and makes no request.
 """
 
 from __future__ import annotations
