@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from mmif_trt import privacy
 from mmif_trt.files import read_regular, refuse_irregular
 from mmif_trt.image import InputError
+from mmif_trt.running import why
 
 privacy.patient_values_off()
 TIMEOUT_S = (10.0, 60.0)  # to connect; between two parts of an answer
@@ -28,6 +29,14 @@ MAX_INSTANCE_BYTES = 512 << 20
 SENT, REFUSED, UNREACHABLE = "sent", "refused", "unreachable"
 # The instance is at fault, not the service, its load or our credentials (PS3.18 10.5.3).
 FOR_THE_INSTANCE = {400, 409, 411, 413, 415, 422}
+# What the kinds of error of requests mean.
+WHY = {
+    "SSLError": "its certificate is not trusted",
+    "ConnectTimeout": "does not answer in time",
+    "ReadTimeout": "does not answer in time",
+    "ConnectionError": "does not answer, or hangs up",
+    "ChunkedEncodingError": "breaks off its answer",
+}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -69,7 +78,7 @@ def _authorization(path: str) -> str:
         others = hasattr(os, "geteuid") and bool(os.stat(path).st_mode & 0o077)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--dicomweb-auth {path}: cannot be read ({type(error).__name__}); expected a text file"
+            f"--dicomweb-auth {path}: cannot be read ({why(error)}); expected a text file"
         ) from None
     if others:
         raise InputError(f"--dicomweb-auth {path}: others can read it; expected mode 0600 (chmod 600)")
@@ -79,6 +88,10 @@ def _authorization(path: str) -> str:
             f"--dicomweb-auth {path}: expected one line, 'Bearer TOKEN' or 'Basic USER:PASSWORD'"
         )
     return text if kind == "Bearer" else f"Basic {base64.b64encode(rest.encode()).decode()}"
+
+
+class _Refused(OSError):
+    """What a service sends and we do not take, in our own words."""
 
 
 class _Bounded:
@@ -92,8 +105,6 @@ class _Bounded:
         return getattr(self._raw, name)
 
     def stream(self, *args: Any, **words: Any) -> Iterator[bytes]:
-        import requests
-
         got, in_part, tail, end = 0, 0, b"", time.monotonic() + MAX_ANSWER_S
         for data in self._raw.stream(*args, **words):
             got += len(data)
@@ -103,7 +114,7 @@ class _Bounded:
             tail = seen[-len(self._boundary) :] if self._boundary else b""
             if got > self._most or in_part > MAX_INSTANCE_BYTES or time.monotonic() > end:
                 self._raw.close()
-                raise requests.ConnectionError("an answer without an end")
+                raise _Refused("an answer without an end")
             yield data
 
 
@@ -126,7 +137,7 @@ def _client(of: Service, most: int) -> Any:
             response = super().send(*args, **words)
             kind = response.headers.get("Content-Type", "")
             if kind.partition(";")[0].strip().lower() == "application/dicom":  # would not be checked below
-                raise requests.ConnectionError("an instance outside a multipart message")
+                raise _Refused("an instance outside a multipart message")
             response.raw = _Bounded(response.raw, most, _boundary(kind))
             return response
 
@@ -200,8 +211,6 @@ def instances(of: Service, study: str, series: list[str]) -> Iterator[Any]:
 
     Raises InputError.
     """
-    import requests
-
     client = _client(of, MAX_STUDY_BYTES)
     stored = {"media_types": (("application/dicom", "*"),)}
     parts = [client.iter_series(study, one, **stored) for one in series]
@@ -212,7 +221,7 @@ def instances(of: Service, study: str, series: list[str]) -> Iterator[Any]:
             yield dataset
     except InputError:
         raise
-    except (requests.RequestException, ValueError) as error:
+    except (OSError, ValueError) as error:  # requests' errors among them
         raise InputError(f"{of.url}: {_why(error)}; expected the complete study") from None
 
 
@@ -221,5 +230,9 @@ def _why(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"answers {response.status_code}"
+    if isinstance(error, _Refused):
+        return f"sends {error}"
+    if isinstance(error, ValueError):
+        return "sends something else than DICOMweb"
     kind = type(error).__name__
-    return "its certificate is not trusted" if kind == "SSLError" else f"does not answer ({kind})"
+    return WHY.get(kind, f"does not answer ({kind})")

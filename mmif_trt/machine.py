@@ -27,6 +27,11 @@ CPU_FLAGS = (
 )
 
 
+def address(host: str, port: int) -> str:
+    """HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
 def usable_cores() -> int:
     """Cores this process may use, for all runtimes: under taskset or a container's CPU quota often fewer than
     the machine has. A quota is rounded up: `docker run --cpus=1.5` gives 2."""

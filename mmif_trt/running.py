@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import signal
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,23 @@ from dataclasses import dataclass
 from mmif_trt.image import InputError
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
+# What a kind of error means; the first that fits.
+KINDS: tuple[tuple[type[BaseException], str], ...] = (
+    (json.JSONDecodeError, "not JSON"),
+    (UnicodeError, "text that cannot be decoded"),
+    (zlib.error, "damaged compression"),
+    (EOFError, "cut off"),
+    (MemoryError, "too little memory"),
+    (TimeoutError, "no answer in time"),
+    (ConnectionError, "the connection broke"),
+    (RecursionError, "nested too deeply"),
+    (NotImplementedError, "of a kind that is not supported"),
+    (LookupError, "an entry is missing"),
+    (AttributeError, "an entry is missing"),
+    (ArithmeticError, "a malformed value"),
+    (TypeError, "a malformed value"),
+    (ValueError, "a malformed value"),
+)
 ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice within this time is once
 
 
@@ -71,10 +90,21 @@ def explain(error: BaseException) -> str:
     if isinstance(error, InputError):
         text = str(error)
     elif isinstance(error, OSError):
-        text = f"{error.filename or 'file'}: {error.strerror or type(error).__name__}"
+        text = f"{error.filename or 'file'}: {why(error)}"
     else:
         text = f"internal error: {type(error).__name__}{_place(error)}; MMIF_DEBUG=1 shows the traceback"
     return one_line(text)
+
+
+def why(error: BaseException) -> str:
+    """What went wrong, in words for a message. An error's own text may quote a patient's value, so only ours
+    is taken; of the others, what the system says, or what their kind means."""
+    if isinstance(error, OSError) and error.__cause__ is not None:  # an OutputError
+        error = error.__cause__
+    if isinstance(error, InputError):
+        return str(error)
+    words = getattr(error, "strerror", None) or next((w for kind, w in KINDS if isinstance(error, kind)), "")
+    return words or type(error).__name__
 
 
 def _place(error: BaseException) -> str:

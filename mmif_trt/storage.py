@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmif_trt import running
 from mmif_trt.files import (
     TMP_SUFFIX,
     OutputError,
@@ -221,8 +222,7 @@ ANSWERING = "expected a bucket that answers: AWS_ENDPOINT_URL and AWS_ACCESS_KEY
 
 def why(error: BaseException) -> str:
     """Why a request to an object store failed. botocore raises many kinds, and not all are OSError."""
-    kind = type(error).__name__
-    return WHY.get(kind) or getattr(error, "strerror", None) or kind
+    return WHY.get(type(error).__name__) or running.why(error)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from mmif_trt.clinical.case import Case, is_name
 from mmif_trt.clinical.records import Run
 from mmif_trt.clinical.spill import Spill, case_of, entry_of
 from mmif_trt.image import InputError
+from mmif_trt.running import why
 from mmif_trt.storage import Store
 from mmif_trt.volume import Options
 
@@ -123,15 +124,17 @@ class PlanFolder:
             part = name.removeprefix("plan-").removesuffix(".json")
             cases, chunk, hashes = int(head["cases"]), int(head["chunk"]), tuple(head["sha256"])
             if len(hashes) != -(-cases // chunk):
-                raise ValueError(f"{len(hashes)} files for {cases} cases")
+                raise self._damaged(name, f"{len(hashes)} files for {cases} cases")
             return Part(part, cases, chunk, hashes, _run_of(head["run"]), str(head["bids"]))
         except InputError:
             raise
         except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise self._damaged(name, type(error).__name__) from None
+            raise self._damaged(name, why(error)) from None
 
-    def _damaged(self, name: str, why: str) -> InputError:
-        return InputError(f"{self._store.where(name)}: damaged or edited ({why}); expected what plan wrote")
+    def _damaged(self, name: str, reason: str) -> InputError:
+        return InputError(
+            f"{self._store.where(name)}: damaged or edited ({reason}); expected what plan wrote"
+        )
 
     def __len__(self) -> int:
         return sum(part.cases for part in self._parts)
@@ -164,14 +167,16 @@ class PlanFolder:
             return gzip.decompress(packed).decode().splitlines()
         except InputError:
             raise
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise self._damaged(name, type(error).__name__) from None
+        except (gzip.BadGzipFile, EOFError, zlib.error):
+            raise self._damaged(name, "not a whole gzip file") from None
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, why(error)) from None
 
     def _case(self, name: str, line: str) -> Case:
         try:
             case = case_of(json.loads(line))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise self._damaged(name, type(error).__name__) from None
+            raise self._damaged(name, why(error)) from None
         if not is_name(case.name):
             raise self._damaged(name, "the name of a case")
         return case

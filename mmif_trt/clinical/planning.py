@@ -20,6 +20,7 @@ from mmif_trt.clinical.spill import Spill
 from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
 from mmif_trt.io.walk import Names, Walk, shown, stream
+from mmif_trt.running import why
 from mmif_trt.storage import Bucket, is_url, join, parent
 
 COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
@@ -160,8 +161,7 @@ def _manifest(path: str) -> Iterator[Case]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
-        words = getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({words}); expected a CSV in UTF-8") from None
+        raise InputError(f"{path}: cannot be read ({why(error)}); expected a CSV in UTF-8") from None
 
 
 def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmif_trt.files import make_folder, read_regular, sync_folder
 from mmif_trt.image import InputError
+from mmif_trt.running import why
 
 FILE = ".pseudonym-key"  # beside the names it made, mode 0600; without it they cannot be traced
 KEY_BYTES = 32
@@ -59,7 +60,7 @@ def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes 
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {type(error).__name__}; expected {2 * KEY_BYTES} hex digits") from None
+        raise InputError(f"{path}: {why(error)}; expected {2 * KEY_BYTES} hex digits") from None
     if len(key) < KEY_BYTES:
         raise InputError(f"{path}: {len(key)} bytes; expected {2 * KEY_BYTES} hex digits or more")
     return key

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmif_trt import running
 from mmif_trt.cluster.driver import DIED, DONE, READY, USELESS, Event
 from mmif_trt.cluster.work import Work, Worker
 from mmif_trt.image import InputError
@@ -29,6 +30,8 @@ OBJECT_STORE_BYTES = 80 << 20  # the least that Ray accepts; we store nothing in
 CALLS_AT_ONCE = 8  # more than the driver assigns
 ANSWER_S = 10.0
 OF_A_CLUSTER = "expected the HOST:PORT of a running cluster, with its token"
+# What Ray's errors mean, where `ray.init` joins a cluster.
+WHY = {"AuthenticationError": "it refuses our token", "ConnectionError": "no cluster of Ray answers"}
 TOKEN_FILE = Path("~/.ray/auth_token")
 # Read by Ray's processes when they start. Events and metrics of tasks grow the memory of its control store
 # with every case, and would keep names of what runs.
@@ -132,8 +135,8 @@ def _connect(ray: Any, address: str | None, size: Size, folder: Path | None) -> 
     try:
         with _loopback_stays():
             ray.init(address=address, **where, **quiet)
-    except Exception as error:  # ConnectionError, AuthenticationError, RuntimeError: Ray has many
-        why = type(error).__name__
+    except Exception as error:  # Ray has many
+        why = WHY.get(type(error).__name__) or running.why(error)
         raise InputError(f"--address {address}: no connection ({why}); {OF_A_CLUSTER}") from None
 
 
@@ -146,7 +149,7 @@ def _refuse_silent(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
             return
         except OSError as error:
-            why = error.strerror or type(error).__name__
+            why = running.why(error)
     raise InputError(f"--address {address}: no connection ({why}); {OF_A_CLUSTER}")
 
 

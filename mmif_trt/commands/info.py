@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from mmif_trt.about import RESEARCH_USE, VERSION
+from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
 
 
@@ -35,7 +36,9 @@ def facts() -> dict[str, Any]:
     try:
         default: dict[str, Any] | str = runtimes.describe(Fuser().runtime)
     except Exception as error:  # the command must describe a broken installation too
-        default = f"none ({type(error).__name__}: {error})"
+        default = (
+            f"none ({error})" if isinstance(error, InputError) else f"none ({type(error).__name__}: {error})"
+        )
     return {
         "mmif_trt": VERSION,
         "use": RESEARCH_USE,

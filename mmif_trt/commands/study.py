@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmif_trt import privacy
 from mmif_trt.commands.arguments import refuse_overwriting
 from mmif_trt.image import InputError
+from mmif_trt.machine import address
 
 if TYPE_CHECKING:
     from mmif_trt.study.store import Store
@@ -134,8 +135,7 @@ def _serve(args: argparse.Namespace) -> int:
             refuse_irregular(path, option)
     store = _open(args.study)
     scheme = "https" if args.certificate else "http"
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    found = links(args.study, f"{scheme}://{args.name[0] if args.name else host}:{args.port}")
+    found = links(args.study, f"{scheme}://{address(args.name[0] if args.name else args.host, args.port)}")
     os.umask(0o077)  # also for what SQLite creates beside the database
     made = args.study / ADDRESSES
     text = "reader,link\n" + "".join(f"{reader},{link}\n" for reader, link in enumerate(found, 1))

@@ -23,6 +23,7 @@ from mmif_trt.measure.lesions import Kept, read
 from mmif_trt.measure.planting import Lesion, Pair, Planted, kinds_for, plant
 from mmif_trt.measure.scores import match_folders, read_8_bit, source_folders
 from mmif_trt.measure.uptake import recover
+from mmif_trt.running import why
 
 MANIFEST = "lesions.json"
 HOW = "expected a folder that `mmif-trt eval SOURCES --plant FOLDER` wrote"
@@ -87,9 +88,9 @@ def read_planted(folder: Path) -> list[Planted]:
         ]
         sources = {kind: [x for x in hashes if x.startswith(f"{kind}/")] for kind in ("mri", modality)}
         if not all(sources.values()):
-            raise ValueError("no pictures")
+            raise InputError("no pictures")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: {type(error).__name__}: {error}; {HOW}") from error
+        raise InputError(f"{path}: {why(error)}; {HOW}") from error
     for name, wanted in hashes.items():
         if not (folder / name).is_file() or _hash(folder / name) != wanted:
             raise InputError(f"{folder / name}: missing, or changed since planting; expected it as written")
@@ -135,7 +136,7 @@ def _pair(folder: Path, modality: str, name: str) -> tuple[ndarray, ndarray]:
 def _lesion(given: dict[str, Any], kinds: set[str]) -> Lesion:
     found = Lesion(**{**given, "centre": (int(given["centre"][0]), int(given["centre"][1]))})
     if found.kind not in kinds or not found.d_source > 0 or not found.scene >= 0:
-        raise ValueError(f"no lesion of a known kind: {given}")
+        raise InputError(f"no lesion of a known kind: {given}")
     return found
 
 

@@ -14,6 +14,7 @@ from mmif_trt.node import tls
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
+from mmif_trt.running import why
 
 log = logging.getLogger("mmif_trt.node")
 CLASS, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # Push Model and its well-known instance
@@ -91,7 +92,7 @@ class Commitment:
                 if association.is_established:
                     association.release()
         except Exception as error:
-            log.error("a storage commitment could not be reported: %s", type(error).__name__)
+            log.error("a storage commitment could not be reported: %s", why(error))
             told = False
         self.audit("commitment", "success" if told else "failure", calling_aet=title, safe=kind == ALL_SAFE)
         if not told:

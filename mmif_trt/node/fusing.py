@@ -16,7 +16,7 @@ from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.worker import DONE, FAILED, POSTPONED
-from mmif_trt.running import Stop
+from mmif_trt.running import Stop, why
 
 log = logging.getLogger("mmif_trt.node")
 
@@ -143,9 +143,9 @@ class Fusing:
                 return None
             self.counters.add("worker_deaths_total")
             slow = isinstance(error, TimeoutError)
-            why = f"took over {self.settings.study_s:g} s" if slow else "ended its process (memory?)"
-            log.error("case %s %s", name, why)
-            self.audit("fusion", "failure", case=name, reason=why)
+            reason = f"took over {self.settings.study_s:g} s" if slow else "ended its process (memory?)"
+            log.error("case %s %s", name, reason)
+            self.audit("fusion", "failure", case=name, reason=reason)
             self.spool.tries.died(name, study, attempt)
             return None
 
@@ -156,8 +156,6 @@ class Fusing:
             self.spool.mark_failed(name, reason)
             self.spool.tries.forget(name)
         except OSError as error:
-            cause = error.__cause__ or error
-            why = getattr(cause, "strerror", None) or type(cause).__name__
-            log.error("case %s: not written (%s)", name, why)
+            log.error("case %s: not written (%s)", name, why(error))
             return False
         return True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt.clinical.decoder import Decoder
+from mmif_trt.machine import address
 from mmif_trt.node import web
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.fusing import Fusing
@@ -19,7 +20,7 @@ from mmif_trt.node.server import Counters, Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.web import Pulse
-from mmif_trt.running import Stop
+from mmif_trt.running import Stop, why
 
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
@@ -69,15 +70,14 @@ def serve(settings: Settings, stop: Stop) -> bool:
 def _say_start(settings: Settings, audit: Audit) -> None:
     peers = settings.peers
     named = "any" if peers is None else ", ".join(f"{p.aet}@{p.host}" if p.host else p.aet for p in peers)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    where = f"{host}:{settings.port}"
+    where = address(settings.host, settings.port)
     audit("start", address=where)
     audit(
         "configuration",
         tls=settings.tls is not None,
         peers=named,
         pacs=settings.pacs,
-        http=None if settings.http_port is None else f"{settings.http_host}:{settings.http_port}",
+        http=None if settings.http_port is None else address(settings.http_host, settings.http_port),
     )
     log.info("listening on %s%s", where, " with TLS" if settings.tls else "")
     if peers is None:
@@ -117,7 +117,7 @@ def _fuse_all(
                 for name in spool.forget(settings.keep_s, settled):
                     audit("delete", study=name)
             except OSError as error:  # the disk: stored files stay, and are processed later
-                log.error("the spool cannot be read or written: %s", type(error).__name__)
+                log.error("the spool cannot be read or written: %s", why(error))
             time.sleep(POLL_S)
             dead += ended()
 

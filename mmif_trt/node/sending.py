@@ -15,7 +15,7 @@ from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.web import Pulse
-from mmif_trt.running import Stop
+from mmif_trt.running import Stop, why
 
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
@@ -34,7 +34,7 @@ def send_all(
                 if stop.reason or not _send_one(settings, spool, counters, audit, again, path, stop):
                     break
         except OSError as error:
-            log.error("the spool cannot be read or written: %s", type(error).__name__)
+            log.error("the spool cannot be read or written: %s", why(error))
         time.sleep(POLL_S)
 
 
@@ -55,7 +55,7 @@ def _send_one(
     except FileNotFoundError:  # a larger set replaced it
         return True
     except Exception as error:
-        log.error("sending failed: %s", type(error).__name__)
+        log.error("sending failed: %s", why(error))
         answer, uid = UNREACHABLE, ""
     done = answer in (SENT, THERE)
     counters.add("sent_total" if done else "send_errors_total")

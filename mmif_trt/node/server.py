@@ -17,6 +17,7 @@ from mmif_trt.node.admission import Admission, Asked
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import CORRECTED, DIFFERENT, Spool
+from mmif_trt.running import why
 
 log = logging.getLogger("mmif_trt.node")
 # COERCED, a warning (PS3.4 B.2.3): the stored values differ from those sent.
@@ -164,7 +165,7 @@ class Receiver:
         try:
             status, study = self._keep(event, held)
         except Exception as error:
-            log.error("an instance could not be stored: %s", type(error).__name__)
+            log.error("an instance could not be stored: %s", why(error))
             status = OUT_OF_RESOURCES if isinstance(error, OSError | MemoryError) else CANNOT_UNDERSTAND
         finally:
             held.free()

@@ -10,6 +10,7 @@ from typing import Any
 from mmif_trt.files import refuse_irregular
 from mmif_trt.image import InputError
 from mmif_trt.node.settings import Settings
+from mmif_trt.running import why
 
 log = logging.getLogger("mmif_trt.node")
 
@@ -65,8 +66,8 @@ def _context(files: tuple[str, str, str] | None, purpose: Any) -> ssl.SSLContext
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certificate, key, password=lambda: "")  # never ask on a terminal
     except (OSError, ValueError) as error:  # includes SSLError, which quotes no content
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        reason = getattr(error, "reason", None) or why(error)
         raise InputError(
-            f"--tls: {why}; expected PEM files: certificate, its key without password, authority"
+            f"--tls: {reason}; expected PEM files: certificate, its key without password, authority"
         ) from None
     return context

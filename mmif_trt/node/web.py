@@ -15,6 +15,7 @@ from mmif_trt.node import tls
 from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
+from mmif_trt.running import why
 
 CONNECTIONS, PER_ADDRESS = 64, 32
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -84,9 +85,7 @@ def _token(path: str | None) -> bytes | None:
     try:
         token = read_regular(path).strip()
     except OSError as error:
-        raise InputError(
-            f"--http-token {path}: {type(error).__name__}; expected a file with a token"
-        ) from None
+        raise InputError(f"--http-token {path}: {why(error)}; expected a file with a token") from None
     if len(token) < TOKEN_BYTES:
         raise InputError(f"--http-token {path}: {len(token)} bytes; expected {TOKEN_BYTES} or more")
     return token

@@ -14,7 +14,7 @@ from typing import Any
 from mmif_trt.clinical.child_side import serve
 from mmif_trt.files import OutputError, write_atomic
 from mmif_trt.node import tries
-from mmif_trt.running import explain
+from mmif_trt.running import explain, why
 
 DONE, FAILED, POSTPONED = "done", "failed", "postponed"
 MAX_WORDS = 1024  # of Derivation Description (ST)
@@ -78,9 +78,7 @@ def main() -> None:
                 tries.begin(attempt[0], request["study"])
                 worker[0].make(request)
         except OutputError as error:
-            cause = error.__cause__ or error
-            why = getattr(cause, "strerror", None) or type(cause).__name__
-            outcome, message = POSTPONED, f"not written ({why})"
+            outcome, message = POSTPONED, f"not written ({why(error)})"
         except MemoryError:
             outcome, message = FAILED, "over the memory limit (--max-fusion-mb); expected a smaller study"
         except Exception as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,19 +186,23 @@ def batch(
     return _stacked(crops, modalities, sites)
 
 
-@dataclass(frozen=True, eq=False)
 class Batches(Dataset[tuple[int, Batch]]):
     """The batches of a training by number. Called with ascending numbers it makes them ahead, in `workers`
     processes, where a GPU would wait for them; with 0 workers it makes each when asked. The same batches."""
 
-    sets: list[ColouredPairs]
-    seed: int
-    size: int
-    side: int
-    randomised: float
-    planted: bool
-    workers: int = 0
-    ahead: list[Iterator[tuple[int, Batch]]] = field(default_factory=list)  # once begun
+    def __init__(
+        self,
+        sets: list[ColouredPairs],
+        seed: int,
+        size: int,
+        side: int,
+        randomised: float,
+        planted: bool,
+        workers: int = 0,
+    ) -> None:
+        self.sets, self.seed, self.size, self.side = sets, seed, size, side
+        self.randomised, self.planted, self.workers = randomised, planted, workers
+        self._ahead: Iterator[tuple[int, Batch]] | None = None  # from the first batch asked for
 
     def __getitem__(self, number: int) -> tuple[int, Batch]:
         made = batch(self.sets, self.seed, number, self.size, self.side, self.randomised, self.planted)
@@ -208,7 +212,7 @@ class Batches(Dataset[tuple[int, Batch]]):
         """The batch of this number; the next one asked for is `number + apart`."""
         if not self.workers:
             return self[number][1]
-        if not self.ahead:
+        if self._ahead is None:
             loader: DataLoader[Any] = DataLoader(
                 self,
                 batch_size=None,
@@ -218,8 +222,8 @@ class Batches(Dataset[tuple[int, Batch]]):
                 # A fork would copy whatever threads and connections this process has.
                 multiprocessing_context="spawn",
             )
-            self.ahead.append(iter(loader))
-        found, made = next(self.ahead[0])
+            self._ahead = iter(loader)
+        found, made = next(self._ahead)
         assert found == number, "batches are asked for in turn"
         return made
 

@@ -407,7 +407,7 @@ def test_a_stream_that_the_first_codec_refuses_goes_to_the_next(
     monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {"first": fails, **good})
     is_the_head(mmif_trt.read(folder))
     monkeypatch.setattr(JPEG2000LosslessDecoder, "_available", {"first": fails})
-    refused(folder, "that no codec here decodes (RuntimeError): truncated, damaged")
+    refused(folder, "that no codec here decodes: truncated, damaged")
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,10 @@ def test_what_is_missing_is_reported_in_one_line(
         (["--study", STUDY, "--dicomweb", web, "--dicomweb-auth", str(wrong)], "answers 401"),
         (["--study", STUDY, "--dicomweb", web], "answers 401"),
         (["--study", STUDY, "--from", f"PACS@127.0.0.1:{free_port()}"], "no association"),
-        (["--study", STUDY, "--dicomweb", f"http://127.0.0.1:{free_port()}/x"], "does not answer"),
+        (
+            ["--study", STUDY, "--dicomweb", f"http://127.0.0.1:{free_port()}/x"],
+            "does not answer, or hangs up;",
+        ),
         (["--study", "x", "--from", pacs], "--study: not a UID"),
         (["--study", STUDY], "expected exactly one of them"),
         (["--study", STUDY, "--dicomweb", "ftp://x/y"], "expected http"),
@@ -396,11 +399,11 @@ def as_file(body: bytes, syntax: str) -> bytes:
 @pytest.mark.parametrize(
     "headers, parts, said",
     [
-        (RELATED, [b"\0" * 65_536] * 400, "ConnectionError"),
-        (RELATED, multipart(b"\0" * (20 << 20), boundary=b"Y"), "ConnectionError"),
-        ({"Content-Type": "multipart/related"}, [b"\0" * 65_536] * 400, "ConnectionError"),
+        (RELATED, [b"\0" * 65_536] * 400, "sends an answer without an end"),
+        (RELATED, multipart(b"\0" * (20 << 20), boundary=b"Y"), "sends an answer without an end"),
+        ({"Content-Type": "multipart/related"}, [b"\0" * 65_536] * 400, "sends an answer without an end"),
         (RELATED, multipart(as_file(BOMB, "1.2.840.10008.1.2.1.99")), "inflates to over"),
-        ({"Content-Type": "application/dicom"}, [b"\0" * 65_536] * 400, "ConnectionError"),
+        ({"Content-Type": "application/dicom"}, [b"\0" * 65_536] * 400, "outside a multipart message"),
         (RELATED, multipart(b"no DICOM"), "without a transfer syntax"),
         ({"Content-Type": "text/html"}, [b"<p>"], "expected the complete study"),
         (RELATED, multipart(as_file(b"\x08\0\x05\0SQ\0\0\xff\xff\xff\xff" * 9, "1.2.840.10008.1.2.1")), ""),

@@ -62,13 +62,12 @@ def test_a_step_with_every_term_stays_on_its_device(
 
 def test_batches_made_ahead_are_the_same(sets: list[coloured.ColouredPairs]) -> None:
     here = coloured.Batches(sets, 3, 2, 64, 0.5, True)
-    ahead = replace(here, workers=2, ahead=[])
+    ahead = coloured.Batches(sets, 3, 2, 64, 0.5, True, workers=2)
     for number in (5, 7, 9):  # as the second of two processes asks
         one, other = here.of(number, apart=2), ahead.of(number, apart=2)
         assert one.modalities == other.modalities and one.sites == other.sites
         for name in ("a", "b", "rgb", "uptake", "strong", "known"):
             assert torch.equal(getattr(one, name), getattr(other, name))
-    ahead.ahead.clear()  # ends the workers
 
 
 def test_a_taught_network_comes_nearer_to_the_release(tmp_path: Path) -> None:

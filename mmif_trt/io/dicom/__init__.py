@@ -25,6 +25,7 @@ from mmif_trt.io.dicom.planes import Look, has_geometry, meaning, planes
 from mmif_trt.io.dicom.stack import stack
 from mmif_trt.io.walk import shown, walk
 from mmif_trt.io.which import ANY, Which
+from mmif_trt.running import why
 
 privacy.patient_values_off()
 MAX_FILES = 20_000
@@ -123,7 +124,7 @@ def _chosen(datasets: list[Any], name: str, which: Which) -> Image:
     except InputError:
         raise
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a valid series") from None
+        raise InputError(f"{name}: damaged DICOM ({why(error)}); expected a valid series") from None
     image = series(chosen, name, which)
     return replace(image, notes=(*image.notes, *notes))
 
@@ -172,7 +173,7 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
         dataset.filename = name
         return dataset
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected an intact file") from None
+        raise InputError(f"{name}: damaged DICOM ({why(error)}); expected an intact file") from None
 
 
 def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
@@ -185,7 +186,7 @@ def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
     except MemoryError:
         raise InputError(f"{name}: too large for this machine's memory; expected a smaller series") from None
     except Exception as error:
-        raise InputError(f"{name}: damaged DICOM ({type(error).__name__}); expected a valid series") from None
+        raise InputError(f"{name}: damaged DICOM ({why(error)}); expected a valid series") from None
 
 
 def _series(datasets: list[Any], name: str, which: Which) -> Image:

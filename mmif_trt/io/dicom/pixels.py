@@ -8,6 +8,7 @@ import numpy as np
 
 from mmif_trt.image import MAX_SIDE_PX, MAX_VOXELS, InputError
 from mmif_trt.io.dicom import codestream
+from mmif_trt.running import why
 
 if TYPE_CHECKING:
     from mmif_trt.io.dicom.planes import Plane
@@ -128,7 +129,7 @@ def _why_not(dataset: Any, shape: tuple[int, int, int], error: Exception) -> str
     if syntax.is_encapsulated:
         bits = int(dataset.get("BitsStored") or 0)
         return (
-            f"pixels of {syntax.name} in {bits} bits that no codec here decodes ({type(error).__name__}): "
+            f"pixels of {syntax.name} in {bits} bits that no codec here decodes: "
             "truncated, damaged or of an unsupported kind; expected a complete file, or an uncompressed copy "
             "(dcmdjpeg, gdcmconv --raw)"
         )
@@ -138,7 +139,7 @@ def _why_not(dataset: Any, shape: tuple[int, int, int], error: Exception) -> str
         return (
             f"{len(dataset.PixelData)} bytes of pixels, {size} announced: truncated; expected a complete file"
         )
-    return f"unreadable pixels ({type(error).__name__}); expected a valid header"
+    return f"unreadable pixels ({why(error)}); expected a valid header"
 
 
 def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:

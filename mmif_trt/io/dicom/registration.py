@@ -10,6 +10,7 @@ import numpy as np
 
 from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 from mmif_trt.io import dicom
+from mmif_trt.running import why
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.66.1"
 
@@ -51,9 +52,7 @@ def decode(data: bytes, name: str, a: Side, b: Side) -> tuple[np.ndarray, str]:
     except InputError:
         raise
     except Exception as error:  # pydicom raises whatever the bytes lead it to
-        raise InputError(
-            f"{name}: damaged DICOM ({type(error).__name__}); expected a complete file"
-        ) from None
+        raise InputError(f"{name}: damaged DICOM ({why(error)}); expected a complete file") from None
     return RAS_LPS @ np.linalg.inv(into_b) @ into_a @ RAS_LPS, words
 
 
