@@ -17,6 +17,7 @@ from mmif_trt import io
 from mmif_trt.clinical.child_side import serve
 from mmif_trt.clinical.header import PLAIN, header
 from mmif_trt.clinical.keys import keys_of
+from mmif_trt.io import dicom
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.io.which import Which
 from mmif_trt.running import explain
@@ -78,7 +79,6 @@ def _registration(path: str, sides: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read(paths: list[str], name: str, which: Which) -> Any:
-    from mmif_trt.io import dicom
 
     if len(paths) == 1:
         return io.read(paths[0], series=which.series, volume=which.volume)

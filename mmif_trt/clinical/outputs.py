@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mmif_trt import __version__, io, weights
+from mmif_trt.about import RESEARCH_USE
 from mmif_trt.clinical import preview
 from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, write_atomic
 from mmif_trt.image import Image, InputError
@@ -146,7 +147,6 @@ def save_preview(path: str, fused: Fused) -> None:
 
 
 def report_of(fused: Fused, files: list[str]) -> bytes:
-    from mmif_trt.about import RESEARCH_USE
 
     head = {"mmif_trt": __version__, "use": RESEARCH_USE, "weights": weights.in_use()}
     return (json.dumps({**head, **fused.record, "files": files}, indent=1) + "\n").encode()

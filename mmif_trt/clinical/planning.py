@@ -19,6 +19,7 @@ from mmif_trt.clinical.series import SHARED, collect, pair, study_of, take_out
 from mmif_trt.clinical.spill import Spill
 from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
+from mmif_trt.io import dicom
 from mmif_trt.io.walk import Names, Walk, shown, stream
 from mmif_trt.running import why
 from mmif_trt.storage import Bucket, is_url, join, parent
@@ -141,7 +142,6 @@ def _at_once(paths: Iterator[str]) -> Iterator[list[str]]:
 
 def _dicom_of(files: Iterator[str], lost: list[str]) -> Iterator[str]:
     """The DICOM files, by their first bytes; those that cannot be opened go into `lost`, with the reason."""
-    from mmif_trt.io import dicom
 
     for path in files:
         try:

@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmif_trt import overwriting
+from mmif_trt.cluster import ENGINES
 from mmif_trt.files import prove_writable
 from mmif_trt.image import MODALITIES, InputError
 
@@ -69,7 +71,6 @@ def check_text_output(option: str, path: str, *suffixes: str) -> None:
 def refuse_overwriting(inputs: Any, outputs: Any, text: str | Path | None, header: bytes = b"") -> None:
     """overwriting.check, with the output `text` replaceable if this program wrote it. header: the first line
     of a table. Raises InputError."""
-    from mmif_trt import overwriting
 
     named = None if text is None else os.fspath(text)
     overwriting.check(inputs, outputs, lambda path: path != named or overwriting.is_ours(path, header))
@@ -115,7 +116,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Where the work is done, if not in this process."""
     group = parser.add_argument_group("many machines")
     what = "run on workers of this engine; -o is a folder that all machines share"
-    group.add_argument("--on", choices=("ray",), help=what)
+    group.add_argument("--on", choices=ENGINES, help=what)
     what = "of a running cluster; default: a new one on this machine, for this run"
     group.add_argument("--address", metavar="HOST:PORT", help=what)
     what = "CPUs that the engine reserves for a worker, and its threads"

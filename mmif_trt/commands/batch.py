@@ -18,7 +18,7 @@ from mmif_trt.commands.arguments import add_cluster, add_how, add_pairing, clust
 from mmif_trt.commands.planned import Network, absolute, part_of, plan_of
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, stop_on_signal
-from mmif_trt.storage import is_url
+from mmif_trt.storage import is_url, store_of
 
 if TYPE_CHECKING:
     from mmif_trt.clinical.case import Case
@@ -76,7 +76,6 @@ def run(args: argparse.Namespace) -> int:
     if args.workers and size is None:
         raise InputError("--workers: expected with --on only")
     from mmif_trt.clinical import records
-    from mmif_trt.storage import store_of
 
     with plan_of(args) as plan:
         how = records.Run(options_of(args), args.runtime, args.precision)

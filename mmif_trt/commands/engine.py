@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmif_trt import overwriting
 from mmif_trt.commands import look
+from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
@@ -115,7 +116,6 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from mmif_trt.files import write_atomic
     from mmif_trt.models import pixels
     from mmif_trt.runtimes.trt.half import half
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt.commands.arguments import add_dicomweb, count_to, dicomweb_of, pacs_of, say
+from mmif_trt.files import prove_writable, write_atomic
 from mmif_trt.image import InputError
+from mmif_trt.running import stop_on_signal
 
 
 def add(commands: Any) -> None:
@@ -55,8 +57,6 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--move-host: expected only with --move-port")
     if args.pacs is None and (args.move_port is not None or args.tls):
         raise InputError("--move-port, --tls: expected only with --from")
-    from mmif_trt.files import prove_writable
-    from mmif_trt.running import stop_on_signal
 
     os.umask(0o077)  # these files contain patient data
     prove_writable(args.output)
@@ -108,6 +108,5 @@ def _by_web(service: Any, args: argparse.Namespace, stop: Any) -> tuple[int, int
 
 
 def _keep(folder: Path, uid: str, data: bytes) -> None:
-    from mmif_trt.files import write_atomic
 
     write_atomic(folder / f"{hashlib.sha256(uid.encode()).hexdigest()[:24]}.dcm", data)

@@ -26,6 +26,7 @@ from mmif_trt.commands.arguments import (
 )
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions, usable_cores
+from mmif_trt.running import stop_on_signal
 
 if TYPE_CHECKING:
     from mmif_trt.cluster.ray_engine import Size
@@ -95,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
         return volumes.run(args, lambda: load_fuser(args, args.threads or usable_cores()), range_a, range_b)
     from mmif_trt.folders import run as batch
     from mmif_trt.folders.pairs import plan_pairs, prepare_output
-    from mmif_trt.running import stop_on_signal
 
     suffix = f".{args.format}" if args.format else None
     plan = plan_pairs(args.a, args.b, args.output, suffix=suffix, overwrite=args.overwrite)

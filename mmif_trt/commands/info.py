@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from mmif_trt import runtimes, weights
 from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
@@ -29,7 +30,7 @@ def facts() -> dict[str, Any]:
 
     `folders`: from how many pairs on `mmif-trt fuse` runs several pictures at a time, and how many.
     """
-    from mmif_trt import ops, runtimes, weights
+    from mmif_trt import ops
     from mmif_trt.folders import run as batch
     from mmif_trt.fuser import Fuser
 
@@ -73,7 +74,7 @@ def describe(found: dict[str, Any]) -> str:
     lines.append(f"training kernels: {found['kernels']}")
     folders = "folders from {from_pairs} pairs on: {workers} workers, {streams} streams (openvino)"
     lines.append(folders.format(**found["folders"]))
-    for model, weights in found["weights"].items():
-        for name, digest in weights["sha256"].items():
-            lines.append(f"weights {model} of {weights['released']}: {name} sha256 {digest}")
+    for model, one in found["weights"].items():
+        for name, digest in one["sha256"].items():
+            lines.append(f"weights {model} of {one['released']}: {name} sha256 {digest}")
     return "\n".join(lines)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt.commands.arguments import add_dicomweb, add_how, add_pairing, dicomweb_of, options_of, pacs_of
+from mmif_trt.files import prove_writable
 from mmif_trt.image import InputError
+from mmif_trt.running import one_line, refuse_without_posix, stop_on_signal
 
 MB = 1 << 20
 
@@ -155,9 +157,6 @@ def settings_of(args: argparse.Namespace) -> Any:
 def run(args: argparse.Namespace) -> int:
     import logging
     import threading
-
-    from mmif_trt.files import prove_writable
-    from mmif_trt.running import one_line, refuse_without_posix, stop_on_signal
 
     refuse_without_posix("node", "Its locks and limits are POSIX's")
     from mmif_trt.node.run import serve

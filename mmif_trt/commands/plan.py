@@ -12,6 +12,7 @@ from mmif_trt.commands import look
 from mmif_trt.commands.arguments import add_how, add_pairing, options_of
 from mmif_trt.commands.planned import Network, absolute, part_of, secret_of
 from mmif_trt.image import InputError
+from mmif_trt.storage import is_url, store_of
 
 
 def add(commands: Any) -> None:
@@ -44,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.clinical import plan_folder, planning
     from mmif_trt.clinical.records import Run
     from mmif_trt.clinical.spill import Spill
-    from mmif_trt.storage import is_url, store_of
 
     store = store_of(args.output)
     if not is_url(args.output) and not os.path.exists(args.output):

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmif_trt.clinical import pseudonym
+from mmif_trt.files import prove_writable
 from mmif_trt.image import InputError
-from mmif_trt.storage import is_url
+from mmif_trt.machine import usable_cores
+from mmif_trt.storage import is_url, store_of
 
 if TYPE_CHECKING:
     from mmif_trt.clinical.plan_folder import PlanFolder
@@ -39,7 +41,6 @@ def secret_of(source: str, root: str, given: str | None, make: bool) -> bytes:
     """The key of the names, stored with the output. make: False for a dry run, whose names are temporary.
     BIDS has its own names."""
     from mmif_trt.clinical import bids
-    from mmif_trt.files import prove_writable
 
     is_tree = os.path.isdir(source) or is_url(source) and not source.lower().endswith(".csv")
     has_patients = is_tree and not bids.is_dataset(source)
@@ -60,7 +61,6 @@ def plan_of(args: argparse.Namespace) -> Iterator[PlanFolder | Spill]:
     """The plan that the source is, or one made from it for this run. Raises InputError."""
     from mmif_trt.clinical import plan_folder, planning
     from mmif_trt.clinical.spill import Spill
-    from mmif_trt.storage import store_of
 
     may_be = is_url(args.source) or os.path.isdir(args.source)
     if may_be and plan_folder.is_plan(store_of(args.source)):
@@ -83,7 +83,6 @@ class Network:
     @property
     def fuser(self) -> Fuser:
         from mmif_trt.fuser import Fuser
-        from mmif_trt.machine import usable_cores
 
         if self._fuser is None:
             self._fuser = Fuser(self._run.runtime, self._run.precision, streams=usable_cores())

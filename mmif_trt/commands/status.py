@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt.image import InputError
+from mmif_trt.storage import is_url, store_of
 
 if TYPE_CHECKING:
     from mmif_trt.clinical.progress import Progress
@@ -29,7 +30,6 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmif_trt.clinical import progress
-    from mmif_trt.storage import is_url, store_of
 
     store = store_of(args.output)
     if not (is_url(args.output) or os.path.isdir(args.output)):

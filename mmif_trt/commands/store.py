@@ -11,6 +11,7 @@ from typing import Any
 
 from mmif_trt.commands.arguments import add_dicomweb, dicomweb_of, pacs_of, say
 from mmif_trt.image import InputError
+from mmif_trt.running import stop_on_signal
 
 
 def add(commands: Any) -> None:
@@ -39,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     to = pacs_of("--to", args.pacs) if args.pacs else None
     from mmif_trt.node.send import send
     from mmif_trt.node.settings import Settings
-    from mmif_trt.running import stop_on_signal
 
     settings = Settings(
         args.aet,

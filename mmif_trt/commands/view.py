@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mmif_trt import io, overwriting
 from mmif_trt.commands import look, volumes
 from mmif_trt.commands.arguments import (
     REGISTRATIONS,
@@ -16,6 +17,7 @@ from mmif_trt.commands.arguments import (
     options_of,
 )
 from mmif_trt.image import InputError
+from mmif_trt.io.which import Which
 
 if TYPE_CHECKING:
     from mmif_trt.view.triple import Triple
@@ -52,7 +54,6 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns exit code 0; errors raise InputError."""
-    from mmif_trt import overwriting
 
     check_text_output("-o", args.output, ".html", ".htm")
     overwriting.check(
@@ -70,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _triple(args: argparse.Namespace) -> Triple:
-    from mmif_trt import io
 
     if volumes.wanted(args):
         return _of_volumes(args)
@@ -81,7 +81,6 @@ def _triple(args: argparse.Namespace) -> Triple:
 def _of_volumes(args: argparse.Namespace) -> Triple:
     from mmif_trt.clinical.case import Case, load
     from mmif_trt.clinical.decoder import Decoder
-    from mmif_trt.io.which import Which
     from mmif_trt.view import triple
 
     record = look.read_record(args.report or look.beside(args.fused), bool(args.report))

@@ -10,11 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmif_trt import overwriting
+from mmif_trt import io, overwriting
 from mmif_trt.commands import look
 from mmif_trt.commands.arguments import REGISTRATIONS, add_how, add_of_b, count_to, options_of, say
-from mmif_trt.files import write_atomic
+from mmif_trt.files import prove_writable, write_atomic
 from mmif_trt.image import InputError
+from mmif_trt.io import FORMATS
+from mmif_trt.io.dicom import begins_as_dicom
+from mmif_trt.io.walk import walk
+from mmif_trt.io.which import Which
+from mmif_trt.stages import normalise
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")
 WARN_BELOW = 0.5  # share of A that B covers
@@ -42,8 +47,6 @@ def wanted(args: argparse.Namespace) -> bool:
 
 
 def _is_volume(path: str) -> bool:
-    from mmif_trt.io import FORMATS
-    from mmif_trt.io.walk import walk
 
     suffixes = tuple(suffix for suffix, form in FORMATS.items() if form.is_volume)
     if path.lower().endswith(suffixes) and not os.path.isdir(path):
@@ -60,7 +63,6 @@ def _is_volume(path: str) -> bool:
 
 
 def _begins_as_dicom(path: str) -> bool:
-    from mmif_trt.io.dicom import begins_as_dicom
 
     try:
         return begins_as_dicom(path)
@@ -73,8 +75,6 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     from mmif_trt.clinical import outputs
     from mmif_trt.clinical.case import Case, load
     from mmif_trt.clinical.decoder import Decoder
-    from mmif_trt.files import prove_writable
-    from mmif_trt.io.which import Which
 
     kind = outputs.kind_of(args.output)
     if (args.burn_in or args.deidentify) and kind != "dicom":
@@ -156,7 +156,6 @@ def _summarise(args: argparse.Namespace, fused: Any) -> None:
 
 def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:
     """Two DICOM pictures without geometry (a secondary capture): pixel on pixel."""
-    from mmif_trt import io
     from mmif_trt.clinical import outputs
 
     if outputs.kind_of(args.output) != "picture":
@@ -185,8 +184,6 @@ def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:
 def _as_picture(image: Any, limits: Any) -> Any:
     """Grey as 16 bits from black to white, as on a screen: a picture file states no range."""
     import numpy as np
-
-    from mmif_trt.stages import normalise
 
     image = image if limits is None else image.with_data(image.data, value_range=limits)
     if image.is_colour or (image.data.dtype == np.uint8 and image.value_range == (0, 255)):

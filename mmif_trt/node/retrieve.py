@@ -11,6 +11,7 @@ from typing import Any
 
 from mmif_trt import privacy
 from mmif_trt.image import InputError
+from mmif_trt.io.dicom.syntaxes import readable
 from mmif_trt.node import guard
 from mmif_trt.node.admission import Admission, Peer
 from mmif_trt.node.server import MAX_HEADER_BYTES, study_of
@@ -279,6 +280,5 @@ def _storage() -> list[str]:
 
 
 def _syntaxes() -> list[str]:
-    from mmif_trt.io.dicom.syntaxes import readable
 
     return [str(syntax) for syntax in readable()]

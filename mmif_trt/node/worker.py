@@ -13,6 +13,7 @@ from typing import Any
 
 from mmif_trt.clinical.child_side import serve
 from mmif_trt.files import OutputError, write_atomic
+from mmif_trt.image import Image
 from mmif_trt.node import tries
 from mmif_trt.running import explain, why
 
@@ -39,7 +40,6 @@ class Worker:
         import pydicom  # noqa: F401
 
         from mmif_trt.clinical import outputs  # noqa: F401
-        from mmif_trt.image import Image
 
         ramp = np.linspace(0, 1, 2 * 32 * 32, dtype=np.float32).reshape(2, 32, 32)
         a = Image(ramp, (0, 1), "mri", affine=np.eye(4))

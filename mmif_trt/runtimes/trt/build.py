@@ -24,7 +24,7 @@ from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.models.pixels import LUMA, Form, pixels
 from mmif_trt.runtimes.trt import engine_file
-from mmif_trt.runtimes.trt.cuda import Card, DeviceError
+from mmif_trt.runtimes.trt.cuda import Card, DeviceError, card
 from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
 from mmif_trt.runtimes.trt.half import half, shape_at, static
 
@@ -209,8 +209,6 @@ def compile_graph(
 
 def _set_capabilities(trt: ModuleType, config: Any, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
     if not hasattr(config, "num_compute_capabilities"):  # the full TensorRT: for the GPU of this machine
-        from mmif_trt.runtimes.trt.cuda import card
-
         here = (card().capability,)
         if wanted and wanted != here:
             raise InputError(f"compute capability {', '.join(wanted)}; tensorrt builds here for {here[0]}")
