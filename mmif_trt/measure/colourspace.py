@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-_XYZ_OF_RGB = np.array(
+XYZ_OF_RGB = np.array(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 )
-_WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
-_LMS_OF_RGB = np.array(
+WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
+LMS_OF_RGB = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
         [0.2119034982, 0.6806995451, 0.1073969566],
         [0.0883024619, 0.2817188376, 0.6299787005],
     ]
 )
-_OKLAB_OF_LMS = np.array(
+OKLAB_OF_LMS = np.array(
     [
         [0.2104542553, 0.7936177850, -0.0040720468],
         [1.9779984951, -2.4285922050, 0.4505937099],
@@ -49,7 +49,7 @@ def linear(rgb: np.ndarray) -> np.ndarray:
 def lab(rgb: np.ndarray) -> np.ndarray:
     """CIELAB [..., 3] of sRGB [..., 3] on 0..255: L* 0..100, a*, b* about -128..127; grey has a* = b* = 0
     within 0.01."""
-    xyz = linear(rgb) @ (_XYZ_OF_RGB / _WHITE_D65[:, None]).T
+    xyz = linear(rgb) @ (XYZ_OF_RGB / WHITE_D65[:, None]).T
     f = np.where(xyz > _EPSILON, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
@@ -58,10 +58,10 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 def lightness(picture: np.ndarray) -> np.ndarray:
     """L* [H, W] of grey [H, W] or RGB [H, W, 3] on 0..255."""
     light = linear(picture)
-    y = light if picture.ndim == 2 else light @ _XYZ_OF_RGB[1]
+    y = light if picture.ndim == 2 else light @ XYZ_OF_RGB[1]
     return 116 * np.where(y > _EPSILON, np.cbrt(y), (24389 / 27 * y + 16) / 116) - 16
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
     """Oklab [..., 3] of sRGB [..., 3] on 0..255: L in [0, 1], a and b about -0.4..0.4."""
-    return np.cbrt(linear(rgb) @ _LMS_OF_RGB.T) @ _OKLAB_OF_LMS.T
+    return np.cbrt(linear(rgb) @ LMS_OF_RGB.T) @ OKLAB_OF_LMS.T

@@ -7,40 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmif_trt.measure.colourspace import lab, oklab
+
 MIN_CHROMA = 5.0  # C*ab below which hue is not measured: for 8-bit colours its angle there is mostly rounding
-WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
-# Linear sRGB to CIE XYZ (IEC 61966-2-1).
-RGB_TO_XYZ = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-)
-# Linear sRGB to cone responses, and their cube roots to OKLab (B. Ottosson 2020, "A perceptual color space").
-RGB_TO_LMS = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-LMS_TO_OKLAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-
-
-def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 1] to CIELAB, [..., 3] float64: L* in 0..100, a*, b*."""
-    xyz = _linear(rgb) @ RGB_TO_XYZ.T / WHITE_D65
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
-    x, y, z = f[..., 0], f[..., 1], f[..., 2]
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
-
-
-def rgb_to_oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 1] to OKLab, [..., 3] float64: L in 0..1, a, b. Its blue is straighter than CIELAB's."""
-    return np.cbrt(_linear(rgb) @ RGB_TO_LMS.T) @ LMS_TO_OKLAB.T
 
 
 def ciede2000(lab1: np.ndarray, lab2: np.ndarray) -> np.ndarray:
@@ -100,14 +69,14 @@ def hue_differences(rgb_out: np.ndarray, rgb_b: np.ndarray) -> dict[str, np.ndar
         np.asarray(rgb_out, np.float64).reshape(-1, 3),
         np.asarray(rgb_b, np.float64).reshape(-1, 3),
     )
-    lab_b = rgb_to_lab(rgb_b)
+    lab_b = lab(255 * rgb_b)
     judged = np.hypot(lab_b[:, 1], lab_b[:, 2]) >= MIN_CHROMA
     rgb_out, rgb_b, lab_b = rgb_out[judged], rgb_b[judged], lab_b[judged]
-    lab_out = rgb_to_lab(rgb_out)
-    chroma_out, chroma_b = (np.hypot(lab[:, 1], lab[:, 2]) for lab in (lab_out, lab_b))
+    lab_out = lab(255 * rgb_out)
+    chroma_out, chroma_b = (np.hypot(x[:, 1], x[:, 2]) for x in (lab_out, lab_b))
     coloured = chroma_out >= MIN_CHROMA
     dh = _angle_between(lab_out[coloured], lab_b[coloured])
-    dh_oklab = _angle_between(rgb_to_oklab(rgb_out[coloured]), rgb_to_oklab(rgb_b[coloured]))
+    dh_oklab = _angle_between(oklab(255 * rgb_out[coloured]), oklab(255 * rgb_b[coloured]))
     # Lightness enters CIEDE2000 only through its own term, so omitting that is the same as equal L*.
     _, chroma, hue, rotation = _ciede2000_terms(lab_b, lab_out)
     de00 = np.sqrt(np.maximum(chroma**2 + hue**2 + rotation * chroma * hue, 0))
@@ -129,17 +98,6 @@ def summarise(differences: dict[str, np.ndarray]) -> dict[str, float]:
         figures[f"{name}_p95"] = float(np.percentile(some, 95))
         figures[f"{name}_max"] = float(some.max())
     return figures
-
-
-def hue_error(rgb_out: np.ndarray, rgb_b: np.ndarray) -> dict[str, float]:
-    """The hue error of a result against b, both RGB [..., 3] in [0, 1]: summarise(hue_differences(...))."""
-    return summarise(hue_differences(rgb_out, rgb_b))
-
-
-def _linear(rgb: np.ndarray) -> np.ndarray:
-    """Gamma-coded sRGB in [0, 1] to linear light, float64 (IEC 61966-2-1)."""
-    rgb = np.asarray(rgb, np.float64)
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
 def _turn(degrees: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmif_trt.measure.colourspace import LMS_OF_RGB, OKLAB_OF_LMS, WHITE_D65, XYZ_OF_RGB
 from mmif_trt.stages.colour import LUMA_WEIGHTS
 from mmif_trt.train.losses import blur
 
@@ -23,25 +24,9 @@ DETAIL_SIGMA_PX = 2.5
 SOFT_CT = (20 / 255, 170 / 255)  # grey and white matter, fluid and oedema of a brain window
 SOFT_MRI, SOFT_SLOPE, SOFT_MARGIN_PX = 10 / 255, 6 / 255, 2
 TINY = 1e-6
-# CIELAB (ISO 11664-4) of sRGB (IEC 61966-2-1), D65, and where the curves of both turn into lines.
-XYZ_OF_RGB = (
-    (0.412453, 0.357580, 0.180423),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334, 0.119193, 0.950227),
-)
-WHITE_D65 = (0.95047, 1.0, 1.08883)
-LMS_OF_RGB = (
-    (0.4122214708, 0.5363325363, 0.0514459929),
-    (0.2119034982, 0.6806995451, 0.1073969566),
-    (0.0883024619, 0.2817188376, 0.6299787005),
-)
-CHROMA_OF_LMS = (
-    (1.9779984951, -2.4285922050, 0.4505937099),
-    (0.0259040371, 0.7827717662, -0.8086757660),
-)
 CHROMA_MIN = 0.04  # Oklab: below it there is no hue to keep
 WASHED = 0.65  # of the chroma; the measure takes .5
-LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3
+LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3  # where the curves of sRGB and CIELAB turn into lines
 ACTIVITY_GAIN = 1.05  # over the pixel maximum
 LIKENESS_SIDE_PX, LIKENESS_SD = 7, 0.5 / 255  # the window of the SSIM of published tables, and half a level
 COLOUR_TOP, DETAIL_TOP = 10.0, 2.0  # how much more a pixel of the strongest fifth counts
@@ -114,7 +99,7 @@ def oklab_chroma(rgb: Tensor) -> Tensor:
     """Oklab's a and b [B, 2, H, W] of sRGB [B, 3, H, W] in [0, 1] (B. Ottosson, 2020)."""
     light = linear_light(rgb)
     cone = torch.einsum("ij,bjhw->bihw", rgb.new_tensor(LMS_OF_RGB), light)
-    return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(CHROMA_OF_LMS), (cone + TINY) ** (1 / 3))
+    return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(OKLAB_OF_LMS[1:]), (cone + TINY) ** (1 / 3))
 
 
 def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REPO
+from disks import disk
 from fake_card import Error, FakeCard, MemoryFull
 from fake_engine import Light, engine, install, usable_modules
 
@@ -172,25 +173,13 @@ def test_a_full_cache_disk(
 
 
 def test_a_real_full_disk(fake: FakeCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A file system of 64 KiB, where this machine lets one be mounted."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
-    try:
-        done = subprocess.run(mount, capture_output=True, check=False)
-    except OSError:
-        pytest.skip("no mount here")
-    if done.returncode:
-        pytest.skip("no file system may be mounted here")
-    try:
+    with disk(tmp_path / "small", "64k") as small:
         monkeypatch.setenv("MMIF_ENGINES", str(small))
         (small / "rest").write_bytes(b"\0" * (52 * 1024))
         manifest = engine_file.read_manifest(engine(tmp_path / "x.engine"))
         with pytest.raises(InputError, match=r"y\.engine: cannot be written \(No space left on device\)"):
             engine_file.save(small / "y.engine", b"\1" * 200_000, manifest)
         assert [path.name for path in small.iterdir()] == ["rest"], "no half file"
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 CHILD = """
