@@ -1,7 +1,9 @@
-"""A Fuser in worker processes, a command line without its streams, and the cores that a container grants."""
+"""A Fuser in worker processes, a command line without its streams, the cores that a container grants, and
+what a message says of an error."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -14,9 +16,11 @@ import pytest
 from conftest import REPO
 
 import mmif_trt
+from mmif_trt.files import OutputError
 from mmif_trt.image import InputError
-from mmif_trt.machine import cpu_quota
+from mmif_trt.machine import address, cpu_quota
 from mmif_trt.measure.scores import Row, Scores, write_scores
+from mmif_trt.running import explain, why
 
 A, B = (np.random.default_rng(seed).integers(0, 255, (64, 64), np.uint8) for seed in (1, 2))
 
@@ -124,3 +128,32 @@ def test_a_quota_counts_as_cores(tmp_path: Path, kind: str, monkeypatch: pytest.
     monkeypatch.setattr(machine, "cpu_quota", lambda: expected)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert machine.usable_cores() == {None: 64, 0.5: 1, 1.5: 2, 2.0: 2, 3.0: 3}[expected]
+
+
+def test_an_error_is_put_in_words_and_not_quoted() -> None:
+    full = OutputError("x: cannot be written")
+    full.__cause__ = OSError(28, "No space left on device")
+    secret = "PLANTED^NAME"
+    for error, words in (
+        (full, "No space left on device"),
+        (PermissionError(13, "Permission denied", secret), "Permission denied"),
+        (InputError("two words of ours"), "two words of ours"),
+        (json.JSONDecodeError(secret, secret, 0), "not JSON"),
+        (UnicodeDecodeError("utf-8", secret.encode(), 0, 1, "x"), "text that cannot be decoded"),
+        (KeyError(secret), "an entry is missing"),
+        (ValueError(secret), "a malformed value"),
+        (TimeoutError(), "no answer in time"),
+        (RuntimeError(secret), "RuntimeError"),
+    ):
+        assert why(error) == words
+    assert explain(TimeoutError()) == "file: no answer in time"
+
+
+def test_an_ipv6_address_has_brackets() -> None:
+    given = ("127.0.0.1", "node.example", "::1", "[::1]")
+    assert [address(host, 80) for host in given] == [
+        "127.0.0.1:80",
+        "node.example:80",
+        "[::1]:80",
+        "[::1]:80",
+    ]
