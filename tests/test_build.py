@@ -109,7 +109,7 @@ def test_a_binary_that_does_not_load_is_reported_once_and_not_used(monkeypatch: 
     assert not devices and "more" not in reason
 
 
-def test_no_binary_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_binary_gives_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MMIF_KERNELS", raising=False)
     monkeypatch.setattr(ops, "util", SimpleNamespace(find_spec=lambda name: None))
     with warnings.catch_warnings():

@@ -76,7 +76,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env, timeout=300)
 
 
-def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
+def test_closed_streams_fail_no_run(tmp_path: Path) -> None:
     for name, pixels in (("a", A), ("b", B)):
         mmif_trt.write(tmp_path / f"{name}.png", mmif_trt.Image(pixels))
     done = shell(f"cd {tmp_path}; $MMIF fuse a.png b.png -o f.png --quiet >&- 2>&-")

@@ -86,7 +86,7 @@ def test_the_hot_spot_of_the_left_is_hot_on_the_left(plane: str | None, tmp_path
     assert left > 60 and left > 1.5 * redness(phantoms.HOT_MM * (-1, 1, 1))
 
 
-def test_real_spect_of_the_opposite_hand_is_not_mirrored() -> None:
+def test_real_spect_of_the_opposite_handedness_is_not_mirrored() -> None:
     folder = data_root() / "templates"
     if not folder.is_dir():
         pytest.skip(f"templates not found at {folder}; set MMIF_DATA to the folder that holds templates/")

@@ -93,7 +93,7 @@ def scratch_folders() -> list[str]:
     return [n for n in os.listdir(tempfile.gettempdir()) if n.startswith(scratch.PREFIX) and mine in n]
 
 
-def test_a_run_from_bucket_to_bucket_makes_what_one_on_the_disk_does(
+def test_a_run_from_bucket_to_bucket_gives_what_one_on_a_disk_gives(
     local: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, out = "s3://site/plan", "s3://site/out"

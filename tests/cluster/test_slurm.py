@@ -155,7 +155,7 @@ def slurm(root: Path, somebody: Somebody) -> Iterator[Somebody]:
         yield somebody
 
 
-def test_an_array_of_an_ordinary_user_with_a_killed_task_makes_what_one_machine_makes(
+def test_an_array_of_an_ordinary_user_with_a_killed_task_gives_what_one_machine_gives(
     root: Path, slurm: Somebody
 ) -> None:
     """One task is killed, the others are requeued; the array, submitted again, does the rest."""

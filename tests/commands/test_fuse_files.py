@@ -35,7 +35,7 @@ def test_two_dicom_pictures_are_fused_as_pictures(tmp_path: Path, capsys: pytest
     assert "a picture without geometry" in capsys.readouterr().err
 
 
-def test_one_slice_is_a_picture_too_and_coverage_is_said(
+def test_one_slice_is_a_picture_too_and_coverage_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mr = write_series(tmp_path / "mr", slices(head(grid(AFFINE, SHAPE)), AFFINE)[4:5])

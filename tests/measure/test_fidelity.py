@@ -59,7 +59,7 @@ def test_soft_tissue_at_a_known_gain(gain: float) -> None:
     assert found["soft"] == pytest.approx(max(0, 2 * gain / (1 + gain**2)))
 
 
-def test_bone_is_measured_on_bone_alone() -> None:
+def test_bone_is_measured_only_on_bone() -> None:
     a, b = scenery.mri(), scenery.ct()
     off = b.copy()
     off[b >= 200] -= 7

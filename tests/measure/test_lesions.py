@@ -62,7 +62,7 @@ def test_every_kind_finds_its_places(with_ct: list[Planted], with_pet: list[Plan
         assert len({lesion.shape for lesion in lesions}) >= 4
 
 
-def test_lesions_stand_apart_and_change_their_source_alone(with_ct: list[Planted]) -> None:
+def test_lesions_stand_apart_and_change_only_their_source(with_ct: list[Planted]) -> None:
     for one in with_ct:
         for number, (a, b) in enumerate(one.scenes):
             here = [lesion for lesion in one.lesions if lesion.scene == number]

@@ -182,7 +182,7 @@ def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
     assert spool.state("pair_34_aaaa") == "sent"
 
 
-def test_a_pause_within_an_association_is_no_end(study: Path, tmp_path: Path) -> None:
+def test_a_pause_within_an_association_ends_no_study(study: Path, tmp_path: Path) -> None:
     node = Node(tmp_path / "node", free_port(), *QUICK)
     node.start()
     try:

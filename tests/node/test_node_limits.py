@@ -380,7 +380,7 @@ def cut_after(node: Node, count: int) -> int:
     return int(listener.getsockname()[1])
 
 
-def test_an_association_that_drops_in_the_middle_leaves_whole_instances_only(study: Path, node: Node) -> None:
+def test_an_association_that_drops_in_the_middle_leaves_only_whole_instances(study: Path, node: Node) -> None:
     one = next((study / "mr").iterdir()).stat().st_size
     assert storescu(cut_after(node, 5_000 + 4 * one), study / "mr") != 0
     until(lambda: 1 <= len(spooled(node)) < SHAPE[0])

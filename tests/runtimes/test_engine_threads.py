@@ -114,7 +114,7 @@ def test_results_on_the_card_go_in_any_thread(fake: FakeCard, path: Path) -> Non
     assert fake.contexts == 0 and not fake.memory
 
 
-def test_a_result_that_goes_during_a_capture_is_freed_behind_it(fake: FakeCard, path: Path) -> None:
+def test_a_result_dropped_during_a_capture_is_freed_behind_it(fake: FakeCard, path: Path) -> None:
     with Engine(path) as e:
         kept = [e(*(OnCard(fake, x) for x in pair(64, 64)))]
         e(*pair(64, 64))

@@ -28,7 +28,7 @@ def tensors(kind: str) -> dict[str, tuple[str, list[int]]]:
     return {name: (of, [int(size) for size in dims.split(", ")]) for name, of, dims in rows}
 
 
-def test_triton_is_told_what_the_graph_has() -> None:
+def test_the_configuration_of_triton_matches_the_graph() -> None:
     types = {"TYPE_UINT8": onnx.TensorProto.UINT8}
     graph = released(Form("uint8", "rgb")).graph
     for kind, values in (("input", graph.input), ("output", graph.output)):

@@ -98,7 +98,7 @@ REFUSED: list[tuple[str, Any, str, int]] = [
 
 
 @pytest.mark.parametrize(("call", "fault", "said", "count"), REFUSED, ids=[x[0] for x in REFUSED])
-def test_what_tensorrt_refuses_is_no_error(
+def test_a_cache_that_tensorrt_refuses_is_not_an_error(
     fake: FakeCard, path: Path, call: str, fault: Any, said: str, count: int
 ) -> None:
     """Without a cache each context compiles for itself, as the fake counts it for each input too."""

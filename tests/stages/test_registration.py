@@ -127,7 +127,7 @@ def test_what_does_not_register_the_two_is_refused(study: Path, tmp_path: Path, 
         ([[np.full((4, 4), np.nan)]], "homogeneous|damaged"),
     ],
 )
-def test_a_matrix_that_is_no_rigid_movement_is_refused(
+def test_a_matrix_that_is_not_a_rigid_movement_is_refused(
     study: Path, tmp_path: Path, matrices: list[list[np.ndarray]], words: str
 ) -> None:
     path = write_registration(tmp_path / "reg.dcm", phantoms.FRAME, [(OTHER_FRAME, m) for m in matrices])

@@ -183,7 +183,7 @@ def test_full_disk_makes_no_study(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if "study" in p.name] == ["study.json"]
 
 
-def test_other_folders_are_no_study(tmp_path: Path) -> None:
+def test_other_folders_are_not_studies(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     assert "exists" in mmif("study", "create", tmp_path / "study.json", study, code=2).stderr
     assert FILE in mmif("study", "status", tmp_path, code=2).stderr
@@ -234,7 +234,7 @@ def test_analysis_recovers_what_was_planted() -> None:
     assert test["overall"] < 0.001 and max(holm for _, holm in test["pairs"].values()) < 0.01
 
 
-def test_a_bias_to_one_side_is_no_preference() -> None:
+def test_a_bias_to_one_side_is_not_a_preference() -> None:
     methods = ["a", "b", "c"]
     rows = simulate.rows(simulate.Planted(side_bias=2.0), methods, readers=10, cases=15, seed=5)
     c = paired.comparisons(rows, methods)

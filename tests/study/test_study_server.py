@@ -226,7 +226,7 @@ def test_kill_9_loses_nothing_answered(tmp_path: Path) -> None:
         assert reader.page()["position"] == str(store.next_position(1))  # goes on where it was
 
 
-def test_a_full_disk_is_told_and_the_study_stays_whole(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_study_stays_whole(tmp_path: Path) -> None:
     study = make_study(tmp_path, readers=2, cases=8)
     port = free_port()
 

@@ -182,7 +182,7 @@ def test_view_and_fuse_make_the_same_page(fused: tuple[Path, Path, Path], tmp_pa
     assert "No record of the fusion" in (tmp_path / "v.html").read_text()
 
 
-def test_what_is_wrong_is_said(fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any) -> None:
+def test_what_is_wrong_is_reported(fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any) -> None:
     a, b, out = map(str, fused)
     (tmp_path / "other.html").write_text("somebody's")
     (tmp_path / "record.json").write_text("[]")
