@@ -215,6 +215,7 @@ def _slice(infer: Network, a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float
 def _entry(image: Image, limits: tuple[float, float], how: str) -> dict[str, Any]:
     return {
         "volume": repr(replace(image, source="volume")),
+        "modality": image.modality,
         "sha256": image.sha256,
         "limits": list(limits),
         "limits_from": how,

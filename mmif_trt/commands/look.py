@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,23 @@ def save(path: str, triple: Triple, files: tuple[str, str, str], title: str | No
     size = page.write(path, triple, title or named["fused"], named)
     if triple.in_doubt:
         say(f"warning: {triple.in_doubt}")
+    if triple.reduced:
+        say(f"{path}: {triple.reduced}")
+    if size > page.PAGE_BYTES:
+        say(
+            f"warning: {path}: {size / 1e6:.0f} MB with the fewest levels; expected at most "
+            f"{page.PAGE_BYTES / 1e6:.0f} MB: it opens slowly; volumes cropped to the head make it smaller"
+        )
     return size
 
 
-def of_pictures(a: Image, b: Image, fused: Image, range_a: Any = None, range_b: Any = None) -> Triple:
-    """range_a, range_b: (black, white) instead of the images' own."""
+def of_pictures(
+    a: Image, b: Image, fused: Image, range_a: Any = None, range_b: Any = None, modality_b: str | None = None
+) -> Triple:
+    """range_a, range_b: (black, white) instead of the images' own. modality_b: if b's file says none."""
     from mmif_trt.view import triple
 
+    b = replace(b, modality=b.modality or modality_b)
     a, b = (
         image if limits is None else image.with_data(image.data, value_range=limits)
         for image, limits in ((a, range_a), (b, range_b))

@@ -15,6 +15,7 @@ from mmif_trt.commands.arguments import (
     check_text_output,
     count_to,
     options_of,
+    say,
 )
 from mmif_trt.image import InputError
 from mmif_trt.io.which import Which
@@ -66,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
         triple = _triple(args)
         step("writing")
         size = look.save(args.output, triple, (args.a, args.b, args.fused), args.title)
+    if triple.b.modality is None:
+        say(
+            f"{args.b}: its modality is not stated, as the page says; --modality-b ct, pet or spect states it"
+        )
     print(f"{args.output} ({size / 1e6:.1f} MB)")
     return 0
 
@@ -75,7 +80,7 @@ def _triple(args: argparse.Namespace) -> Triple:
     if volumes.wanted(args):
         return _of_volumes(args)
     a, b, fused = (io.read(path) for path in (args.a, args.b, args.fused))
-    return look.of_pictures(a, b, fused, _pair(args, "a"), _pair(args, "b"))
+    return look.of_pictures(a, b, fused, _pair(args, "a"), _pair(args, "b"), args.modality_b)
 
 
 def _of_volumes(args: argparse.Namespace) -> Triple:

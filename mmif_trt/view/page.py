@@ -44,7 +44,7 @@ def render(triple: Triple, title: str, files: dict[str, str], page_bytes: int = 
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
     )
-    warnings = [triple.in_doubt] if triple.in_doubt else []
+    warnings = [text for text in (triple.in_doubt, triple.reduced) if text]
     values = {
         "title": html.escape(title),
         "policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; worker-src blob:; "

@@ -16,6 +16,7 @@ AXES = "SAR"  # of [S, H, W]: in the page x runs to the right, y to the front, z
 FOREGROUND = 0.1  # of the way from black to white
 HALF = 0.5  # of the smaller foreground: below this a registration is in doubt
 MAX_VOXELS = 40_000_000  # that a page shows; larger volumes are thinned
+ORDINALS = {2: "second", 3: "third"}
 SHOWN_PERCENTILES = (1.0, 99.5)  # of a window if none is stated: for display only, never for results
 
 
@@ -24,7 +25,7 @@ class Triple:
     """a, b, fused: one grid; volumes with axes AXES, pictures with rows upwards. before: b as its header has
     it, if a registration moved it. limits_a, limits_b: black and white. palette: [256, 3] uint8 of b, or
     None. overlap: shared part of the smaller foreground. record: of the fusion, {} if unknown. notes: what
-    the page must say."""
+    the page must say. reduced: what was left out of large volumes, in words, or ""."""
 
     a: Image
     b: Image
@@ -37,6 +38,7 @@ class Triple:
     overlap: float
     record: dict[str, Any]
     notes: tuple[str, ...]
+    reduced: str = ""
 
     @property
     def in_doubt(self) -> str:
@@ -56,8 +58,8 @@ def of_volumes(
     B where it was fused. Without one, options.registration places B. Raises InputError for volumes that
     do not overlap."""
     options, record = options or Options(), record or {}
-    if b.modality is None and options.modality_b:
-        b = replace(b, modality=options.modality_b)
+    if b.modality is None and (known := options.modality_b or record.get("b", {}).get("modality")):
+        b = replace(b, modality=str(known))
     notes: list[str] = []
     moved, matrix, how = _placed(a, b, record, options)
     before = None
@@ -72,13 +74,18 @@ def of_volumes(
     shared = overlap(a, moved, limits_a, limits_b, None if is_aligned else b)
     name = _palette_name(b, record, options)
     fused, note = _on_grid(a, fused)
-    notes += [text for text in (note, note_a, note_b) if text]
+    notes += [text for text in (note, note_a, note_b, _unstated(b)) if text]
     a, moved, fused = (_turned(image) for image in (a, moved, fused))
     before = before and _turned(before)
+    reduced = ""
     if (step := _thinning(a)) > 1:
-        notes.append(f"Shown at every {step}th voxel of each axis: the volumes are large.")
+        whole = _sides(a)
         a, moved, fused = (_thinned(image, step) for image in (a, moved, fused))
         before = before and _thinned(before, step)
+        reduced = (
+            f"the page shows every {ORDINALS.get(step, f'{step}th')} voxel along each axis, {_sides(a)} of "
+            f"{whole}: more than {MAX_VOXELS / 1e6:g} million are too many for a page; measure in the files"
+        )
     return Triple(
         a,
         moved,
@@ -91,6 +98,7 @@ def of_volumes(
         shared,
         record,
         tuple(notes),
+        reduced,
     )
 
 
@@ -108,7 +116,18 @@ def of_pictures(a: Image, b: Image, fused: Image, palette: np.ndarray | None = N
     table = None if palette is None else np.rint(palette).astype(np.uint8)
     shared = overlap(a, b, a.value_range, b.value_range)
     name = "recovered from B" if table is not None else ""
-    return Triple(a, b, fused, None, a.value_range, b.value_range, table, name, shared, {}, ())
+    notes = tuple(filter(None, [_unstated(b)]))
+    return Triple(a, b, fused, None, a.value_range, b.value_range, table, name, shared, {}, notes)
+
+
+def _unstated(b: Image) -> str:
+    """How to state what B is, or ""."""
+    if b.modality is not None:
+        return ""
+    return (
+        "B's file does not say what it is; mmif-trt view A B FUSED --modality-b ct (or pet, or spect) states "
+        "it, and a scalar PET or SPECT then gets its palette."
+    )
 
 
 def _placed(
@@ -204,6 +223,10 @@ def _turned(image: Image) -> Image:
     assert image.affine is not None
     data, affine = turned(image.data, image.affine, AXES)
     return image.with_data(data, affine=affine)
+
+
+def _sides(image: Image) -> str:
+    return " x ".join(map(str, image.data.shape[:3][::-1]))
 
 
 def _thinning(image: Image) -> int:

@@ -241,6 +241,41 @@ def pixels_of(shown: Any, pane: str) -> np.ndarray:
     return np.asarray(Pil.open(bytes_io.BytesIO(data)).convert("RGB")).astype(int)
 
 
+def test_volumes_too_large_for_a_page_are_reduced_and_it_says_so(
+    fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["view", *map(str, fused), "--report", str(fused[2].with_name("record.json"))]
+    monkeypatch.setattr(triple, "MAX_VOXELS", 20_000)
+    monkeypatch.setattr(page, "PAGE_BYTES", 1000)
+    assert main([*given, "-o", str(tmp_path / "v.html")]) == 0
+    said = capsys.readouterr().err
+    assert "v.html: the page shows every second voxel along each axis, 20 x 24 x 18 of 40 x 48 x 36" in said
+    assert "warning" in said and "expected at most 0 MB" in said
+    assert 'class="warning">The page shows every second voxel' in (tmp_path / "v.html").read_text()
+    assert data_of(tmp_path / "v.html")["shape"] == [20, 24, 18]
+
+
+def test_a_modality_that_is_not_stated_can_be(
+    fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    out, record = tmp_path / "v.html", ["--report", str(fused[2].with_name("record.json"))]
+    for given, label in (
+        ([], "modality not stated"),
+        (["--modality-b", "pet"], "PET"),
+        (record, "PET"),  # as the fusion had it
+    ):
+        assert main(["view", *map(str, fused), "-o", str(out), *given]) == 0
+        assert data_of(out)["volumes"]["b"]["label"] == label
+        is_told = label != "PET"
+        assert ("--modality-b ct, pet or spect states it" in capsys.readouterr().err) == is_told
+        assert ("--modality-b ct (or pet, or spect)" in out.read_text()) == is_told
+    picture = str(tmp_path / "p.png")
+    io.write(picture, Image(np.zeros((40, 40), np.uint8)))
+    out.unlink()
+    assert main(["view", picture, picture, picture, "-o", str(out), "--modality-b", "ct"]) == 0
+    assert data_of(out)["volumes"]["b"]["label"] == "CT"
+
+
 @pytest.fixture(scope="module")
 def moved(fused: tuple[Path, Path, Path]) -> Path:
     """The page of the same, where the PET's header lies 8 mm off and the record says so."""
