@@ -60,12 +60,14 @@ def files_of(folder: Path) -> list[File]:
 def refuse_output(store: Store, suffix: str, root: str) -> None:
     """Raises InputError if `store` or the format cannot be a data set derived from `root`."""
     if not isinstance(store, Folder):
-        raise InputError(f"{store.where('')}: the output of a BIDS data set; expected a folder")
+        raise InputError(
+            f"-o {store.where('')}: a bucket; expected a folder, because {root} is a BIDS data set"
+        )
     if suffix == ".dcm":
         raise InputError("--format dcm: not allowed by BIDS; expected nii or nii.gz")
     if os.path.realpath(root) == os.path.realpath(store.root):
         raise InputError(
-            f"{store.root}: the data set itself; expected another, such as {root}/derivatives/NAME"
+            f"-o {store.root}: the data set itself; expected another folder, such as {root}/derivatives/NAME"
         )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmif_trt.clinical import pseudonym
 from mmif_trt.commands.arguments import add_cluster, add_how, add_pairing, cluster_of, count_to, options_of
-from mmif_trt.commands.planned import Network, absolute, part_of, plan_of
+from mmif_trt.commands.planned import Network, absolute, no_pair, part_of, plan_of
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, stop_on_signal
 from mmif_trt.storage import is_url, store_of
@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
             _show(plan, part, output, network)
             return 0
         if not len(plan):
-            left = "; ".join(plan.left()) or "no series"
-            raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
+            raise InputError(no_pair(args.source, plan.left()))
         return _carry(args, plan, part, output, network, size)
 
 

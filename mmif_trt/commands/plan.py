@@ -10,7 +10,7 @@ from typing import Any
 from mmif_trt.clinical import pseudonym
 from mmif_trt.commands import look
 from mmif_trt.commands.arguments import add_how, add_pairing, options_of
-from mmif_trt.commands.planned import Network, absolute, part_of, secret_of
+from mmif_trt.commands.planned import Network, absolute, no_pair, part_of, secret_of
 from mmif_trt.image import InputError
 from mmif_trt.storage import is_url, store_of
 
@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
             step("reading headers")
             planning.fill(spill, absolute(args.source), key, args.registration == "rigid", part)
             if not len(spill) and part == (1, 1):
-                left = "; ".join(spill.left()) or "no series"
-                raise InputError(f"{args.source}: no pair ({left}); expected an MRI and a partner")
+                raise InputError(no_pair(args.source, spill.left()))
             step("writing")
             plan_folder.write(store, spill, how, part)
         if not args.quiet:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mmif_trt.clinical.records import Run
     from mmif_trt.clinical.spill import Spill
     from mmif_trt.fuser import Fuser
+
+LEFT_SHOWN = 5  # of the lines on what is left out, in a message
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -71,6 +74,21 @@ def plan_of(args: argparse.Namespace) -> Iterator[PlanFolder | Spill]:
         source = absolute(args.source) if args.on else args.source
         planning.fill(spill, source, key, args.registration == "rigid")
         yield spill
+
+
+def no_pair(source: str, left: Iterator[str]) -> str:
+    """What is wrong with a source that has no case. left: what was left out, and why."""
+    from mmif_trt.clinical import bids
+
+    if source.lower().endswith(".csv"):
+        return f"{source}: no case; expected a line for each below the heading"
+    lines = list(islice(left, LEFT_SHOWN + 1))
+    why = "; ".join(lines[:LEFT_SHOWN]) or "no series"
+    expected = "an MRI and a CT, PET or SPECT of one patient"
+    if bids.is_dataset(source):
+        expected = "of one session an MRI (T1w, T2w or FLAIR) in anat/ and a PET in pet/ or a CT in ct/"
+    more = "; mmif-trt batch --dry-run lists all that is left out" if len(lines) > LEFT_SHOWN else ""
+    return f"{source}: no pair ({why}); expected {expected}{more}"
 
 
 class Network:

@@ -26,12 +26,15 @@ def image_of(layer: Any, modality: str | None = None) -> Image:
     Raises InputError for other shapes, pyramids and values that are not finite.
     """
     if getattr(layer, "multiscale", False):
-        raise InputError(f"{layer.name}: a pyramid of scales; expected one array")
+        raise InputError(
+            f"layer {layer.name}: a pyramid of scales; expected one array: add one scale as a layer"
+        )
     data, is_rgb = np.asarray(layer.data), bool(getattr(layer, "rgb", False))
     sides = data.ndim - is_rgb
     if sides not in (2, 3):
         raise InputError(
-            f"{layer.name}: {sides} axes; expected a picture or a volume (choose one of a series)"
+            f"layer {layer.name}: {sides} axes; expected 2 (a picture) or 3 (a volume): add one of the "
+            "series as a layer"
         )
     if is_rgb:
         data = np.ascontiguousarray(data[..., :3])  # napari's RGBA without its opacity

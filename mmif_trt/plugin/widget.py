@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.plugin.layers import BY_MODALITY, fuse_layers
+from mmif_trt.running import explain
 from mmif_trt.stages.palettes import PALETTES
 
 
@@ -27,7 +28,8 @@ def fuse_widget() -> Any:
         plane: Literal["axial", "coronal", "sagittal"] = "axial",
     ) -> Any:
         if mri is None or other is None:
-            show_error("mmif-trt: no layer; expected an MRI and a CT, PET or SPECT")
+            lacks = "MRI" if mri is None else "CT, PET or SPECT"
+            show_error(f"mmif-trt: no layer is chosen as {lacks}; expected two image layers: open both files")
             return None
         panel.call_button.enabled = False
 
@@ -42,7 +44,7 @@ def fuse_widget() -> Any:
             mri, other, modality, palette, registration, plane
         )
         work.returned.connect(show)
-        work.errored.connect(lambda error: show_error(f"mmif-trt: {error}"))
+        work.errored.connect(lambda error: show_error(f"mmif-trt: {explain(error)}"))
         work.finished.connect(end)
         work.start()
         return work

@@ -43,10 +43,15 @@ def run(name: str, command: str, mri: Path, other: Path, out: Path) -> None:
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
-        raise InputError(f"--method {name}: {words[0]}: {error.strerror}; expected a program") from None
+        raise InputError(
+            f"--method {name}: {words[0]}: {error.strerror}; expected a program that can be started"
+        ) from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1][:200]
-        raise InputError(f"--method {name}: exit code {done.returncode} ({said}); expected 0")
+        raise InputError(
+            f"--method {name}: exit code {done.returncode} ({said}); expected 0: try it by itself, with "
+            "folders of pictures for {mri} and {other} and a new one for {out}"
+        )
 
 
 @dataclass(frozen=True)

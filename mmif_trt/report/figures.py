@@ -57,7 +57,9 @@ def gather(
 ) -> Figures:
     """Scores every method by `evaluate`. Raises InputError for folders that do not match (see there)."""
     if not methods and not baselines:
-        raise InputError("--method: none, without baselines; expected NAME=FOLDER, once or more")
+        raise InputError(
+            "--method: none, with --no-baselines; expected NAME=FOLDER or NAME=COMMAND, once or more"
+        )
     for name, folder in methods.items():
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected the folder of {name}'s fused pictures")

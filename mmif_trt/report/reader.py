@@ -12,6 +12,7 @@ from mmif_trt.image import InputError
 from mmif_trt.measure.fidelity import LOWER_IS_BETTER, NEITHER, names_for
 from mmif_trt.measure.scores import BASELINES
 from mmif_trt.report.figures import Figures, ranked_order
+from mmif_trt.running import why
 
 LESIONS = ("mean", "worst", "lost")
 # Heading and what it means; a name with an arrow says which way is better.
@@ -59,7 +60,7 @@ def read_lesions(given: Mapping[str, Path]) -> dict[str, dict[str, float]]:
             found |= {key: {k: float(row[k]) for k in LESIONS} for key, row in rows.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             how = "expected JSON of `mmif-trt eval PLANTED FUSED --lesions -o TABLE.json`"
-            raise InputError(f"{path}: {type(error).__name__}: {error}; {how}") from error
+            raise InputError(f"--lesions {name}={path}: {why(error)}; {how}") from error
     return found
 
 

@@ -113,6 +113,16 @@ OPTIONAL = {
     "value_range": dict,
 }
 
+KINDS: dict[Any, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    (int, float): "a number",
+}
+
 
 def read_config(path: str | Path) -> Config:
     """The configuration in a JSON file; its folders are relative to it. Raises InputError for anything
@@ -132,11 +142,10 @@ def read_config(path: str | Path) -> Config:
         raise InputError(f"{path}: lacks {', '.join(sorted(lacking))}; required are {', '.join(REQUIRED)}")
     for name, value in found.items():
         if name not in known:
-            raise InputError(f"{path}: {name}; expected {', '.join(known)}")
+            raise InputError(f"{path}: unknown key {name!r}; expected {', '.join(known)}")
         kind: Any = known[name]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            expected = "a number" if isinstance(kind, tuple) else kind.__name__
-            raise InputError(f"{path}: {name} is {_kind(value)}; expected {expected}")
+            raise InputError(f"{path}: {name} is {_kind(value)}; expected {KINDS[kind]}")
     ranges = {name: _range(path, name, value) for name, value in found.pop("value_range", {}).items()}
     sets = [_set(path, i, entry) for i, entry in enumerate(found.pop("sets"))]
     config = Config(sets=sets, value_range=ranges, **found)
@@ -180,7 +189,11 @@ def _set(path: str | Path, index: int, entry: Any) -> Set:
     if not isinstance(methods, dict) or not all(
         isinstance(v, str) for v in [entry["sources"], *methods.values()]
     ):
-        raise InputError(f"{where}: expected sources, a folder, and methods, an object of name: folder")
+        received = f"sources {_kind(entry['sources'])}, methods {_kind(methods)}"
+        raise InputError(
+            f"{where}: {received}; expected sources as the text of a folder, and methods as an object of "
+            "name: folder"
+        )
     folder = Path(path).parent
     named = {name: folder / where_it_lies for name, where_it_lies in methods.items()}
     return Set(entry["modality"], folder / entry["sources"], named)
@@ -196,6 +209,4 @@ def _range(path: str | Path, name: str, value: Any) -> tuple[float, float]:
 
 
 def _kind(value: Any) -> str:
-    return {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null"}.get(
-        type(value).__name__, type(value).__name__
-    )
+    return "null" if value is None else KINDS[type(value)]

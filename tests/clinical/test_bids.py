@@ -62,6 +62,20 @@ def test_pairs_of_a_session(tmp_path: Path) -> None:
         bids.folder_of("../x")
 
 
+def test_a_data_set_without_a_pair_is_told_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "raw"
+    for number in range(7):
+        (root / f"sub-{number}" / "anat").mkdir(parents=True)
+        (root / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii").write_bytes(b"")
+    (root / "dataset_description.json").write_text('{"Name": "heads", "BIDSVersion": "1.10.0"}')
+    assert main(["batch", str(root), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("no PET or CT of its session") == 5 and "(T1w, T2w or FLAIR) in anat/" in said
+    assert "--dry-run lists all" in said
+
+
 def test_a_derived_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = dataset(tmp_path / "raw")
     out = root / "derivatives" / "mmif"
@@ -106,7 +120,7 @@ def test_a_plan_of_a_data_set_gives_what_one_run_gives(
     assert main(["batch", plan, "-o", str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.count("(to do)") == 3 and said.count("left out: ") == 2 and not out.exists()
-    for given, words in ((str(root), "expected another"), ("s3://x/y", "a BIDS data set; expected a folder")):
+    for given, words in ((str(root), "expected another"), ("s3://x/y", "a bucket; expected a folder")):
         assert main(["batch", plan, "-o", given]) == 2 and words in capsys.readouterr().err
     assert main(["batch", plan, "-o", str(out), "--format", "dcm"]) == 2
     assert [main(["batch", plan, "-o", str(out), "--part", f"{i}/2", "--quiet"]) for i in (1, 2)] == [0, 0]

@@ -132,6 +132,7 @@ def test_too_many_pictures_go_beside_the_page(tmp_path: Path) -> None:
 def test_bad_arguments(tmp_path: Path) -> None:
     make_cases(tmp_path, 2)
     out = ("-o", tmp_path / "r.html")
+    (tmp_path / "t.json").write_text("{}")
     for options, word in (
         ([f"--method=max={tmp_path}"], "max"),
         (["--method=sharp"], "NAME=FOLDER"),
@@ -139,6 +140,10 @@ def test_bad_arguments(tmp_path: Path) -> None:
         (["--no-baselines"], "--method"),
         ([f"--method=sharp={tmp_path}/sharp"] * 2, "once"),
         (["--range-mri", "5", "5"], "LOW < HIGH"),
+        (
+            [f"--method=sharp={tmp_path}/sharp", f"--lesions=sharp={tmp_path}/t.json"],
+            f"--lesions sharp={tmp_path}/t.json: an entry is missing; expected JSON of",
+        ),
     ):
         assert word in mmif("report", tmp_path / "sources", *options, *out, code=2).stderr
     assert ".html" in mmif("report", tmp_path / "sources", "-o", tmp_path / "r.txt", code=2).stderr
