@@ -152,7 +152,7 @@ desk.onWindowDrag = (name, dx, dy) => {
 
 // The fourth pane: two of the others, drawn over each other as they stand.
 const state = { mode: "overlay", share: { overlay: 50, swipe: 50, checker: 40, edges: 50 } };
-const AMOUNTS = { overlay: "Opacity of second", swipe: "Edge", checker: "Size of a field", edges: "Edges shown" };
+const AMOUNTS = { overlay: "Opacity of second", swipe: "Edge", checker: "Size of the squares", edges: "Edges shown" };
 const scratch = document.createElement("canvas");
 function compare() {
   const [first, second] = ["first", "second"].map((id) => desk.panes.get(at(id).value));
@@ -238,7 +238,7 @@ function setMode(mode) {
 }
 function caption() {
   const [first, second] = ["first", "second"].map((id) => at(id).selectedOptions[0].textContent);
-  const text = { overlay: `${second} over ${first}`, swipe: `${first} | ${second}`, checker: `${first} and ${second}, fields`, edges: `edges of ${first} on ${second}` };
+  const text = { overlay: `${second} over ${first}`, swipe: `${first} | ${second}`, checker: `checkerboard of ${first} and ${second}`, edges: `edges of ${first} on ${second}` };
   at("check-caption").textContent = `Compare: ${text[state.mode]}`;
 }
 function slide(value) {
