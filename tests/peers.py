@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 
 def _is_script(path: Path) -> bool:
@@ -32,12 +32,6 @@ def needs(*tools: str) -> None:
     for tool in tools:
         if not shutil.which(tool):
             pytest.skip(f"{tool} is not installed (apt-get install dcmtk orthanc openssl)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(what: Callable[[], Any], seconds: float = 240.0) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import sites
 from conftest import REPO
+from ports import free_port
 from sites import done, fused, until
 
 from mmif_trt.clinical import progress
@@ -74,12 +75,6 @@ class Somebody:
         run = self.run(*words)
         assert run.returncode == 0, (words, run.stderr)
         return run.stdout.strip()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

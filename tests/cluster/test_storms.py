@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import sites
 from conftest import REPO
+from ports import free_port
 from sites import done, fused, until
 
 from mmif_trt import cluster, processes, storage
@@ -210,12 +211,6 @@ def seaweed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.kill()
         server.wait()
         storage._s3.cache_clear()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def made_bucket() -> bool:

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers import Certificates, Node, echoscu, free_port, needs, until
+from peers import Certificates, Node, echoscu, needs, until
+from ports import free_port
 
 pytest.importorskip("pynetdicom", reason="needs the clinical extra")
 

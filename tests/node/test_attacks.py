@@ -20,8 +20,9 @@ from typing import Any
 
 import phantoms
 import pytest
-from peers import Certificates, Node, echoscu, free_port, needs, storescu, until
+from peers import Certificates, Node, echoscu, needs, storescu, until
 from phantoms import affine_of, write_mr, write_pet
+from ports import free_port
 
 pytestmark = pytest.mark.nightly
 SEED = int(os.environ.get("MMIF_FUZZ_SEED", "1"))

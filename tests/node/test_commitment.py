@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from peers import free_port, until
+from peers import until
+from ports import free_port
 from pydicom.dataset import Dataset
 
 from mmif_trt.node.admission import Peer

@@ -18,8 +18,9 @@ from typing import Any
 
 import pydicom
 import pytest
-from peers import Certificates, Node, Orthanc, free_port, needs, storescu, until
+from peers import Certificates, Node, Orthanc, needs, storescu, until
 from phantoms import PLANTED, STUDY, affine_of, write_mr, write_pet
+from ports import free_port
 from pydicom.uid import UID
 from pynetdicom.dsutils import encode
 

@@ -20,8 +20,9 @@ import phantoms
 import pydicom
 import pytest
 from disks import disk
-from peers import Node, free_port, needs, run_storescu, storescu, until
+from peers import Node, needs, run_storescu, storescu, until
 from phantoms import affine_of, grid, slices, uptake, write_mr, write_series
+from ports import free_port
 
 from mmif_trt.node import run, sending
 from mmif_trt.node.send import FIND

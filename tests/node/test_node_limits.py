@@ -17,8 +17,9 @@ import numpy as np
 import phantoms
 import pydicom
 import pytest
-from peers import Certificates, Node, echoscu, free_port, needs, run_storescu, storescu, until
+from peers import Certificates, Node, echoscu, needs, run_storescu, storescu, until
 from phantoms import affine_of, write_mr, write_pet
+from ports import free_port
 
 from mmif_trt.commands.arguments import pacs_of
 from mmif_trt.image import InputError

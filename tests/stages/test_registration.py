@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import phantoms
 import pytest
-from peers import Node, free_port, needs, storescu, until
+from peers import Node, needs, storescu, until
 from phantoms import affine_of, grid, head, uptake, write_mr, write_pet, write_registration
+from ports import free_port
 
 import mmif_trt
 from mmif_trt import volume

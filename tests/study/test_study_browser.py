@@ -18,7 +18,8 @@ from chromium import (
     check_targets,
     watched,
 )
-from test_study_server import free_port, make_study, serving
+from ports import free_port
+from test_study_server import make_study, serving
 
 from mmif_trt.study import export
 from mmif_trt.study.store import Store

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO
-from peers import free_port
+from ports import free_port
 
 pytest.importorskip("fastapi", reason="needs the study extra")
 

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import resource
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import REPO
+from ports import free_port
 
 pytest.importorskip("fastapi", reason="needs the study extra: pip install 'mmif-trt[study]'")
 sys.path.insert(0, str(REPO / "benchmarks"))
@@ -26,12 +26,6 @@ from study_load import METHODS, Reader, make_study, serving
 
 from mmif_trt.study.gate import MAX_BODY_BYTES, TRIES, Gate
 from mmif_trt.study.store import Store
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from chromium import (
     watched,
 )
 from phantoms import affine_of, grid, head, uptake, write_nifti
-from test_study_server import free_port, serving
+from ports import free_port
+from test_study_server import serving
 
 from mmif_trt import io
 from mmif_trt.image import Image, InputError

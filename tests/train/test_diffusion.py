@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from ports import free_port
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_data import write_sets
@@ -459,7 +460,7 @@ def test_two_processes_take_the_mean_of_their_gradients(root: Path, tmp_path: Pa
         "--nproc-per-node",
         "2",
         "--master-port",
-        "29511",
+        str(free_port()),
     ]
     command += ["-m", "mmif_trt.train.fusion", "--data", str(root), "--out", str(tmp_path / "two")]
     command += [
