@@ -128,8 +128,8 @@ def registration(shown: Any, made: dict[str, Path], folder: Path) -> None:
 
 
 def study(shown: Any, made: dict[str, Path], folder: Path) -> None:
+    from ports import free_port
     from study_load import serving
-    from test_study_server import free_port
 
     from mmif_trt.stages import palettes
     from mmif_trt.study.config import read_config
