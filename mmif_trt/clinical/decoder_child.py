@@ -79,7 +79,6 @@ def _registration(path: str, sides: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read(paths: list[str], name: str, which: Which) -> Any:
-
     if len(paths) == 1:
         return io.read(paths[0], series=which.series, volume=which.volume)
     return dicom.read_files(paths, name, which)

@@ -147,6 +147,5 @@ def save_preview(path: str, fused: Fused) -> None:
 
 
 def report_of(fused: Fused, files: list[str]) -> bytes:
-
     head = {"mmif_trt": __version__, "use": RESEARCH_USE, "weights": weights.in_use()}
     return (json.dumps({**head, **fused.record, "files": files}, indent=1) + "\n").encode()

@@ -108,5 +108,4 @@ def _by_web(service: Any, args: argparse.Namespace, stop: Any) -> tuple[int, int
 
 
 def _keep(folder: Path, uid: str, data: bytes) -> None:
-
     write_atomic(folder / f"{hashlib.sha256(uid.encode()).hexdigest()[:24]}.dcm", data)

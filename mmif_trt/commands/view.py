@@ -76,7 +76,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _triple(args: argparse.Namespace) -> Triple:
-
     if volumes.wanted(args):
         return _of_volumes(args)
     a, b, fused = (io.read(path) for path in (args.a, args.b, args.fused))

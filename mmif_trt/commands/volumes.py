@@ -47,7 +47,6 @@ def wanted(args: argparse.Namespace) -> bool:
 
 
 def _is_volume(path: str) -> bool:
-
     suffixes = tuple(suffix for suffix, form in FORMATS.items() if form.is_volume)
     if path.lower().endswith(suffixes) and not os.path.isdir(path):
         return True
@@ -63,7 +62,6 @@ def _is_volume(path: str) -> bool:
 
 
 def _begins_as_dicom(path: str) -> bool:
-
     try:
         return begins_as_dicom(path)
     except (InputError, OSError):

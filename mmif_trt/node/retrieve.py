@@ -280,5 +280,4 @@ def _storage() -> list[str]:
 
 
 def _syntaxes() -> list[str]:
-
     return [str(syntax) for syntax in readable()]
