@@ -32,6 +32,9 @@ from mmif_trt.ops.mlp_block import mlp_block
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
+# GELU takes the error function, longer than the convolution before it on a CPU; hard swish (Howard et al.,
+# MobileNetV3, ICCV 2019), x * clamp(x + 3, 0, 6) / 6, has nearly its shape for four operations.
+ACTIVATIONS = {"gelu": F.gelu, "hardswish": F.hardswish}
 STRIDE = 4  # pixels per token of the global branch, unless the configuration says otherwise
 
 
@@ -49,6 +52,7 @@ class LAGNConfig:
     branches: str = "both"  # a single branch only to measure its worth
     stride: int = STRIDE  # pixels per token of the global branch, a multiple of the stem's two
     below: float = 1.0  # r of the output formula stays above -below
+    activation: str = "gelu"  # of the local blocks, one of ACTIVATIONS
 
     @property
     def multiple(self) -> int:
@@ -58,7 +62,7 @@ class LAGNConfig:
     def as_dict(self) -> dict[str, Any]:
         """As stored beside the weights, without the fields that checkpoints of before lack, where they are
         as they were."""
-        before = {"branches": "both", "stride": STRIDE, "below": 1.0}
+        before = {"branches": "both", "stride": STRIDE, "below": 1.0, "activation": "gelu"}
         return {k: v for k, v in asdict(self).items() if before.get(k) != v}
 
 
@@ -210,16 +214,18 @@ class LocalBlock(nn.Module):
     """Depthwise 3x3, then a pointwise expansion, on [B, C, H, W]; one fused operation where it has a
     kernel."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, activation: str = "gelu") -> None:
         super().__init__()
         self.exportable = False
+        self.activation = activation
         self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.expand = nn.Conv2d(dim, 2 * dim, 1)
         self.reduce = nn.Conv2d(2 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.exportable or not has_block_kernel(x, x.shape[1], self.expand.out_channels):
-            return x + self.reduce(F.gelu(self.expand(self.depthwise(x))))
+        kernel = self.activation == "gelu" and has_block_kernel(x, x.shape[1], self.expand.out_channels)
+        if self.exportable or not kernel:
+            return x + self.reduce(ACTIVATIONS[self.activation](self.expand(self.depthwise(x))))
         return local_block(x, *weights(self.depthwise, self.expand, self.reduce))
 
 
@@ -233,7 +239,7 @@ class LAGN(nn.Module):
         super().__init__()
         self.config = c = config or LAGNConfig()
         self.stem = nn.Conv2d(8, c.local_dim, 3, padding=1)
-        self.local = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.local_depth)])
+        self.local = nn.Sequential(*[LocalBlock(c.local_dim, c.activation) for _ in range(c.local_depth)])
         self.pool = c.stride // 2  # of the stem's map
         self.embed = nn.Conv2d(c.local_dim, c.global_dim, self.pool, stride=self.pool)
         self.blocks = nn.Sequential(
@@ -244,7 +250,7 @@ class LAGN(nn.Module):
         )
         self.unembed = nn.Conv2d(c.global_dim, self.pool**2 * c.local_dim, 1)
         self.gate = nn.Conv2d(2 * c.local_dim, c.local_dim, 1)
-        self.decoder = nn.Sequential(*[LocalBlock(c.local_dim) for _ in range(c.decoder_depth)])
+        self.decoder = nn.Sequential(*[LocalBlock(c.local_dim, c.activation) for _ in range(c.decoder_depth)])
         self.head = nn.Conv2d(c.local_dim, 4, 3, padding=1)
         self.exporting = False
 

@@ -30,6 +30,7 @@ LINEAR_SRGB, LINEAR_LIGHTNESS = 0.04045, (6 / 29) ** 3  # where the curves of sR
 ACTIVITY_GAIN = 1.05  # over the pixel maximum
 LIKENESS_SIDE_PX, LIKENESS_SD = 7, 0.5 / 255  # the window of the SSIM of published tables, and half a level
 COLOUR_TOP, DETAIL_TOP = 10.0, 2.0  # how much more a pixel of the strongest fifth counts
+VIVID_ENOUGH = 0.7  # of the tracer's saturation
 COLOUR_ENOUGH = 0.75  # of the chroma, outside that fifth: the MRI may have the rest for its light
 
 
@@ -95,11 +96,11 @@ def uptake_masks(rgb: Tensor, uptake: Tensor, strong: Tensor) -> tuple[Tensor, T
     return foreground.to(rgb), top.to(rgb)
 
 
-def oklab_chroma(rgb: Tensor) -> Tensor:
-    """Oklab's a and b [B, 2, H, W] of sRGB [B, 3, H, W] in [0, 1] (B. Ottosson, 2020)."""
+def oklab(rgb: Tensor) -> Tensor:
+    """Oklab [B, 3, H, W] of sRGB [B, 3, H, W] in [0, 1] (B. Ottosson, 2020): lightness, a, b."""
     light = linear_light(rgb)
     cone = torch.einsum("ij,bjhw->bihw", rgb.new_tensor(LMS_OF_RGB), light)
-    return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(OKLAB_OF_LMS[1:]), (cone + TINY) ** (1 / 3))
+    return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(OKLAB_OF_LMS), (cone + TINY) ** (1 / 3))
 
 
 def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) 
     times more, outside it up to COLOUR_ENOUGH alone, and a pixel that is nearly washed out (p < WASHED) costs
     twice. A crop without any of the top counts as what it is, the smaller part of a slice.
     """
-    mine, theirs = oklab_chroma(coloured), oklab_chroma(rgb)
+    mine, theirs = oklab(coloured)[:, 1:], oklab(rgb)[:, 1:]
     power = theirs.square().sum(1, keepdim=True)
     chroma = (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
     weight = (foreground + COLOUR_TOP * top) * chroma
@@ -118,6 +119,22 @@ def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) 
     kept = torch.minimum(share, 1 / share.clamp(min=1))
     lost = torch.where(top > 0, 1 - kept, (COLOUR_ENOUGH - kept).clamp(min=0)) + (WASHED - share).clamp(min=0)
     return (weight * lost).sum((1, 2, 3)) / (torch.maximum(weight.sum((1, 2, 3)), usual) + TINY)
+
+
+def saturation_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor) -> Tensor:
+    """How far the saturation of the tracer's colours falls short of VIVID_ENOUGH of what it was; 0 for none.
+
+    Chroma along the hue, by lightness, both in Oklab. A dark red that a bright MRI lights up has all its
+    chroma and is pink. Weighted by the tracer's chroma. What a picture must give up for it is light, not
+    chroma, so it has a weight of its own.
+    """
+    (light, mine), (own_light, theirs) = (oklab(x).tensor_split([1], 1) for x in (coloured, rgb))
+    power = theirs.square().sum(1, keepdim=True)
+    chroma = (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
+    kept = (mine * theirs).sum(1, keepdim=True) / power.clamp(min=CHROMA_MIN**2)
+    vivid = kept * own_light / light.clamp(min=CHROMA_MIN)
+    weight = foreground * chroma
+    return (weight * (VIVID_ENOUGH - vivid).clamp(min=0)).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) + TINY)
 
 
 def detail_under_uptake_loss(coloured: Tensor, a: Tensor, weight: Tensor) -> Tensor:
@@ -200,6 +217,8 @@ class FidelityWeights:
 
     colour_pet: float = 0.0
     colour_spect: float = 0.0
+    saturation_pet: float = 0.0
+    saturation_spect: float = 0.0
     uptake_detail_pet: float = 0.0
     uptake_detail_spect: float = 0.0
     soft_ct: float = 0.0
@@ -229,6 +248,7 @@ def tracer_terms(
     foreground, top = uptake_masks(rgb, uptake, strong)
     return {
         "colour": colour_loss(coloured, rgb, foreground, top),
+        "saturation": saturation_loss(coloured, rgb, foreground),
         "uptake_detail": detail_under_uptake_loss(coloured, a, foreground + DETAIL_TOP * top),
         "outside": outside_loss(f, a, b, foreground),
     }

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmif_trt.image import InputError
 from mmif_trt.models import load_model
-from mmif_trt.models.lagn import BRANCHES, LAGN, LAGNConfig
+from mmif_trt.models.lagn import ACTIVATIONS, BRANCHES, LAGN, LAGNConfig
 from mmif_trt.train import coloured, data, generate, loop
 from mmif_trt.train.captured import CapturedForward
 from mmif_trt.train.fidelity_losses import (
@@ -238,6 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--below", type=float, default=1.0, help="r of the output formula stays above minus this"
     )
+    parser.add_argument("--activation", choices=sorted(ACTIVATIONS), default="gelu", help="of the local blocks")
     parser.add_argument("--taught", type=float, default=0.0, help="weight of the distance to the release")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
     parser.add_argument("--capture", action="store_true", help="run the network as CUDA graphs")
@@ -256,7 +257,11 @@ def main(arguments: list[str] | None = None) -> int:
         turns=tuple(given.turns),
         taught=given.taught,
         model=LAGNConfig(
-            branches=given.branches, stride=given.stride, window=given.window, below=given.below
+            branches=given.branches,
+            stride=given.stride,
+            window=given.window,
+            below=given.below,
+            activation=given.activation,
         ),
         loss=loss,
         fidelity=fidelity,
