@@ -238,7 +238,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--below", type=float, default=1.0, help="r of the output formula stays above minus this"
     )
-    parser.add_argument("--activation", choices=sorted(ACTIVATIONS), default="gelu", help="of the local blocks")
+    parser.add_argument(
+        "--activation", choices=sorted(ACTIVATIONS), default="gelu", help="of the local blocks"
+    )
     parser.add_argument("--taught", type=float, default=0.0, help="weight of the distance to the release")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
     parser.add_argument("--capture", action="store_true", help="run the network as CUDA graphs")
