@@ -11,7 +11,7 @@
 # last). No network is needed. Steps are independent; failed ones are listed at the end. The limits of a part add
 # up to less than BUDGET seconds, and no step outlasts the time left. Exit status: the number of failed steps.
 #
-# MMIF_COMMIT names the commit where there is no .git. Any setuptools from 65 on builds.
+# ONLY="network latency" runs these steps of the part and no others. MMIF_COMMIT names the commit where there is no .git. Any setuptools from 65 on builds.
 set -uo pipefail
 PYTHON=${PYTHON:-python3}
 case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
@@ -62,6 +62,7 @@ pack() { # copies the results so far to $OUT: a part that is cut off loses only 
 step() { # step NAME SECONDS COMMAND...
   local name=$1 limit=$2 begin=$SECONDS left=$((BUDGET - SECONDS - LAST_WORDS - 1)) code=null json=null
   shift 2
+  if [[ -n ${ONLY:-} && " preflight build kernels $ONLY " != *" $name "* ]]; then return; fi
   echo "== $name: $*"
   if ((left < limit)); then limit=$left; fi
   if ((limit > 0)); then
