@@ -18,6 +18,7 @@ shows where both have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 sub
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ from mmif_trt.ops.window_attention import window_attention
 BRANCHES = ("both", "local", "global")
 # GELU takes the error function, longer than the convolution before it on a CPU; hard swish (Howard et al.,
 # MobileNetV3, ICCV 2019), x * clamp(x + 3, 0, 6) / 6, has nearly its shape for four operations.
-ACTIVATIONS = {"gelu": F.gelu, "hardswish": F.hardswish}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "hardswish": F.hardswish}
 STRIDE = 4  # pixels per token of the global branch, unless the configuration says otherwise
 
 

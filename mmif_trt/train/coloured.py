@@ -51,6 +51,7 @@ class Batch:
 
     a, b: [2 n, 1, H, W], MRI and luma of the other. rgb: [2 n, 3, H, W], the other in its colours (grey for
     CT). uptake: [2 n, 1, H, W], 0 for CT. strong: [2 n], the uptake of the slice's strongest fifth.
+    repainted: [2 n] bool, whether in another palette than the archive's.
     modalities: of all 2 n. generated: what the diffusion model expects a and b to be, or None; known [2 n]
     says where it does, and does not just hold the sources again. sites: where lesions lie; a site's index is
     that of its crop within the first n.
@@ -61,13 +62,17 @@ class Batch:
     rgb: Tensor
     uptake: Tensor
     strong: Tensor
+    repainted: Tensor
     modalities: list[str]
     generated: tuple[Tensor, Tensor] | None
     known: Tensor
     sites: list[lesions.Site]
 
     def to(self, device: torch.device) -> Batch:
-        moved = {k: getattr(self, k).to(device) for k in ("a", "b", "rgb", "uptake", "strong", "known")}
+        moved = {
+            k: getattr(self, k).to(device)
+            for k in ("a", "b", "rgb", "uptake", "strong", "repainted", "known")
+        }
         if self.generated is not None:
             moved["generated"] = tuple(x.to(device) for x in self.generated)
         return replace(self, **moved)
@@ -254,6 +259,7 @@ def _stacked(crops: list[Crop], modalities: list[str], sites: list[lesions.Site]
         rgb=torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))),
         uptake=torch.from_numpy(places),
         strong=torch.tensor([c.strong for c in crops], dtype=torch.float32),
+        repainted=torch.tensor([c.repainted for c in crops]),
         modalities=modalities,
         generated=generated,
         known=torch.from_numpy(known),

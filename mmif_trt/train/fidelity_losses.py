@@ -121,13 +121,14 @@ def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) 
     return (weight * lost).sum((1, 2, 3)) / (torch.maximum(weight.sum((1, 2, 3)), usual) + TINY)
 
 
-def saturation_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor) -> Tensor:
+def saturation_loss(coloured: Tensor, rgb: Tensor, uptake: Tensor, strong: Tensor) -> Tensor:
     """How far the saturation of the tracer's colours falls short of VIVID_ENOUGH of what it was; 0 for none.
 
     Chroma along the hue, by lightness, both in Oklab. A dark red that a bright MRI lights up has all its
     chroma and is pink. Weighted by the tracer's chroma. What a picture must give up for it is light, not
     chroma, so it has a weight of its own.
     """
+    foreground, _ = uptake_masks(rgb, uptake, strong)
     (light, mine), (own_light, theirs) = (oklab(x).tensor_split([1], 1) for x in (coloured, rgb))
     power = theirs.square().sum(1, keepdim=True)
     chroma = (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
@@ -248,7 +249,6 @@ def tracer_terms(
     foreground, top = uptake_masks(rgb, uptake, strong)
     return {
         "colour": colour_loss(coloured, rgb, foreground, top),
-        "saturation": saturation_loss(coloured, rgb, foreground),
         "uptake_detail": detail_under_uptake_loss(coloured, a, foreground + DETAIL_TOP * top),
         "outside": outside_loss(f, a, b, foreground),
     }

@@ -29,6 +29,7 @@ from mmif_trt.train.fidelity_losses import (
     bone_loss,
     likeness_loss,
     recombined,
+    saturation_loss,
     soft_tissue_loss,
     tracer_terms,
 )
@@ -140,6 +141,9 @@ def fidelity_loss(
         else:
             tracer = (batch.rgb[mine], batch.uptake[mine], batch.strong[mine])
             found = tracer_terms(y, colours[mine], a, b, *tracer)
+            # Of drawn palettes only. The deepest blue of the archive's own is so dark that the formula leaves
+            # the MRI's light there whatever r is; what the term takes beside it costs SD and SCD.
+            found["saturation"] = batch.repainted[mine] * saturation_loss(colours[mine], *tracer)
         if getattr(weights, f"likeness_{modality}"):
             found["likeness"] = likeness_loss(y, a, b)
         for name, term in found.items():
@@ -197,6 +201,11 @@ def train(
     data, generated images or checkpoints that do not fit, FloatingPointError on a loss that is not finite
     (the last checkpoint stays).
     """
+    if capture and config.model.activation != "gelu":
+        # On an H100 and an H200 with torch 2.11 every gradient was not a number; the cause was not found.
+        raise InputError(
+            f"--capture with --activation {config.model.activation}; expected gelu, or no --capture"
+        )
     run_network = CapturedForward() if capture else forward
     sets, validation = data.read_splits(root, decode)
     data.check_crop(config.crop_px, config.model.multiple, sets)

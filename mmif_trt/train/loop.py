@@ -201,7 +201,8 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def train_step(state: State, config: Any, objective: Objective) -> tuple[float, dict[str, Tensor]]:
-    """One optimiser step on the batch of state.step; FloatingPointError on a loss that is not finite."""
+    """One optimiser step on the batch of state.step; FloatingPointError, with the network as it was, on a loss
+    or a gradient that is not finite."""
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(config, state.step)
     loss, terms = objective(state.step)
@@ -210,7 +211,11 @@ def train_step(state: State, config: Any, objective: Objective) -> tuple[float, 
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     average_gradients(state.model)
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+    if not torch.isfinite(norm):  # the next loss would say so too, but with weights that are lost
+        raise FloatingPointError(
+            f"the gradient is {norm.item()} at step {state.step} (batch of seed {config.seed})"
+        )
     state.optimiser.step()
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():

@@ -29,7 +29,8 @@ KNOWN_PALETTE = 0.3  # share of the palettes taken from DICOM's
 class Crop:
     """a: [H, W]. rgb: [H, W, 3] of the other source. PET and SPECT: uptake [H, W] and its palette [256, 3],
     which gives rgb up to noise. generated: what the diffusion model expects a and the luma of rgb to be.
-    strong: the uptake from which on a pixel is of the strongest fifth of the whole slice.
+    strong: the uptake from which on a pixel is of the strongest fifth of the whole slice. repainted: whether
+    the palette is another one than the archive's.
     """
 
     a: ndarray
@@ -38,6 +39,7 @@ class Crop:
     palette: ndarray | None
     generated: tuple[ndarray, ndarray] | None
     strong: float = 2.0
+    repainted: bool = False
 
 
 def randomised(crop: Crop, rng: np.random.Generator) -> Crop:
@@ -128,7 +130,8 @@ def with_palette(crop: Crop, palette: ndarray, curve: ndarray) -> Crop:
     uptake = through(curve, crop.uptake)
     strong = 2.0 if crop.strong > 1 else float(through(curve, np.array(crop.strong, np.float32)))
     rgb = through(palette, uptake)
-    return replace(crop, uptake=uptake, palette=palette, rgb=rgb, generated=None, strong=strong)
+    crop = replace(crop, uptake=uptake, palette=palette, rgb=rgb, strong=strong)
+    return replace(crop, generated=None, repainted=True)
 
 
 def dimmed(crop: Crop, gain_a: float, gain_b: float) -> Crop:

@@ -92,7 +92,7 @@ def test_budget() -> None:
 
 
 SMALL = LAGNConfig(local_dim=8, global_dim=32, global_depth=2)
-COARSE_BELOW = replace(SMALL, stride=8, window=4, below=2.0)
+COARSE_BELOW = replace(SMALL, stride=8, window=4, below=2.0, activation="hardswish")
 
 
 @pytest.mark.parametrize("config", [SMALL, COARSE_BELOW], ids=["quarter", "eighth"])

@@ -9,6 +9,7 @@ import torch
 from training_data import write_sets
 
 from mmif_trt.image import InputError
+from mmif_trt.models.lagn import LAGNConfig
 from mmif_trt.train import coloured, data, fusion, loop
 from mmif_trt.train.captured import CapturedForward
 from mmif_trt.train.losses import LossWeights
@@ -18,6 +19,13 @@ def test_without_a_card_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="--capture: no CUDA device; expected one"):
         fusion.train(fusion.FusionConfig(steps=1), tmp_path, tmp_path / "out", capture=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_refused_for_an_activation_whose_graphs_gave_no_numbers(tmp_path: Path) -> None:
+    config = fusion.FusionConfig(steps=1, model=LAGNConfig(activation="hardswish"))
+    with pytest.raises(InputError, match="--capture with --activation hardswish; expected gelu"):
+        fusion.train(config, tmp_path, tmp_path / "out", capture=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -273,6 +273,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert load_file(fusion.train(CONFIG, root, tmp_path / "run"))  # and it can go on
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_network_as_it_was(root: Path, tmp_path: Path) -> None:
+    """The root of 0 has the loss 0 and no gradient."""
+    state = fusion.new_state(CONFIG)
+    before = {k: v.clone() for k, v in state.tensors().items()}
+
+    def objective(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return sum((0 * p.sum()).square().sqrt() for p in state.model.parameters()), {}  # type: ignore[return-value]
+
+    with pytest.raises(FloatingPointError, match=r"the gradient is nan at step 0 \(batch of seed 0\)"):
+        loop.train_step(state, CONFIG, objective)
+    assert all(torch.equal(v, before[k]) for k, v in state.tensors().items())
+
+
 # The command
 
 

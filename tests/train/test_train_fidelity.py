@@ -119,6 +119,21 @@ def test_the_terms_are_what_the_measures_judge() -> None:
     assert lifted.item() == pytest.approx(0.05, abs=1e-6)
 
 
+def test_a_dark_red_lit_up_to_pink_costs_and_a_darker_one_less() -> None:
+    red = torch.zeros(1, 3, SIDE, SIDE)
+    red[:, 0] = 0.5
+    place, strong = torch.full((1, 1, SIDE, SIDE), 0.4), torch.tensor([0.8])
+
+    def lost(level: float) -> float:
+        shown = terms.recombined(torch.full_like(place, level), red)
+        return terms.saturation_loss(shown, red, place, strong).item()
+
+    assert terms.saturation_loss(red, red, place, strong).item() == 0
+    assert lost(0.8) > lost(0.6) > lost(0.4) == 0
+    assert lost(0.8) == pytest.approx(terms.VIVID_ENOUGH, abs=0.25), "nearly grey"
+    assert terms.saturation_loss(red * 0, red * 0, place, strong).item() == 0, "no tracer"
+
+
 def test_loss_gain_and_reversal_cost_alike() -> None:
     x = tensor(smooth(11) - 0.5)
     for gain in (0.5, 2.0):
@@ -135,6 +150,7 @@ def test_gradients_stay_finite_on_flat_pictures(level: float) -> None:
     shown = terms.recombined(y, rgb)
     found = terms.tracer_terms(y, shown, a, place, rgb, place, torch.tensor([0.5, 2.0]))
     total = sum(found.values(), terms.likeness_loss(y, a, place))
+    total = total + terms.saturation_loss(shown, rgb, place, torch.tensor([0.5, 2.0]))
     total = total + terms.soft_tissue_loss(y, a, place) + terms.bone_loss(y, place)
     site = lesions.Site(0, 30, 30, "a")
     total.sum().backward(retain_graph=True)
@@ -274,6 +290,14 @@ def test_black_stays_black_and_colour_stays_on_its_palette() -> None:
         if other.uptake is not None and other.palette is not None:
             again = randomise.through(other.palette, other.uptake)
             np.testing.assert_allclose(again, other.rgb, atol=2e-3)
+
+
+def test_only_another_palette_makes_a_crop_repainted() -> None:
+    rng = np.random.default_rng(3)
+    crop = tracer_crop(1)
+    assert not randomise.dimmed(randomise.misregistered(crop, rng), 0.5, 0.5).repainted
+    painted = randomise.with_palette(crop, randomise.new_palette(rng), randomise.tone_curve(rng, False))
+    assert painted.repainted and not np.array_equal(painted.palette, crop.palette)
 
 
 def test_palettes_and_curves_begin_at_black() -> None:
