@@ -201,8 +201,9 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def train_step(state: State, config: Any, objective: Objective) -> tuple[float, dict[str, Tensor]]:
-    """One optimiser step on the batch of state.step; FloatingPointError, with the network as it was, on a loss
-    or a gradient that is not finite."""
+    """One optimiser step on the batch of state.step.
+
+    Raises FloatingPointError, with the network as it was, on a loss or a gradient that is not finite."""
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(config, state.step)
     loss, terms = objective(state.step)
