@@ -118,6 +118,15 @@ LAST = --crop-px 96 --batch-size 6 --precision fp32 --turns ct pet ct spect --fl
 	--complement 4 --complement-ct 0.3 --detail-pet 0 --detail-spect 0 --structure-ct 2.5 --likeness-pet 0.5 \
 	--likeness-spect 0.5 --outside-pet 200 --outside-spect 200 --lesion-gain-ct 1.5 --activity-ct 12 \
 	--uptake-detail-spect 0.9 --colour-spect 6 --lesions-pet 4 --lesions-spect 10 --below 2 $(COARSE)
+# The two that are shipped: 64 crops a step on a GPU, then the balance in FP32 on a CPU.
+BOTH = --generated $(RUNS)/generated/train.safetensors --predictability 4 --turns ct pet ct spect --randomised 0.5 \
+	--flat 3 --edge 1 --edge-ct 5 --complement 4 --complement-ct 0.3 --detail-pet 0 --detail-spect 0 \
+	--structure-ct 2.5 --likeness-ct 3 --likeness-pet 0.5 --likeness-spect 0.5 --outside-pet 200 \
+	--outside-spect 200 --lesion-gain-ct 1.75 --activity-ct 14 --uptake-detail-spect 0.9 --below 2 --bone-ct 300 \
+	--colour-pet 9
+WIDE = $(BOTH) --crop-px 128 --batch-size 64 --learning-rate 2e-3 --rounding 60 --soft-ct 16
+CLOSE = $(BOTH) --crop-px 96 --batch-size 8 --precision fp32 --colour-spect 5 --saturation-pet 30 --saturation-spect 10
+SWISH = $(COARSE) --activation hardswish
 # All but the first and the third bring bfloat16, as the CPU runs it, nearer to FP32; the last to within a level.
 train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
@@ -181,7 +190,7 @@ train-all: $(RUNS)/generated/train.safetensors
 		--init $(RUNS)/even/checkpoint.safetensors --steps 230 --learning-rate 5e-4 --seed 47 --likeness-ct 2 \
 		--bone-ct 200 --activity-ct 14 --soft-ct 12 --colour-pet 9 --uptake-detail-pet 0.3 --rounding 60 \
 		--out $(RUNS)/$$way || exit; done
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/released 0.4=$(RUNS)/even/checkpoint.safetensors \
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/mean 0.4=$(RUNS)/even/checkpoint.safetensors \
 		0.3=$(RUNS)/faint/checkpoint.safetensors 0.3=$(RUNS)/loud/checkpoint.safetensors
 
 clean:
