@@ -15,6 +15,8 @@ from mmif_trt.image import InputError
 
 FOLDER = Path(__file__).parent
 SUFFIXES = ("safetensors", "onnx", "npz")
+NAMES = ("lagn", "lagn-quality")  # of the networks in the manifest, for parsers, which must not need it
+DEFAULT = NAMES[0]
 
 
 def sha256(path: Path) -> str:
