@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from mmif_trt import Fuser, InputError, load_model, runtimes, weights
+from mmif_trt import Fuser, InputError, fuse, load_model, runtimes, weights
 from mmif_trt.machine import usable_cores
 from mmif_trt.runtimes import openvino as openvino_runtime
+from mmif_trt.stages import tiling
 
 LEVEL = 1 / 255
+each_network = pytest.mark.parametrize("network", weights.NAMES)
 
 
 def has_bf16() -> bool:
@@ -33,8 +35,8 @@ def has_bf16() -> bool:
     return True
 
 
-def error_on_golden(runtime: runtimes.Runtime) -> float:
-    a, b, expected = weights.golden("lagn")
+def error_on_golden(runtime: runtimes.Runtime, network: str = weights.DEFAULT) -> float:
+    a, b, expected = weights.golden(network)
     return max(float(np.abs(runtime.infer(x, y) - f).max()) for x, y, f in zip(a, b, expected, strict=True))
 
 
@@ -45,8 +47,9 @@ def rand(*shape: int, seed: int = 0) -> np.ndarray:
 # The same numbers everywhere
 
 
-def test_golden_pairs_are_worth_comparing() -> None:
-    a, b, f = weights.golden("lagn")
+@each_network
+def test_golden_pairs_are_worth_comparing(network: str) -> None:
+    a, b, f = weights.golden(network)
     assert a.shape == b.shape == f.shape == (3, 256, 256) and f.dtype == a.dtype == np.float32
     assert a.max() > 0.9 and b.max() > 0.9 and f.std() > 0.1
     assert (
@@ -54,26 +57,31 @@ def test_golden_pairs_are_worth_comparing() -> None:
     )
 
 
-def test_torch_reproduces_the_golden_pairs() -> None:
+@each_network
+def test_torch_reproduces_the_golden_pairs(network: str) -> None:
     pytest.importorskip("torch")
-    runtime = runtimes.load("torch", "auto", 1)
+    runtime = runtimes.load("torch", "auto", 1, network=network)
     assert (runtime.name, runtime.precision) == ("torch", "fp32") and runtime.note
     if runtime.device == "cpu":
-        assert error_on_golden(runtime) <= 1e-5
+        assert error_on_golden(runtime, network) <= 1e-5
     else:
-        assert error_on_golden(runtime) <= 1e-3  # TF32 or another order of sums
+        assert error_on_golden(runtime, network) <= 1e-3  # TF32 or another order of sums
 
 
-def test_openvino_fp32_reproduces_the_golden_pairs() -> None:
-    runtime = runtimes.load("openvino", "fp32", 1)
+@each_network
+def test_openvino_fp32_reproduces_the_golden_pairs(network: str) -> None:
+    runtime = runtimes.load("openvino", "fp32", 1, network=network)
     assert (runtime.name, runtime.precision, runtime.device) == ("openvino", "fp32", "CPU")
-    assert runtime.note == "asked for" and error_on_golden(runtime) <= 1e-4
+    assert runtime.note == "asked for" and error_on_golden(runtime, network) <= 1e-4
+    others = [name for name in weights.NAMES if name != network]
+    assert all(error_on_golden(runtime, other) > LEVEL for other in others), "each network fuses its own way"
 
 
-def test_openvino_auto_stays_within_one_level_and_says_its_precision() -> None:
-    runtime = runtimes.load("openvino", "auto", 1)
+@each_network
+def test_openvino_auto_stays_within_one_level_and_says_its_precision(network: str) -> None:
+    runtime = runtimes.load("openvino", "auto", 1, network=network)
     assert runtime.name == "openvino" and runtime.precision in ("fp32", "bf16") and runtime.note
-    assert error_on_golden(runtime) <= (LEVEL if runtime.precision == "bf16" else 1e-4)
+    assert error_on_golden(runtime, network) <= (LEVEL if runtime.precision == "bf16" else 1e-4)
     if not has_bf16():
         assert runtime.precision == "fp32" and "bfloat16" in runtime.note
 
@@ -102,21 +110,22 @@ except InputError as error:
     assert bf16.startswith("precision 'bf16': ") and bf16.endswith("expected auto, fp32")
 
 
-def test_openvino_bf16_is_used_or_refused() -> None:
+@each_network
+def test_openvino_bf16_is_used_or_refused(network: str) -> None:
     if not has_bf16():
         with pytest.raises(InputError, match="precision 'bf16': .*expected auto, fp32"):
             x = np.zeros((64, 64), np.float32)
-            runtimes.load("openvino", "bf16", 1).infer(x, x)
+            runtimes.load("openvino", "bf16", 1, network=network).infer(x, x)
         return
-    runtime = runtimes.load("openvino", "bf16", 1)
+    runtime = runtimes.load("openvino", "bf16", 1, network=network)
     assert isinstance(runtime, openvino_runtime.OpenVinoRuntime)
     assert (runtime.precision, runtime.note) == ("bf16", "asked for")
-    fixed = error_on_golden(runtime)
+    fixed = error_on_golden(runtime, network)
     assert 1e-4 < fixed <= 1.2 * LEVEL, "bfloat16 must really run; processors round differently"
-    golden = zip(*weights.golden("lagn"), strict=True)
+    golden = zip(*weights.golden(network), strict=True)
     shared = max(float(np.abs(runtime._run(None, a, b) - f).max()) for a, b, f in golden)
     assert shared <= 1.2 * LEVEL, "the graph of any size fuses what the fixed one does"
-    auto = runtimes.load("openvino", "auto", 1)
+    auto = runtimes.load("openvino", "auto", 1, network=network)
     assert auto.precision == ("bf16" if max(fixed, shared) <= LEVEL else "fp32"), auto.note
 
 
@@ -152,12 +161,13 @@ def test_no_bias_is_added_apart_from_its_convolution() -> None:
     assert not [names for kind, names in layers if kind == "Eltwise" and "Conv" in names]
 
 
-def test_layers_in_bfloat16_stay_within_a_level_on_any_cpu() -> None:
+@each_network
+def test_layers_in_bfloat16_stay_within_a_level_on_any_cpu(network: str) -> None:
     """As training had them: torch's layers in bfloat16, computed in FP32 and rounded where a CPU has none."""
     torch = pytest.importorskip("torch")
     from mmif_trt.models import load_model
 
-    model, golden = load_model("lagn"), weights.golden("lagn")
+    model, golden = load_model(network), weights.golden(network)
     a, b, expected = (torch.from_numpy(x)[:, None] for x in golden)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         error = (model(a, b).float() - expected).abs().max().item()
@@ -187,13 +197,14 @@ def test_auto_falls_back_where_bfloat16_is_off(
         np.testing.assert_array_equal(output, own[0])
 
 
-def test_onnx_file_takes_any_batch_and_size() -> None:
+@each_network
+def test_onnx_file_takes_any_batch_and_size(network: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     torch = pytest.importorskip("torch")
     session = onnxruntime.InferenceSession(
-        str(weights.verified_path("lagn", "onnx")), providers=["CPUExecutionProvider"]
+        str(weights.verified_path(network, "onnx")), providers=["CPUExecutionProvider"]
     )
-    model = load_model("lagn")
+    model = load_model(network)
     for shape in ((2, 1, 64, 96), (1, 1, 160, 32), (3, 1, 32, 32)):
         a, b = rand(*shape, seed=1), rand(*shape, seed=2)
         (output,) = session.run(None, {"a": a, "b": b})
@@ -201,15 +212,16 @@ def test_onnx_file_takes_any_batch_and_size() -> None:
             expected = model(torch.from_numpy(a), torch.from_numpy(b)).numpy()
         assert output.shape == shape
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4)
-    a, b, f = weights.golden("lagn")
+    a, b, f = weights.golden(network)
     (output,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
     np.testing.assert_allclose(output[:, 0], f, rtol=0, atol=1e-4)
 
 
-def test_sizes_beyond_the_fixed_graphs_share_one() -> None:
+@each_network
+def test_sizes_beyond_the_fixed_graphs_share_one(network: str) -> None:
     pytest.importorskip("torch")
-    reference = runtimes.load("torch", "fp32", 1)
-    runtime = openvino_runtime.load("fp32", 1)
+    reference = runtimes.load("torch", "fp32", 1, network=network)
+    runtime = openvino_runtime.load("fp32", 1, network=network)
     sizes = [(32, 32), (64, 32), (256, 256), (32, 64), (64, 64), (96, 32), (32, 96)]
     for size in sizes * 2:
         a, b = rand(*size, seed=3), rand(*size, seed=4)
@@ -252,9 +264,16 @@ with ThreadPoolExecutor(8) as pool:
 # Weights and manifest
 
 
-def test_manifest_says_what_the_weights_are() -> None:
-    model = weights.manifest()["models"]["lagn"]
-    assert set(model["files"]) == {f"lagn.{suffix}" for suffix in weights.SUFFIXES}
+def test_the_names_are_those_of_the_manifest() -> None:
+    assert tuple(weights.manifest()["models"]) == weights.NAMES and weights.DEFAULT == "lagn"
+    assert [weights.title(name) for name in weights.NAMES] == ["LAGN", "LAGN-quality"]
+    assert len({weights.onnx_sha256(name) for name in weights.NAMES}) == len(weights.NAMES)
+
+
+@each_network
+def test_manifest_says_what_the_weights_are(network: str) -> None:
+    model = weights.manifest()["models"][network]
+    assert set(model["files"]) == {f"{network}.{suffix}" for suffix in weights.SUFFIXES}
     total = 0
     for name, record in model["files"].items():
         path = weights.FOLDER / name
@@ -265,15 +284,30 @@ def test_manifest_says_what_the_weights_are() -> None:
     assert model["preprocessing"] and model["parameters"] <= 600_000
 
 
-def test_load_model() -> None:
+@each_network
+def test_load_model(network: str) -> None:
     torch = pytest.importorskip("torch")
-    model, record = load_model("lagn"), weights.manifest()["models"]["lagn"]
+    model, record = load_model(network), weights.manifest()["models"][network]
     assert model.config.as_dict() == record["config"] and not model.training
+    assert model.config.multiple == tiling.MULTIPLE_PX, "what pictures are padded to"
     assert sum(p.numel() for p in model.parameters()) == record["parameters"]
     assert not any(p.requires_grad for p in model.parameters())
     assert torch.isfinite(next(model.parameters())).all()
-    with pytest.raises(InputError, match="^model 'unet'; expected lagn$"):
-        load_model("unet")
+
+
+def test_an_unknown_network_is_refused_by_name() -> None:
+    a, b = rand(32, 32), rand(32, 32)
+    said = "^network 'unet'; expected lagn, lagn-quality$"
+    for name in ("auto", *runtimes.NAMES):
+        with pytest.raises(InputError, match=said):
+            runtimes.load(name, "auto", 1, network="unet")
+    for use in (lambda: Fuser(network="unet"), lambda: fuse(a, b, network="unet")):
+        with pytest.raises(InputError, match=said):
+            use()
+    with pytest.raises(InputError, match=said):
+        weights.in_use("unet")
+    with pytest.raises(InputError, match="^model 'unet'; expected lagn, lagn-quality$"):
+        weights.verified_path("unet", "onnx")
 
 
 @pytest.fixture
