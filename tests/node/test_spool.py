@@ -261,7 +261,7 @@ SLOW = """
 from mmif_trt.node import worker
 
 class Slow:
-    def __init__(self, spool):
+    def __init__(self, spool, network):
         pass
     def make(self, request):
         __import__("time").sleep(600)
@@ -278,7 +278,7 @@ def test_whose_death_it_was(end: str, mark: str, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     attempt = spool.tries.next("case")
     request = {"attempt": str(attempt), "study": "s"}
-    command = [sys.executable, "-c", SLOW, "8192", str(tmp_path)]
+    command = [sys.executable, "-c", SLOW, "8192", str(tmp_path), "lagn"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write(json.dumps(request).encode() + b"\n")
