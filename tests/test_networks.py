@@ -12,9 +12,15 @@ import pytest
 from phantoms import affine_of, grid, head, uptake
 
 import mmif_trt
-from mmif_trt import Fuser, Image, runtimes, volume, weights
+from mmif_trt import Fuser, Image, runtimes, sample, volume, weights
+from mmif_trt import fuser as fuser_module
 from mmif_trt.clinical import outputs
+from mmif_trt.clinical.cases import How
+from mmif_trt.clinical.records import Output, Run
+from mmif_trt.cluster import work
+from mmif_trt.running import Stop
 from mmif_trt.stages import tiling
+from mmif_trt.storage import Folder
 
 QUALITY = "lagn-quality"
 SHAPE, AFFINE = (3, 36, 40), affine_of("SPL", (6, 4, 4), (3, 36, 40))
@@ -49,22 +55,38 @@ def test_any_size_is_what_torch_fuses(fusers: dict[str, Fuser], network: str) ->
         np.testing.assert_allclose(fusers[network](a, b), expected, rtol=0, atol=1e-4)
 
 
-def test_pictures_are_of_the_network_and_name_it(fusers: dict[str, Fuser]) -> None:
-    a, b = mmif_trt.sample("mri-pet")
+def test_pictures_are_of_the_network_and_name_it(
+    fusers: dict[str, Fuser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (image.with_data(np.ascontiguousarray(image.data[64:160, 80:176])) for image in sample("mri-pet"))
+    monkeypatch.setattr(fuser_module, "Fuser", lambda runtime, precision, network: fusers[network])
+    fuser_module._default_fuser.cache_clear()
     fused = {name: fuser(a, b) for name, fuser in fusers.items()}
     assert np.abs(fused["lagn"].data.astype(int) - fused[QUALITY].data).max() > 2
     for name, image in fused.items():
         title = {"lagn": "LAGN", QUALITY: "LAGN-quality"}[name]
         assert description(image) == f"A and B fused by {title}, weights sha256 {weights.onnx_sha256(name)}"
-        again = mmif_trt.fuse(a, b, runtime="openvino", precision="fp32", network=name)
+        again = mmif_trt.fuse(a, b, network=name)
         assert again.label == image.label, "not the Fuser of another call"
         np.testing.assert_array_equal(again.data, image.data)
-    default = mmif_trt.fuse(a, b, runtime="openvino", precision="fp32")
-    np.testing.assert_array_equal(default.data, fused["lagn"].data)
+    np.testing.assert_array_equal(mmif_trt.fuse(a, b).data, fused["lagn"].data)
+    fuser_module._default_fuser.cache_clear()
 
 
 def test_a_pickled_fuser_keeps_its_network(fusers: dict[str, Fuser]) -> None:
     assert pickle.loads(pickle.dumps(fusers[QUALITY])).network == QUALITY
+
+
+def test_a_worker_of_a_cluster_loads_the_network_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(work, "Fuser", lambda *_, network, **how: loaded.append(network))
+    how = How(Output(Folder(tmp_path), ".nii"), Run(runtime="openvino", precision="fp32", network=QUALITY))
+    for one in (work.Cases(how, "token"), work.Pairs("openvino", "fp32", "lagn")):
+        _, close = one.open(1, Stop())
+        close()
+    assert loaded == [QUALITY, "lagn"]
 
 
 @pytest.mark.parametrize("network", weights.NAMES)

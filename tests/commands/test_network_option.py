@@ -24,8 +24,21 @@ SHAPE, AFFINE = (3, 36, 40), affine_of("SPL", (6, 4, 4), (3, 36, 40))
 
 
 @pytest.fixture(scope="module")
-def fuser() -> Fuser:
-    return Fuser("openvino", "fp32", 1, network="lagn-quality")
+def fusers() -> dict[str, Fuser]:
+    return {name: Fuser("openvino", "fp32", 1, network=name) for name in weights.NAMES}
+
+
+@pytest.fixture(autouse=True)
+def fuser(fusers: dict[str, Fuser], monkeypatch: pytest.MonkeyPatch) -> Fuser:
+    """Commands get a Fuser that is loaded already, of the network that they ask for; here that of QUALITY."""
+
+    def loaded(
+        runtime: str = "", precision: str = "", threads: Any = 1, streams: int = 1, network: str = "lagn"
+    ) -> Fuser:
+        return fusers[network]
+
+    monkeypatch.setattr("mmif_trt.fuser.Fuser", loaded)
+    return fusers["lagn-quality"]
 
 
 @pytest.fixture
@@ -163,11 +176,6 @@ def test_demo_study_and_info(
 ) -> None:
     from mmif_trt.commands import demo
 
-    def asked(*how: Any, network: str | None = None) -> Fuser:
-        assert (network or how[-1]) == fuser.network
-        return fuser
-
-    monkeypatch.setattr("mmif_trt.fuser.Fuser", asked)
     monkeypatch.setattr(demo, "WARM_RUNS", 1)
     expected = fuser.fuse_images(*sample("mri-spect"))
     assert main(["demo", str(tmp_path / "demo"), *QUALITY]) == 0

@@ -16,13 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import phantoms
-import pydicom
 import pytest
 from peers import until
 
 pytest.importorskip("pynetdicom", reason="needs the clinical extra")
 
-from mmif_trt import files, weights
+from mmif_trt import files
 from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.child import Child
 from mmif_trt.clinical.decoder import Decoder
@@ -262,7 +261,7 @@ from mmif_trt.node import worker
 
 class Slow:
     def __init__(self, spool, network):
-        pass
+        assert network == "lagn-quality"
     def make(self, request):
         __import__("time").sleep(600)
 
@@ -278,7 +277,7 @@ def test_whose_death_it_was(end: str, mark: str, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     attempt = spool.tries.next("case")
     request = {"attempt": str(attempt), "study": "s"}
-    command = [sys.executable, "-c", SLOW, "8192", str(tmp_path), "lagn"]
+    command = [sys.executable, "-c", SLOW, "8192", str(tmp_path), "lagn-quality"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write(json.dumps(request).encode() + b"\n")
@@ -360,8 +359,13 @@ def test_all_that_takes_long_is_loaded_before_a_case(tmp_path: Path, monkeypatch
     fused: list[Any] = []
     network = fuser.Fuser(precision="fp32", threads=1)
     stand_in = SimpleNamespace(fuse_volumes=lambda a, b: fused.append((a, b)))
-    monkeypatch.setattr(fuser, "Fuser", lambda **_: stand_in)
-    worker = Worker(tmp_path, "lagn")
+
+    def load(streams: int, network: str) -> Any:
+        assert streams >= 1 and network == "lagn-quality"
+        return stand_in
+
+    monkeypatch.setattr(fuser, "Fuser", load)
+    worker = Worker(tmp_path, "lagn-quality")
     process = worker.decoder._child._process
     assert process is not None and process.poll() is None and len(fused) == 1
     worker.decoder.close()
@@ -369,20 +373,12 @@ def test_all_that_takes_long_is_loaded_before_a_case(tmp_path: Path, monkeypatch
     assert network.fuse_volumes(a, b).image.is_colour
 
 
-def test_the_process_that_fuses_has_the_network_of_the_settings(tmp_path: Path) -> None:
-    affine, shape = phantoms.affine_of(shape=(2, 32, 32), spacing=(5.0, 4.0, 4.0)), (2, 32, 32)
-    phantoms.write_mr(tmp_path / "mr", affine, shape)
-    phantoms.write_pet(tmp_path / "pt", affine, shape)
-    spool = Spool(tmp_path / "spool")
-    settings = Settings("MMIF", 1, spool.root, ("PACS", "127.0.0.1", 2), network="lagn-quality")
-    case = Case("case", (str(tmp_path / "mr"),), (str(tmp_path / "pt"),))
-    with Fusing(settings, spool, Counters(), Audit(None, "MMIF")) as fusing:
-        answer = fusing._ask("case_2_x", case, "study", tmp_path / "x.dcm", [], Stop())
-    assert answer is not None and answer["outcome"] == "done", answer
-    made = pydicom.dcmread(tmp_path / "x.dcm")
-    (equipment,) = made.ContributingEquipmentSequence
-    assert "luma fused by LAGN-quality from MRI" in made.DerivationDescription
-    assert weights.onnx_sha256("lagn-quality") in equipment.ContributionDescription
+def test_the_process_that_fuses_is_told_the_network(tmp_path: Path) -> None:
+    """And hands it to its Fuser: see above; what it fuses names it, as everywhere."""
+    settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 2), network="lagn-quality")
+    with Spool(tmp_path) as spool:
+        child = Fusing(settings, spool, Counters(), Audit(None, "MMIF"))._child
+    assert child._command[2:] == ["mmif_trt.node.worker", "16384", str(tmp_path), "lagn-quality"]
 
 
 @pytest.mark.parametrize("error", [InterruptedError, EOFError])
