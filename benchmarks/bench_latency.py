@@ -1,14 +1,15 @@
 """Latency of one fusion by stage, runtime, precision, size and batch; cold start; share of a matmul's rate.
 
     python benchmarks/bench_latency.py [--runtime tensorrt,torch,torch-compile,...]
-        [--peer PATH:CALLABLE] [--precision auto,fp32] [--size 256 512] [--batch 1 8] [--threads 2]
-        [--repeats 100] [--warmup 20] [--stage network,encode] [--json RESULT] [--plot PNG] [--trace TRACE]
+        [--network lagn,lagn-quality] [--peer PATH:CALLABLE] [--precision auto,fp32] [--size 256 512]
+        [--batch 1 8] [--threads 2] [--repeats 100] [--warmup 20] [--stage network,encode] [--json RESULT]
+        [--plot PNG] [--trace TRACE]
 
-The pair is the bundled MRI and PET (colour, the longest path), resized. All runtimes, precisions, sizes and
-batches take turns in rounds of the same run, so that a change of the machine's load affects them all. A turn
-starts with untimed calls, during which the previous thread pool becomes idle. A batch is one call of the
-network on [B, H, W]; a runtime without batches that large gets a row that says so. The other stages process
-one picture after another. On a GPU, CUDA events split the network's call, see card_stages.py.
+The pair is the bundled MRI and PET (colour, the longest path), resized. All runtimes, precisions, networks,
+sizes and batches take turns in rounds of the same run, so that a change of the machine's load affects them
+all. A turn starts with untimed calls, during which the previous thread pool becomes idle. A batch is one call
+of the network on [B, H, W]; a runtime without batches that large gets a row that says so. The other stages
+process one picture after another. On a GPU, CUDA events split the network's call, see card_stages.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,8 @@ Turn = tuple[int, int]  # px per side, pairs per call
 
 @dataclass
 class Case:
-    """One runtime at one precision. ms: stage -> samples; device_mib: the peak on its card; refused: why a
-    turn cannot be measured; matmul_ms: samples."""
+    """One runtime at one precision with one network. ms: stage -> samples; device_mib: the peak on its card;
+    refused: why a turn cannot be measured; matmul_ms: samples."""
 
     fuser: Fuser
     asked: list[str]
@@ -79,22 +81,24 @@ class Case:
 
 def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Case], list[dict[str, Any]]]:
     """What can be measured, and a row with the reason for each refused combination."""
-    cases: dict[tuple[str, str], Case] = {}
+    cases: dict[tuple[str, str, str], Case] = {}
     refused = []
     for name in names:
-        for precision in args.precision:
+        networks = args.network[:1] if ":" in name else args.network
+        for precision, network in product(args.precision, networks):
             try:
-                fuser = _fuser(name, precision, args.threads)
+                fuser = _fuser(name, precision, args.threads, network)
             except (InputError, ImportError) as error:
                 row = {
                     "status": "refused",
                     "runtime": name,
+                    "network": network,
                     "asked": precision,
                     "reason": " ".join(str(error).split()),
                 }
                 refused.append(row)
                 continue
-            key = fuser.runtime.name, fuser.runtime.precision
+            key = fuser.runtime.name, fuser.runtime.precision, network
             if key in cases:  # "auto" chose the same
                 cases[key].asked.append(precision)
             else:
@@ -103,11 +107,12 @@ def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Cas
     return list(cases.values()), refused
 
 
-def _fuser(name: str, precision: str, threads: int) -> Fuser:
+def _fuser(name: str, precision: str, threads: int, network: str) -> Fuser:
     if name not in rivals.NAMES and ":" not in name:
-        return Fuser(name, precision, threads)
+        return Fuser(name, precision, threads, network=network)
     fuser = Fuser.__new__(Fuser)  # the stages of the package over a rival's network
-    fuser.runtime = rivals.load(name, precision, threads)
+    fuser.runtime = rivals.load(name, precision, threads, network)
+    fuser.network = network
     return fuser
 
 
@@ -243,9 +248,11 @@ def measure(
 def make_rows(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per size and batch. Rates are of medians; FLOP = 2 x MAC."""
     runtime = case.fuser.runtime
-    config = weights.manifest()["models"]["lagn"]["config"]
+    config = weights.manifest()["models"][case.fuser.network]["config"]
     known = {"runtime": runtime.name, "precision": runtime.precision, "device": runtime.device}
     known |= {"asked": ", ".join(case.asked), "note": runtime.note}
+    if ":" not in runtime.name:  # a peer has its own
+        known |= {"network": case.fuser.network}
     rows: list[dict[str, Any]] = []
     for (size, batch), stages in case.ms.items():
         macs = network_macs(config, size, size)
@@ -284,6 +291,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--runtime", type=words, default=list(runtimes.NAMES), help="with commas; default: all"
     )
+    what = "with commas; default: lagn"
+    parser.add_argument("--network", type=words, default=[weights.DEFAULT], help=what)
     parser.add_argument("--peer", action="append", default=[], metavar="PATH:CALLABLE", help="a torch module")
     parser.add_argument(
         "--stage", type=words, default=[], help="of the stages, keep these and network; default: all"
@@ -312,6 +321,8 @@ def parse() -> argparse.Namespace:
         given = getattr(args, name)
         if min(given if isinstance(given, list) else [given]) < 1:
             parser.error(f"--{name} {given}; expected 1 or more")
+    if unknown := set(args.network) - set(weights.NAMES):
+        parser.error(f"--network {', '.join(sorted(unknown))}; expected {', '.join(weights.NAMES)}")
     if unknown := set(args.stage) - {*STAGES, "end_to_end"}:
         parser.error(f"--stage {', '.join(sorted(unknown))}; expected {', '.join(STAGES)}, end_to_end")
     if not all(
@@ -323,7 +334,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    result: dict[str, Any] = {"what": "bench_latency.py", "conditions": report.conditions()}
+    result: dict[str, Any] = {"what": "bench_latency.py", "conditions": report.conditions(args.network)}
     if card := report.card_facts():
         result["conditions"]["device"] = card
     chosen = ("threads", "batch", "repeats", "warmup", "matmul")
@@ -344,6 +355,7 @@ def main() -> int:
     if args.plot:
         rows = {
             f"{c.fuser.runtime.name.rpartition('/')[2]} {c.fuser.runtime.precision} {size} px"
+            + (f", {c.fuser.network}" if args.network != [weights.DEFAULT] else "")
             + (f", batch {batch}" if args.batch != [1] else ""): ms
             for c in cases
             for (size, batch), ms in c.ms.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +17,9 @@ FOLDER = Path(__file__).resolve().parent
 DISTRIBUTIONS = ("numpy", "opencv-python-headless", "openvino", "torch")
 
 
-def conditions() -> dict[str, Any]:
-    """What every timing depends on: machine, load (of 1, 5, 15 minutes), versions, commit, weights."""
+def conditions(networks: Sequence[str] = (weights.DEFAULT,)) -> dict[str, Any]:
+    """What every timing depends on: machine, load (of 1, 5, 15 minutes), versions, commit, weights of the
+    networks that are timed."""
     return {
         **machine.conditions(),
         "load_average": load_average(),
@@ -26,8 +28,8 @@ def conditions() -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "weights_sha256": {
             file: entry["sha256"]
-            for model in weights.manifest()["models"].values()
-            for file, entry in model["files"].items()
+            for network in networks
+            for file, entry in weights.manifest()["models"][network]["files"].items()
         },
     }
 

@@ -1,13 +1,15 @@
 """What a reader needs, on the validation pairs: fidelity and planted lesions of LAGN, baselines and peers.
 
     python benchmarks/lesions.py score --data HARVARD
+    python benchmarks/lesions.py score --data HARVARD --network lagn-quality
     python benchmarks/lesions.py score --data HARVARD --peer NAME=FILE.py:CALLABLE [--every 4]
     python benchmarks/lesions.py table [--write [PAGE ...]]
 
 HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png. The first line measures the installed LAGN, the 50 % and
-70 % overlays and the maximum; the second measures a peer's network, whose callable returns a torch module
-(mri, other) -> luma, [B, 1, H, W] in [0, 1], on every fourth pair. Rows of other methods stay unchanged in
---out (benchmarks/results/lesions.json), as long as the planted lesions are the same.
+70 % overlays and the maximum; the second the other installed network alone; the third a peer's network, whose
+callable returns a torch module (mri, other) -> luma, [B, 1, H, W] in [0, 1], on every fourth pair. Rows of
+other methods stay unchanged in --out (benchmarks/results/lesions.json), as long as the planted lesions are
+the same.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import results_command
 import rivals
 from quality import SETS, SPLIT, commit, emphasise, replaced
 
-from mmif_trt import io
+from mmif_trt import io, weights
 from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
@@ -38,7 +40,6 @@ from mmif_trt.measure.scores import match_folders, source_folders
 from mmif_trt.stages.colour import luma
 
 REPO = Path(__file__).resolve().parent.parent
-OURS = "LAGN"
 # The markers say which tables a page shows: one per set, or the brief one.
 MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("lesions", "lesions-brief")}
 PAGES = (REPO / "README.md", REPO / "docs/benchmarks.md")
@@ -124,7 +125,7 @@ def where(planted: Sequence[Planted]) -> list[list[Any]]:
 
 def score(args: argparse.Namespace) -> None:
     methods: dict[str, tuple[str, Fuse]] = {}
-    every = 1
+    every, alone = 1, args.peer or args.network != weights.DEFAULT
     if args.peer:
         name, _, given = args.peer.partition("=")
         if not given:
@@ -136,14 +137,16 @@ def score(args: argparse.Namespace) -> None:
     else:
         from mmif_trt.fuser import Fuser
 
-        methods[OURS] = "ours", Fuser(precision=args.precision, threads=args.threads)
+        fuser = Fuser(precision=args.precision, threads=args.threads, network=args.network)
+        methods[weights.title(args.network)] = "ours", fuser
+    if not alone:
         methods |= {name: ("baseline", fuse) for name, fuse in PICTURES.items()}
     report = load(args.out)
     for name in args.sets or SETS:
         planted = planted_of(args.data, name, args.per_kind)
         entry = report["sets"].setdefault(name, {"planted": where(planted), "methods": {}})
         if entry["planted"] != where(planted):
-            if args.peer:
+            if alone:
                 raise InputError(f"{args.out}: {name} has other lesions; score LAGN and the baselines first")
             entry.update({"planted": where(planted), "methods": {}})
         for method, (kind, fuse) in methods.items():
@@ -197,7 +200,8 @@ def tables(report: dict[str, Any], brief: bool = False) -> str:
 def brief_table(sets: dict[str, Any], made: dict[str, Any]) -> list[str]:
     """One row per method: mean share kept and, in brackets, that of its worst kind."""
     names = [name for name in SETS if name in sets]
-    methods = [m for m in made if all(m in sets[name]["methods"] for name in names)]
+    ours_first = sorted(made, key=lambda m: made[m]["kind"] != "ours")
+    methods = [m for m in ours_first if all(m in sets[name]["methods"] for name in names)]
     found = {m: [sets[name]["methods"][m]["lesions"] for name in names] for m in methods}
     best = [max(rows[i]["mean"] for rows in found.values()) for i in range(len(names))]
     lines = [
@@ -267,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     one = commands.add_parser("score", parents=[shared], help="measure LAGN and the baselines, or a peer")
     results_command.add_data(one)
     one.add_argument("--sets", nargs="+", choices=SETS, metavar="SET", help="default: all three")
+    what = "lagn: with the baselines, which the other then finds there; default: lagn"
+    one.add_argument("--network", choices=weights.NAMES, default=weights.DEFAULT, help=what)
     one.add_argument("--peer", metavar="NAME=FILE.py:CALLABLE", help="a peer's network instead")
     one.add_argument("--every", type=int, default=1, help="for a peer: every N-th pair; default: all")
     one.add_argument("--per-kind", type=int, default=PER_KIND, help=f"lesions; default: {PER_KIND}")

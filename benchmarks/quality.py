@@ -1,13 +1,15 @@
 """Fusion quality on the validation pairs: score a method, take in the peers, make the pages' tables.
 
     python benchmarks/quality.py score --data HARVARD [--fused DIR --name LAGN] [--made-by TEXT]
+    python benchmarks/quality.py score --data HARVARD --network lagn-quality
     python benchmarks/quality.py import-peers PEERS.json
     python benchmarks/quality.py table [--write [PAGE ...]]
 
 HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png, DIR holds SET/NAME.png; SET is mri-ct, mri-pet, mri-spect.
 Each command works on --out (benchmarks/results/quality.json), where rows of other methods stay unchanged.
-`score` also measures both baselines, on the 8-bit luma of the files. `table --write`
-alone writes all of PAGES: the README shows six rows per set, docs/benchmarks.md every row and column.
+`score` also measures both baselines, on the 8-bit luma of the files. With --network it first fuses the pairs,
+in FP32, with that installed network, and names the row after it. `table --write` alone writes all of PAGES:
+the README shows six rows per set, docs/benchmarks.md every row and column.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ import math
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import results_command
 
+from mmif_trt import cli, weights
 from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.measure.metrics import ALL, RANKED, foreground_metrics
-from mmif_trt.measure.scores import BASELINES, Table, evaluate, mean_rank
+from mmif_trt.measure.scores import BASELINES, Table, evaluate, mean_rank, source_folders
 
 REPO = Path(__file__).resolve().parent.parent
 SETS = ("mri-ct", "mri-pet", "mri-spect")
@@ -80,6 +84,27 @@ def merge_foreground(report: dict[str, Any], name: str, rows: Table) -> None:
 def score(args: argparse.Namespace) -> None:
     if (args.fused is None) != (args.name is None):
         raise InputError("score: --fused or --name alone; expected both, or neither for the baselines only")
+    if args.network is None:
+        return score_folder(args)
+    if args.fused is not None:
+        raise InputError("score: --network with --fused; expected one of them")
+    with tempfile.TemporaryDirectory() as folder:
+        args.fused, args.name = Path(folder), weights.title(args.network)
+        args.made_by = args.made_by or fuse_all(args.data, args.fused, args.network)
+        score_folder(args)
+
+
+def fuse_all(data: Path, folder: Path, network: str) -> str:
+    """Every pair as a user fuses it, into folder/SET; returns the command without its paths."""
+    how = ["--precision", "fp32", *([] if network == weights.DEFAULT else ["--network", network])]
+    for name in SETS:
+        sources = map(str, source_folders(data / name / SPLIT))
+        if cli.main(["fuse", *sources, "-o", str(folder / name), *how, "--quiet"]):
+            raise InputError(f"score: {name} was not fused; expected pairs that mmif-trt fuse takes")
+    return shlex.join(["mmif-trt", "fuse", *how])
+
+
+def score_folder(args: argparse.Namespace) -> None:
     report = load(args.out)
     for name in SETS:
         fused = None if args.fused is None else args.fused / name
@@ -107,7 +132,9 @@ def commit() -> str:
 def command(args: argparse.Namespace) -> str:
     """The command, paths relative to the repository: a committed file contains no absolute path."""
     words = ["python", "benchmarks/quality.py", "score", "--data", os.path.relpath(args.data, REPO)]
-    if args.fused is not None:
+    if args.network is not None:
+        words += ["--network", args.network]
+    elif args.fused is not None:
         words += ["--fused", os.path.relpath(args.fused, REPO), "--name", args.name]
     return shlex.join(words)
 
@@ -246,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results_command.add_data(one)
     one.add_argument("--fused", type=Path, metavar="DIR")
     one.add_argument("--name", help="the method's name in the tables")
+    what = "fuse the pairs with it first; instead of --fused and --name"
+    one.add_argument("--network", choices=weights.NAMES, help=what)
     one.add_argument("--made-by", default="", metavar="TEXT", help="how the fused pictures were made")
     one.set_defaults(run=score)
     peers = commands.add_parser("import-peers", parents=[shared], help="import figures measured elsewhere")

@@ -24,6 +24,7 @@ from conditions import device_facts as device_facts
 from conditions import load_average as load_average
 
 import mmif_trt
+from mmif_trt import weights
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER / "README.md"
@@ -104,14 +105,19 @@ def latency_tables(result: dict[str, Any]) -> str:
     head += ["pairs/s", "network pairs/s", "GMAC", "GFLOP/s", "matmul GFLOP/s", "share"]
     on_card = any("device_mib" in row for row in measured)
     head += ["device MiB"] if on_card else []
+    several = other_networks(result["rows"])
+    head[1:1] = ["network"] if several else []
     main = []
     for row in result["rows"]:
+        network = [row.get("network", "")] if several else []
         if row["status"] == "refused":
-            known = [row["runtime"], row.get("precision", "none"), row["asked"], row.get("size_px", "")]
-            main.append([*known, f"refused: {row['reason']}", *[""] * (len(head) - 5)])
+            known = [row["runtime"], *network, row.get("precision", "none"), row["asked"]]
+            known += [row.get("size_px", ""), f"refused: {row['reason']}"]
+            main.append([*known, *[""] * (len(head) - len(known))])
             continue
         ms = row["ms"]
-        known = [f"{row['runtime']} on {row['device']}", row["precision"], row["asked"], row["size_px"]]
+        known = [f"{row['runtime']} on {row['device']}", *network, row["precision"], row["asked"]]
+        known += [row["size_px"]]
         times = [_ms(ms[stage][mark]) for stage in ("network", "end_to_end") for mark in marks]
         rates = [f"{row['pairs_per_s']:.1f}", f"{row['batch'] * 1e3 / ms['network']['p50']:.1f}"]
         rates += [f"{row['gmac']:.3f}", f"{row['gflop_per_s']:.0f}"] if "gmac" in row else ["", ""]
@@ -129,20 +135,25 @@ def latency_tables(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def other_networks(rows: list[dict[str, Any]]) -> bool:
+    """Whether a row is of another network than the default, which older results do not name."""
+    return any(row.get("network", weights.DEFAULT) != weights.DEFAULT for row in rows)
+
+
 def _stages(rows: list[dict[str, Any]], marks: Sequence[str]) -> str:
     """One column per stage of any row, in the order of the row with most stages: only GPU rows have those of
     a GPU."""
     names: list[str] = max((list(row["ms"]) for row in rows), key=len)
+    several = ["network"] if other_networks(rows) else []
     lines = []
     for row in rows:
         times = [
             " / ".join(_ms(row["ms"][name][mark]) for mark in marks) if name in row["ms"] else ""
             for name in names
         ]
-        lines.append(
-            [f"{row['runtime']} on {row['device']}", row["precision"], row["size_px"], row["batch"], *times]
-        )
-    return markdown(["runtime", "precision", "size px", "batch", *names], lines)
+        known = [f"{row['runtime']} on {row['device']}", *(row.get(name, "") for name in several)]
+        lines.append([*known, row["precision"], row["size_px"], row["batch"], *times])
+    return markdown(["runtime", *several, "precision", "size px", "batch", *names], lines)
 
 
 def _ms(x: float) -> str:

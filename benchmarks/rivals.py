@@ -70,14 +70,14 @@ class OnnxRuntimeRival:
     name, precision, device, streams = "onnxruntime", "fp32", "CPU", 1
     note = "a rival, for comparison"
 
-    def __init__(self, threads: int | None) -> None:
+    def __init__(self, threads: int | None, network: str) -> None:
         try:
             import onnxruntime
         except ImportError:
             raise InputError("runtime 'onnxruntime' is not installed; try pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        path = str(weights.verified_path("lagn", "onnx"))
+        path = str(weights.verified_path(network, "onnx"))
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -86,18 +86,18 @@ class OnnxRuntimeRival:
         return fused
 
 
-def load(name: str, precision: str, threads: int | None) -> runtimes.Runtime:
-    """The rival `name`, or a peer "path/file.py:callable". Raises InputError."""
+def load(name: str, precision: str, threads: int | None, network: str = weights.DEFAULT) -> runtimes.Runtime:
+    """The rival `name` with our `network`, or a peer "path/file.py:callable". Raises InputError."""
     if precision not in ("auto", "fp32"):
         raise InputError(f"precision {precision!r}: runtime {name!r} runs FP32; expected auto, fp32")
     if name == "onnxruntime":
-        return OnnxRuntimeRival(threads)
+        return OnnxRuntimeRival(threads, network)
     if importlib.util.find_spec("torch") is None:
         raise InputError(f"runtime {name!r} needs torch; try pip install 'mmif-trt[train]'")
     if name in NAMES:
         from mmif_trt.models import load_model
 
-        return TorchRival(name, load_model("lagn"), threads)
+        return TorchRival(name, load_model(network), threads)
     return TorchRival(name, peer(name)(), threads)
 
 

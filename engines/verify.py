@@ -1,8 +1,8 @@
 """Verify engines and their network on real pairs: python engines/verify.py FOLDER [--pairs MRI OTHER]
 
 Compares every engine of FOLDER with its manifest and, if there is a GPU, runs it on the golden pairs. With
---pairs, two folders of equal names, compares the mixed-precision graph in ONNX Runtime with FP32 torch. Exit
-code 1 if a file does not match, or a picture has less than 55 dB or is off by more than 2/255.
+--pairs, two folders of equal names, compares the mixed-precision graph of --model in ONNX Runtime with FP32
+torch. Exit code 1 if a file does not match, or a picture has less than 55 dB or is off by more than 2/255.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def luma(path: Path) -> np.ndarray:
     return colour.luma(unit) if image.is_colour else unit
 
 
-def check_graph(mri: Path, other: Path) -> bool:
+def check_graph(mri: Path, other: Path, model: str) -> bool:
     import onnx
     import onnxruntime
 
-    mixed = half(onnx.load(weights.verified_path("lagn", "onnx")))
+    mixed = half(onnx.load(weights.verified_path(model, "onnx")))
     session = onnxruntime.InferenceSession(mixed.SerializeToString(), providers=["CPUExecutionProvider"])
-    reference = runtimes.load("torch", "fp32", None)
+    reference = runtimes.load("torch", "fp32", None, network=model)
     lowest, largest, count = np.inf, 0.0, 0
     for path in sorted(mri.glob("*.png")):
         a, b = (tiling.padded(luma(x)) for x in (path, other / path.name))
@@ -66,12 +66,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=Path, nargs=2, metavar=("MRI", "OTHER"))
+    parser.add_argument("--model", choices=weights.NAMES, default=weights.DEFAULT, help="of --pairs")
     given = parser.parse_args()
     good = [check_engine(path) for path in engine_file.engines_in(given.folder)]
     if not good:
         print(f"{given.folder}: no engines")
     if given.pairs:
-        good.append(check_graph(*given.pairs))
+        mri, other = given.pairs
+        good.append(check_graph(mri, other, given.model))
     return 0 if good and all(good) else 1
 
 

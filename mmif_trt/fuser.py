@@ -33,7 +33,9 @@ class Fuser:
     pictures per second for several callers, longer latency for each; the same results). `fuser.runtime` says
     what was chosen. A Fuser can be pickled: the other process loads its own network. After a fork the
     child gets an InputError.
-    Raises InputError for a runtime or precision that is unknown or unavailable here, and says why.
+    network: "lagn", or "lagn-quality", a finer and slower one.
+    Raises InputError for a runtime or precision that is unknown or unavailable here, and says why; and for an
+    unknown network.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Fuser:
         precision: str = "auto",
         threads: int | None = None,
         streams: int = 1,
+        network: str = "lagn",
     ) -> None:
-        self._asked = (runtime, precision, threads, streams)
+        self._asked = (runtime, precision, threads, streams, network)
         self._load()
 
     def _load(self) -> None:
         self._runtime, self._process = runtimes.load(*self._asked), os.getpid()
+        self.network = self._asked[-1]
 
     @property
     def runtime(self) -> runtimes.Runtime:
@@ -97,7 +101,7 @@ class Fuser:
             modality=None,
             source=f"{a.source} + {b.source}",
             sha256="",
-            label=label.of(a, b),
+            label=label.of(a, b, self.network),
         )
 
     def fuse_volumes(
@@ -117,7 +121,7 @@ class Fuser:
 
         options = options or volume.Options()
         options = replace(options, registration=_as_registration(options.registration, a, b))
-        return volume.fuse(self.runtime.infer, a, b, options, self.runtime.streams, on_slice)
+        return volume.fuse(self.runtime.infer, a, b, options, self.runtime.streams, on_slice, self.network)
 
     def __call__(
         self,
@@ -198,6 +202,7 @@ def fuse(
     percentiles_b: ValueRange | None = None,
     runtime: str = "auto",
     precision: str = "auto",
+    network: str = "lagn",
 ) -> Any:
     """Fuse an MRI with a registered CT, PET or SPECT image of the same size, or with a volume in any grid.
 
@@ -210,7 +215,7 @@ def fuse(
     plane, palette, registration, assume_aligned, modality_b, percentiles_a, percentiles_b: for volumes, see
         volume.Options. b is resampled onto a's grid by their geometry; registration: "header", "rigid",
         "none", the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to b's.
-    runtime, precision: see `Fuser`.
+    runtime, precision, network: see `Fuser`.
     Arrays on the GPU: with runtime "tensorrt" also those of CuPy, DALI and others that offer DLPack or
         `__cuda_array_interface__`, both uint8 or both float32; their pixels never pass through the host, and
         the result, which has `__cuda_array_interface__`, is on the GPU too.
@@ -219,7 +224,7 @@ def fuse(
     Raises InputError, naming the argument or file, what was found and what is expected.
     """
     with _loading:
-        fuser = _default_fuser(runtime, precision)
+        fuser = _default_fuser(runtime, precision, network)
     return fuser(
         a,
         b,
@@ -248,8 +253,8 @@ def _refuse_for_pictures(options: dict[str, Any]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _default_fuser(runtime: str, precision: str) -> Fuser:
-    return Fuser(runtime, precision)
+def _default_fuser(runtime: str, precision: str, network: str) -> Fuser:
+    return Fuser(runtime, precision, network=network)
 
 
 def _grey_unit(a: Image) -> np.ndarray:

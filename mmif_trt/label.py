@@ -9,14 +9,15 @@ from mmif_trt.image import Image
 Label = tuple[tuple[str, str], ...]
 
 
-def of(a: Image, b: Image) -> Label:
-    """(keyword, text) pairs in ASCII, the same for the same sources, software and weights. The keywords are
-    those that PNG predefines (ISO/IEC 15948, 11.3.4.2); io/ writes them in each format's own place."""
-    network = weights.manifest()["models"]["lagn"]["files"]["lagn.onnx"]["sha256"]
+def of(a: Image, b: Image, network: str) -> Label:
+    """(keyword, text) pairs in ASCII, the same for the same sources, software and weights. network: that
+    fused them, by its name. The keywords are those that PNG predefines (ISO/IEC 15948, 11.3.4.2); io/ writes
+    them in each format's own place."""
+    by = f"{weights.title(network)}, weights sha256 {weights.onnx_sha256(network)}"
     sources = ", ".join(f"{name} sha256 {image.sha256 or 'unknown'}" for name, image in (("A", a), ("B", b)))
     return (
         ("Software", f"mmif_trt {VERSION}"),
-        ("Description", f"A and B fused by LAGN, weights sha256 {network}"),
+        ("Description", f"A and B fused by {by}"),
         ("Source", sources),
         ("Disclaimer", RESEARCH_USE),
     )

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmif_trt import label
+from mmif_trt import label, weights
 from mmif_trt.image import MIN_SIDE_PX, Image, InputError
 from mmif_trt.stages import colour, geometry, normalise, palettes, tiling
 
@@ -54,12 +54,14 @@ class Options:
 @dataclass(frozen=True)
 class Fused:
     """image: RGB uint8, or grey uint16 where b is CT without a palette; on a's grid. luma: float32 in [0, 1].
-    plane: of PLANES. record: limits, palette, registration, notes, as JSON would have it."""
+    plane: of PLANES. record: limits, palette, registration, notes, as JSON would have it. network: by its
+    name."""
 
     image: Image
     luma: Image
     plane: str
     record: dict[str, Any]
+    network: str = weights.DEFAULT
 
 
 def fuse(
@@ -69,10 +71,11 @@ def fuse(
     options: Options,
     streams: int = 1,
     on_slice: Callable[[int, int], object] = lambda done, slices: None,
+    network: str = weights.DEFAULT,
 ) -> Fused:
     """a: the MRI volume, grey. b: CT, PET or SPECT anywhere in the same space. streams: slices side by side.
 
-    infer: a runtime's, see runtimes. on_slice: told how many of how many are done. Raises InputError.
+    infer: a runtime's, of `network`. on_slice: told how many of how many are done. Raises InputError.
     """
     a = _with_range(a, options.value_range_a, options.percentiles_a, "a")
     b = _with_range(b, options.value_range_b, options.percentiles_b, "b")
@@ -111,9 +114,8 @@ def fuse(
         for index, (y, out) in enumerate(pool.map(one, range(len(a_slices)))):
             luma_view[index], pixel_view[index] = y, out
             on_slice(index + 1, len(a_slices))
-    source = f"{a.source} + {b.source}"
-    meaning: dict[str, Any] = {"modality": None, "units": None, "source": source, "sha256": ""}
-    meaning["label"] = label.of(a, b)
+    meaning: dict[str, Any] = {"modality": None, "units": None, "source": f"{a.source} + {b.source}"}
+    meaning |= {"sha256": "", "label": label.of(a, b, network)}
     image = replace(a, data=pixels, value_range=(0.0, 255.0 if is_rgb else 65535.0), **meaning)
     record = {
         "plane": plane,
@@ -122,7 +124,7 @@ def fuse(
         "a": _entry(a, limits_a, how_a),
         "b": _entry(replace(b, notes=moved.notes), limits_b, how_b),
     }
-    return Fused(image, replace(a, data=luma, value_range=(0.0, 1.0), **meaning), plane, record)
+    return Fused(image, replace(a, data=luma, value_range=(0.0, 1.0), **meaning), plane, record, network)
 
 
 def _with_range(

@@ -49,25 +49,24 @@ def usable_modules(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     )
     built: list[Path] = []
 
-    def build(path: Path, command: str, capabilities: tuple[str, ...], form: Form) -> None:
+    def build(path: Path, command: str, capabilities: tuple[str, ...], model: str, form: Form) -> None:
         low, high = (1, 32 if form == LUMA else 16, 32 if form == LUMA else 16), (8, 1024, 1024)
-        built.append(
-            engine(path, compute_capabilities=capabilities, smallest=low, largest=high, form=str(form))
-        )
+        shapes = {"smallest": low, "largest": high, "form": str(form)}
+        built.append(engine(path, model, compute_capabilities=capabilities, **shapes))
 
     monkeypatch.setattr(engine_build, "build", build)
     return built
 
 
-def engine(path: Path, **changes: Any) -> Path:
+def engine(path: Path, model: str = weights.DEFAULT, **changes: Any) -> Path:
     data = f"not a real engine {changes.get('form', LUMA)}".encode()
-    files = weights.manifest()["models"]["lagn"]["files"]
+    files = weights.manifest()["models"][model]["files"]
     facts: dict[str, Any] = {
-        "model": "lagn",
+        "model": model,
         "precision": "fp16",
         "engine_sha256": hashlib.sha256(data).hexdigest(),
-        "onnx_sha256": files["lagn.onnx"]["sha256"],
-        "weights_sha256": files["lagn.safetensors"]["sha256"],
+        "onnx_sha256": files[f"{model}.onnx"]["sha256"],
+        "weights_sha256": files[f"{model}.safetensors"]["sha256"],
         "flavour": "tensorrt_rtx",
         "version": "1.0",
         "compute_capabilities": ("8.6", "8.9"),

@@ -20,6 +20,9 @@ from conftest import REPO
 
 from mmif_trt import weights
 
+sys.path.append(str(REPO / "benchmarks"))
+from flops import network_macs
+
 README = (REPO / "README.md").read_text()
 
 
@@ -88,12 +91,15 @@ def test_every_option_says_what_it_is() -> None:
 
 def test_numbers_in_prose_are_those_of_the_files() -> None:
     card = (REPO / "MODEL_CARD.md").read_text()
-    (told,) = re.findall(r"\((\d+,\d+) parameters", card)
-    assert int(told.replace(",", "")) == weights.manifest()["models"]["lagn"]["parameters"]
-    file = weights.verified_path("lagn", "safetensors").read_bytes()
-    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
-    sizes = [entry["shape"] for key, entry in header.items() if key != "__metadata__"]
-    assert sum(size_of(shape) for shape in sizes) == int(told.replace(",", ""))
+    told = re.findall(r"(\d+,\d+) parameters(?:, | and )(\d\.\d+) GMAC", card)
+    for name, (parameters, gmac) in zip(weights.NAMES, told, strict=True):
+        model = weights.manifest()["models"][name]
+        assert int(parameters.replace(",", "")) == model["parameters"]
+        assert f"{network_macs(model['config'], 256, 256) / 1e9:.2f}" == gmac
+        file = weights.verified_path(name, "safetensors").read_bytes()
+        header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+        sizes = [entry["shape"] for key, entry in header.items() if key != "__metadata__"]
+        assert sum(size_of(shape) for shape in sizes) == model["parameters"]
 
 
 def size_of(shape: list[int]) -> int:

@@ -116,11 +116,11 @@ def displayed(fused: Fused) -> Image:
 
 def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deidentify: bool = False) -> Any:
     """The derived DICOM dataset; patient and study are those of a, or of b if only b is DICOM."""
-    models = weights.manifest()["models"]["lagn"]["files"]
     record = fused.record
     registration = record["registration"]
+    by = weights.title(fused.network)
     words = [
-        f"mmif_trt {__version__}: luma fused by LAGN from MRI and {b.modality or 'a second volume'}",
+        f"mmif_trt {__version__}: luma fused by {by} from MRI and {b.modality or 'a second volume'}",
         f"registration {registration['registration']}, shift {registration['shift_mm']} mm",
         *(f"{side} limits {record[side]['limits']} ({record[side]['limits_from']})" for side in "ab"),
         f"palette {record['palette']['name'] if record['palette'] else 'none'}, plane {record['plane']}",
@@ -131,7 +131,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
         description=f"FUSED MRI+{(b.modality or 'second').upper()}",
         derivation="; ".join(words),
         version=__version__,
-        weights_sha256=models["lagn.onnx"]["sha256"],
+        weights_sha256=weights.onnx_sha256(fused.network),
         # A checksum identifies the source for whoever has it, so a de-identified object has none.
         sources_sha256="" if deidentify else dict(fused.image.label)["Source"],
         burn_in=burn_in,
@@ -147,5 +147,5 @@ def save_preview(path: str, fused: Fused) -> None:
 
 
 def report_of(fused: Fused, files: list[str]) -> bytes:
-    head = {"mmif_trt": __version__, "use": RESEARCH_USE, "weights": weights.in_use()}
+    head = {"mmif_trt": __version__, "use": RESEARCH_USE, "weights": weights.in_use(fused.network)}
     return (json.dumps({**head, **fused.record, "files": files}, indent=1) + "\n").encode()

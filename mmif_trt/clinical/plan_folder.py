@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+from mmif_trt import weights
 from mmif_trt.about import VERSION
 from mmif_trt.clinical.case import Case, is_name
 from mmif_trt.clinical.records import Run
@@ -26,7 +27,8 @@ from mmif_trt.running import why
 from mmif_trt.storage import Store
 from mmif_trt.volume import Options
 
-FORMAT, CHUNK = 1, 256
+FORMAT, CHUNK = 2, 256
+EARLIER = 1  # names no network: it was the default
 HEAD = re.compile(r"plan-(\d{1,6})-of-(\d{1,6})\.json")
 BODY = re.compile(r"cases-\d{1,6}-of-\d{1,6}-\d{6,}\.jsonl\.gz")
 
@@ -118,14 +120,16 @@ class PlanFolder:
     def _head(self, name: str) -> Part:
         try:
             head = json.loads(self._store.read(name))
-            if head["format"] != FORMAT:
+            if head["format"] not in (FORMAT, EARLIER):
                 where = self._store.where(name)
                 raise InputError(f"{where}: format {head['format']}; expected {FORMAT}, of this version")
             part = name.removeprefix("plan-").removesuffix(".json")
             cases, chunk, hashes = int(head["cases"]), int(head["chunk"]), tuple(head["sha256"])
             if len(hashes) != -(-cases // chunk):
                 raise self._damaged(name, f"{len(hashes)} files for {cases} cases")
-            return Part(part, cases, chunk, hashes, _run_of(head["run"]), str(head["bids"]))
+            run = _run_of(head["run"])
+            weights.refuse_unknown(run.network, f"{self._store.where(name)}: network")
+            return Part(part, cases, chunk, hashes, run, str(head["bids"]))
         except InputError:
             raise
         except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -189,4 +193,5 @@ class PlanFolder:
 def _run_of(entry: Any) -> Run:
     options = entry["options"].items()
     stated: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in options}
-    return Run(Options(**stated), str(entry["runtime"]), str(entry["precision"]))
+    network = str(entry.get("network", weights.DEFAULT))
+    return Run(Options(**stated), str(entry["runtime"]), str(entry["precision"]), network)

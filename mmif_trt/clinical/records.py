@@ -34,12 +34,13 @@ _at_work: set[str] = set()  # runs of this process
 
 @dataclass(frozen=True)
 class Run:
-    """What all cases of a run share: how volumes are fused, and what runs the network. "auto" is resolved
-    before the first case, because machines differ."""
+    """What all cases of a run share: how volumes are fused, by which network, and what runs it. "auto" is
+    resolved before the first case, because machines differ."""
 
     options: Options = field(default_factory=Options)
     runtime: str = "auto"
     precision: str = "auto"
+    network: str = weights.DEFAULT
 
     @property
     def is_resolved(self) -> bool:
@@ -229,8 +230,9 @@ def asked(case: Case, run: Run) -> dict[str, Any]:
     own = {
         "runtime": run.runtime,
         "precision": run.precision,
+        "network": run.network,
         "spatial_registration": case.registration or None,
-        "weights": weights.in_use()["lagn"]["sha256"],
+        "weights": weights.in_use(run.network)[run.network]["sha256"],
     }
     wanted: dict[str, Any] = json.loads(json.dumps({**asdict(case.options(run.options)), **own}))
     return wanted
@@ -249,7 +251,8 @@ def is_done(output: Output, case: Case) -> dict[str, Any] | None:
 
 def difference(record: dict[str, Any], case: Case, run: Run) -> str:
     """How a done case differs from now, as text; empty if it does not."""
-    was, now = record.get("asked") or {}, asked(case, run)
+    # Versions before the second network named none.
+    was, now = {"network": weights.DEFAULT, **(record.get("asked") or {})}, asked(case, run)
     return ", ".join(
         key if isinstance(now.get(key), dict) else f"{key} {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())

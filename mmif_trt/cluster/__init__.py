@@ -96,7 +96,7 @@ def cases(
 def pairs(
     ray: Any,
     todo: list[Pair],
-    runtime: tuple[str, str],
+    runtime: tuple[str, str, str],
     ranges: tuple[Any, Any],
     size: Size,
     stop: Stop,
@@ -104,7 +104,7 @@ def pairs(
     per_job: int = PAIRS_PER_JOB,
 ) -> list[Result]:
     """Pairs of pictures through the workers, per_job at a time; see folders.run.run_pairs. runtime: name and
-    precision, resolved."""
+    precision, resolved, and the network."""
     from mmif_trt.cluster.driver import Driver
     from mmif_trt.cluster.ray_engine import RayEngine
     from mmif_trt.cluster.work import Pairs, lost_pair

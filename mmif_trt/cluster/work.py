@@ -37,7 +37,7 @@ class Cases:
 
     def open(self, cpus: int, stop: Stop) -> tuple[Do, Callable[[], object]]:
         run = self.how.run
-        fuser = Fuser(run.runtime, run.precision, threads=cpus, streams=cpus)
+        fuser = Fuser(run.runtime, run.precision, threads=cpus, streams=cpus, network=run.network)
         runner = Runner(self.how, fuser, Owner.new(self.token), stop)
         return lambda items: tuple(map(runner, items)), runner.close
 
@@ -48,10 +48,11 @@ class Pairs:
 
     runtime: str
     precision: str
+    network: str
     ranges: tuple[tuple[float, float] | None, tuple[float, float] | None] = (None, None)
 
     def open(self, cpus: int, stop: Stop) -> tuple[Do, Callable[[], object]]:
-        fuser = Fuser(self.runtime, self.precision, threads=cpus, streams=cpus)
+        fuser = Fuser(self.runtime, self.precision, threads=cpus, streams=cpus, network=self.network)
         range_a, range_b = self.ranges
 
         def do(items: tuple[Pair, ...]) -> tuple[Result, ...]:

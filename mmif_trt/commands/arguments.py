@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmif_trt import overwriting
+from mmif_trt import overwriting, weights
 from mmif_trt.cluster import ENGINES
 from mmif_trt.files import prove_writable
 from mmif_trt.image import MODALITIES, InputError
@@ -31,7 +31,13 @@ def say(line: str, code: int = 0) -> int:
     return code
 
 
-def add_runtime(parser: argparse.ArgumentParser) -> None:
+def add_network(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    what = f"lagn-quality: finer and slower; default: {weights.DEFAULT}"
+    parser.add_argument("--network", choices=weights.NAMES, default=weights.DEFAULT, help=what)
+
+
+def add_runtime(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    add_network(parser)
     parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
     parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
     parser.add_argument("--threads", type=count_to(1024), help="threads of the network; default: all")
@@ -57,7 +63,14 @@ def count_to(most: int) -> Any:
 def load_fuser(args: argparse.Namespace, streams: int = 1) -> Fuser:
     from mmif_trt.fuser import Fuser
 
-    return Fuser(args.runtime, args.precision, args.threads, streams)
+    return Fuser(args.runtime, args.precision, args.threads, streams, args.network)
+
+
+def what_ran(runtime: dict[str, Any], network: str) -> str:
+    """For a summary, of `runtimes.describe`: "openvino bf16 on CPU", after a network other than the
+    default."""
+    words = "{name} {precision} on {device}".format(**runtime)
+    return words if network == weights.DEFAULT else f"{network}, {words}"
 
 
 def check_text_output(option: str, path: str, *suffixes: str) -> None:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt.clinical import pseudonym
-from mmif_trt.commands.arguments import add_cluster, add_how, add_pairing, cluster_of, count_to, options_of
+from mmif_trt.commands.arguments import (
+    add_cluster,
+    add_how,
+    add_network,
+    add_pairing,
+    cluster_of,
+    count_to,
+    options_of,
+)
 from mmif_trt.commands.planned import Network, absolute, no_pair, part_of, plan_of
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, stop_on_signal
@@ -63,6 +71,7 @@ def add(commands: Any) -> None:
     add_how(parser)
     add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress; errors stay")
+    add_network(parser)
     parser.add_argument("--runtime", default="auto", help="what runs the network (see info); default: auto")
     parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32; default: auto")
     what = "with --on: processes, each with its own network; default: 1"
@@ -78,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.clinical import records
 
     with plan_of(args) as plan:
-        how = records.Run(options_of(args), args.runtime, args.precision)
+        how = records.Run(options_of(args), args.runtime, args.precision, args.network)
         network = Network(_run_of(plan, how, args))
         if size is not None:
             args.output = absolute(args.output)

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmif_trt import __version__, io, overwriting, runtimes
 from mmif_trt.about import RESEARCH_USE
-from mmif_trt.commands.arguments import add_runtime, load_fuser
+from mmif_trt.commands.arguments import add_runtime, load_fuser, what_ran
 from mmif_trt.files import prove_writable
 from mmif_trt.image import SHOWN, Image
 from mmif_trt.machine import cpu
@@ -67,7 +67,7 @@ def make(out: Path, load: Callable[[], Any]) -> None:
             times[name].append((time.perf_counter() - start) * 1e3)
         rows.append((a, b, fused))
         io.write(out / f"{name}.png", fused)
-    runtime = "{name} {precision} on {device}".format(**runtimes.describe(fuser.runtime))
+    runtime = what_ran(runtimes.describe(fuser.runtime), fuser.network)
     sheet = draw_sheet(rows, f"mmif-trt {__version__}, {runtime}. Research use only.")
     io.write(out / SHEET, Image(sheet, source=SHEET))
     print(table(times, load_ms, runtime))

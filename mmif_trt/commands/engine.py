@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmif_trt import overwriting
+from mmif_trt import overwriting, weights
 from mmif_trt.commands import look
 from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
         "--size", type=int, metavar="PX", help="one side length; float32-luma: a multiple of 32"
     )
     build.add_argument("--batch", type=int, help="pairs in one call; needs --size")
-    build.add_argument("--model", default="lagn", help="default: lagn")
+    which = f"the network: {' or '.join(weights.NAMES)}; default: {weights.DEFAULT}"
+    build.add_argument("--model", default=weights.DEFAULT, help=which)
     form = "TYPE-LAYOUT, such as uint8-rgb: from pixels to pixels; default: float32-luma, the network alone"
     build.add_argument("--form", default="float32-luma", metavar="FORM", help=form)
     build.add_argument(
@@ -48,7 +49,7 @@ def add(commands: Any) -> None:
         "Runtime, OpenVINO, Triton and trtexec. TYPE: uint8, uint16, float32. LAYOUT: grey, rgb, rgb-last.",
     )
     export.add_argument("form", metavar="TYPE-LAYOUT", help="such as uint8-rgb")
-    export.add_argument("--model", default="lagn", help="default: lagn")
+    export.add_argument("--model", default=weights.DEFAULT, help=which)
     export.add_argument(
         "--half", action="store_true", help="mixed FP16, the graph that engines are built from"
     )

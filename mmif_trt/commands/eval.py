@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmif_trt import weights
 from mmif_trt.commands.arguments import (
     add_runtime,
     check_text_output,
@@ -134,7 +135,7 @@ def _lesions(args: argparse.Namespace) -> int:
         raise InputError(f"{args.sources}: no lesions.json in it; expected {how}")
     else:
         planted = plant_folder(args.sources, per_kind=args.per_kind or PER_KIND, seed=args.seed or 0)
-    fuses: dict[str, Fuse] = {} if args.fused else {"LAGN": load_fuser(args)}
+    fuses: dict[str, Fuse] = {} if args.fused else {weights.title(args.network): load_fuser(args)}
     fuses |= PICTURES if args.baselines else {}
     kept: dict[str, list[Kept]] = {}
     with tqdm(unit="pair", total=len(planted) * (len(fuses) + bool(args.fused)), disable=None) as bar:

@@ -23,6 +23,7 @@ from mmif_trt.commands.arguments import (
     load_fuser,
     refuse_overwriting,
     say,
+    what_ran,
 )
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions, usable_cores
@@ -141,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     if stop.reason:
         say(f"stopped: {stop.reason}; {total['not_started']} of {total['pairs']} pairs were not started")
     if not args.quiet:
-        _summarise(plan, results, total, runtime)
+        _summarise(plan, results, total, what_ran(runtime, args.network) if runtime else "")
     if received:
         return 128 + received[0]
     return 1 if total["failed"] or total["not_started"] else 0
@@ -161,7 +162,7 @@ def _on_cluster(
     from mmif_trt.cluster.ray_engine import connected
 
     with connected(args.address, size) as ray:
-        how = (runtime.name, runtime.precision)
+        how = (runtime.name, runtime.precision, args.network)
         return cluster.pairs(ray, plan.pairs, how, ranges, size, stop, on_result)
 
 
@@ -187,11 +188,9 @@ def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
         yield on_result
 
 
-def _summarise(
-    plan: Plan, results: list[Result], total: dict[str, Any], runtime: dict[str, Any] | None
-) -> None:
-    by = f" by {runtime['name']} {runtime['precision']} on {runtime['device']}" if runtime else ""
-    rate = f", {total['pairs_per_s']:g} pairs/s{by}" if total["done"] else ""
+def _summarise(plan: Plan, results: list[Result], total: dict[str, Any], by: str) -> None:
+    """by: what ran the network, if it ran."""
+    rate = f", {total['pairs_per_s']:g} pairs/s by {by}" if total["done"] else ""
     counts = f"{total['done']} fused, {total['skipped']} skipped (finished before), {total['failed']} failed"
     say(f"{counts} in {total['seconds']:.1f} s{rate} -> {plan.out_folder}")
     if newer := [r.pair.name for r in results if r.status == "skipped" and r.message]:
@@ -221,7 +220,7 @@ def _report_head(
     return {
         "mmif_trt": VERSION,
         "use": RESEARCH_USE,
-        "weights": weights.in_use(),
+        "weights": weights.in_use(args.network),
         "runtime": runtime,
         "conditions": conditions(),
         "settings": {**{name: getattr(args, name) for name in chosen}, "workers": workers},

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmif_trt import runtimes, weights
 from mmif_trt.about import RESEARCH_USE, VERSION
+from mmif_trt.commands.arguments import add_network
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
 
@@ -16,17 +17,19 @@ from mmif_trt.machine import conditions
 def add(commands: Any) -> None:
     parser = commands.add_parser("info", help="version, runtimes, weights, CPU")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    add_network(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    found = facts()
+    found = facts(args.network)
     print(json.dumps(found, indent=2) if args.json else describe(found))
     return 0
 
 
-def facts() -> dict[str, Any]:
-    """Everything `mmif-trt info` shows; `default` is what "auto" chooses, or one line that says why nothing.
+def facts(network: str = weights.DEFAULT) -> dict[str, Any]:
+    """Everything `mmif-trt info` shows; `default` is what "auto" chooses for `network`, or one line that says
+    why nothing; `weights` has every network.
 
     `folders`: from how many pairs on `mmif-trt fuse` runs several pictures at a time, and how many.
     """
@@ -35,7 +38,7 @@ def facts() -> dict[str, Any]:
     from mmif_trt.fuser import Fuser
 
     try:
-        default: dict[str, Any] | str = runtimes.describe(Fuser().runtime)
+        default: dict[str, Any] | str = runtimes.describe(Fuser(network=network).runtime)
     except Exception as error:  # the command must describe a broken installation too
         default = (
             f"none ({error})" if isinstance(error, InputError) else f"none ({type(error).__name__}: {error})"
@@ -47,13 +50,14 @@ def facts() -> dict[str, Any]:
         "executable": sys.executable,
         "runtimes": runtimes.available(),
         "kernels": ops.KERNELS,
+        "network": network,
         "default": default,
         "folders": {
             "from_pairs": batch.FOLDER_PAIRS,
             "workers": batch.default_workers(),
             "streams": batch.network_streams(batch.FOLDER_PAIRS, batch.default_workers()),
         },
-        "weights": weights.in_use(),
+        "weights": weights.installed(),
     }
 
 
@@ -71,6 +75,7 @@ def describe(found: dict[str, Any]) -> str:
     if not isinstance(default, str):
         default = "{name} {precision} on {device} ({note})".format(**default)
     lines.append(f"default: {default}")
+    lines.append(f"network: {found['network']}, of {', '.join(found['weights'])}")
     lines.append(f"training kernels: {found['kernels']}")
     folders = "folders from {from_pairs} pairs on: {workers} workers, {streams} streams (openvino)"
     lines.append(folders.format(**found["folders"]))

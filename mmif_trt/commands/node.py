@@ -9,7 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmif_trt.commands.arguments import add_dicomweb, add_how, add_pairing, dicomweb_of, options_of, pacs_of
+from mmif_trt.commands.arguments import (
+    add_dicomweb,
+    add_how,
+    add_network,
+    add_pairing,
+    dicomweb_of,
+    options_of,
+    pacs_of,
+)
 from mmif_trt.files import prove_writable
 from mmif_trt.image import InputError
 from mmif_trt.running import one_line, refuse_without_posix, stop_on_signal
@@ -73,6 +81,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--pseudonym-key", metavar="FILE", help="of names; default: one in the spool, created if missing"
     )
+    add_network(parser)
     add_how(parser)
     add_pairing(parser)
     parser.set_defaults(run=run)
@@ -151,6 +160,7 @@ def settings_of(args: argparse.Namespace) -> Any:
         tls_plain_pacs=args.tls_plain_pacs,
         pseudonym_key=args.pseudonym_key,
         options=options_of(args),
+        network=args.network,
     )
 
 

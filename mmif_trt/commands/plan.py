@@ -7,9 +7,10 @@ import os
 import sys
 from typing import Any
 
+from mmif_trt import weights
 from mmif_trt.clinical import pseudonym
 from mmif_trt.commands import look
-from mmif_trt.commands.arguments import add_how, add_pairing, options_of
+from mmif_trt.commands.arguments import add_how, add_network, add_pairing, options_of
 from mmif_trt.commands.planned import Network, absolute, no_pair, part_of, secret_of
 from mmif_trt.image import InputError
 from mmif_trt.storage import is_url, store_of
@@ -33,6 +34,7 @@ def add(commands: Any) -> None:
     add_how(parser)
     add_pairing(parser)
     parser.add_argument("--quiet", action="store_true", help="no summary")
+    add_network(parser)
     what = "what runs the network on all machines; default: auto, resolved on this one"
     parser.add_argument("--runtime", default="auto", help=what)
     what = "bf16, fp16 or fp32, on all machines; default: auto, resolved on this one"
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     plan_folder.refuse(store, part)
     store.prove_writable()
     key = secret_of(args.source, args.output, args.pseudonym_key, make=True)
-    how = Network(Run(options_of(args), args.runtime, args.precision)).run
+    how = Network(Run(options_of(args), args.runtime, args.precision, args.network)).run
     with Spill() as spill:
         with look.steps(2, args.quiet) as step:
             step("reading headers")
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             plan_folder.write(store, spill, how, part)
         if not args.quiet:
             left_out = sum(1 for _ in spill.left())
-            words = f"{len(spill)} cases, {left_out} lines of what is left out, {how.runtime} {how.precision}"
+            words = f"{len(spill)} cases, {left_out} lines of what is left out, "
+            words += "" if how.network == weights.DEFAULT else f"{how.network} by "
+            words += f"{how.runtime} {how.precision}"
             print(f"mmif-trt: {words} -> {args.output}", file=sys.stderr)
     return 0

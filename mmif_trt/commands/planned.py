@@ -103,7 +103,9 @@ class Network:
         from mmif_trt.fuser import Fuser
 
         if self._fuser is None:
-            self._fuser = Fuser(self._run.runtime, self._run.precision, streams=usable_cores())
+            self._fuser = Fuser(
+                self._run.runtime, self._run.precision, streams=usable_cores(), network=self._run.network
+            )
         return self._fuser
 
     @property

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmif_trt import privacy
-from mmif_trt.commands.arguments import refuse_overwriting
+from mmif_trt import privacy, weights
+from mmif_trt.commands.arguments import add_network, refuse_overwriting
 from mmif_trt.image import InputError
 from mmif_trt.machine import address
 
@@ -69,6 +69,7 @@ def add(commands: Any) -> None:
     demo.add_argument("out", type=Path, metavar="OUT_DIR", help="the folder to create")
     demo.add_argument("--no-serve", action="store_true", help="only create it")
     demo.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    add_network(demo)
     _add_address(demo)
 
 
@@ -244,10 +245,9 @@ def _demo(args: argparse.Namespace) -> int:
     args.study = args.out / "study"
     if not args.study.exists():
         prove_writable(args.out)
-        create(read_config(prepare(args.out, Fuser())), args.study)
-        print(
-            f"{args.study}: LAGN, average and maximum on three bundled pairs; CT, PET and SPECT are simulated"
-        )
+        create(read_config(prepare(args.out, Fuser(network=args.network))), args.study)
+        what = f"{weights.title(args.network)}, average and maximum on three bundled pairs"
+        print(f"{args.study}: {what}; CT, PET and SPECT are simulated")
     if args.no_serve:
         return 0
     args.browser = not args.no_browser

@@ -269,8 +269,8 @@ def _say(header: Any, image: Image) -> None:
     from nibabel.nifti1 import Nifti1Extension
 
     lines = "\n".join(f"{keyword}: {text}" for keyword, text in image.label)
-    network = re.search("weights sha256 ([0-9a-f]{8})", lines)
-    by = f", LAGN {network[1]}" if network else ""
+    network = re.search(r"fused by (\S+), weights sha256 ([0-9a-f]{8})", lines)
+    by = f", {network[1]} {network[2]}" if network else ""
     header["descrip"] = f"mmif_trt {VERSION}{by}: research use only".encode()[:79]
     if lines:
         header.extensions.append(Nifti1Extension(6, lines.encode("ascii")))

@@ -27,7 +27,8 @@ class Fusing:
     def __init__(self, settings: Settings, spool: Spool, counters: Counters, audit: Audit) -> None:
         self.settings, self.spool, self.counters, self.audit = settings, spool, counters, audit
         megabytes = settings.max_fusion_bytes >> 20
-        self._child = Child("mmif_trt.node.worker", str(megabytes), str(spool.root.absolute()))
+        where = str(spool.root.absolute())
+        self._child = Child("mmif_trt.node.worker", str(megabytes), where, settings.network)
 
     def __enter__(self) -> Fusing:
         self._child.start()  # the network is loaded while the first study arrives

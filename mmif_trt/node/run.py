@@ -77,6 +77,7 @@ def _say_start(settings: Settings, audit: Audit) -> None:
         tls=settings.tls is not None,
         peers=named,
         pacs=settings.pacs,
+        network=settings.network,
         http=None if settings.http_port is None else address(settings.http_host, settings.http_port),
     )
     log.info("listening on %s%s", where, " with TLS" if settings.tls else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmif_trt import weights
 from mmif_trt.dicomweb import Service
 from mmif_trt.node.admission import Peer
 from mmif_trt.volume import Options
@@ -38,6 +39,7 @@ class Settings:
     keep_s: float = 86_400.0
     retry_s: float = 5.0
     options: Options = field(default_factory=Options)
+    network: str = weights.DEFAULT
     tls: tuple[str, str, str] | None = None  # certificate, key, and authority file of the peers
     tls_any_peer: bool = False  # peers need no certificate
     tls_plain_pacs: bool = False  # no TLS to the PACS

@@ -1,4 +1,4 @@
-"""`python -m mmif_trt.node.worker MEGABYTES SPOOL`: the process that fuses for the node, within limits.
+"""`python -m mmif_trt.node.worker MEGABYTES SPOOL NETWORK`: what fuses for the node, within limits.
 
 A study that is too large, or that crashes a library, ends this process and not the node. One request is one
 case; the answer reports the outcome; the DICOM instance is in the file that the request names.
@@ -24,12 +24,13 @@ MAX_WORDS = 1024  # of Derivation Description (ST)
 class Worker:
     """Keeps the network and the reading process from case to case."""
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, spool: Path, network: str) -> None:
         from mmif_trt.clinical.decoder import Decoder
         from mmif_trt.fuser import Fuser
         from mmif_trt.machine import usable_cores
 
-        self.decoder, self.fuser = Decoder(folder=spool), Fuser(streams=usable_cores())
+        self.decoder = Decoder(folder=spool)
+        self.fuser = Fuser(streams=usable_cores(), network=network)
         self.decoder.start()
         self._warm()
 
@@ -66,7 +67,7 @@ def main() -> None:
 
     def prepare() -> None:
         if not worker:
-            worker.append(Worker(Path(sys.argv[2])))
+            worker.append(Worker(Path(sys.argv[2]), sys.argv[3]))
 
     def answer(line: str) -> str:
         outcome, message = DONE, ""

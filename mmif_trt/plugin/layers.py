@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmif_trt import weights
 from mmif_trt.image import DTYPE_RANGE, Image, InputError
 from mmif_trt.samples import sample
 from mmif_trt.volume import Options
@@ -67,16 +68,18 @@ def fuse_layers(
     registration: str = "header",
     plane: str = "axial",
     fuser: Any = None,
+    network: str = weights.DEFAULT,
 ) -> tuple[np.ndarray, dict[str, Any], str]:
     """The fused layer as napari takes it: (array, what add_image needs, "image").
 
     modality, palette, registration, plane: as of volume.Options; "header" places the layers as napari shows
-    them. Pictures have to be of one size. fuser: a Fuser; None loads one. Raises InputError.
+    them. Pictures have to be of one size. fuser: a Fuser; None loads one, of `network`. Raises
+    InputError.
     """
     if fuser is None:
         from mmif_trt.fuser import Fuser
 
-        fuser = Fuser()
+        fuser = Fuser(network=network)
     a, b = image_of(mri, "mri"), image_of(other, modality)
     made: dict[str, Any] = {"name": f"{mri.name} + {other.name}", "affine": _matrix(mri, a.data.ndim)}
     if not (a.is_volume or b.is_volume):

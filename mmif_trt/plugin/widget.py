@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from mmif_trt import weights
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.plugin.layers import BY_MODALITY, fuse_layers
 from mmif_trt.running import explain
@@ -26,6 +27,7 @@ def fuse_widget() -> Any:
         palette: str = BY_MODALITY,
         registration: Literal["header", "rigid"] = "header",
         plane: Literal["axial", "coronal", "sagittal"] = "axial",
+        network: str = weights.DEFAULT,
     ) -> Any:
         if mri is None or other is None:
             lacks = "MRI" if mri is None else "CT, PET or SPECT"
@@ -41,7 +43,7 @@ def fuse_widget() -> Any:
             panel.call_button.enabled = True
 
         work = thread_worker(fuse_layers, progress={"desc": "fusing"})(
-            mri, other, modality, palette, registration, plane
+            mri, other, modality, palette, registration, plane, network=network
         )
         work.returned.connect(show)
         work.errored.connect(lambda error: show_error(f"mmif-trt: {explain(error)}"))
@@ -62,6 +64,7 @@ def fuse_widget() -> Any:
         plane={
             "tooltip": "of the slices that the network sees; the layer's first axis is the slice of axial"
         },
+        network={"choices": list(weights.NAMES), "tooltip": "lagn-quality: finer and slower"},
     )
     panel.native.setToolTip(f"Black and white are the layers' contrast limits. {RESEARCH_USE}")
     return panel

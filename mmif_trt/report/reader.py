@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.measure.fidelity import LOWER_IS_BETTER, NEITHER, names_for
 from mmif_trt.measure.scores import BASELINES
@@ -15,6 +16,7 @@ from mmif_trt.report.figures import Figures, ranked_order
 from mmif_trt.running import why
 
 LESIONS = ("mean", "worst", "lost")
+OURS = ("fused", *map(weights.title, weights.NAMES))  # rows of `mmif-trt eval --lesions`
 # Heading and what it means; a name with an arrow says which way is better.
 HEADS = {
     "mean": ("lesions ↑", "planted lesions: share of detectability kept, mean over the kinds"),
@@ -49,13 +51,14 @@ class ReaderTable:
 
 def read_lesions(given: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     """Lesion summaries by method: from a method's table, which `mmif-trt eval --lesions -o` wrote as JSON,
-    its row "fused", otherwise "LAGN"; for baselines their own rows. Raises InputError for any other file.
+    its row "fused", otherwise that of our network; for baselines their own rows. Raises InputError for any
+    other file.
     """
     found: dict[str, dict[str, float]] = {}
     for name, path in given.items():
         try:
             methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
-            own = methods["fused"] if "fused" in methods else methods["LAGN"]
+            own = methods[next((key for key in OURS if key in methods), OURS[0])]
             rows = {name: own} | {key: methods[key] for key in BASELINES if key in methods}
             found |= {key: {k: float(row[k]) for k in LESIONS} for key, row in rows.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmif_trt import weights
 from mmif_trt.image import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -48,13 +49,16 @@ def _why_not(name: str) -> str:
     return "" if importlib.util.find_spec(needs) is not None else f"not installed: {remedy}"
 
 
-def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Runtime:
+def load(
+    name: str, precision: str, threads: int | None, streams: int = 1, network: str = weights.DEFAULT
+) -> Runtime:
     """The runtime `name`, or for "auto" the first usable one with this precision; its note says why no
     better one.
 
     streams: pictures to run at a time, at most one per thread; a runtime that cannot do that runs one.
-    Raises InputError for an unknown name or precision, for one that is not installed, and for less than one
-    thread.
+    network: which of the shipped ones.
+    Raises InputError for an unknown name, precision or network, for a runtime that is not installed, and for
+    less than one thread.
     """
     usable = available()
     if name != "auto" and name not in usable:
@@ -63,26 +67,30 @@ def load(name: str, precision: str, threads: int | None, streams: int = 1) -> Ru
         raise InputError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
     if threads is not None and threads < 1:
         raise InputError(f"threads {threads}; expected 1 or more")
+    weights.refuse_unknown(network)
+    how = (precision, threads, streams, network)
     if name != "auto":
-        return _load(name, usable[name], precision, threads, streams)
+        return _load(name, usable[name], *how)
     passed_over = ""
     if precision in ("auto", "fp16"):
         try:
-            return _load("tensorrt", usable["tensorrt"], precision, threads, streams)
+            return _load("tensorrt", usable["tensorrt"], *how)
         except Exception as error:  # whatever a driver or TensorRT raises: fall back to the CPU
             if precision == "fp16":  # no other runtime has it
                 raise
             passed_over = f"; {' '.join(str(error).split()) or type(error).__name__}"
     name = next((n for n, why_not in usable.items() if not why_not and n != "tensorrt"), "openvino")
-    runtime = _load(name, usable[name], precision, threads, streams)
+    runtime = _load(name, usable[name], *how)
     runtime.note += passed_over
     return runtime
 
 
-def _load(name: str, why_not: str, precision: str, threads: int | None, streams: int) -> Runtime:
+def _load(
+    name: str, why_not: str, precision: str, threads: int | None, streams: int, network: str
+) -> Runtime:
     if why_not:
         raise InputError(f"runtime {name!r} is {'not usable: ' if name == 'tensorrt' else ''}{why_not}")
-    runtime: Runtime = importlib.import_module(_TABLE[name][0]).load(precision, threads, streams)
+    runtime: Runtime = importlib.import_module(_TABLE[name][0]).load(precision, threads, streams, network)
     return runtime
 
 

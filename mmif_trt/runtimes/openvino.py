@@ -39,18 +39,20 @@ def core_of(process: int) -> Any:
     return openvino.Core()
 
 
-def load(precision: str, threads: int | None, streams: int = 1) -> OpenVinoRuntime:
+def load(
+    precision: str, threads: int | None, streams: int = 1, network: str = weights.DEFAULT
+) -> OpenVinoRuntime:
     cores = usable_cores()
-    return OpenVinoRuntime(precision, threads or cores, min(streams, threads or cores))
+    return OpenVinoRuntime(precision, threads or cores, min(streams, threads or cores), network)
 
 
 class OpenVinoRuntime:
     name = "openvino"
     device = "CPU"
 
-    def __init__(self, precision: str, threads: int, streams: int) -> None:
+    def __init__(self, precision: str, threads: int, streams: int, network: str) -> None:
         self._core = core_of(os.getpid())
-        self._path = str(weights.verified_path("lagn", "onnx"))
+        self._path = str(weights.verified_path(network, "onnx"))
         self._threads, self.streams = threads, streams
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -63,13 +65,13 @@ class OpenVinoRuntime:
         self.precision = "bf16" if precision != "fp32" and has_bf16 else "fp32"
         self.note = "no bfloat16 on this CPU" if precision == "auto" else "asked for"
         if precision == "auto" and has_bf16:
-            self._fall_back_if_inexact()
+            self._fall_back_if_inexact(weights.golden(network))
 
-    def _fall_back_if_inexact(self) -> None:
+    def _fall_back_if_inexact(self, golden: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         """Both graphs on the golden pairs: the one of fixed size, and the one that all other sizes share."""
         error = 0.0
         try:
-            for a, b, expected in zip(*weights.golden("lagn"), strict=True):
+            for a, b, expected in zip(*golden, strict=True):
                 for size in (a.shape, None):
                     error = max(error, float(np.abs(self._run(size, a, b) - expected).max()))
             self.note = f"bfloat16 is within {error * 255:.2f}/255 of FP32 on the golden pairs"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.machine import usable_cores
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
+def load(
+    precision: str, threads: int | None, streams: int = 1, network: str = weights.DEFAULT
+) -> TorchRuntime:
     """streams: ignored; pictures run one after another."""
     if precision in ("bf16", "fp16"):
         raise InputError(
@@ -29,7 +32,7 @@ def load(precision: str, threads: int | None, streams: int = 1) -> TorchRuntime:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is None and usable_cores() < torch.get_num_threads():  # a quota, which torch ignores
         threads = usable_cores()
-    return TorchRuntime(load_model("lagn", device), device, threads)
+    return TorchRuntime(load_model(network, device), device, threads)
 
 
 @contextmanager

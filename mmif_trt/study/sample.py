@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt import io
+from mmif_trt import io, weights
 from mmif_trt.files import write_atomic
 from mmif_trt.image import Image
 from mmif_trt.samples import PAIRS, sample
 from mmif_trt.stages.normalise import as_rgb8
 
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray] | None] = {
-    "LAGN": None,  # the network
+BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "average": lambda a, b: ((a.astype(np.uint16) + b) // 2).astype(np.uint8),
     "maximum": np.maximum,
 }
@@ -27,19 +26,20 @@ def prepare(folder: Path, fuser: Any, readers: int = 3) -> Path:
 
     Average and maximum are taken channel by channel of the 8-bit pictures. Raises OutputError.
     """
+    network = weights.title(fuser.network)
     sets = []
     for name in PAIRS:
         a, b = sample(name)
         modality = b.modality
         sources = Path(name) / "sources"
         pictures = {sources / "mri": as_rgb8(a), sources / str(modality): as_rgb8(b)}
-        for method, combine in METHODS.items():
-            fused = as_rgb8(fuser.fuse_images(a, b)) if combine is None else combine(as_rgb8(a), as_rgb8(b))
-            pictures[Path(name) / method] = fused
+        pictures[Path(name) / network] = as_rgb8(fuser.fuse_images(a, b))
+        for method, combine in BASELINES.items():
+            pictures[Path(name) / method] = combine(as_rgb8(a), as_rgb8(b))
         for where, data in pictures.items():
             (folder / where).mkdir(parents=True, exist_ok=True)
             io.write(folder / where / "sample.png", Image(data))
-        methods = {method: f"{name}/{method}" for method in METHODS}
+        methods = {method: f"{name}/{method}" for method in (network, *BASELINES)}
         sets.append({"modality": modality, "sources": str(sources), "methods": methods})
     title = "Fusion of bundled samples (demonstration; CT, PET and SPECT are simulated)"
     config = {"title": title, "sets": sets, "readers": readers, "repeats": 0.34}

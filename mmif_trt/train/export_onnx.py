@@ -3,8 +3,9 @@ python -m mmif_trt.train.export_onnx --checkpoint RUN/checkpoint.safetensors --c
 
 Writes into mmif_trt/weights: lagn.safetensors (dimensions and preprocessing inside), lagn.onnx (FP32, any
 batch and size), lagn.npz (golden pairs that every runtime must reproduce) and manifest.json with their
-SHA-256 and provenance. The graphs from pixels to pixels need no files: `mmif-trt engine export`
-derives them from lagn.onnx, see models/pixels.py.
+SHA-256 and provenance; with --name lagn-quality the same of that network. The other network's files and
+record stay as they are. The graphs from pixels to pixels need no files: `mmif-trt engine export` derives them
+from the ONNX file, see models/pixels.py.
 """
 
 from __future__ import annotations
@@ -106,9 +107,23 @@ def golden_pairs(model: LAGN) -> dict[str, np.ndarray]:
     return {"a": a, "b": b, "f": f}
 
 
+def write(model: LAGN, folder: Path, name: str) -> list[Path]:
+    """The released files of `model` in `folder`, in the order of weights.SUFFIXES."""
+    tensors, onnx, npz = files = [folder / f"{name}.{suffix}" for suffix in weights.SUFFIXES]
+    inside = {"config": json.dumps(model.config.as_dict()), "preprocessing": PREPROCESSING}
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tensors, inside)
+    tensors.chmod(0o644)  # safetensors writes it for the owner alone
+    export(model, onnx)
+    golden = golden_pairs(model)
+    np.savez_compressed(npz, a=golden["a"], b=golden["b"], f=golden["f"])
+    return files
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
+    what = f"of the network in the release; default: {weights.DEFAULT}"
+    parser.add_argument("--name", choices=weights.NAMES, default=weights.DEFAULT, help=what)
     short = "model: the network itself, where the last stage was too short for the running average"
     parser.add_argument("--part", choices=("average", "model"), default="average", help=short)
     parser.add_argument("--command", required=True, help="the command that trained it, for the manifest")
@@ -118,14 +133,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     model, metadata = load(given.checkpoint, given.part)
-    folder, config = weights.FOLDER, model.config.as_dict()
-    inside = {"config": json.dumps(config), "preprocessing": PREPROCESSING}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "lagn.safetensors", inside)
-    export(model, folder / "lagn.onnx")
-    golden = golden_pairs(model)
-    np.savez_compressed(folder / "lagn.npz", a=golden["a"], b=golden["b"], f=golden["f"])
-    (folder / "lagn.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
-    files = [folder / f"lagn.{suffix}" for suffix in weights.SUFFIXES]
+    config = model.config.as_dict()
+    files = write(model, weights.FOLDER, given.name)
     record = {
         "files": {f.name: {"sha256": weights.sha256(f), "bytes": f.stat().st_size} for f in files},
         "config": config,
@@ -143,8 +152,9 @@ def main() -> None:
         "torch": torch.__version__,
         "opset": OPSET,
     }
-    manifest = weights.manifest() | {"models": {"lagn": record}}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    manifest = weights.manifest()
+    manifest = manifest | {"models": manifest["models"] | {given.name: record}}
+    (weights.FOLDER / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(json.dumps(record["files"], indent=1))
 
 

@@ -15,6 +15,8 @@ from mmif_trt.image import InputError
 
 FOLDER = Path(__file__).parent
 SUFFIXES = ("safetensors", "onnx", "npz")
+NAMES = ("lagn", "lagn-quality")  # of the networks in the manifest, for parsers, which must not need it
+DEFAULT = NAMES[0]
 
 
 def sha256(path: Path) -> str:
@@ -34,16 +36,33 @@ def manifest() -> dict[str, Any]:
     return table
 
 
+def refuse_unknown(name: str, what: str = "network") -> None:
+    """Raises InputError unless the installation has the network `name`. what: as the caller calls it."""
+    models = manifest()["models"]
+    if name not in models:
+        raise InputError(f"{what} {name!r}; expected {', '.join(models)}")
+
+
+def title(name: str) -> str:
+    """The network `name` as outputs and tables call it: LAGN, LAGN-quality."""
+    return name.replace("lagn", "LAGN")
+
+
+def onnx_sha256(name: str) -> str:
+    """Of the network `name`, by the manifest: what an output states of the weights it was made with."""
+    refuse_unknown(name)
+    digest: str = manifest()["models"][name]["files"][f"{name}.onnx"]["sha256"]
+    return digest
+
+
 @lru_cache(maxsize=8)
 def verified_path(name: str, suffix: str) -> Path:
     """The file of model `name` with `suffix`, after its hash was checked against the manifest.
 
     Raises InputError for an unknown model, a missing file or a different hash.
     """
-    models = manifest()["models"]
-    if name not in models:
-        raise InputError(f"model {name!r}; expected {', '.join(models)}")
-    return _verified(models[name]["files"], f"{name}.{suffix}")
+    refuse_unknown(name, "model")
+    return _verified(manifest()["models"][name]["files"], f"{name}.{suffix}")
 
 
 @lru_cache(maxsize=2)
@@ -72,8 +91,8 @@ def golden(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return a, b, file["f"]
 
 
-def in_use() -> dict[str, dict[str, Any]]:
-    """Model name -> release date, and the SHA-256 of each of its files as the manifest has it."""
+def installed() -> dict[str, dict[str, Any]]:
+    """Name of each network -> release date, and the SHA-256 of each of its files as the manifest has it."""
     return {
         name: {
             "released": model["released"],
@@ -81,3 +100,9 @@ def in_use() -> dict[str, dict[str, Any]]:
         }
         for name, model in manifest()["models"].items()
     }
+
+
+def in_use(name: str) -> dict[str, dict[str, Any]]:
+    """`installed` of the network `name` alone, as a record of a fusion states it. Raises InputError."""
+    refuse_unknown(name)
+    return {name: installed()[name]}

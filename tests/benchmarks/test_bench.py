@@ -146,6 +146,34 @@ def test_latency_of_rivals_and_peers(tmp_path: Path, module: Any) -> None:
     assert picture is not None and picture.shape[1] == 1200 and picture.std() > 5
 
 
+def test_latency_of_two_networks(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    """In the rounds of one run; a table of the default alone has no column for it."""
+    bench, report = module("bench_latency"), module("report")
+    few = "--runtime openvino --precision fp32 --threads 1 --matmul 16 --size 64 --network lagn,lagn-quality"
+    monkeypatch.setattr(sys, "argv", ["bench_latency.py", *few.split()])
+    args = bench.parse()
+    cases, refused = bench.load_cases([*args.runtime, "none"], args)
+    assert [case.fuser.network for case in cases] == list(weights.NAMES)
+    assert [row["network"] for row in refused] == list(weights.NAMES)
+    for case in cases:
+        case.ms[64, 1] = {"network": [1.0], "end_to_end": [2.0]}
+        case.matmul_ms = [1.0]
+    rows = [row for case in cases for row in bench.make_rows(case, args)]
+    assert [row["network"] for row in rows] == list(weights.NAMES)
+    assert rows[1]["gmac"] > 1.5 * rows[0]["gmac"] > 0, "each by its own dimensions"
+    result = {"conditions": report.conditions(args.network), "settings": {}, "rows": [*rows, *refused]}
+    result |= {"load_average_end": None, "cold_start": {"status": "refused", "reason": "not asked for"}}
+    assert {name.partition(".")[0] for name in result["conditions"]["weights_sha256"]} == set(weights.NAMES)
+    head, _, *lines = report.latency_tables(result).split("\n\n")[1].splitlines()
+    assert head.split(" | ")[1] == "network" and len({line.count("|") for line in (head, *lines)}) == 1
+    assert [line.split(" | ")[1] for line in lines] == list(weights.NAMES) * 2
+    result["rows"] = rows[:1]
+    assert "| runtime | precision | asked |" in report.latency_tables(result)
+    monkeypatch.setattr(sys, "argv", ["bench_latency.py", "--network", "unet"])
+    with pytest.raises(SystemExit):
+        bench.parse()
+
+
 def test_latency_refuses_what_it_cannot_count() -> None:
     done = run("bench_latency.py", "--size", "2048")
     assert done.returncode == 2 and "expected 16 to 1024" in done.stderr

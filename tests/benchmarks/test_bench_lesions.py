@@ -38,8 +38,12 @@ def test_from_pictures_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     told = ["score", "--data", str(tmp_path / "data"), "--sets", "mri-ct", "--per-kind", "2", *out]
     assert lesions.main(told) == 0
     assert lesions.main([*told, "--peer", f"Copy={tmp_path}/peer.py:Copy", "--every", "2"]) == 0
+    before = json.loads((tmp_path / "l.json").read_text())["sets"]["mri-ct"]["methods"]
+    assert lesions.main([*told, "--network", "lagn-quality"]) == 0
     entry = json.loads((tmp_path / "l.json").read_text())["sets"]["mri-ct"]
-    assert list(entry["methods"]) == ["LAGN", "average", "overlay70", "max", "Copy"]
+    assert list(entry["methods"]) == ["LAGN", "average", "overlay70", "max", "Copy", "LAGN-quality"]
+    assert {name: entry["methods"][name] for name in before} == before, "the other rows stay"
+    assert entry["methods"]["LAGN-quality"]["by_lesion"] != entry["methods"]["LAGN"]["by_lesion"]
     copy, count = entry["methods"]["Copy"], len(entry["planted"])
     assert count == 12 == len(copy["by_lesion"]) and copy["pairs"] == 1
     assert [row is None for row in copy["by_lesion"]] == [row[0] == "case1" for row in entry["planted"]]
@@ -51,9 +55,11 @@ def test_from_pictures_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
         for _ in range(2):
             assert lesions.main(["table", *out, "--write", str(page)]) == 0
         assert "| 50 % overlay |" in page.read_text() and "stale" not in page.read_text(), brief
+        assert "| LAGN-quality (ours) |" in page.read_text()
     capsys.readouterr()
-    assert lesions.main([*told[:-2], "--per-kind", "1", *out, "--peer", f"Copy={tmp_path}/peer.py:Copy"]) == 2
-    assert "has other lesions" in capsys.readouterr().err
+    for more in (["--peer", f"Copy={tmp_path}/peer.py:Copy"], ["--network", "lagn-quality"]):
+        assert lesions.main([*told[:-2], "--per-kind", "1", *out, *more]) == 2
+        assert "has other lesions" in capsys.readouterr().err
 
 
 def test_the_pages_show_the_committed_figures() -> None:

@@ -157,7 +157,7 @@ def test_a_plan_that_was_damaged_or_edited_loses_no_case(
         ({head: head_of(chunk=0)}, "(a malformed value)"),
         ({head: head_of(run={})}, "(an entry is missing)"),
         ({head: b"[]"}, "(a malformed value)"),
-        ({head: head_of(format=99)}, "format 99; expected 1"),
+        ({head: head_of(format=99)}, "format 99; expected 2"),
         ({last: None}, "(No such file or directory)"),
     ):
         before = {path: path.read_bytes() for path in changed}

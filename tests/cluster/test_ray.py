@@ -145,12 +145,20 @@ def test_pairs_of_folders(ray: Any, site: Site, tmp_path: Path) -> None:
             io.write(tmp_path / name / f"{number}.png", Image(rng.integers(0, 255, (40, 48), dtype=np.uint8)))
     (tmp_path / "b" / "4.png").write_bytes(b"no picture")
     words = ["fuse", str(tmp_path / "a"), str(tmp_path / "b"), "--precision", "fp32", "--quiet", "-o"]
+    words[1:1] = ["--network", "lagn-quality"]
     assert main([*words, str(tmp_path / "here")]) == 1
     pairs = plan_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "there").pairs
     (tmp_path / "there").mkdir()
     seen = list[Any]()
     results = cluster.pairs(
-        ray, pairs, ("openvino", "fp32"), (None, None), Size(1), Stop(), seen.append, per_job=4
+        ray,
+        pairs,
+        ("openvino", "fp32", "lagn-quality"),
+        (None, None),
+        Size(1),
+        Stop(),
+        seen.append,
+        per_job=4,
     )
     assert [r.status for r in results] == ["done"] * 4 + ["failed"] + ["done"] * 4 and len(seen) == 9
     assert [r.pair.name for r in results] == [str(i) for i in range(9)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import shutil
@@ -12,12 +13,13 @@ import pytest
 import scenery
 from shell import mmif
 
-from mmif_trt import io
+from mmif_trt import cli, commands, io
 from mmif_trt.image import Image, InputError
-from mmif_trt.measure.baselines import PICTURES, maximum, overlay
+from mmif_trt.measure.baselines import PICTURES, Fuse, maximum, overlay
 from mmif_trt.measure.lesion_folder import is_planted, plant_folder, read_fused, read_planted, write_planted
 from mmif_trt.measure.lesions import judge
 from mmif_trt.measure.planting import Planted
+from mmif_trt.report.reader import read_lesions
 
 
 def put(path: Path, pixels: np.ndarray) -> None:
@@ -48,6 +50,28 @@ def test_a_folder_scores_as_in_process(made: tuple[Path, list[Planted]]) -> None
     found = read_fused(root / "planted", again, root / "fused")
     wanted = judge(PICTURES["average"], planted)
     assert len(found) == 8 and repr(found) == repr(wanted)  # nan is not itself
+
+
+@pytest.mark.parametrize(("network", "title"), [("lagn", "LAGN"), ("lagn-quality", "LAGN-quality")])
+def test_lesions_of_a_network_stand_under_its_name(
+    made: tuple[Path, list[Planted]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: str,
+    title: str,
+) -> None:
+    """And `report --lesions` finds them there."""
+
+    def load(args: argparse.Namespace) -> Fuse:
+        assert args.network == network
+        return maximum
+
+    monkeypatch.setattr(commands.eval, "load_fuser", load)
+    words = ["eval", str(made[0] / "planted"), "--lesions", "--network", network]
+    assert cli.main([*words, "-o", str(tmp_path / "t.json")]) == 0
+    (method,) = json.loads((tmp_path / "t.json").read_text())["methods"]
+    assert method == title
+    assert set(read_lesions({"ours": tmp_path / "t.json"})) == {"ours"}
 
 
 def test_the_three_steps_of_the_command(made: tuple[Path, list[Planted]], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -228,6 +229,29 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Imports the script by name, as Python finds it when it runs."""
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     return importlib.import_module("quality")
+
+
+def test_the_benchmark_fuses_with_a_network(
+    quality: ModuleType, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "mri-ct").mkdir(parents=True)
+    (tmp_path / "data" / "mri-ct" / "val").symlink_to(folders[0])
+    asked: list[tuple[str, str, str]] = []
+
+    def score(args: Any) -> None:
+        names = {path.name for path in (args.fused / "mri-ct").iterdir()}
+        assert names == {path.name for path in (folders[0] / "mri").iterdir()}
+        (one, *_) = sorted((args.fused / "mri-ct").iterdir())
+        assert f"fused by {args.name}, weights".encode() in one.read_bytes()
+        asked.append((args.name, args.made_by, quality.command(args).partition(" --data ")[2].split()[1]))
+
+    monkeypatch.setattr(quality, "SETS", ("mri-ct",))
+    monkeypatch.setattr(quality, "score_folder", score)
+    told = ["score", "--data", str(tmp_path / "data"), "--network"]
+    assert quality.main([*told, "lagn-quality"]) == 0
+    made = "mmif-trt fuse --precision fp32 --network lagn-quality"
+    assert asked == [("LAGN-quality", made, "--network")]
+    assert quality.main([*told, "lagn", "--fused", str(tmp_path), "--name", "LAGN"]) == 2
 
 
 def test_the_benchmark_from_pictures_to_page(

@@ -179,11 +179,12 @@ def test_forms_and_what_the_file_says_of_itself(monkeypatch: pytest.MonkeyPatch)
     for name in ("uint8", "int8-rgb", "rgb-uint8", ""):
         with pytest.raises(InputError, match="expected TYPE-LAYOUT of uint8, uint16, float32 and grey, rgb,"):
             Form.named(name)
-    model = released(Form("uint16", "rgb"))
-    assert [x.name for x in model.graph.input] == ["a", "b", "range_a", "range_b"]
-    said = {x.key: x.value for x in model.metadata_props}
-    assert said["sha256"] == weights.manifest()["models"]["lagn"]["files"]["lagn.onnx"]["sha256"]
-    assert (said["form"], said["derived_from"]) == ("uint16-rgb", "lagn.onnx") and "research" in said["use"]
+    for network in weights.NAMES:
+        model = released(Form("uint16", "rgb"), network)
+        assert [x.name for x in model.graph.input] == ["a", "b", "range_a", "range_b"]
+        said = {x.key: x.value for x in model.metadata_props}
+        assert said["sha256"] == weights.onnx_sha256(network) and "research" in said["use"]
+        assert (said["form"], said["derived_from"]) == ("uint16-rgb", f"{network}.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match="onnx is not installed; expected pip install"):
         released(Form())

@@ -260,8 +260,8 @@ SLOW = """
 from mmif_trt.node import worker
 
 class Slow:
-    def __init__(self, spool):
-        pass
+    def __init__(self, spool, network):
+        assert network == "lagn-quality"
     def make(self, request):
         __import__("time").sleep(600)
 
@@ -277,7 +277,7 @@ def test_whose_death_it_was(end: str, mark: str, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     attempt = spool.tries.next("case")
     request = {"attempt": str(attempt), "study": "s"}
-    command = [sys.executable, "-c", SLOW, "8192", str(tmp_path)]
+    command = [sys.executable, "-c", SLOW, "8192", str(tmp_path), "lagn-quality"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write(json.dumps(request).encode() + b"\n")
@@ -359,13 +359,26 @@ def test_all_that_takes_long_is_loaded_before_a_case(tmp_path: Path, monkeypatch
     fused: list[Any] = []
     network = fuser.Fuser(precision="fp32", threads=1)
     stand_in = SimpleNamespace(fuse_volumes=lambda a, b: fused.append((a, b)))
-    monkeypatch.setattr(fuser, "Fuser", lambda **_: stand_in)
-    worker = Worker(tmp_path)
+
+    def load(streams: int, network: str) -> Any:
+        assert streams >= 1 and network == "lagn-quality"
+        return stand_in
+
+    monkeypatch.setattr(fuser, "Fuser", load)
+    worker = Worker(tmp_path, "lagn-quality")
     process = worker.decoder._child._process
     assert process is not None and process.poll() is None and len(fused) == 1
     worker.decoder.close()
     a, b = fused[0]
     assert network.fuse_volumes(a, b).image.is_colour
+
+
+def test_the_process_that_fuses_is_told_the_network(tmp_path: Path) -> None:
+    """And hands it to its Fuser: see above; what it fuses names it, as everywhere."""
+    settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 2), network="lagn-quality")
+    with Spool(tmp_path) as spool:
+        child = Fusing(settings, spool, Counters(), Audit(None, "MMIF"))._child
+    assert child._command[2:] == ["mmif_trt.node.worker", "16384", str(tmp_path), "lagn-quality"]
 
 
 @pytest.mark.parametrize("error", [InterruptedError, EOFError])

@@ -63,6 +63,15 @@ def test_layers_are_fused_where_they_lie() -> None:
     assert not grey[1]["rgb"] and grey[1]["contrast_limits"] == (0, 65535)
 
 
+def test_the_network_is_the_one_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr("mmif_trt.fuser.Fuser", lambda network: chosen.append(network) or Average())
+    picture = layer("m", np.zeros((30, 40), np.uint8), contrast_limits=(0, 255))
+    layers.fuse_layers(picture, picture)
+    layers.fuse_layers(picture, picture, network="lagn-quality")
+    assert chosen == ["lagn", "lagn-quality"]
+
+
 def test_pictures_and_what_is_not_a_picture() -> None:
     picture = np.zeros((30, 40), np.uint8)
     rgb = layer("rgb", np.zeros((30, 40, 4), np.uint8), np.eye(3), rgb=True)

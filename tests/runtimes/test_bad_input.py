@@ -63,8 +63,8 @@ def cached(**changes: Any) -> Change:
         patch.setattr(
             engine_build,
             "build",
-            lambda path, command, capabilities, form: engine(
-                path, **({"compute_capabilities": capabilities, "largest": (8, 1024, 1024)} | changes)
+            lambda path, command, capabilities, model, form: engine(
+                path, model, **({"compute_capabilities": capabilities, "largest": (8, 1024, 1024)} | changes)
             ),
         )
         return cache

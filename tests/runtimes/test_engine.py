@@ -13,7 +13,7 @@ import pytest
 from fake_card import Error, FakeCard, MemoryFull, OnCard, network
 from fake_engine import Light, engine, install, usable_modules
 
-from mmif_trt import Fuser, InputError, runtimes
+from mmif_trt import Fuser, InputError, runtimes, weights
 from mmif_trt.runtimes import openvino
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import cuda, engine_file
@@ -265,7 +265,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"engine_sha256": "0" * 64}, "SHA-256 is [0-9a-f]{64}; expected 0{64}"),
     ({"onnx_sha256": "1" * 64}, "built from onnx 1{64}; expected [0-9a-f]{64}, installed here"),
     ({"weights_sha256": "2" * 64}, "built from safetensors 2{64}"),
-    ({"model": "unet"}, "of model 'unet'; expected lagn"),
+    ({"onnx_sha256": weights.onnx_sha256("lagn-quality")}, "built from onnx [0-9a-f]{64}; expected"),
 ]
 
 
@@ -275,6 +275,14 @@ def test_what_does_not_match_is_refused_by_name(
 ) -> None:
     path = engine(tmp_path / "y.engine", **changes)
     with pytest.raises(InputError, match=rf"y\.engine: .*{text}"):
+        Engine(path)
+    assert fake.contexts == 0
+
+
+def test_an_engine_of_an_unknown_network_is_refused(fake: FakeCard, path: Path) -> None:
+    manifest = engine_file.manifest_path(path)
+    manifest.write_text(manifest.read_text().replace('"lagn"', '"unet"'))
+    with pytest.raises(InputError, match=r"x\.engine: of model 'unet'; expected lagn, lagn-quality"):
         Engine(path)
     assert fake.contexts == 0
 
@@ -391,15 +399,30 @@ def usable(fake: FakeCard, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return usable_modules(monkeypatch)
 
 
-def test_auto_takes_tensorrt_and_builds_once(fake: FakeCard, usable: list[Path]) -> None:
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_auto_takes_tensorrt_and_builds_once(fake: FakeCard, usable: list[Path], name: str) -> None:
     for _ in range(2):
-        fuser = Fuser()
+        fuser = Fuser(network=name)
         runtime: Any = fuser.runtime
         assert (runtime.name, runtime.precision, runtime.device) == ("tensorrt", "fp16", "Fake RTX")
         a, b = pair(50, 70)
         np.testing.assert_allclose(fuser(a, b), network(a, b), atol=1e-6)
         runtime.engine.close()
-    assert len(usable) == 1 and "sm8.9" in usable[0].name
+    assert len(usable) == 1 and "sm8.9" in usable[0].name and usable[0].name.startswith(f"{name}-fp16-")
+    assert engine_file.read_manifest(usable[0]).model == name
+
+
+def test_each_network_has_an_engine_and_none_runs_as_another(fake: FakeCard, usable: list[Path]) -> None:
+    for name in weights.NAMES:
+        runtime: Any = Fuser("tensorrt", network=name).runtime
+        runtime.engine.close()
+    one, other = usable
+    assert one != other
+    other.write_bytes(one.read_bytes())
+    engine_file.manifest_path(other).write_bytes(engine_file.manifest_path(one).read_bytes())
+    with pytest.raises(InputError, match=rf"{other.name}: of model 'lagn'; expected lagn-quality"):
+        Fuser("tensorrt", network="lagn-quality")
+    assert fake.contexts == 0, "the card was given back"
 
 
 def test_auto_falls_back_and_says_why(fake: FakeCard, usable: list[Path]) -> None:

@@ -172,7 +172,7 @@ def test_build_inspect_list_verify(tmp_path: Path, capsys: pytest.CaptureFixture
     ("arguments", "text"),
     [
         (["build", "--size", "100"], "--size 100; expected multiples of 32 from 32 to 1024"),
-        (["build", "--model", "unet"], "model 'unet'; expected lagn"),
+        (["build", "--model", "unet"], "model 'unet'; expected lagn, lagn-quality"),
         (["build", "--batch", "2"], "--batch 2: without --size"),
         (["build", "--size", "64", "--batch", "0"], "--batch 0; expected 1 to 256"),
         (["build", "--cards", "9.0"], "compute capability 9.0; tensorrt_rtx builds for 12.0"),
@@ -191,10 +191,12 @@ def test_mistakes_give_one_line(arguments: list[str], text: str, capsys: pytest.
     assert text in said and said.count("\n") == 1
 
 
-def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     path = tmp_path / "lagn-pixels.onnx"
-    assert cli.main(["engine", "export", "uint8-grey", "--half", "-o", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: lagn uint8-grey in mixed FP16; research use only\n"
+    which = ["--model", name] if name != weights.DEFAULT else []
+    assert cli.main(["engine", "export", "uint8-grey", "--half", "-o", str(path), *which]) == 0
+    assert capsys.readouterr().out == f"{path}: {name} uint8-grey in mixed FP16; research use only\n"
     model = onnx.load(path)
     types = {x.name: x.type.tensor_type.elem_type for x in (*model.graph.input, *model.graph.output)}
     assert types == dict.fromkeys(("a", "b", "fused"), onnx.TensorProto.UINT8)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmif_trt import InputError, load_model, weights
+from mmif_trt.runtimes.trt.build import golden_psnr
 from mmif_trt.runtimes.trt.half import half, static
 
 onnx = pytest.importorskip("onnx")
@@ -57,6 +58,12 @@ def val_pairs(harvard: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             other = file.parent.parent / modality / file.name
             a, b = (cv2.imread(str(x), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255 for x in (file, other))
             yield a, b
+
+
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_golden_pairs_of_each_network(name: str) -> None:
+    psnr, _ = golden_psnr(half(onnx.load(weights.verified_path(name, "onnx"))), name)
+    assert psnr is not None and psnr >= LOWEST_PSNR_DB
 
 
 def test_fifty_val_pairs(harvard: Path, compare: Compare) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from mmif_trt import Fuser, InputError, load_model, runtimes, weights
+from mmif_trt import Fuser, InputError, fuse, load_model, runtimes, weights
 from mmif_trt.machine import usable_cores
 from mmif_trt.runtimes import openvino as openvino_runtime
+from mmif_trt.stages import tiling
 
 LEVEL = 1 / 255
+each_network = pytest.mark.parametrize("network", weights.NAMES)
 
 
 def has_bf16() -> bool:
@@ -33,8 +36,8 @@ def has_bf16() -> bool:
     return True
 
 
-def error_on_golden(runtime: runtimes.Runtime) -> float:
-    a, b, expected = weights.golden("lagn")
+def error_on_golden(runtime: runtimes.Runtime, network: str = weights.DEFAULT) -> float:
+    a, b, expected = weights.golden(network)
     return max(float(np.abs(runtime.infer(x, y) - f).max()) for x, y, f in zip(a, b, expected, strict=True))
 
 
@@ -45,8 +48,9 @@ def rand(*shape: int, seed: int = 0) -> np.ndarray:
 # The same numbers everywhere
 
 
-def test_golden_pairs_are_worth_comparing() -> None:
-    a, b, f = weights.golden("lagn")
+@each_network
+def test_golden_pairs_are_worth_comparing(network: str) -> None:
+    a, b, f = weights.golden(network)
     assert a.shape == b.shape == f.shape == (3, 256, 256) and f.dtype == a.dtype == np.float32
     assert a.max() > 0.9 and b.max() > 0.9 and f.std() > 0.1
     assert (
@@ -54,28 +58,35 @@ def test_golden_pairs_are_worth_comparing() -> None:
     )
 
 
-def test_torch_reproduces_the_golden_pairs() -> None:
+@each_network
+def test_torch_reproduces_the_golden_pairs(network: str) -> None:
     pytest.importorskip("torch")
-    runtime = runtimes.load("torch", "auto", 1)
+    runtime = runtimes.load("torch", "auto", 1, network=network)
     assert (runtime.name, runtime.precision) == ("torch", "fp32") and runtime.note
     if runtime.device == "cpu":
-        assert error_on_golden(runtime) <= 1e-5
+        assert error_on_golden(runtime, network) <= 1e-5
     else:
-        assert error_on_golden(runtime) <= 1e-3  # TF32 or another order of sums
+        assert error_on_golden(runtime, network) <= 1e-3  # TF32 or another order of sums
 
 
-def test_openvino_fp32_reproduces_the_golden_pairs() -> None:
-    runtime = runtimes.load("openvino", "fp32", 1)
+@each_network
+def test_openvino_fp32_reproduces_the_golden_pairs(network: str) -> None:
+    runtime = runtimes.load("openvino", "fp32", 1, network=network)
     assert (runtime.name, runtime.precision, runtime.device) == ("openvino", "fp32", "CPU")
-    assert runtime.note == "asked for" and error_on_golden(runtime) <= 1e-4
+    assert runtime.note == "asked for" and error_on_golden(runtime, network) <= 1e-4
+    others = [name for name in weights.NAMES if name != network]
+    assert all(error_on_golden(runtime, other) > LEVEL for other in others), "each network fuses its own way"
 
 
-def test_openvino_auto_stays_within_one_level_and_says_its_precision() -> None:
-    runtime = runtimes.load("openvino", "auto", 1)
+@each_network
+def test_openvino_auto_stays_within_one_level_and_says_its_precision(network: str) -> None:
+    runtime = runtimes.load("openvino", "auto", 1, network=network)
     assert runtime.name == "openvino" and runtime.precision in ("fp32", "bf16") and runtime.note
-    assert error_on_golden(runtime) <= (LEVEL if runtime.precision == "bf16" else 1e-4)
+    assert error_on_golden(runtime, network) <= (LEVEL if runtime.precision == "bf16" else 1e-4)
     if not has_bf16():
         assert runtime.precision == "fp32" and "bfloat16" in runtime.note
+    elif found := re.search(r"([0-9.]+)/255", runtime.note):
+        assert float(found[1]) < 2, "compared with its own golden pairs: those of the other are further off"
 
 
 def test_instructions_denied_to_onednn_leave_fp32() -> None:
@@ -152,12 +163,13 @@ def test_no_bias_is_added_apart_from_its_convolution() -> None:
     assert not [names for kind, names in layers if kind == "Eltwise" and "Conv" in names]
 
 
-def test_layers_in_bfloat16_stay_within_a_level_on_any_cpu() -> None:
+@each_network
+def test_layers_in_bfloat16_stay_within_a_level_on_any_cpu(network: str) -> None:
     """As training had them: torch's layers in bfloat16, computed in FP32 and rounded where a CPU has none."""
     torch = pytest.importorskip("torch")
     from mmif_trt.models import load_model
 
-    model, golden = load_model("lagn"), weights.golden("lagn")
+    model, golden = load_model(network), weights.golden(network)
     a, b, expected = (torch.from_numpy(x)[:, None] for x in golden)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         error = (model(a, b).float() - expected).abs().max().item()
@@ -187,13 +199,14 @@ def test_auto_falls_back_where_bfloat16_is_off(
         np.testing.assert_array_equal(output, own[0])
 
 
-def test_onnx_file_takes_any_batch_and_size() -> None:
+@each_network
+def test_onnx_file_takes_any_batch_and_size(network: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     torch = pytest.importorskip("torch")
     session = onnxruntime.InferenceSession(
-        str(weights.verified_path("lagn", "onnx")), providers=["CPUExecutionProvider"]
+        str(weights.verified_path(network, "onnx")), providers=["CPUExecutionProvider"]
     )
-    model = load_model("lagn")
+    model = load_model(network)
     for shape in ((2, 1, 64, 96), (1, 1, 160, 32), (3, 1, 32, 32)):
         a, b = rand(*shape, seed=1), rand(*shape, seed=2)
         (output,) = session.run(None, {"a": a, "b": b})
@@ -201,7 +214,7 @@ def test_onnx_file_takes_any_batch_and_size() -> None:
             expected = model(torch.from_numpy(a), torch.from_numpy(b)).numpy()
         assert output.shape == shape
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4)
-    a, b, f = weights.golden("lagn")
+    a, b, f = weights.golden(network)
     (output,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
     np.testing.assert_allclose(output[:, 0], f, rtol=0, atol=1e-4)
 
@@ -252,9 +265,16 @@ with ThreadPoolExecutor(8) as pool:
 # Weights and manifest
 
 
-def test_manifest_says_what_the_weights_are() -> None:
-    model = weights.manifest()["models"]["lagn"]
-    assert set(model["files"]) == {f"lagn.{suffix}" for suffix in weights.SUFFIXES}
+def test_the_names_are_those_of_the_manifest() -> None:
+    assert tuple(weights.manifest()["models"]) == weights.NAMES and weights.DEFAULT == "lagn"
+    assert [weights.title(name) for name in weights.NAMES] == ["LAGN", "LAGN-quality"]
+    assert len({weights.onnx_sha256(name) for name in weights.NAMES}) == len(weights.NAMES)
+
+
+@each_network
+def test_manifest_says_what_the_weights_are(network: str) -> None:
+    model = weights.manifest()["models"][network]
+    assert set(model["files"]) == {f"{network}.{suffix}" for suffix in weights.SUFFIXES}
     total = 0
     for name, record in model["files"].items():
         path = weights.FOLDER / name
@@ -265,15 +285,30 @@ def test_manifest_says_what_the_weights_are() -> None:
     assert model["preprocessing"] and model["parameters"] <= 600_000
 
 
-def test_load_model() -> None:
+@each_network
+def test_load_model(network: str) -> None:
     torch = pytest.importorskip("torch")
-    model, record = load_model("lagn"), weights.manifest()["models"]["lagn"]
+    model, record = load_model(network), weights.manifest()["models"][network]
     assert model.config.as_dict() == record["config"] and not model.training
+    assert model.config.multiple == tiling.MULTIPLE_PX, "what pictures are padded to"
     assert sum(p.numel() for p in model.parameters()) == record["parameters"]
     assert not any(p.requires_grad for p in model.parameters())
     assert torch.isfinite(next(model.parameters())).all()
-    with pytest.raises(InputError, match="^model 'unet'; expected lagn$"):
-        load_model("unet")
+
+
+def test_an_unknown_network_is_refused_by_name() -> None:
+    a, b = rand(32, 32), rand(32, 32)
+    said = "^network 'unet'; expected lagn, lagn-quality$"
+    for name in ("auto", *runtimes.NAMES):
+        with pytest.raises(InputError, match=said):
+            runtimes.load(name, "auto", 1, network="unet")
+    for use in (lambda: Fuser(network="unet"), lambda: fuse(a, b, network="unet")):
+        with pytest.raises(InputError, match=said):
+            use()
+    with pytest.raises(InputError, match=said):
+        weights.in_use("unet")
+    with pytest.raises(InputError, match="^model 'unet'; expected lagn, lagn-quality$"):
+        weights.verified_path("unet", "onnx")
 
 
 @pytest.fixture

@@ -40,32 +40,41 @@ def why_not() -> str:
     return "; ".join(missing)
 
 
-def cached_engine(form: Form = LUMA) -> Path:
-    """This user's engine for this GPU and TensorRT; built once, by one process, if missing.
+def cached_engine(form: Form = LUMA, network: str = weights.DEFAULT) -> Path:
+    """This user's engine of `network` for this GPU and TensorRT; built once, by one process, if missing.
 
     Raises InputError if it cannot be built or the one there does not match.
     """
-    trt, onnx_sha = (
-        engine_build.module(),
-        weights.manifest()["models"]["lagn"]["files"]["lagn.onnx"]["sha256"],
-    )
+    trt, onnx_sha = engine_build.module(), weights.onnx_sha256(network)
     here = card().capability
-    of_form = "" if form == LUMA else f"{form}-"
-    name = f"lagn-fp16-{of_form}{trt.__name__}-{trt.__version__}-sm{here}-{onnx_sha[:12]}{engine_file.SUFFIX}"
+    kind = f"{network}-fp16-" + ("" if form == LUMA else f"{form}-")
+    name = f"{kind}{trt.__name__}-{trt.__version__}-sm{here}-{onnx_sha[:12]}{engine_file.SUFFIX}"
     path = engine_file.cache_folder() / name
     if not engine_file.manifest_path(path).is_file():
         with engine_file.locked(path):
             if not engine_file.manifest_path(path).is_file():  # not built by the process that we waited for
                 command = "built on first use by mmif_trt.Fuser"
-                engine_build.build(path, command, capabilities=(here,), form=form)
+                engine_build.build(path, command, capabilities=(here,), model=network, form=form)
     return path
 
 
-def load(precision: str, threads: int | None, streams: int = 1) -> TensorRtRuntime:
+def _loaded(form: Form, network: str) -> Engine:
+    """The cached engine on the GPU. Raises InputError, also where its manifest names another network."""
+    engine = Engine(cached_engine(form, network))
+    if engine.manifest.model != network:
+        received = engine.manifest.model
+        engine.close()
+        raise InputError(f"{engine.path}: of model {received!r}; expected {network}, by its name")
+    return engine
+
+
+def load(
+    precision: str, threads: int | None, streams: int = 1, network: str = weights.DEFAULT
+) -> TensorRtRuntime:
     """threads, streams: ignored; the GPU runs one picture at a time."""
     if precision not in ("auto", "fp16"):
         raise InputError(f"precision {precision!r}: runtime 'tensorrt' runs FP16; expected auto, fp16")
-    return TensorRtRuntime(Engine(cached_engine()))
+    return TensorRtRuntime(_loaded(LUMA, network))
 
 
 class TensorRtRuntime:
@@ -122,7 +131,7 @@ class TensorRtRuntime:
     def _engine(self, form: Form) -> Engine:
         with self._loading:
             if form not in self._engines:
-                self._engines[form] = Engine(cached_engine(form))
+                self._engines[form] = _loaded(form, self.engine.manifest.model)
             return self._engines[form]
 
 

@@ -1,0 +1,78 @@
+"""train/export_onnx: a release of one network, beside the other's, which stays as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmif_trt import weights
+from mmif_trt.models import load_model
+from mmif_trt.models.lagn import LAGN, LAGNConfig
+from mmif_trt.train import export_onnx
+from mmif_trt.train.mix import save_network
+
+onnx = pytest.importorskip("onnx", reason="needs the train extra")
+TINY = {"local_dim": 8, "local_depth": 1, "global_dim": 8, "global_depth": 2, "head_dim": 8, "window": 4}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    copy = Path(shutil.copytree(weights.FOLDER, tmp_path / "weights"))
+    monkeypatch.setattr(weights, "FOLDER", copy)
+    for cached in (weights.manifest, weights.verified_path):
+        cached.cache_clear()
+    yield copy
+    for cached in (weights.manifest, weights.verified_path):
+        cached.cache_clear()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: weights.sha256(path) for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_release_leaves_the_other_network_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "lagn-quality"
+    torch.manual_seed(0)
+    model = LAGN(LAGNConfig(**TINY, stride=8, decoder_depth=1))
+    run = {"step": "7", "config": json.dumps({"model": model.config.as_dict()})}
+    checkpoint = save_network(tmp_path / "run", model.state_dict(), run)
+    before, was = digests(folder), weights.manifest()
+    words = ["export_onnx", "--checkpoint", str(checkpoint), "--command", "a test", "--commit", "none"]
+    monkeypatch.setattr(sys, "argv", [*words, "--name", name])
+    export_onnx.main()
+    own = {f"{name}.{suffix}" for suffix in weights.SUFFIXES}
+    changed = {file for file, digest in digests(folder).items() if before.get(file) != digest}
+    assert changed == own | {"manifest.json"} and digests(folder).keys() == before.keys()
+    weights.manifest.cache_clear()
+    now = weights.manifest()
+    record = now["models"].pop(name)
+    del was["models"][name]
+    assert now == was and list(json.loads((folder / "manifest.json").read_text())["models"]) == [
+        *weights.NAMES
+    ]
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (record["training"]["steps"], record["training"]["command"]) == (7, "a test")
+    weights.manifest.cache_clear()
+    a, b, f = (torch.from_numpy(x)[:, None] for x in weights.golden(name))
+    with torch.inference_mode():
+        np.testing.assert_allclose(load_model(name)(a, b).numpy(), f.numpy(), atol=1e-5)
+    assert not (folder / f"{name}.safetensors").stat().st_mode & 0o133
+
+
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_biases_are_additions(name: str) -> None:
+    """Which OpenVINO fuses where the size is open, see export_onnx.add_biases."""
+    graph = onnx.load(weights.verified_path(name, "onnx")).graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert convolutions and all(len(node.input) == 2 for node in convolutions)
+    biased = sum(node.name.endswith("/bias") for node in graph.node)
+    assert 0 < biased <= len(convolutions)
