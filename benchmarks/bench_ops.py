@@ -139,15 +139,23 @@ def block_inputs(name: str, batch: int, side: int, dtype: torch.dtype) -> tuple[
 def block_cases(args: argparse.Namespace, device: torch.device) -> None:
     if device.type != "cpu":
         return  # kernels exist only on the CPU
-    kernels: dict[str, Any] = {"local_block": local_block, "mlp_block": mlp_block, "gated_mix": gated_mix}
+    blocks: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+        "local_block": (local_block, reference.local_block),
+        "local_block hardswish": (
+            partial(local_block, activation="hardswish"),
+            partial(reference.local_block, activation="hardswish"),
+        ),
+        "mlp_block": (mlp_block, reference.mlp_block),
+        "gated_mix": (gated_mix, reference.gated_mix),
+    }
     for name, scale, dtype in [
-        (n, s, d) for n in kernels for s in args.scale for d in ("float32", "bfloat16")
+        (n, s, d) for n in blocks for s in args.scale for d in ("float32", "bfloat16")
     ]:
         forget()
         side, kind = args.crop * scale, getattr(torch, dtype)
-        inputs = [block_inputs(name, args.batch, side, kind) for _ in range(INPUT_SETS)]
-        eager = getattr(reference, name)
-        kernel = only(lambda x: ops.kernels_available(x.device.type), kernels[name])
+        inputs = [block_inputs(name.split()[0], args.batch, side, kind) for _ in range(INPUT_SETS)]
+        fused, eager = blocks[name]
+        kernel = only(lambda x: ops.kernels_available(x.device.type), fused)
         calls = {"kernel": kernel, "eager": eager, "compile": compiled(eager)}
         rivals: dict[str, Phases] = {
             n: partial(both_ways, call) for n, call in calls.items() if n in args.rival

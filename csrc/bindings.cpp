@@ -17,12 +17,12 @@ TORCH_LIBRARY(mmif_trt, m) {
       "Tensor choices) -> Tensor d_f");
   m.def(
       "local_block(Tensor x, Tensor depthwise, Tensor depthwise_bias, Tensor expand, Tensor expand_bias, "
-      "Tensor reduce, Tensor reduce_bias) -> (Tensor y, Tensor u)");
+      "Tensor reduce, Tensor reduce_bias, str activation) -> (Tensor y, Tensor u)");
   m.def(
       "local_block_bwd(Tensor d_y, Tensor x, Tensor depthwise, Tensor depthwise_bias, Tensor expand, "
-      "Tensor expand_bias, Tensor reduce, Tensor reduce_bias, Tensor u) -> (Tensor d_x, Tensor d_depthwise, "
-      "Tensor d_depthwise_bias, Tensor d_expand, Tensor d_expand_bias, Tensor d_reduce, Tensor "
-      "d_reduce_bias)");
+      "Tensor expand_bias, Tensor reduce, Tensor reduce_bias, Tensor u, str activation) -> (Tensor d_x, "
+      "Tensor d_depthwise, Tensor d_depthwise_bias, Tensor d_expand, Tensor d_expand_bias, Tensor d_reduce, "
+      "Tensor d_reduce_bias)");
   m.def(
       "mlp_block(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor expand, Tensor expand_bias, "
       "Tensor reduce, Tensor reduce_bias, float eps) -> (Tensor y, Tensor u)");

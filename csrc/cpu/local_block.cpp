@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <string>
 #include <tuple>
 
 #include "dispatch.h"
@@ -18,13 +19,19 @@ namespace {
 
 using at::Tensor;
 
+Activation activation_of(const char* op, c10::string_view name) {
+  const bool gelu = name == "gelu";
+  MMIF_CHECK(op, "activation", std::string(name), "gelu, hardswish", gelu || name == "hardswish");
+  return gelu ? Activation::kGelu : Activation::kHardswish;
+}
+
 LocalBlockParams local_block_params(const char* op, const Tensor& x, const Tensor& depthwise,
                                     const Tensor& depthwise_bias, const PointwiseWeights& weights,
-                                    bool backward, Kept& keep) {
+                                    c10::string_view activation, bool backward, Kept& keep) {
   MMIF_CHECK(op, "x", x.sizes(), "[B, C, H, W]", x.dim() == 4);
   const int64_t C = x.size(1);
   LocalBlockParams p{};
-  p.layers = pointwise_params(op, x, C, weights, 2, backward, keep);
+  p.layers = pointwise_params(op, x, C, weights, 2, activation_of(op, activation), backward, keep);
   check_weight(op, "depthwise", depthwise, {C, 1, 3, 3}, x);
   check_weight(op, "depthwise_bias", depthwise_bias, {C}, x);
   p.dtype = dtype_of(op, "x", x);
@@ -39,10 +46,11 @@ LocalBlockParams local_block_params(const char* op, const Tensor& x, const Tenso
 
 std::tuple<Tensor, Tensor> local_block(const Tensor& x, const Tensor& depthwise, const Tensor& depthwise_bias,
                                        const Tensor& expand, const Tensor& expand_bias, const Tensor& reduce,
-                                       const Tensor& reduce_bias) {
+                                       const Tensor& reduce_bias, c10::string_view activation) {
   Kept keep;
-  LocalBlockParams p = local_block_params("local_block", x, depthwise, depthwise_bias,
-                                          {expand, expand_bias, reduce, reduce_bias}, false, keep);
+  LocalBlockParams p =
+      local_block_params("local_block", x, depthwise, depthwise_bias,
+                         {expand, expand_bias, reduce, reduce_bias}, activation, false, keep);
   const Tensor y = at::empty({p.batch, p.height, p.width, p.layers.channels}, x.options());
   const Tensor u = at::empty({p.batch, p.height, p.width, p.layers.hidden}, x.options());
   p.y = y.data_ptr(), p.u = u.data_ptr();
@@ -53,11 +61,11 @@ std::tuple<Tensor, Tensor> local_block(const Tensor& x, const Tensor& depthwise,
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> local_block_bwd(
     const Tensor& d_y, const Tensor& x, const Tensor& depthwise, const Tensor& depthwise_bias,
     const Tensor& expand, const Tensor& expand_bias, const Tensor& reduce, const Tensor& reduce_bias,
-    const Tensor& u) {
+    const Tensor& u, c10::string_view activation) {
   constexpr const char* op = "local_block_bwd";
   Kept keep;
   const PointwiseWeights layers{expand, expand_bias, reduce, reduce_bias};
-  LocalBlockParams p = local_block_params(op, x, depthwise, depthwise_bias, layers, true, keep);
+  LocalBlockParams p = local_block_params(op, x, depthwise, depthwise_bias, layers, activation, true, keep);
   const int64_t C = p.layers.channels, E = p.layers.hidden;
   MMIF_CHECK(op, "d_y", d_y.sizes(), "the shape, dtype and device of x",
              d_y.sizes() == x.sizes() && d_y.scalar_type() == x.scalar_type() && d_y.device() == x.device());

@@ -26,7 +26,7 @@ MlpBlockParams mlp_block_params(const char* op, const Tensor& x, const Tensor& n
   MMIF_CHECK(op, "eps", eps, "more than 0", eps > 0);
   const int64_t C = x.size(-1);
   MlpBlockParams p{};
-  p.layers = pointwise_params(op, x, C, weights, 0, backward, keep);
+  p.layers = pointwise_params(op, x, C, weights, 0, Activation::kGelu, backward, keep);
   check_weight(op, "norm_weight", norm_weight, {C}, x);
   check_weight(op, "norm_bias", norm_bias, {C}, x);
   p.dtype = dtype_of(op, "x", x);

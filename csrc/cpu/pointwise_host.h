@@ -51,8 +51,8 @@ struct PointwiseWeights {
 };
 
 inline PointwiseParams pointwise_params(const char* op, const at::Tensor& x, int64_t channels,
-                                        const PointwiseWeights& w, size_t trailing, bool backward,
-                                        Kept& keep) {
+                                        const PointwiseWeights& w, size_t trailing, Activation activation,
+                                        bool backward, Kept& keep) {
   const size_t dims = 2 + trailing;
   const int64_t C = channels, E = w.expand.dim() > 0 ? w.expand.size(0) : 0;
   MMIF_CHECK(op, "x", x.sizes(), "a multiple of 16 channels", C > 0 && C % 16 == 0);
@@ -69,6 +69,7 @@ inline PointwiseParams pointwise_params(const char* op, const at::Tensor& x, int
   };
   PointwiseParams p{};
   p.channels = static_cast<int>(C), p.hidden = static_cast<int>(E);
+  p.activation = activation;
   p.expand = matrix(w.expand), p.reduce = matrix(w.reduce);
   p.expand_bias = keep(rounded(w.expand_bias, x)), p.reduce_bias = keep(rounded(w.reduce_bias, x));
   return p;

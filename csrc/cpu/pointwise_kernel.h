@@ -6,8 +6,8 @@
 #include <cstdlib>
 
 #include "../pointwise.h"
+#include "activations.h"
 #include "factors.h"
-#include "gelu.h"
 #include "half.h"
 #include "matrix.h"
 
@@ -54,6 +54,7 @@ struct Pointwise {
   using V = Simd<T>;
   using U = typename Factor<S, T>::Unit;
   const int C, E, deep_c, deep_e;
+  const Activation activation;
   const T *b1, *b2;
   const U *w1, *w2;               // right factors
   T *h, *d_u;                     // [kTile][E]
@@ -65,6 +66,7 @@ struct Pointwise {
         E(p.hidden),
         deep_c(units<U>(C)),
         deep_e(units<U>(E)),
+        activation(p.activation),
         b1(static_cast<const T*>(p.expand_bias)),
         b2(static_cast<const T*>(p.reduce_bias)) {
     const int first = backward ? E : C, second = backward ? C : E;
@@ -81,25 +83,43 @@ struct Pointwise {
            3 * Arena::size<U>(kTile * E);
   }
 
-  // y = W2 gelu(u) + b2 with u = W1 t + b1, which is saved.
-  void forward(int n, const T* t, S* u, T* y) {
-    product<U, T>(n, E, deep_c, left_factor(t, n, C, c_left), deep_c, 1, w1, E, b1, 0, h, E);
+  // h holds u: saves it and puts the activated numbers in its place.
+  template <Activation kind>
+  void activate(int n, S* u) {
     for (int i = 0; i < n * E; i += V::kLanes) {
       const typename V::Vec before = V::load(h + i);
       store_narrow<T>(before, u + i);
-      V::store(h + i, gelu(before).value);
+      V::store(h + i, activated<kind, T>(before).value);
     }
+  }
+
+  // d_u holds d_h: h and d_u from u.
+  template <Activation kind>
+  void activate_backward(int n, const S* u) {
+    for (int i = 0; i < n * E; i += V::kLanes) {
+      const Activated<T> a = activated<kind, T>(load_wide<T>(u + i));
+      V::store(h + i, a.value);
+      V::store(d_u + i, V::load(d_u + i) * a.slope);
+    }
+  }
+
+  // y = W2 h + b2 with h the activated u = W1 t + b1, which is saved.
+  void forward(int n, const T* t, S* u, T* y) {
+    product<U, T>(n, E, deep_c, left_factor(t, n, C, c_left), deep_c, 1, w1, E, b1, 0, h, E);
+    if (activation == Activation::kGelu)
+      activate<Activation::kGelu>(n, u);
+    else
+      activate<Activation::kHardswish>(n, u);
     product<U, T>(n, C, deep_e, left_factor(h, n, E, e_left), deep_e, 1, w2, C, b2, 0, y, C);
   }
 
   // d_t; adds the layers' gradients to the sums.
   void backward(int n, const T* t, const S* d_y, const S* u, const PointwiseOffsets& at, T* sums, T* d_t) {
     product<U, T>(n, E, deep_c, left_factor(d_y, n, C, c_left), deep_c, 1, w2, E, nullptr, 0, d_u, E);
-    for (int i = 0; i < n * E; i += V::kLanes) {
-      const Gelu<T> g = gelu(load_wide<T>(u + i));
-      V::store(h + i, g.value);
-      V::store(d_u + i, V::load(d_u + i) * g.slope);
-    }
+    if (activation == Activation::kGelu)
+      activate_backward<Activation::kGelu>(n, u);
+    else
+      activate_backward<Activation::kHardswish>(n, u);
     // A right factor read with its strides exchanged is the transposed left factor.
     const int deep_n = units<U>(n);
     T *d_w1 = sums + at.expand, *d_w2 = sums + at.reduce;

@@ -18,7 +18,6 @@ shows where both have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 sub
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,12 +29,10 @@ from mmif_trt.ops import has_block_kernel, has_kernel
 from mmif_trt.ops.gated_mix import gated_mix
 from mmif_trt.ops.local_block import local_block
 from mmif_trt.ops.mlp_block import mlp_block
+from mmif_trt.ops.reference import ACTIVATIONS
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
-# GELU takes the error function, longer than the convolution before it on a CPU; hard swish (Howard et al.,
-# MobileNetV3, ICCV 2019), x * clamp(x + 3, 0, 6) / 6, has nearly its shape for four operations.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "hardswish": F.hardswish}
 STRIDE = 4  # pixels per token of the global branch, unless the configuration says otherwise
 
 
@@ -224,10 +221,9 @@ class LocalBlock(nn.Module):
         self.reduce = nn.Conv2d(2 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.activation == "gelu" and has_block_kernel(x, x.shape[1], self.expand.out_channels)
-        if self.exportable or not kernel:
+        if self.exportable or not has_block_kernel(x, x.shape[1], self.expand.out_channels):
             return x + self.reduce(ACTIVATIONS[self.activation](self.expand(self.depthwise(x))))
-        return local_block(x, *weights(self.depthwise, self.expand, self.reduce))
+        return local_block(x, *weights(self.depthwise, self.expand, self.reduce), activation=self.activation)
 
 
 class LAGN(nn.Module):

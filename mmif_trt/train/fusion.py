@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mmif_trt.image import InputError
 from mmif_trt.models import load_model
-from mmif_trt.models.lagn import ACTIVATIONS, BRANCHES, LAGN, LAGNConfig
+from mmif_trt.models.lagn import BRANCHES, LAGN, LAGNConfig
+from mmif_trt.ops.reference import ACTIVATIONS
 from mmif_trt.train import coloured, data, generate, loop
 from mmif_trt.train.captured import CapturedForward
 from mmif_trt.train.fidelity_losses import (

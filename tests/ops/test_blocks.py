@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,8 +22,21 @@ pytestmark = pytest.mark.skipif(not kernels_available("cpu"), reason=f"kernels: 
 
 OPS: dict[str, Callable[..., Tensor]] = {
     "local_block": local_block,
+    "local_block hardswish": partial(local_block, activation="hardswish"),
     "mlp_block": mlp_block,
     "gated_mix": gated_mix,
+}
+REFERENCES: dict[str, Callable[..., Tensor]] = {
+    "local_block": reference.local_block,
+    "local_block hardswish": partial(reference.local_block, activation="hardswish"),
+    "mlp_block": reference.mlp_block,
+    "gated_mix": reference.gated_mix,
+}
+EXTRA: dict[str, tuple[Any, ...]] = {  # what the operation of torch.ops takes after the tensors
+    "local_block": ("gelu",),
+    "local_block hardswish": ("hardswish",),
+    "mlp_block": (1e-5,),
+    "gated_mix": (),
 }
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 # B, C, E, H, W: a tile is 64 pixels of a row, or of the tokens of a chunk; a chunk is a 32nd of all
@@ -54,8 +68,10 @@ class Case:
         return [y.detach(), *torch.autograd.grad(y, leaves, self.d_y)]
 
     def truth(self) -> Callable[..., Tensor]:
-        out: Callable[..., Tensor] = getattr(reference, self.name)
-        return out
+        return REFERENCES[self.name]
+
+    def operation(self) -> str:
+        return self.name.split()[0]
 
 
 def case(name: str, shape: tuple[int, ...], seed: int = 0) -> Case:
@@ -116,7 +132,9 @@ on_each_op = pytest.mark.parametrize("name", OPS)
 
 
 def test_these_are_all() -> None:
-    assert set(OPS) == set(CPU_OPS)
+    assert {name.split()[0] for name in OPS} == set(CPU_OPS)
+    local = [EXTRA[name][0] for name in OPS if name.startswith("local_block")]
+    assert local == list(reference.ACTIVATIONS)
 
 
 @on_each_op
@@ -208,7 +226,7 @@ def test_gelu_over_all_sizes() -> None:
     depthwise = torch.zeros(16, 1, 3, 3)
     depthwise[:, :, 1, 1] = 1
     eye, none = torch.eye(16)[..., None, None], torch.zeros(16)
-    y, h = torch.ops.mmif_trt.local_block(u, depthwise, none, eye, none, eye, none)
+    y, h = torch.ops.mmif_trt.local_block(u, depthwise, none, eye, none, eye, none, "gelu")
     assert torch.equal(h.permute(0, 3, 1, 2), u)
     truth = F.gelu(u.double())
     error = (y.double() - u.double() - truth).abs()
@@ -221,6 +239,29 @@ def test_gelu_over_all_sizes() -> None:
     F.gelu(deep).sum().backward()
     assert deep.grad is not None
     assert (leaf.grad.double() - 1 - deep.grad)[near].abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.float64], ids=str)
+def test_hardswish_over_all_sizes(dtype: torch.dtype) -> None:
+    """y and its gradient where x is 0, the depthwise bias is u, and expand and reduce change nothing."""
+    unit = torch.finfo(dtype).eps
+    special = torch.tensor([3.0, 3 * (1 + unit), 3 * (1 - unit), 1e4, 0.0], dtype=torch.float64)
+    u = torch.cat([torch.linspace(-8, 8, 246, dtype=torch.float64), special, -special])  # 256
+    u = u.to(dtype).requires_grad_()
+    size = len(u)
+    x, depthwise = torch.zeros(1, size, 1, 1, dtype=dtype), torch.zeros(size, 1, 3, 3, dtype=dtype)
+    eye, none = torch.eye(size, dtype=dtype)[..., None, None], torch.zeros(size, dtype=dtype)
+    y = local_block(x, depthwise, u, eye, none, eye, none, activation="hardswish").flatten()
+    slope = torch.autograd.grad(y.sum(), u)[0]
+    deep = u.detach().double().requires_grad_()
+    truth = F.hardswish(deep)
+    true_slope = torch.autograd.grad(truth.sum(), deep)[0]
+    torch.testing.assert_close(y.double(), truth, rtol=unit, atol=2 * unit)
+    torch.testing.assert_close(slope.double(), true_slope, rtol=unit, atol=2 * unit)
+    straight = u.abs() >= 3
+    assert straight.sum() > 100 and (u.abs() == 3).sum() == 2
+    assert torch.equal(y[straight], u[straight].relu())
+    assert torch.equal(slope[straight], (u[straight] > 0).to(dtype))
 
 
 @on_each_op
@@ -260,8 +301,8 @@ def test_autocast_takes_float32(name: str) -> None:
 @on_each_op
 def test_opcheck(name: str) -> None:
     x = case(name, (2, 16, 32, 3, 5)).to(torch.float32)
-    extra = (1e-5,) if name == "mlp_block" else ()
-    forward, backward = (getattr(torch.ops.mmif_trt, n).default for n in (name, f"{name}_bwd"))
+    extra, op = EXTRA[name], x.operation()
+    forward, backward = (getattr(torch.ops.mmif_trt, n).default for n in (op, f"{op}_bwd"))
     leaves = [t.clone().requires_grad_() for t in x.tensors]
     torch.library.opcheck(forward, (*leaves, *extra))
     saved = forward(*x.tensors, *extra)[1]
@@ -278,15 +319,15 @@ def test_compile_and_export_keep_it_whole(name: str) -> None:
     compiled = torch.compile(OPS[name], fullgraph=True, backend="aot_eager")
     assert all(map(torch.equal, x.run(compiled), x.run()))
     exported = torch.export.export(Model(), x.tensors)
-    assert f"mmif_trt.{name}" in str(exported.graph)
+    assert f"mmif_trt.{x.operation()}" in str(exported.graph)
     assert torch.equal(exported.module()(*x.tensors), OPS[name](*x.tensors))
 
 
 @on_each_op
 def test_refusals_name_the_argument(name: str) -> None:
     x = case(name, (1, 16, 16, 4, 4)).to(torch.float32)
+    extra, name = EXTRA[name], x.operation()
     op: Any = getattr(torch.ops.mmif_trt, name)
-    extra = (1e-5,) if name == "mlp_block" else ()
     bias = x.tensors[-1]
     last = "bias" if name == "gated_mix" else "reduce_bias"
     with pytest.raises(RuntimeError, match=rf"{name}: {last} is \[8\]; expected: \[16\]"):
@@ -299,6 +340,17 @@ def test_refusals_name_the_argument(name: str) -> None:
         op(*case(name, (1, 8, 16, 4, 4)).tensors, *extra)
 
 
+def test_an_unknown_activation_is_refused() -> None:
+    tensors = case("local_block", (1, 16, 16, 4, 4)).tensors
+    said = "local_block: activation is 'relu'; expected: gelu, hardswish"
+    with pytest.raises(ValueError, match=said):
+        local_block(*tensors, activation="relu")
+    with plain_operations(), pytest.raises(ValueError, match=said):
+        local_block(*tensors, activation="relu")
+    with pytest.raises(RuntimeError, match=said.replace("'", "")):
+        torch.ops.mmif_trt.local_block(*tensors, "relu")
+
+
 # In the network
 
 
@@ -309,10 +361,13 @@ def gradients(model: LAGN, a: Tensor, b: Tensor) -> list[Tensor]:
     return [f.detach().clone(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("branches", ["both", "local", "global"])
-def test_the_network_is_the_same_with_and_without_kernels(branches: str) -> None:
+@pytest.mark.parametrize(
+    ("branches", "activation"),
+    [("both", "gelu"), ("both", "hardswish"), ("local", "gelu"), ("global", "gelu")],
+)
+def test_the_network_is_the_same_with_and_without_kernels(branches: str, activation: str) -> None:
     torch.manual_seed(0)
-    model = LAGN(LAGNConfig(branches=branches)).double()
+    model = LAGN(LAGNConfig(branches=branches, activation=activation)).double()
     a, b = torch.rand(2, 2, 1, 64, 32, dtype=torch.float64).unbind(0)
     ours = gradients(model, a, b)
     with plain_operations():
@@ -333,4 +388,5 @@ def test_the_network_runs_them_but_for_export_and_odd_widths() -> None:
     assert fused(model) == {*CPU_OPS, "window_attention"}
     assert not fused(model.exportable())
     assert fused(model.exportable(False)) == {*CPU_OPS, "window_attention"}
+    assert fused(LAGN(LAGNConfig(activation="hardswish"))) == {*CPU_OPS, "window_attention"}
     assert fused(LAGN(LAGNConfig(local_dim=24))) == {"mlp_block", "window_attention"}
