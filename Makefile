@@ -192,6 +192,32 @@ train-all: $(RUNS)/generated/train.safetensors
 		--out $(RUNS)/$$way || exit; done
 	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/mean 0.4=$(RUNS)/even/checkpoint.safetensors \
 		0.3=$(RUNS)/faint/checkpoint.safetensors 0.3=$(RUNS)/loud/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/wide $(WIDE) $(SWISH) \
+		--init $(RUNS)/mean/checkpoint.safetensors --steps 1623 --seed 61 --uptake-detail-pet 0.5 --lesions-ct 14 \
+		--lesions-pet 5 --lesions-spect 14 --colour-spect 6
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/close $(CLOSE) $(SWISH) --rounding 60 \
+		--init $(RUNS)/wide/checkpoint.safetensors --steps 1500 --learning-rate 8e-4 --seed 71 --soft-ct 30 \
+		--uptake-detail-pet 0.5 --lesions-ct 16 --lesions-pet 5 --lesions-spect 18
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/midway 0.5=$(RUNS)/wide/checkpoint.safetensors \
+		0.5=$(RUNS)/close/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/exact-bf16 $(CLOSE) $(SWISH) --rounding 220 \
+		--init $(RUNS)/midway/checkpoint.safetensors --steps 260 --learning-rate 4e-4 --seed 73 --soft-ct 24 \
+		--uptake-detail-pet 0.5 --lesions-ct 20 --lesions-pet 5 --lesions-spect 18 --colour-pet 10
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.1=$(RUNS)/wide/checkpoint.safetensors \
+		0.4=$(RUNS)/close/checkpoint.safetensors 0.5=$(RUNS)/exact-bf16/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-wide $(WIDE) \
+		--init $(RUNS)/fine/checkpoint.safetensors --steps 2202 --seed 63 --uptake-detail-pet 0.6 --lesions-ct 18 \
+		--lesions-pet 6 --lesions-spect 20 --colour-spect 5 --saturation-pet 4 --saturation-spect 2
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-close $(CLOSE) --rounding 150 \
+		--init $(RUNS)/fine-wide/checkpoint.safetensors --steps 600 --learning-rate 6e-4 --seed 72 --soft-ct 32 \
+		--uptake-detail-pet 0.6 --lesions-ct 20 --lesions-pet 6 --lesions-spect 20
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine-midway 0.35=$(RUNS)/fine-wide/checkpoint.safetensors \
+		0.65=$(RUNS)/fine-close/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-bf16 $(CLOSE) --rounding 250 \
+		--init $(RUNS)/fine-midway/checkpoint.safetensors --steps 220 --learning-rate 4e-4 --seed 74 --soft-ct 28 \
+		--uptake-detail-pet 0.6 --lesions-ct 22 --lesions-pet 6 --lesions-spect 20 --colour-pet 11.5
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality 0.5=$(RUNS)/fine-close/checkpoint.safetensors \
+		0.5=$(RUNS)/fine-bf16/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*

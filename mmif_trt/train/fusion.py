@@ -9,6 +9,7 @@ in channels-last order; losses and weights are FP32. Where that leaves it too fa
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -228,8 +229,8 @@ def train(
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    defaults = FusionConfig()
+def options(defaults: FusionConfig) -> argparse.ArgumentParser:
+    """Those of every training and LAGN's own; each term of the loss has one for its weight."""
     parser = loop.parser("fusion", __doc__.splitlines()[0], defaults)
     parser.add_argument("--init", type=Path, help="checkpoint of an earlier stage to start from")
     parser.add_argument("--generated", type=Path, help="generated images of the training pairs")
@@ -258,7 +259,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"
         )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    defaults = FusionConfig()
+    given = options(defaults).parse_args(arguments)
     loss = LossWeights(**{name: getattr(given, name) for name in asdict(defaults.loss)})
     fidelity = FidelityWeights(**{name: getattr(given, name) for name in asdict(defaults.fidelity)})
     config = FusionConfig(
