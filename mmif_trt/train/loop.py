@@ -310,12 +310,8 @@ def main(given: argparse.Namespace, config: Any, train: Callable[[], Path]) -> i
     """Print what will run, run it, and return the exit code: 0, 1 for a loss that is not finite, 2 for bad
     input."""
     torch.set_num_threads(given.threads)
-    told = {
-        "data": str(given.data),
-        "commit": source_commit(),
-        "kernels": ops.KERNELS,
-        "device": str(device()),
-    }
+    told = {"data": str(given.data), "commit": source_commit(), "kernels": ops.KERNELS}
+    told["device"] = str(device())
     print(json.dumps(asdict(config) | told, indent=1))
     if given.dry_run:
         return 0
