@@ -255,7 +255,7 @@ def test_the_benchmark_fuses_with_a_network(
 
 
 def test_two_networks_of_one_kind_are_no_rivals_of_each_other(quality: ModuleType) -> None:
-    """Ours are first in the one measure and last in the other: as two rows they would push each other down."""
+    """Each is first by one measure and last by the other: as two rows they would push each other down."""
     values = {"LAGN": (9.0, 1.0), "LAGN-quality": (8.0, 0.0), "max": (7.0, 7.0), "peer": (6.0, 6.0)}
     rows = {m: {key: pair[i % 2] for i, key in enumerate(quality.RANKED)} for m, pair in values.items()}
     ranks = quality.ranks_of(rows, ["LAGN", "LAGN-quality"])
