@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -21,6 +22,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # For tests with several threads: a thread that waits for the others sleeps and does not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Where no bytecode may be written, each of the hundreds of child processes compiles the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 REPO = Path(__file__).resolve().parent.parent
 
