@@ -20,6 +20,8 @@ from mmif_trt import Fuser, InputError, load_model, runtimes, weights
 from mmif_trt.machine import usable_cores
 from mmif_trt.runtimes import openvino as openvino_runtime
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
+
 LEVEL = 1 / 255
 
 
