@@ -277,7 +277,7 @@ def test_a_finger_moves_what_was_chosen_and_two_zoom(moved: Path, name: str) -> 
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
         def drag(to_x: float, to_y: float) -> tuple[list[int], list[float]]:
-            path = [(x + to_x * part / 5, y + to_y * part / 5) for part in range(6)]
+            path = [(x + to_x * part / 3, y + to_y * part / 3) for part in range(4)]  # each step is drawn
             touch(shown, path)
             settled(shown)
             return shown.evaluate("desk.voxel"), shown.evaluate("desk.panes.get('a').window")
@@ -292,7 +292,7 @@ def test_a_finger_moves_what_was_chosen_and_two_zoom(moved: Path, name: str) -> 
         shown.select_option("#tool", "crosshair")
         moved_to, again = drag(30, 0)
         assert moved_to[2] == voxel[2] and moved_to[0] != voxel[0] and again == window
-        apart = [[(x + side * (20 + 10 * part), y) for part in range(5)] for side in (-1, 1)]
+        apart = [[(x + side * (20 + 20 * part), y) for part in range(3)] for side in (-1, 1)]
         touch(shown, *apart)
         settled(shown)
         assert shown.evaluate("desk.zoom[3]") == pytest.approx(3, abs=0.4)
