@@ -27,6 +27,13 @@ def browser(*options: str) -> Iterator[Any]:
         started.close()
 
 
+def emptied(started: Any) -> Iterator[Any]:
+    """The browser of a file of tests for one of them, after which none of its pages is left."""
+    yield started
+    for context in started.contexts:
+        context.close()
+
+
 def watched(context: Any) -> tuple[Any, list[str]]:
     """A page, and the list of whatever goes wrong in it: script errors, refused loads, console errors."""
     page = context.new_page()

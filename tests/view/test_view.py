@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import browser, watched
 from phantoms import affine_of, grid, head, uptake, write_nifti
 from shell import mmif
 
@@ -251,3 +252,21 @@ def test_a_page_of_pictures_beside_their_fusion(tmp_path: Path, capsys: Any) -> 
     folder = str(tmp_path)
     assert main(["fuse", folder, folder, "-o", str(tmp_path / "o"), "--view", str(page_path)]) == 2
     assert "expected two files" in capsys.readouterr().err
+
+
+def made_pictures(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (40, 60)), ("b", (40, 60, 3)), ("f", (40, 60, 3))):
+        io.write(folder / f"{name}.png", Image(rng.integers(0, 255, shape, np.uint8)))
+    paths = [str(folder / f"{name}.png") for name in "abf"]
+    assert main(["view", *paths, "-o", str(folder / "v.html"), "--title", NASTY]) == 0
+
+
+def test_a_browser_without_webgl_is_told_what_is_expected(tmp_path: Path) -> None:
+    made_pictures(tmp_path)
+    with browser("--disable-3d-apis") as chromium:
+        shown, _ = watched(chromium.new_context())
+        shown.goto((tmp_path / "v.html").as_uri())
+        shown.wait_for_selector("#busy.wrong")
+        said = shown.inner_text("[role=alert]")
+        assert "WebGL 2" in said and "Expected" in said

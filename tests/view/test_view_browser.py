@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io as bytes_io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,29 @@ from chromium import (
     check_label,
     check_not_clipped,
     check_targets,
+    emptied,
     tablet,
     touch,
     watched,
 )
 from phantoms import HOT_MM, RIGHT_MM, grid, head, uptake, write_nifti
-from test_view import AFFINE, NASTY, SHAPE, fused_phantom
+from test_view import AFFINE, NASTY, SHAPE, fused_phantom, made_pictures
 
 from mmif_trt import io
 from mmif_trt.cli import main
 from mmif_trt.image import Image
 from mmif_trt.view import triple
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Any]:
+    with browser(*WEBGL) as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def chromium(started: Any) -> Iterator[Any]:
+    yield from emptied(started)
 
 
 def opened(context: Any, path: Path) -> tuple[Any, list[str], list[str]]:
@@ -90,24 +103,23 @@ WebGL2RenderingContext.prototype.linkProgram = function (program) {
 };"""
 
 
-def test_the_page_in_a_browser(fused: tuple[Path, Path, Path], moved: Path) -> None:
+def test_the_page_in_a_browser(chromium: Any, fused: tuple[Path, Path, Path], moved: Path) -> None:
     a, b, out = fused
-    with browser(*WEBGL) as chromium:
-        context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
-        context.add_init_script(COUNT_PROGRAMS)
-        shown, wrong, asked = opened(context, moved)
-        check_accessible(shown, "view")
-        check_not_clipped(shown, "view")
-        check_values(shown, a, b, out)
-        check_colours(shown)
-        check_places(shown)
-        check_pointer(shown)
-        check_comparison(shown)
-        check_before(shown, b)
-        outside = [address for address in asked if not address.startswith("blob:")]  # its workers
-        assert not wrong and len(outside) == 1 and outside[0].startswith("file:"), (wrong, asked)
-        assert len(asked) > 1, "nothing was unpacked in a worker"
-        assert 0 < shown.evaluate("linked") <= 3 * PROGRAMS
+    context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
+    context.add_init_script(COUNT_PROGRAMS)
+    shown, wrong, asked = opened(context, moved)
+    check_accessible(shown, "view")
+    check_not_clipped(shown, "view")
+    check_values(shown, a, b, out)
+    check_colours(shown)
+    check_places(shown)
+    check_pointer(shown)
+    check_comparison(shown)
+    check_before(shown, b)
+    outside = [address for address in asked if not address.startswith("blob:")]  # its workers
+    assert not wrong and len(outside) == 1 and outside[0].startswith("file:"), (wrong, asked)
+    assert len(asked) > 1, "nothing was unpacked in a worker"
+    assert 0 < shown.evaluate("linked") <= 3 * PROGRAMS
 
 
 def check_values(shown: Any, *paths: Path) -> None:
@@ -267,71 +279,68 @@ def check_before(shown: Any, b: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TABLETS)
-def test_a_finger_moves_what_was_chosen_and_two_zoom(moved: Path, name: str) -> None:
-    with browser(*WEBGL) as chromium:
-        shown, wrong, _ = opened(tablet(chromium, name, offline=True), moved)
-        for check in (check_accessible, check_not_clipped, check_targets, check_label):
-            check(shown, name)
-        shown.select_option("#planes", "axial")
-        box = shown.locator("#pane-a canvas").bounding_box()
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+def test_a_finger_moves_what_was_chosen_and_two_zoom(chromium: Any, moved: Path, name: str) -> None:
+    shown, wrong, _ = opened(tablet(chromium, name, offline=True), moved)
+    for check in (check_accessible, check_not_clipped, check_targets, check_label):
+        check(shown, name)
+    shown.select_option("#planes", "axial")
+    box = shown.locator("#pane-a canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-        def drag(to_x: float, to_y: float) -> tuple[list[int], list[float]]:
-            path = [(x + to_x * part / 3, y + to_y * part / 3) for part in range(4)]  # each step is drawn
-            touch(shown, path)
-            settled(shown)
-            return shown.evaluate("desk.voxel"), shown.evaluate("desk.panes.get('a').window")
-
-        start, as_fused = shown.evaluate("desk.voxel"), [0, 1000]
-        shown.select_option("#tool", "slices")
-        voxel, window = drag(0, -60)
-        assert voxel[2] > start[2] and voxel[:2] == start[:2] and window == as_fused
-        shown.select_option("#tool", "window")
-        again, window = drag(40, 0)
-        assert again == voxel and window == pytest.approx([-50, 1050])
-        shown.select_option("#tool", "crosshair")
-        moved_to, again = drag(30, 0)
-        assert moved_to[2] == voxel[2] and moved_to[0] != voxel[0] and again == window
-        apart = [[(x + side * (20 + 20 * part), y) for part in range(3)] for side in (-1, 1)]
-        touch(shown, *apart)
+    def drag(to_x: float, to_y: float) -> tuple[list[int], list[float]]:
+        path = [(x + to_x * part / 3, y + to_y * part / 3) for part in range(4)]  # each step is drawn
+        touch(shown, path)
         settled(shown)
-        assert shown.evaluate("desk.zoom[3]") == pytest.approx(3, abs=0.4)
-        touch(shown, *(path[::-1] for path in apart))
-        settled(shown)
-        assert shown.evaluate("desk.zoom[3]") == pytest.approx(1, abs=0.2)
-        assert shown.evaluate("visualViewport.scale") == 1, "the page itself was zoomed"
-        check_not_clipped(shown, name)
-        assert not wrong
+        return shown.evaluate("desk.voxel"), shown.evaluate("desk.panes.get('a').window")
+
+    start, as_fused = shown.evaluate("desk.voxel"), [0, 1000]
+    shown.select_option("#tool", "slices")
+    voxel, window = drag(0, -60)
+    assert voxel[2] > start[2] and voxel[:2] == start[:2] and window == as_fused
+    shown.select_option("#tool", "window")
+    again, window = drag(40, 0)
+    assert again == voxel and window == pytest.approx([-50, 1050])
+    shown.select_option("#tool", "crosshair")
+    moved_to, again = drag(30, 0)
+    assert moved_to[2] == voxel[2] and moved_to[0] != voxel[0] and again == window
+    apart = [[(x + side * (20 + 20 * part), y) for part in range(3)] for side in (-1, 1)]
+    touch(shown, *apart)
+    settled(shown)
+    assert shown.evaluate("desk.zoom[3]") == pytest.approx(3, abs=0.4)
+    touch(shown, *(path[::-1] for path in apart))
+    settled(shown)
+    assert shown.evaluate("desk.zoom[3]") == pytest.approx(1, abs=0.2)
+    assert shown.evaluate("visualViewport.scale") == 1, "the page itself was zoomed"
+    check_not_clipped(shown, name)
+    assert not wrong
 
 
-def test_tab_reaches_all_of_the_page(moved: Path) -> None:
-    with browser(*WEBGL) as chromium:
-        context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
-        shown, wrong, _ = opened(context, moved)
-        check_by_tab(shown, "view")
-        assert not wrong
+def test_tab_reaches_all_of_the_page(chromium: Any, moved: Path) -> None:
+    context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
+    shown, wrong, _ = opened(context, moved)
+    check_by_tab(shown, "view")
+    assert not wrong
 
 
 @pytest.mark.nightly
-def test_pictures_in_a_browser(tmp_path: Path) -> None:
+def test_pictures_in_a_browser(chromium: Any, tmp_path: Path) -> None:
     made_pictures(tmp_path)
     coloured = io.read(tmp_path / "f.png").data
-    with browser(*WEBGL) as chromium:
-        context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
-        shown, wrong, _ = opened(context, tmp_path / "v.html")
-        assert shown.inner_text("h1") == NASTY
-        values = values_of(shown)
-        assert values["Pixel"] == "row 20, column 31"
-        assert values["A"] == str(io.read(tmp_path / "a.png").data[19, 30])
-        assert values["Fused"] == ", ".join(map(str, coloured[19, 30]))
-        check_accessible(shown, "picture")
-        assert not shown.is_visible("text=Planes"), "a picture has one plane"
-        assert shown.locator("#tool option").all_inner_texts() == ["crosshair", "window"]
-        check_by_tab(shown, "picture")
-        assert not wrong
+    context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
+    shown, wrong, _ = opened(context, tmp_path / "v.html")
+    assert shown.inner_text("h1") == NASTY
+    values = values_of(shown)
+    assert values["Pixel"] == "row 20, column 31"
+    assert values["A"] == str(io.read(tmp_path / "a.png").data[19, 30])
+    assert values["Fused"] == ", ".join(map(str, coloured[19, 30]))
+    check_accessible(shown, "picture")
+    assert not shown.is_visible("text=Planes"), "a picture has one plane"
+    assert shown.locator("#tool option").all_inner_texts() == ["crosshair", "window"]
+    check_by_tab(shown, "picture")
+    assert not wrong
 
 
-def test_a_picture_wider_than_a_3d_texture_is_drawn(tmp_path: Path) -> None:
+def test_a_picture_wider_than_a_3d_texture_is_drawn(chromium: Any, tmp_path: Path) -> None:
     """2048 px is what a 3D texture may measure in many browsers."""
     wide = np.zeros((32, 2600, 3), np.uint8)
     wide[:, :1300, 0], wide[:, 1300:, 2] = 200, 200
@@ -340,53 +349,33 @@ def test_a_picture_wider_than_a_3d_texture_is_drawn(tmp_path: Path) -> None:
         io.write(tmp_path / f"{name}.png", Image(wide))
     paths = [str(tmp_path / f"{name}.png") for name in "abf"]
     assert main(["view", *paths, "-o", str(tmp_path / "v.html")]) == 0
-    with browser(*WEBGL) as chromium:
-        shown, wrong, _ = opened(
-            chromium.new_context(viewport={"width": 1010, "height": 520}), tmp_path / "v.html"
-        )
-        shown.uncheck("#crosshair")
-        seen = pixels_of(shown, "fused")
+    shown, wrong, _ = opened(
+        chromium.new_context(viewport={"width": 1010, "height": 520}), tmp_path / "v.html"
+    )
+    shown.uncheck("#crosshair")
+    seen = pixels_of(shown, "fused")
     row, width = seen[len(seen) // 2], len(seen[0])
     np.testing.assert_allclose(row[width // 4], [200, 0, 0], atol=3)
     np.testing.assert_allclose(row[3 * width // 4], [0, 0, 200], atol=3)
     assert not wrong
 
 
-def test_a_volume_of_one_slice_opens_in_its_plane(tmp_path: Path) -> None:
+def test_a_volume_of_one_slice_opens_in_its_plane(chromium: Any, tmp_path: Path) -> None:
     """The two other planes would be lines below their own letters."""
     data = head(grid(AFFINE, SHAPE))[18:19]
     paths = [write_nifti(tmp_path / f"{name}.nii", data, AFFINE, "<i2") for name in "abf"]
     limits = ["--value-range-a", "0", "1000", "--value-range-b", "0", "1000"]
     assert main(["view", *map(str, paths), "-o", str(tmp_path / "v.html"), *limits]) == 0
-    with browser(*WEBGL) as chromium:
-        shown, wrong, _ = opened(
-            chromium.new_context(viewport={"width": 1010, "height": 520}), tmp_path / "v.html"
-        )
-        assert shown.input_value("#planes") == "axial"
-        assert shown.evaluate("desk.panes.get('a').nv.screenSlices.map(tile => tile.axCorSag)") == [0]
-        assert shown.evaluate("[123456789, 1234567, 0.12345, -2.5, 7].map(short)") == [
-            "1.23e+8",
-            "1234567",
-            "0.123",
-            "-2.5",
-            "7",
-        ]
-        assert not wrong
-
-
-def made_pictures(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name, shape in (("a", (40, 60)), ("b", (40, 60, 3)), ("f", (40, 60, 3))):
-        io.write(folder / f"{name}.png", Image(rng.integers(0, 255, shape, np.uint8)))
-    paths = [str(folder / f"{name}.png") for name in "abf"]
-    assert main(["view", *paths, "-o", str(folder / "v.html"), "--title", NASTY]) == 0
-
-
-def test_a_browser_without_webgl_is_told_what_is_expected(tmp_path: Path) -> None:
-    made_pictures(tmp_path)
-    with browser("--disable-3d-apis") as chromium:
-        shown, _ = watched(chromium.new_context())
-        shown.goto((tmp_path / "v.html").as_uri())
-        shown.wait_for_selector("#busy.wrong")
-        said = shown.inner_text("[role=alert]")
-        assert "WebGL 2" in said and "Expected" in said
+    shown, wrong, _ = opened(
+        chromium.new_context(viewport={"width": 1010, "height": 520}), tmp_path / "v.html"
+    )
+    assert shown.input_value("#planes") == "axial"
+    assert shown.evaluate("desk.panes.get('a').nv.screenSlices.map(tile => tile.axCorSag)") == [0]
+    assert shown.evaluate("[123456789, 1234567, 0.12345, -2.5, 7].map(short)") == [
+        "1.23e+8",
+        "1234567",
+        "0.123",
+        "-2.5",
+        "7",
+    ]
+    assert not wrong
