@@ -6,15 +6,19 @@ python benchmarks/ptxas.py    writes benchmarks/results/ptxas.txt; needs nvcc, n
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
-SOURCES = sorted((REPO / "csrc" / "cuda").glob("*.cu"))
+CSRC = REPO / "csrc"
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+FLAGS = ["-std=c++17", "-O3", "-Xptxas", "-v", "-cubin"]
 ARCHITECTURES = ["80", "86", "89", "90", "100", "120"]
 RESULT = REPO / "benchmarks" / "results" / "ptxas.txt"
 HEADER = f"{'kernel':58} {'sm':>3} {'registers':>9} {'shared':>7} {'spill stores':>12} {'spill loads':>11}"
@@ -36,8 +40,8 @@ def version(compiler: str) -> str:
 def compile_one(compiler: str, source: Path, architecture: str) -> list[str]:
     """The table's rows of one file. Shared memory is the static part."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [compiler, "-std=c++17", "-O3", "-Xptxas", "-v", "-cubin", f"-arch=sm_{architecture}"]
-        command += ["-o", str(Path(folder, "cubin")), str(source)]
+        cubin = str(Path(folder, "cubin"))
+        command = [compiler, *FLAGS, f"-arch=sm_{architecture}", "-o", cubin, str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
@@ -67,16 +71,26 @@ def plain(mangled: str) -> str:
     return f"{name[1]}<{', '.join([t.lstrip('0123456789') for t in types] + numbers + flags)}>"
 
 
-def table(compiler: str) -> str:
-    jobs = [(compiler, source, architecture) for source in SOURCES for architecture in ARCHITECTURES]
+def compiled(compiler: str, architectures: Sequence[str]) -> list[str]:
+    """The table's rows of all files on these architectures, two compilations at a time."""
+    jobs = [(compiler, source, architecture) for source in SOURCES for architecture in architectures]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        rows = sorted(row for done in pool.map(lambda job: compile_one(*job), jobs) for row in done)
-    return "\n".join([f"nvcc {version(compiler)}", HEADER, *rows]) + "\n"
+        return sorted(row for done in pool.map(lambda job: compile_one(*job), jobs) for row in done)
+
+
+def table(compiler_version: str, rows: Sequence[str]) -> str:
+    """The rows, and above them a digest of them and of all that they follow from: while a committed table is
+    the one made of its own rows, a new compilation would bring no other."""
+    digest = hashlib.sha256("\n".join([*FLAGS, *ARCHITECTURES, *rows]).encode())
+    for path in sorted([*CSRC.glob("*.h"), *(CSRC / "cuda").iterdir()]):
+        digest.update(path.read_bytes())
+    head = f"nvcc {compiler_version}, sources and rows {digest.hexdigest()[:16]}"
+    return "\n".join([head, HEADER, *rows]) + "\n"
 
 
 if __name__ == "__main__":
     found = nvcc()
     if found is None:
         raise SystemExit("no nvcc: set CUDA_HOME")
-    RESULT.write_text(table(found))
+    RESULT.write_text(table(version(found), compiled(found, ARCHITECTURES)))
     print(RESULT.read_text(), end="")

@@ -6,10 +6,12 @@ up for what a test needs, a test that does not run is a fault and must not look 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # For tests with several threads: a thread that waits for the others sleeps and does not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Where no bytecode may be written, each of the hundreds of child processes compiles the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -38,6 +44,37 @@ def harvard() -> Path:
             f"real image pairs not found at {folder}; set MMIF_DATA to the folder that holds harvard/"
         )
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_graphs() -> Iterator[None]:
+    """OpenVINO compiles a graph once per process of tests, whichever Fuser loads it: that takes half a
+    second, twice for precision "auto", and hundreds of commands here load the same network."""
+    from mmif_trt.runtimes.openvino import OpenVinoRuntime
+
+    compile_, kept = OpenVinoRuntime._compile, dict[Any, Any]()
+
+    @functools.wraps(compile_)
+    def compiled_once(self: OpenVinoRuntime, size: Any) -> Any:
+        told = {k: v for k, v in vars(self).items() if isinstance(v, str | int) and k != "note"}
+        key = (os.getpid(), size, *sorted(told.items()))
+        if key not in kept:
+            kept[key] = compile_(self, size)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenVinoRuntime, "_compile", compiled_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fresh_graphs(kept_graphs: None) -> Iterator[None]:
+    """Each Fuser compiles its own, for tests of what one does: nothing that ran before may show."""
+    from mmif_trt.runtimes.openvino import OpenVinoRuntime
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenVinoRuntime, "_compile", OpenVinoRuntime._compile.__wrapped__)
+        yield
 
 
 def skip_reasons(reports: list[pytest.TestReport]) -> Counter[str]:

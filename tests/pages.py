@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import stat
 import sys
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import phantoms
 import scenery
+import shim
 from conftest import REPO
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -35,6 +37,18 @@ def name(page: Path) -> str:
 def blocks(page: Path) -> list[Block]:
     found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(), re.DOTALL | re.MULTILINE)
     return [Block(language, textwrap.dedent(code)) for _, language, code in found]
+
+
+def commands(code: str) -> list[list[str]]:
+    """The words of each line of shell. A page needs nothing else of one: no pipe, no variable, no pattern."""
+    found = []
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        found.append([*words])
+        bare = re.sub("'[^']*'", "", line)
+        assert not re.search(r"[][|;&<>()$`*?~{}!\\]", bare), f"expected plain words: {line}"
+    return [words for words in found if words]
 
 
 def pictures(folder: Path, names: tuple[str, ...] = ("one", "two", "three"), seed: int = 0) -> None:
@@ -80,9 +94,9 @@ def sandbox(folder: Path, page: Path) -> Path:
             (folder / "study.json").write_text(block.code)
     programs = folder / ".bin"
     programs.mkdir()
-    shim = (REPO / "tests/shim.py").read_text().replace("__file__", repr(str(REPO / "tests/shim.py")))
-    for program in ("mmif-trt", "python", "torchrun", "make", "pip"):
+    text = Path(shim.__file__).read_text().replace("__file__", repr(shim.__file__))
+    for program in shim.PROGRAMS:
         path = programs / program
-        path.write_text(f"#!{sys.executable}\n{shim}")
+        path.write_text(f"#!{sys.executable}\n{text}")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return programs

@@ -1,8 +1,8 @@
 """What `mmif-trt`, `python`, `make`, `pip` and `torchrun` are while a page's commands run: see pages.py.
 
-Commands run for real where that takes seconds. A server is started, asked once whether it serves, and ended;
-for an archive only the command line is read; a training prints its configuration; an installation and a make
-target are looked up, not made.
+Commands run for real where that takes seconds, in this process: a new one takes seconds to import all. A
+server is started, asked once whether it serves, and ended; for an archive only the command line is read; a
+training prints its configuration; an installation and a make target are looked up, not made.
 """
 
 from __future__ import annotations
@@ -10,20 +10,40 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO / "tests"))
+sys.path[:0] = [str(folder) for folder in (REPO, REPO / "tests") if str(folder) not in sys.path]
 from ports import free_port  # noqa: E402
 
 
-def run(*command: str) -> int:
-    return subprocess.run(command, check=False).returncode
+def ended(main: Callable[[], object]) -> int:
+    """The exit code of a process that does this."""
+    try:
+        main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def as_script(path: Path, *args: str) -> int:
+    """A file as __main__, with its folder first where modules are looked for."""
+    words, places = [str(path), *args], [str(path.parent), *sys.path]
+    with mock.patch.object(sys, "argv", words), mock.patch.object(sys, "path", places):
+        return ended(lambda: runpy.run_path(str(path), run_name="__main__"))
+
+
+def as_module(name: str, *args: str) -> int:
+    with mock.patch.object(sys, "argv", [name, *args]):
+        return ended(lambda: runpy.run_module(name, run_name="__main__"))
 
 
 def mmif_trt(args: list[str]) -> int:
@@ -35,12 +55,11 @@ def mmif_trt(args: list[str]) -> int:
     if args[:1] == ["study"] and args[1] in ("demo", "serve"):
         quiet = ["--no-browser"] if args[1] == "demo" else []
         return until_it_says("serving", [*program, *args, *quiet, "--port", str(free_port())])
-    return run(*program, *args)
+    return as_module("mmif_trt", *args)
 
 
 def archive(args: list[str]) -> int:
     """There is no PACS here: the command line is read, and what `fetch` would bring is made."""
-    sys.path[:0] = [str(REPO), str(REPO / "tests")]
     import phantoms
 
     from mmif_trt.cli import _parser
@@ -86,11 +105,11 @@ def node(program: list[str], args: list[str]) -> int:
 def python(args: list[str]) -> int:
     if args[0] == "-m" and args[1].startswith("mmif_trt.train."):
         if args[1].endswith(".generate"):  # it has no configuration to print
-            return run(sys.executable, "-m", args[1], "--help")
-        return run(sys.executable, *args, "--dry-run")
+            return as_module(args[1], "--help")
+        return as_module(*args[1:], "--dry-run", "--threads", "1")
     if args[0].startswith("benchmarks/"):
-        return run(sys.executable, str(REPO / args[0]), "--help")
-    return run(sys.executable, *args)
+        return as_script(REPO / args[0], "--help")
+    raise NotImplementedError(f"python {args}")
 
 
 def torchrun(args: list[str]) -> int:
@@ -113,7 +132,8 @@ def pip(args: list[str]) -> int:
     return 0 if all(re.search(rf"^{extra} = \[", pyproject, re.MULTILINE) for extra in extras) else 1
 
 
+PROGRAMS = {"mmif-trt": mmif_trt, "python": python, "torchrun": torchrun, "make": make, "pip": pip}
+
 if __name__ == "__main__":
     os.environ["PYTHONPATH"] = str(REPO)
-    called = Path(sys.argv[0]).name.replace("-", "_")
-    sys.exit({f.__name__: f for f in (mmif_trt, python, torchrun, make, pip)}[called](sys.argv[1:]))
+    sys.exit(PROGRAMS[Path(sys.argv[0]).name](sys.argv[1:]))

@@ -14,6 +14,8 @@ from pictures import picture
 from mmif_trt import Fuser, Image, InputError, fuse, read, sample, write
 from mmif_trt.stages import colour
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
+
 SAMPLES = ("mri-ct", "mri-pet", "mri-spect")
 DTYPES = ("uint8", "uint16", "float32")
 WHITE = {"uint8": 255, "uint16": 65535, "float32": 1}

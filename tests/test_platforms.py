@@ -26,9 +26,10 @@ for module, names in (
 from mmif_trt import cli
 """
 PICTURES = """
-for words in (["fuse", "a/x.png", "b/x.png", "-o", "x.tif", "--quiet"],
-              ["fuse", "a", "b", "-o", "out", "--quiet"],
-              ["fuse", "a", "b", "-o", "out", "--report", "r.json", "--quiet"], ["info"]):
+for words in (["fuse", "a/x.png", "b/x.png", "-o", "x.tif", "--precision", "fp32", "--quiet"],
+              ["fuse", "a", "b", "-o", "out", "--precision", "fp32", "--quiet"],
+              ["fuse", "a", "b", "-o", "out", "--precision", "fp32", "--report", "r.json", "--quiet"],
+              ["info"]):
     assert cli.main(words) == 0, words
 import mmif_trt
 print(mmif_trt.fuse("a/x.png", "b/x.png").size)

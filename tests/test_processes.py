@@ -22,6 +22,8 @@ from mmif_trt.machine import address, cpu_quota
 from mmif_trt.measure.scores import Row, Scores, write_scores
 from mmif_trt.running import explain, why
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
+
 A, B = (np.random.default_rng(seed).integers(0, 255, (64, 64), np.uint8) for seed in (1, 2))
 
 

@@ -131,7 +131,10 @@ def test_rigid_finds_what_elastix_and_ants_find() -> None:
         pytest.skip(f"templates not found at {folder}; set MMIF_DATA to the folder that holds templates/")
     rows = json.loads((REPO / "benchmarks" / "results" / "registration.json").read_text())["rows"]
     theirs = {x["program"]: x["middle_moves_mm"] for x in rows if (x["a"], x["b"]) == ("T1", "PET")}
-    a, b = mmif_trt.read(folder / "T1.nii"), mmif_trt.read(folder / "PET.nii")
+    whole, b = mmif_trt.read(folder / "T1.nii"), mmif_trt.read(folder / "PET.nii")
+    assert whole.affine is not None
+    # Of 4 mm: as near to theirs as the 2 mm of the file, in a quarter of the time.
+    a = whole.with_data(whole.data[::2, ::2, ::2].copy(), affine=whole.affine @ np.diag([2.0, 2, 2, 1]))
     matrix, report = geometry.register_rigid(a, b)
     assert a.affine is not None
     middle = a.affine @ [*((np.array(a.data.shape) - 1) / 2), 1]

@@ -182,7 +182,8 @@ def test_latency_refuses_what_it_cannot_count() -> None:
 def test_batch(tmp_path: Path, module: Any) -> None:
     out = tmp_path / "batch.json"
     decoders = ["opencv", "dali"] if importlib.util.find_spec("nvidia.dali") else ["opencv"]
-    options = ["--pairs", "5", "--threads", "1", "--workers", "2", "--decode", *decoders]
+    options = ["--pairs", "5", "--precision", "fp32", "--threads", "1", "--workers", "2"]
+    options += ["--decode", *decoders]
     done = run("bench_batch.py", *options, "--json", str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())

@@ -1,4 +1,5 @@
-"""The command line as a user meets it: whole processes, real files, the real network."""
+"""The command line as a user meets it: whole processes, real files, the real network. Where only words are
+looked at, `mmif` runs it in this process."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import PIL.Image
 import pytest
 from conftest import REPO
 from pictures import png_file
+from shell import mmif
 
 from mmif_trt import io
 from mmif_trt.files import TMP_SUFFIX, temporary_prefix
@@ -141,7 +143,7 @@ def test_two_files_and_value_range(tmp_path: Path) -> None:
     whole, stated = io.read(tmp_path / "whole.png").data, io.read(tmp_path / "o" / "b.jp2").data
     assert whole.dtype == stated.dtype == np.uint16
     assert len(np.unique(stated)) > 256 and not np.array_equal(whole, stated) and stated.max() <= 4095
-    assert "1 skipped" in run("fuse", a, b, "-o", tmp_path / "whole.png", code=0).stderr
+    assert "1 skipped" in mmif("fuse", a, b, "-o", tmp_path / "whole.png", code=0).stderr
 
 
 def bad_folders(root: Path) -> dict[str, tuple[str, ...]]:
@@ -234,10 +236,12 @@ def test_usage_errors_write_nothing(tmp_path: Path) -> None:
     }
     before = sorted(tmp_path.rglob("*"))
     for args, words in cases.items():
-        done = run("fuse", *args, code=2)
+        done = mmif("fuse", *args, code=2)
         assert words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
-    assert "'abacus'; expected auto" in run("fuse", mri, pet, "-o", out, "--runtime", "abacus", code=2).stderr
+    assert (
+        "'abacus'; expected auto" in mmif("fuse", mri, pet, "-o", out, "--runtime", "abacus", code=2).stderr
+    )
     assert not any(out.iterdir())
 
 
@@ -303,15 +307,15 @@ def test_eval(tmp_path: Path) -> None:
     text = run("eval", tmp_path, pet, "--baselines", "-o", table, code=0).stdout
     assert "Qabf" in text and "average" in text and "fused" in text and "2 pairs" in text
     assert len(table.read_text().splitlines()) == 1 + 3 * (2 + 1)
-    assert "ending in .csv" in run("eval", tmp_path, pet, "-o", pet / "p000.png", code=2).stderr
+    assert "ending in .csv" in mmif("eval", tmp_path, pet, "-o", pet / "p000.png", code=2).stderr
     (pet / "p001.png").write_bytes(b"no picture")
-    assert "p001.png" in run("eval", tmp_path, pet, code=2).stderr
+    assert "p001.png" in mmif("eval", tmp_path, pet, code=2).stderr
 
 
 def test_info_version_and_no_command() -> None:
     text = run("info", code=0).stdout
     assert "research use only" in text and "runtime openvino" in text and "lagn.onnx sha256" in text
-    found = json.loads(run("info", "--json", code=0).stdout)
+    found = json.loads(mmif("info", "--json").stdout)
     assert found["runtimes"]["openvino"] == "" and found["default"]["name"] == "openvino"
     assert found["cpu"]["cores"] >= 1 and len(found["weights"]["lagn"]["sha256"]["lagn.onnx"]) == 64
     assert run("--version", code=0).stdout.startswith("mmif-trt ")

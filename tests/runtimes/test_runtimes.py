@@ -22,6 +22,8 @@ from mmif_trt.machine import usable_cores
 from mmif_trt.runtimes import openvino as openvino_runtime
 from mmif_trt.stages import tiling
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
+
 LEVEL = 1 / 255
 each_network = pytest.mark.parametrize("network", weights.NAMES)
 

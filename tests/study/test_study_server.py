@@ -28,11 +28,16 @@ from mmif_trt.study.gate import MAX_BODY_BYTES, TRIES, Gate
 from mmif_trt.study.store import Store
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
-    study = make_study(tmp_path, readers=4, cases=2)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
+    """A study and its links. Each test has readers of its own, and looks at their answers only."""
+    study = make_study(tmp_path_factory.mktemp("served"), readers=6, cases=2)
     with serving(study, free_port()) as (_, links):
         yield study, links
+
+
+def answers(study: Path, *readers: int) -> list[Any]:
+    return [row for row in Store(study).answers() if row["reader"] in readers]
 
 
 def entered(link: str) -> Reader:
@@ -63,7 +68,7 @@ def test_no_page_header_or_address_names_a_method(served: tuple[Path, list[str]]
 
 def test_a_replayed_answer_counts_once_and_order_holds(served: tuple[Path, list[str]]) -> None:
     study, links = served
-    reader, other = entered(links[0]), entered(links[1])
+    reader, other = entered(links[1]), entered(links[2])
     training = reader.page()
     assert other.answer(training) == 409  # the open item of both, but another reader's number
     assert reader.answer(training) == 303 and reader.answer(training, "right") == 303  # the second: a replay
@@ -82,7 +87,7 @@ def test_a_replayed_answer_counts_once_and_order_holds(served: tuple[Path, list[
     assert reader.answer(back, "equal") == 303
     second = reader.page()
     assert reader.answer(second) == 303 and reader.answer({**back}) == 303  # an old replay changes nothing
-    rows = Store(study).answers()
+    rows = answers(study, 2, 3)
     assert [(r["position"], r["answer"], r["revision"], r["final"]) for r in rows] == [
         (0, "left", 0, 1),
         (1, "left", 0, 0),
@@ -93,19 +98,19 @@ def test_a_replayed_answer_counts_once_and_order_holds(served: tuple[Path, list[
 
 def test_eight_equal_requests_at_once_count_once(served: tuple[Path, list[str]]) -> None:
     study, links = served
-    fields = entered(links[0]).page()
-    clients = [entered(links[0]) for _ in range(8)]
+    fields = entered(links[3]).page()
+    clients = [entered(links[3]) for _ in range(8)]
     threads = [threading.Thread(target=client.answer, args=(fields,)) for client in clients]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(Store(study).answers()) == 1
+    assert len(answers(study, 4)) == 1
 
 
 def test_what_a_reader_may_not_see(served: tuple[Path, list[str]]) -> None:
     _, links = served
-    reader = entered(links[0])
+    reader = entered(links[4])
     reader.answer(reader.page())
     assert (
         reader.request("GET", "/picture/1/left")[0] == 200
@@ -130,14 +135,20 @@ def test_what_a_reader_may_not_see(served: tuple[Path, list[str]]) -> None:
         assert status == 404, path
         assert b"Traceback" not in body and b"SQLite" not in body
     assert reader.request("DELETE", "/answer")[0] == 405
-    stranger = Reader(links[0])
+    stranger = Reader(links[4])
     for path in ("/read", "/back", "/picture/0/mri"):
         assert stranger.request("GET", path)[0] == 401
     assert stranger.request("POST", "/answer", {"position": "0", "answer": "left"})[0] == 401
 
 
-def test_only_a_few_tokens_may_be_tried(served: tuple[Path, list[str]]) -> None:
-    reader, forger = entered(served[1][0]), Reader(served[1][1])
+def test_only_a_few_tokens_may_be_tried(tmp_path: Path) -> None:
+    """With a server of its own: its door is closed to this address for a while."""
+    with serving(make_study(tmp_path, readers=2, cases=2), free_port()) as (_, links):
+        check_tokens(*links)
+
+
+def check_tokens(one: str, another: str) -> None:
+    reader, forger = entered(one), Reader(another)
     codes = [forger.request("GET", f"/enter/forged{i}")[0] for i in range(TRIES + 2)]
     assert codes == [404] * TRIES + [429] * 2
     assert forger.request("GET", forger.link)[0] == 429  # not even a right one is compared now
@@ -161,7 +172,7 @@ def test_the_gate_opens_again() -> None:
 
 
 def test_large_bodies(served: tuple[Path, list[str]]) -> None:
-    reader = entered(served[1][0])
+    reader = entered(served[1][5])
     for headers, chunks in (
         ({"Content-Length": str(100_000_000)}, 1),  # announced: refused before it comes
         ({"Transfer-Encoding": "chunked"}, 1600),  # 100 MB in pieces: refused on the way
@@ -250,18 +261,23 @@ def test_port_in_use_and_bad_addresses(served: tuple[Path, list[str]]) -> None:
     study, links = served
     port = links[0].split(":")[2].split("/")[0]
 
-    def serve(*options: str) -> str:
-        command = [sys.executable, "-m", "mmif_trt", "study", "serve", str(study), *options]
-        env = {**os.environ, "PYTHONPATH": str(REPO)}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-        return done.stderr
-
-    assert port in serve("--port", port)
-    assert "65535" in serve("--port", "70000")
-    assert "no.such.host" in serve("--host", "no.such.host.invalid")
-    assert "--key" in serve("--certificate", "x.pem")
-    assert "expected" in serve("--certificate", "x.pem", "--key", "y.pem", "--port", str(free_port()))
+    asked = [
+        ("--port", port),
+        ("--port", "70000"),
+        ("--host", "no.such.host.invalid"),
+        ("--certificate", "x.pem"),
+        ("--certificate", "x.pem", "--key", "y.pem", "--port", str(free_port())),
+    ]
+    # In one process, since its imports take a second, and not in this one: a server that starts would stay.
+    code = "import json, shell, sys\nfor words in json.loads(sys.argv[1]):\n    "
+    code += "print(json.dumps(shell.mmif('study', 'serve', *words, code=2).stderr), flush=True)"
+    command = [sys.executable, "-c", code, json.dumps([[str(study), *words] for words in asked])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    for expected, line in zip((port, "65535", "no.such.host", "--key", "expected"), said, strict=True):
+        assert expected in line
 
 
 def test_profile_and_scales_are_checked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from chromium import (
     check_label,
     check_not_clipped,
     check_targets,
+    emptied,
     tablet,
     touch,
     watched,
@@ -92,25 +94,35 @@ def test_what_was_seen_is_kept_where_it_makes_sense() -> None:
     assert json.loads(view_of({**form, "zoom": "2"}))["seen_axial"] == "3-12 14"
 
 
-def test_a_reader_scrolls_and_answers(tmp_path: Path) -> None:
-    create(read_config(make_config(tmp_path)), tmp_path / "study")
+@pytest.fixture(scope="module")
+def started() -> Iterator[Any]:
     with browser(*WEBGL) as chromium:
-        shown, wrong = watched(chromium.new_context(viewport={"width": 1100, "height": 640}))
-        with serving(tmp_path / "study", free_port()) as (_, links):
-            shown.goto(links[0])
-            check_accessible(shown, "welcome")
-            shown.click("text=Begin")
-            for answer in ("a", "b"):
-                shown.wait_for_selector("body.ready", timeout=120_000)
-                if answer == "a":
-                    check_accessible(shown, "item")
-                    check_not_clipped(shown, "item")
-                    check_by_tab(shown, "item")
-                    scroll(shown)
-                before = shown.title()
-                shown.keyboard.press(answer)
-                shown.wait_for_function("before => document.title !== before", arg=before)
-            assert "Finished" in shown.inner_text("h1") and not wrong
+        yield chromium
+
+
+@pytest.fixture
+def chromium(started: Any) -> Iterator[Any]:
+    yield from emptied(started)
+
+
+def test_a_reader_scrolls_and_answers(chromium: Any, tmp_path: Path) -> None:
+    create(read_config(make_config(tmp_path)), tmp_path / "study")
+    shown, wrong = watched(chromium.new_context(viewport={"width": 1100, "height": 640}))
+    with serving(tmp_path / "study", free_port()) as (_, links):
+        shown.goto(links[0])
+        check_accessible(shown, "welcome")
+        shown.click("text=Begin")
+        for answer in ("a", "b"):
+            shown.wait_for_selector("body.ready", timeout=120_000)
+            if answer == "a":
+                check_accessible(shown, "item")
+                check_not_clipped(shown, "item")
+                check_by_tab(shown, "item")
+                scroll(shown)
+            before = shown.title()
+            shown.keyboard.press(answer)
+            shown.wait_for_function("before => document.title !== before", arg=before)
+        assert "Finished" in shown.inner_text("h1") and not wrong
     first, second = export.rows(Store(tmp_path / "study"))
     assert (first["answer"], second["answer"]) == ("left", "right")
     assert first["seen_axial"] == "11-15" and first["seen_sagittal"] == "14"
@@ -145,26 +157,25 @@ def scroll(shown: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TABLETS)
-def test_a_tablet_and_a_keyboard_reach_all(tmp_path: Path, name: str) -> None:
+def test_a_tablet_and_a_keyboard_reach_all(chromium: Any, tmp_path: Path, name: str) -> None:
     """Slices, window, crosshair and zoom without wheel and buttons; a held key scrolls, and answers once."""
     create(read_config(make_config(tmp_path)), tmp_path / "study")
-    with browser(*WEBGL) as chromium:
-        shown, wrong = watched(tablet(chromium, name))
-        with serving(tmp_path / "study", free_port()) as (_, links):
-            shown.goto(links[0])
-            shown.tap("text=Begin")
-            shown.wait_for_selector("body.ready", timeout=120_000)
-            for check in (check_accessible, check_not_clipped, check_targets, check_label):
-                check(shown, name)
-            use_fingers(shown)
-            use_keys(shown)
-            shown.keyboard.down("a")
-            shown.keyboard.down("a")  # held
-            shown.wait_for_function("document.title.startsWith('Item 1')")
-            shown.wait_for_selector("body.ready", timeout=120_000)
-            shown.tap("button[value=right]")
-            shown.wait_for_selector("h1:has-text('Finished')")
-            assert not wrong
+    shown, wrong = watched(tablet(chromium, name))
+    with serving(tmp_path / "study", free_port()) as (_, links):
+        shown.goto(links[0])
+        shown.tap("text=Begin")
+        shown.wait_for_selector("body.ready", timeout=120_000)
+        for check in (check_accessible, check_not_clipped, check_targets, check_label):
+            check(shown, name)
+        use_fingers(shown)
+        use_keys(shown)
+        shown.keyboard.down("a")
+        shown.keyboard.down("a")  # held
+        shown.wait_for_function("document.title.startsWith('Item 1')")
+        shown.wait_for_selector("body.ready", timeout=120_000)
+        shown.tap("button[value=right]")
+        shown.wait_for_selector("h1:has-text('Finished')")
+        assert not wrong
     first, second = export.rows(Store(tmp_path / "study"))
     assert (first["answer"], second["answer"]) == ("left", "right")
     low, high = map(float, first["window_mri"].split(" to "))
@@ -184,12 +195,12 @@ def use_fingers(shown: Any) -> None:
     box = shown.locator("canvas[data-slot=mri]").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     shown.select_option("#tool", "slices")
-    touch(shown, [(x, y - 10 * part) for part in range(5)])
+    touch(shown, [(x, y - 20 * part) for part in range(3)])  # each step is drawn
     assert places(shown)["axial"] > 13 and places(shown)["sagittal"] == 14
     shown.select_option("#tool", "window")
-    touch(shown, [(x + 10 * part, y) for part in range(5)])
+    touch(shown, [(x + 20 * part, y) for part in range(3)])
     before = places(shown)
-    touch(shown, *([(x + side * (20 + 5 * part), y) for part in range(5)] for side in (-1, 1)))
+    touch(shown, *([(x + side * (20 + 10 * part), y) for part in range(3)] for side in (-1, 1)))
     assert places(shown) == before and float(shown.inner_text("#zoomed").rstrip("×")) > 1.5
     shown.keyboard.press("0")
 
