@@ -102,6 +102,26 @@ def test_numbers_in_prose_are_those_of_the_files() -> None:
         assert sum(size_of(shape) for shape in sizes) == model["parameters"]
 
 
+def test_the_lesions_kept_in_prose_are_those_measured() -> None:
+    """In the model card, the changelog and the guide, for both networks."""
+    sets = json.loads((REPO / "benchmarks/results/lesions.json").read_text())["sets"]
+    kept = {
+        name: [sets[one]["methods"][weights.title(name)]["lesions"] for one in sets] for name in weights.NAMES
+    }
+    means = {name: ", ".join(f"{one['mean']:.2f}" for one in found) for name, found in kept.items()}
+    guide = (REPO / "docs/guides/pictures.md").read_text()
+    assert all(f"| {mean} |" in guide for mean in means.values())
+    changes = (REPO / "CHANGELOG.md").read_text()
+    told = re.search(r"\(lesions kept: CT (\S+), PET (\S+), SPECT (\S+); `lagn` ([^)]*)\)", changes)
+    assert told is not None and ", ".join(told.groups()[:3]) == means["lagn-quality"]
+    assert told[4] == means["lagn"]
+    card = (REPO / "MODEL_CARD.md").read_text()
+    rows = re.findall(r"^\| (?:CT|PET|SPECT): lesions, mean.*", card, re.MULTILINE)
+    for row, *found in zip(rows, *kept.values(), strict=True):
+        cells = [cell.strip(" *") for cell in row.split("|")[2:4]]
+        assert cells == [f"{one['mean']:.2f} ({one['worst']:.2f})" for one in found]
+
+
 def size_of(shape: list[int]) -> int:
     count = 1
     for side in shape:
