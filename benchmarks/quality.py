@@ -41,7 +41,7 @@ COLUMNS = RANKED + tuple(key for key in ALL if key not in RANKED)
 # The markers say which tables a page shows: all of them, or the brief ones.
 MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("quality", "quality-brief")}
 PAGES = (REPO / "README.md", REPO / "docs/benchmarks.md")
-BRIEF_PEERS = 3  # beside ours and the two baselines
+BRIEF_ROWS = 6  # ours, the two baselines, and as many of the best peers as there is room for
 DECIMALS = 3  # like the peers' figures: more would break their ties
 NOT_COMPARED = {
     "mri-ct": ("detail", "function")
@@ -210,7 +210,7 @@ def table(
     peers = [method for method in order if conditions[method]["kind"] == "peer"]
     for method in order:
         kind = conditions[method]["kind"]
-        if brief and method in peers[BRIEF_PEERS:]:
+        if brief and method in peers[BRIEF_ROWS - (len(order) - len(peers)) :]:
             continue
         cells = [method if kind == "peer" else f"{method} ({kind})"]
         cells.append(emphasise(f"{ranks[method]:.2f}", ranks[method] == min(ranks.values())))

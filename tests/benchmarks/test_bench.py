@@ -219,7 +219,7 @@ def test_ops(more: tuple[str, ...], tmp_path: Path, module: Any) -> None:
     found = {(row["op"], row["shift"], row["rival"]) for row in result["rows"]}
     attention = {("window_attention", s, r) for s in (0, 4) for r in ("kernel", "eager", "sdpa", *more)}
     loss = {("fusion_loss", None, r) for r in ("kernel", "eager", *more)}
-    blocks = {(op, None, r) for op in CPU_OPS for r in ("kernel", "eager", *more)}
+    blocks = {(op, None, r) for op in (*CPU_OPS, "local_block hardswish") for r in ("kernel", "eager", *more)}
     assert found == attention | loss | blocks | {("training step", None, r) for r in ("kernel", "eager")}
     for row in result["rows"]:
         assert row["status"] == "measured", row

@@ -314,20 +314,24 @@ def test_rows_of_another_number_of_pairs_are_refused(quality: ModuleType) -> Non
         quality.merge(report, "mri-ct", 21, {})
 
 
-def test_the_brief_tables_keep_six_rows_and_the_ranks_of_all(quality: ModuleType) -> None:
-    names = [("ours", "LAGN"), ("baseline", "max"), ("baseline", "average")]
+@pytest.mark.parametrize("ours", [("LAGN",), ("LAGN", "LAGN-quality")])
+def test_the_brief_tables_keep_six_rows_and_the_ranks_of_all(
+    quality: ModuleType, ours: tuple[str, ...]
+) -> None:
+    names = [*(("ours", name) for name in ours), ("baseline", "max"), ("baseline", "average")]
     names += [("peer", f"P{i}") for i in range(5)]
     conditions = {name: {"kind": kind, "made_by": "", "commit": "c", "date": "d"} for kind, name in names}
     rows = {name: dict.fromkeys(quality.COLUMNS, float(-i)) for i, (_, name) in enumerate(names)}
     report = {"conditions": conditions, "sets": {"mri-ct": {"n": 1, "rows": rows}}}
     lines = [line for line in quality.tables(report, brief=True).splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == [
-        "| LAGN (ours)",
+        *(f"| {name} (ours)" for name in ours),
         "| max (baseline)",
         "| average (baseline)",
-        *("| P0", "| P1", "| P2"),
+        *("| P0", "| P1", "| P2")[: 4 - len(ours)],
     ]
-    assert "| P2 | 6.00 |" in lines[-1] and len(lines[0].split("|")) == len(quality.RANKED) + 4
+    last = "| P2 | 6.00 |" if len(ours) == 1 else "| P1 | 5.00 |"
+    assert last in lines[-1] and len(lines[0].split("|")) == len(quality.RANKED) + 4
 
 
 def test_the_pages_show_the_committed_figures(quality: ModuleType) -> None:
