@@ -183,7 +183,7 @@ def test_a_real_full_disk(fake: FakeCard, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 CHILD = """
-import atexit, sys, time
+import atexit, os, sys, time
 import pytest
 from pathlib import Path
 from fake_card import FakeCard
@@ -195,7 +195,7 @@ atexit.register(lambda: print("left", fake.contexts, len(fake.memory), len(fake.
 wait, end = fake.call, [0.0]
 def call(name, value=None):
     if name == "query" and fake.calls.count("query") > 6 and time.monotonic() < end[0]:
-        print("working", flush=True)
+        os.write(1, b"working\\n")  # at once: two threads come here, and print writes the line's end apart
         time.sleep(0.05)
         return False  # a card that is still at it, for a while
     if name == "query" and fake.calls.count("query") == 6:
