@@ -103,6 +103,14 @@ def oklab(rgb: Tensor) -> Tensor:
     return torch.einsum("ij,bjhw->bihw", rgb.new_tensor(OKLAB_OF_LMS), (cone + TINY) ** (1 / 3))
 
 
+def along_hue(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of a chroma that another has along its hue, and how strong it is, 0 where it has no hue to
+    keep; both [B, 1, H, W]. mine, theirs: Oklab's a and b, [B, 2, H, W]."""
+    power = theirs.square().sum(1, keepdim=True)
+    share = (mine * theirs).sum(1, keepdim=True) / power.clamp(min=CHROMA_MIN**2)
+    return share, (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
+
+
 def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) -> Tensor:
     """1 minus the share of the tracer's chroma, along its hue, that the coloured picture has; 0 for none.
 
@@ -110,12 +118,9 @@ def colour_loss(coloured: Tensor, rgb: Tensor, foreground: Tensor, top: Tensor) 
     times more, outside it up to COLOUR_ENOUGH alone, and a pixel that is nearly washed out (p < WASHED) costs
     twice. A crop without any of the top counts as what it is, the smaller part of a slice.
     """
-    mine, theirs = oklab(coloured)[:, 1:], oklab(rgb)[:, 1:]
-    power = theirs.square().sum(1, keepdim=True)
-    chroma = (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
+    share, chroma = along_hue(oklab(coloured)[:, 1:], oklab(rgb)[:, 1:])
     weight = (foreground + COLOUR_TOP * top) * chroma
     usual = (1 + COLOUR_TOP * (1 - TOP_UPTAKE)) * (foreground * chroma).sum((1, 2, 3))
-    share = (mine * theirs).sum(1, keepdim=True) / power.clamp(min=CHROMA_MIN**2)
     kept = torch.minimum(share, 1 / share.clamp(min=1))
     lost = torch.where(top > 0, 1 - kept, (COLOUR_ENOUGH - kept).clamp(min=0)) + (WASHED - share).clamp(min=0)
     return (weight * lost).sum((1, 2, 3)) / (torch.maximum(weight.sum((1, 2, 3)), usual) + TINY)
@@ -130,9 +135,7 @@ def saturation_loss(coloured: Tensor, rgb: Tensor, uptake: Tensor, strong: Tenso
     """
     foreground, _ = uptake_masks(rgb, uptake, strong)
     (light, mine), (own_light, theirs) = (oklab(x).tensor_split([1], 1) for x in (coloured, rgb))
-    power = theirs.square().sum(1, keepdim=True)
-    chroma = (power + TINY**2).sqrt() * (power > CHROMA_MIN**2)
-    kept = (mine * theirs).sum(1, keepdim=True) / power.clamp(min=CHROMA_MIN**2)
+    kept, chroma = along_hue(mine, theirs)
     vivid = kept * own_light / light.clamp(min=CHROMA_MIN)
     weight = foreground * chroma
     return (weight * (VIVID_ENOUGH - vivid).clamp(min=0)).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) + TINY)

@@ -130,8 +130,9 @@ def with_palette(crop: Crop, palette: ndarray, curve: ndarray) -> Crop:
     uptake = through(curve, crop.uptake)
     strong = 2.0 if crop.strong > 1 else float(through(curve, np.array(crop.strong, np.float32)))
     rgb = through(palette, uptake)
-    crop = replace(crop, uptake=uptake, palette=palette, rgb=rgb, strong=strong)
-    return replace(crop, generated=None, repainted=True)
+    return replace(
+        crop, uptake=uptake, palette=palette, rgb=rgb, generated=None, strong=strong, repainted=True
+    )
 
 
 def dimmed(crop: Crop, gain_a: float, gain_b: float) -> Crop:
