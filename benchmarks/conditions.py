@@ -24,7 +24,7 @@ def conditions(networks: Sequence[str] = (weights.DEFAULT,)) -> dict[str, Any]:
         **machine.conditions(),
         "load_average": load_average(),
         "versions": {"mmif_trt": __version__, **{name: _version(name) for name in DISTRIBUTIONS}},
-        **_source(),
+        **source(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "weights_sha256": {
             file: entry["sha256"]
@@ -80,7 +80,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _source() -> dict[str, Any]:
+def source() -> dict[str, Any]:
     """The commit, and whether files differ from it, rows of other benchmarks apart; None if unknown. A copy
     without .git gets its commit from MMIF_COMMIT, with "-dirty" appended if files had changed."""
     if told := os.environ.get("MMIF_COMMIT"):

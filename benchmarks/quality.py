@@ -20,13 +20,13 @@ import json
 import math
 import os
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import results_command
+from conditions import source
 
 from mmif_trt import cli, weights
 from mmif_trt.files import write_atomic
@@ -124,14 +124,8 @@ def score_folder(args: argparse.Namespace) -> None:
 
 def commit() -> str:
     """The commit the figures were made at, with -dirty if the tree differs from it in more than results."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=REPO, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    changes = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results")
-    at = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    return f"{at}-dirty" if changes else at
+    told = source()
+    return (told["commit"] or "unknown") + ("-dirty" if told["uncommitted_changes"] else "")
 
 
 def command(args: argparse.Namespace) -> str:
