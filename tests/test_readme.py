@@ -5,13 +5,11 @@ test_pages.py runs the commands and the Python of every page.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import pages
@@ -65,16 +63,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", REPO / "docs/tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_option_tables_and_rooms_are_up_to_date() -> None:
-    stale = [path for path, text in tables().pages().items() if path.read_text() != text]
+    stale = [path for path, text in pages.tables().pages().items() if path.read_text() != text]
     assert not stale, "run: python docs/tables.py"
 
 
@@ -82,7 +72,7 @@ def test_every_option_says_what_it_is() -> None:
     """A help of its own for each option: none without, and none with the text of another."""
     from mmif_trt import cli
 
-    for name, parser in tables().parsers(cli._parser()):
+    for name, parser in pages.tables().parsers(cli._parser()):
         helps = [(a.option_strings or [a.dest], a.help) for a in parser._actions]
         assert not [option for option, text in helps if not text], name
         texts = [text for _, text in helps]

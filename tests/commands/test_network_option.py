@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import pytest
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
@@ -60,24 +60,15 @@ def cases(tmp_path: Path) -> str:
     return str(tmp_path / "list.csv")
 
 
-def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    if not inner:
-        yield name.strip(), parser
-    for action in inner:
-        for word, child in action.choices.items():
-            yield from parsers(child, f"{name} {word}")
-
-
 def option(parser: argparse.ArgumentParser, name: str) -> argparse.Action | None:
     return next((action for action in parser._actions if name in action.option_strings), None)
 
 
 def test_every_command_that_fuses_has_it() -> None:
-    found = {name: option(parser, "--network") for name, parser in parsers(cli._parser())}
+    found = {name: option(parser, "--network") for name, parser in pages.tables().parsers(cli._parser())}
     chosen = {name for name, action in found.items() if action}
     assert chosen == {"fuse", "eval", "info", "batch", "plan", "node", "demo", "study demo"}
-    runs = {name for name, parser in parsers(cli._parser()) if option(parser, "--precision")}
+    runs = {name for name, parser in pages.tables().parsers(cli._parser()) if option(parser, "--precision")}
     assert runs < chosen, "what chooses how a network runs also chooses which"
     for action in filter(None, found.values()):
         assert tuple(action.choices or ()) == tuple(weights.manifest()["models"])
