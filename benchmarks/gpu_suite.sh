@@ -11,7 +11,8 @@
 # last). No network is needed. Steps are independent; failed ones are listed at the end. The limits of a part add
 # up to less than BUDGET seconds, and no step outlasts the time left. Exit status: the number of failed steps.
 #
-# ONLY="network latency" runs these steps of the part and no others. MMIF_COMMIT names the commit where there is no .git. Any setuptools from 65 on builds.
+# ONLY="network latency" runs these steps of the part and no others. MMIF_COMMIT names the commit where there is no
+# .git. Any setuptools from 65 on builds.
 set -uo pipefail
 PYTHON=${PYTHON:-python3}
 case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
