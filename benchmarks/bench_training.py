@@ -58,7 +58,9 @@ class Training:
         self.state = fusion.new_state(config)
         assert isinstance(self.state.model, LAGN)
         run_network = CapturedForward() if capture else fusion.forward
-        self.objective = fusion.objective(self.state.model, config, sets, run_network)
+        self.objective = fusion.objective(
+            self.state.model, config, fusion.batches_of(config, sets), run_network
+        )
         self.losses: list[float] = []
         self.ms: list[float] = []
 

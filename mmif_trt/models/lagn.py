@@ -262,7 +262,10 @@ class LAGN(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)  # [B, 8, H/2, W/2]
-        x = self.stem(x)
+        return self.fused(self.stem(x), a, b)
+
+    def fused(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The fused image of the stem's map [B, C, H/2, W/2] and both sources."""
         x = self.decoder(self.mixed(x))
         r = self.share(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
         return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(0, 1)

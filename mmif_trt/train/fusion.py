@@ -70,20 +70,25 @@ def forward(model: LAGN, a: Tensor, b: Tensor, precision: str) -> Tensor:
 Forward = Callable[[LAGN, Tensor, Tensor, str], Tensor]
 
 
+def batches_of(
+    config: FusionConfig, sets: list[coloured.ColouredPairs], workers: int = 0
+) -> coloured.Batches:
+    """The batches of a training, with lesions where a term of the loss asks for them. workers: processes that
+    make them ahead."""
+    planted, size = any(config.fidelity.lesions.values()), config.batch_size
+    return coloured.Batches(sets, config.seed, size, config.crop_px, config.randomised, planted, workers)
+
+
 def objective(
     model: LAGN,
     config: FusionConfig,
-    sets: list[coloured.ColouredPairs],
+    batches: coloured.Batches,
     forward: Forward = forward,
     teacher: LAGN | None = None,
-    workers: int = 0,
 ) -> loop.Objective:
     """The loss of a step. forward: runs the network, as `forward` above and `captured.CapturedForward` do.
-    teacher: the network to learn from, where config.taught has a weight. workers: processes that make batches
-    ahead.
+    teacher: the network to learn from, where config.taught has a weight.
     """
-    planted, size = any(config.fidelity.lesions.values()), config.batch_size
-    batches = coloured.Batches(sets, config.seed, size, config.crop_px, config.randomised, planted, workers)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rank, world = loop.rank_and_world()
@@ -107,7 +112,7 @@ def objective(
         if config.loss.rounding:
             # On a few crops only: this pass is the most expensive, and bad rounding does not depend on the
             # crop.
-            few = slice(0, (size + 1) // 2)
+            few = slice(0, (config.batch_size + 1) // 2)
             other_precision = "fp32" if config.precision == "bf16" else "bf16"
             other = forward(model, batch.a[few], batch.b[few], other_precision)
             rounding = rounding_loss(fused[few], other).mean()
@@ -224,7 +229,7 @@ def train(
         loop.start_from(init, state, config.model)
     assert isinstance(state.model, LAGN)
     teacher = load_model(device=str(loop.device())) if config.taught else None
-    step = objective(state.model, config, in_colour, run_network, teacher, workers)
+    step = objective(state.model, config, batches_of(config, in_colour, workers), run_network, teacher)
     return loop.run(
         state, config, path, step, lambda w: log_pictures(w, state, validation), stop_after, checkpoint_every
     )
@@ -263,12 +268,12 @@ def options(defaults: FusionConfig) -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def configured(given: argparse.Namespace) -> FusionConfig:
+    """The configuration that these options state."""
     defaults = FusionConfig()
-    given = options(defaults).parse_args(arguments)
     loss = LossWeights(**{name: getattr(given, name) for name in asdict(defaults.loss)})
     fidelity = FidelityWeights(**{name: getattr(given, name) for name in asdict(defaults.fidelity)})
-    config = FusionConfig(
+    return FusionConfig(
         **loop.shared(given),
         crop_px=given.crop_px,
         randomised=given.randomised,
@@ -285,6 +290,11 @@ def main(arguments: list[str] | None = None) -> int:
         loss=loss,
         fidelity=fidelity,
     )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = options(FusionConfig()).parse_args(arguments)
+    config = configured(given)
 
     def run() -> Path:
         paths = (given.data, given.out, given.init, given.generated)

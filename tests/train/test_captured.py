@@ -44,7 +44,7 @@ def test_cuda_graphs_train_as_single_kernels_do(precision: str, tmp_path: Path) 
     losses = []
     for run in (fusion.forward, CapturedForward()):
         state = fusion.new_state(config)
-        objective = fusion.objective(state.model, config, sets, run)  # type: ignore[arg-type]
+        objective = fusion.objective(state.model, config, fusion.batches_of(config, sets), run)  # type: ignore[arg-type]
         losses.append([loop.train_step(state, config, objective)[0] for _ in range(config.steps)])
     assert losses[0][0] != losses[0][-1]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3 if precision == "bf16" else 1e-4)

@@ -53,7 +53,8 @@ def test_a_step_with_every_term_stays_on_its_device(
     nonzero = torch.fx.experimental._config
     monkeypatch.setattr(nonzero, "meta_nonzero_assume_all_nonzero", True)
     networks = [LAGN(SMALL).to(there) for _ in range(2)]
-    step = fusion.objective(networks[0], config, sets, lambda model, a, b, _: model(a, b), networks[1])
+    batches = fusion.batches_of(config, sets)
+    step = fusion.objective(networks[0], config, batches, lambda model, a, b, _: model(a, b), networks[1])
     loss, terms = step(0)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.is_meta and {"flat", "taught", "rounding", "lesions/ct", "colour/pet"} <= terms.keys()
@@ -86,6 +87,8 @@ def test_a_taught_network_comes_nearer_to_the_release(tmp_path: Path) -> None:
     )
     state = fusion.new_state(config)
     torch.manual_seed(5)
-    step = fusion.objective(state.model, config, pairs, teacher=LAGN(SMALL).eval())  # type: ignore[arg-type]
+    step = fusion.objective(  # type: ignore[arg-type]
+        state.model, config, fusion.batches_of(config, pairs), teacher=LAGN(SMALL).eval()
+    )
     apart = [loop.train_step(state, config, step)[0] for _ in range(config.steps)]
     assert np.mean(apart[-5:]) < 0.7 * np.mean(apart[:5])

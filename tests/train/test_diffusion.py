@@ -482,7 +482,7 @@ def test_two_processes_take_the_mean_of_their_gradients(root: Path, tmp_path: Pa
     state = fusion.new_state(config)
     assert isinstance(state.model, LAGN)
     sets = [coloured.read_colours(root, "train", pairs) for pairs in data.read_sets(root, "train")]
-    single = fusion.objective(state.model, config, sets)
+    single = fusion.objective(state.model, config, fusion.batches_of(config, sets))
     loop.train_step(state, config, lambda _: ((single(0)[0] + single(1)[0]) / 2, {}))
     for name, value in state.model.state_dict().items():
         torch.testing.assert_close(two[f"model.{name}"], value, atol=2e-6, rtol=0)

@@ -211,8 +211,9 @@ def test_training_lowers_the_loss(root: Path) -> None:
             return losses.fusion_loss(state.model(a, b), a, b, modalities, config.loss)[0].item()
 
     before = loss()
+    step = fusion.objective(state.model, config, fusion.batches_of(config, in_colour))
     for _ in range(30):
-        loop.train_step(state, config, fusion.objective(state.model, config, in_colour))
+        loop.train_step(state, config, step)
     assert loss() < 0.97 * before
     close(torch.tensor(loop.learning_rate(config, 0)), config.learning_rate / 2, 1e-6)
 
