@@ -74,7 +74,7 @@ def read_pairs(
 ) -> Iterator[Decoded]:
     """Each pair of two lists of equal length, in order: the pixels of io.read bit for bit, or the error.
 
-    device_id: None: all on the CPU. A GPU decodes JPEG itself, which may differ by a level.
+    device_id: None: all on the CPU. A GPU decodes JPEG itself; colour ones may differ by a level there.
     """
     if len(files_a) != len(files_b):
         raise InputError(f"{len(files_a)} and {len(files_b)} files; expected two lists of equal length")
@@ -197,7 +197,13 @@ def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, so
         streams = fn.external_source(source=source, num_outputs=2, dtype=DALIDataType.UINT8, ndim=1)
         return tuple(
             fn.decoders.image(
-                x, device=place, output_type=DALIImageType.ANY_DATA, dtype=kind, adjust_orientation=False
+                x,
+                device=place,
+                output_type=DALIImageType.ANY_DATA,
+                dtype=kind,
+                adjust_orientation=False,
+                # Without it a GPU repeats halved chroma where the CPU interpolates: 40 levels at an edge.
+                jpeg_fancy_upsampling=True,
             )
             for x, kind in zip(streams, kinds, strict=True)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from mmif_trt import InputError, io
 from mmif_trt.io import dali
 
 pytest.importorskip("nvidia.dali", reason="nvidia-dali-cuda130 is not installed")
+cuda = pytest.importorskip("torch").cuda
+TYPES = ("png", "tif", "jp2", "jpg")
 JPEG_2000 = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
 
 
@@ -31,7 +34,7 @@ def save(path: Path, x: np.ndarray) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "jp2", "jpg"])
+@pytest.mark.parametrize("suffix", TYPES)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_are_opencvs(
@@ -54,6 +57,25 @@ def test_pixels_are_opencvs(
             if suffix != "jpg":
                 raw = cv2.imread(files[index], cv2.IMREAD_UNCHANGED)
                 np.testing.assert_array_equal(image.data, raw[..., ::-1] if channels == 3 else raw)
+
+
+def test_a_gpu_is_told_to_interpolate_the_chroma_of_a_jpeg() -> None:
+    """A GPU repeats each sample by default. The CPU always interpolates: only the pipeline shows it."""
+    built = dali.decoder(("uint8", "uint8"), None, 1, 1, source=lambda: ([], []))
+    asked = re.findall(rb"jpeg_fancy_upsampling\x12\x04bool0(.)", built.serialize(), re.DOTALL)
+    assert asked == [b"\x01"] * 2
+
+
+def test_on_a_card_only_colour_jpeg_may_differ_and_by_one_level(tmp_path: Path) -> None:
+    if not cuda.is_available():
+        pytest.skip("no CUDA device")
+    x = picture("uint8", 3, 0) // 2
+    x[10:30, 10:40] = (255, 0, 0)
+    files = [save(tmp_path / f"{kind}-{y.ndim}.{kind}", y) for kind in TYPES for y in (x, x[..., 0])]
+    for pair in dali.read_pairs(files, files, device_id=0):
+        assert pair.a is not None, pair.error
+        apart = np.abs(pair.a.data.astype(int) - io.read(files[pair.index]).data.astype(int)).max()
+        assert apart <= files[pair.index].endswith("-3.jpg"), files[pair.index]
 
 
 def test_mixed_types_palettes_and_alpha_stay_in_order(tmp_path: Path) -> None:
