@@ -287,8 +287,8 @@ def page(report: dict[str, Any]) -> str:
         "Made by `ablation.py table` from `results/ablation.json`; do not edit. Each run trains a network of "
         f"the released shape from random weights, {' or '.join(budgets)} of 128 px (the released weights had "
         "far more, see MODEL_CARD.md); the runs of one seed see the same crops. The first row is the "
-        "released recipe, mean over the seeds (least to most). The others are what the variant changes against "
-        "it within a seed. Scores are of training cases that all runs left out, fused in FP32. Weights: "
+        "released recipe, mean over the seeds (least to most). The others are what the variant changes "
+        "against it within a seed. Scores are of training cases that all runs left out, fused in FP32. Weights: "
         f"predictability 4, generated-fused {GENERATED_FUSED:g}, lesions by surprise {SURPRISE:g}. Commits "
         f"{', '.join(commits)}.",
     ]

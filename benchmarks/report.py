@@ -261,6 +261,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "batch_cpu": batch_table,
     "ops_cpu": ops_table,
     "card_h200": card_tables,
+    "card_h100": card_tables,
     "cluster_cpu": lambda result: _cluster().cluster_table(result),
     "scaling_cpu": lambda result: _cluster().scaling_table(result),
     "plan_cpu": lambda result: _cluster().plan_table(result),
