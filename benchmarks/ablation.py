@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from quality import SETS, commit
 from torch import Tensor, nn
 
-from mmif_trt import ops
 from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
@@ -234,10 +233,11 @@ def score(args: argparse.Namespace) -> None:
     for name, seed, path in files:
         _, stated = loop.read_average(path)
         row = {"variant": name, "seed": seed, "steps": stated["steps"], "batch": stated["batch_size"]}
+        row |= {"commit": args.commit, "trained_on": args.trained_on}
         for which, planted in sets.items():
             fuse = informed_fuse(path, which) if name == INFORMED else heldout.fuse_of(str(path))
             row[which] = heldout.row(fuse, planted)
-        report["rows"].append(row | {"commit": commit(), "kernels": ops.KERNELS})
+        report["rows"].append(row)
         report["conditions"] = conditions()
         write_atomic(args.out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
 
@@ -281,6 +281,7 @@ def page(report: dict[str, Any]) -> str:
     rows = report["rows"]
     commits = sorted({row["commit"] for row in rows})
     budgets = sorted({f"{row['steps']} steps of {row['batch']} crops" for row in rows})
+    devices = sorted({row["trained_on"] for row in rows})
     out = [
         "# Ablation: what the diffusion model, the branches and the terms add",
         "",
@@ -288,9 +289,9 @@ def page(report: dict[str, Any]) -> str:
         f"the released shape from random weights, {' or '.join(budgets)} of 128 px (the released weights had "
         "far more, see MODEL_CARD.md); the runs of one seed see the same crops. The first row is the "
         "released recipe, mean over the seeds (least to most). The others are what the variant changes "
-        "against it within a seed. Scores are of training cases that all runs left out, fused in FP32. Weights: "
-        f"predictability 4, generated-fused {GENERATED_FUSED:g}, lesions by surprise {SURPRISE:g}. Commits "
-        f"{', '.join(commits)}.",
+        "against it within a seed. Scores are of training cases that all runs left out, fused in FP32. "
+        f"Weights: predictability 4, generated-fused {GENERATED_FUSED:g}, lesions by surprise {SURPRISE:g}. "
+        f"Trained on {', '.join(devices)}, in bfloat16; commits {', '.join(commits)}.",
     ]
     for name in SETS:
         first = [(name, key) for key in ("lesions", "worst", "lost", *NEEDS[name])]
@@ -323,6 +324,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     two = commands.add_parser("score", parents=[shared], help="score every checkpoint without a row")
     results_command.add_out(two, RESULTS.name)
     two.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    two.add_argument("--commit", default=commit(), help="that trained them; default: this one")
+    two.add_argument(
+        "--trained-on", default=str(loop.device()), help="as NVIDIA H100; default: this machine's"
+    )
     two.set_defaults(run=score)
     commands.add_parser("table", help="write the page").set_defaults(run=table)
     return results_command.run("ablation", parser, argv)
