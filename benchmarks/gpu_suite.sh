@@ -128,11 +128,11 @@ if [ "$part" = first ]; then
   step synccheck 25 compute-sanitizer --tool synccheck --error-exitcode 9 $small
 else
   bench network 60 bench_network.py --device "$DEVICE" --size 256 --mode eager cuda-graph
-  bench latency 45 bench_latency.py --runtime torch,cuda-graph --precision fp32 --size 256 --batch 1 8 --cold 1 \
+  bench latency 40 bench_latency.py --runtime torch,cuda-graph --precision fp32 --size 256 --batch 1 8 --cold 1 \
     --repeats 60 --trace "$work/latency.trace.json" --plot "$work/latency.png"
-  bench step 30 bench_ops.py --device "$DEVICE" --op step --batch 6
+  bench step 25 bench_ops.py --device "$DEVICE" --op step --batch 6
   bench training 60 bench_training.py --steps 300
-  bench diffusion 35 bench_diffusion.py --device "$DEVICE"
+  bench diffusion 45 bench_diffusion.py --device "$DEVICE"
   bench network_512 30 bench_network.py --device "$DEVICE" --size 512 --mode eager cuda-graph --batch 1 32
   # Compilers last: they take the longest, and fail in their own ways.
   bench compiled 90 bench_ops.py --device "$DEVICE" --op attention --scale 4 --shift 0 --dtype bfloat16 \
