@@ -15,6 +15,7 @@ process one picture after another. On a GPU, CUDA events split the network's cal
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -47,6 +48,8 @@ STAGES = (
     *("recombine", "encode"),
 )
 SETTLE = 2  # untimed calls at the beginning of a turn
+# What keeps OpenVINO's and our own kernels from a processor's newest instructions.
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "MMIF_ISA")
 ENCODE = io.FORMATS[".png"].encode
 
 
@@ -332,13 +335,18 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    chosen = {name: getattr(args, name) for name in ("threads", "batch", "repeats", "warmup", "matmul")}
+    limits = [f"{name}={os.environ[name]}" for name in ISA_LIMITS if name in os.environ]
+    return chosen | {"pair": "MRI and PET"} | ({"instructions": limits} if limits else {})
+
+
 def main() -> int:
     args = parse()
     result: dict[str, Any] = {"what": "bench_latency.py", "conditions": report.conditions(args.network)}
     if card := report.card_facts():
         result["conditions"]["device"] = card
-    chosen = ("threads", "batch", "repeats", "warmup", "matmul")
-    result["settings"] = {name: getattr(args, name) for name in chosen} | {"pair": "MRI and PET"}
+    result["settings"] = settings(args)
     trace = Trace()
     with tempfile.TemporaryDirectory() as folder:
         pairs = {size: make_pair(Path(folder), size) for size in dict.fromkeys(args.size)}

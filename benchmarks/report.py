@@ -258,6 +258,7 @@ def card_tables(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency_cpu": latency_tables,
+    "latency_avx2": latency_tables,
     "batch_cpu": batch_table,
     "ops_cpu": ops_table,
     "card_h200": card_tables,

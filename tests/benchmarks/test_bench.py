@@ -161,10 +161,14 @@ def test_latency_of_two_networks(monkeypatch: pytest.MonkeyPatch, module: Any) -
     rows = [row for case in cases for row in bench.make_rows(case, args)]
     assert [row["network"] for row in rows] == list(weights.NAMES)
     assert rows[1]["gmac"] > 1.5 * rows[0]["gmac"] > 0, "each by its own dimensions"
-    result = {"conditions": report.conditions(args.network), "settings": {}, "rows": [*rows, *refused]}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    result = {"conditions": report.conditions(args.network), "settings": bench.settings(args)}
+    result["rows"] = [*rows, *refused]
     result |= {"load_average_end": None, "cold_start": {"status": "refused", "reason": "not asked for"}}
     assert {name.partition(".")[0] for name in result["conditions"]["weights_sha256"]} == set(weights.NAMES)
-    head, _, *lines = report.latency_tables(result).split("\n\n")[1].splitlines()
+    said, table, *_ = report.latency_tables(result).split("\n\n")
+    assert "instructions ONEDNN_MAX_CPU_ISA=AVX2" in said, "a limited processor is not shown as a whole one"
+    head, _, *lines = table.splitlines()
     assert head.split(" | ")[1] == "network" and len({line.count("|") for line in (head, *lines)}) == 1
     assert [line.split(" | ")[1] for line in lines] == list(weights.NAMES) * 2
     result["rows"] = rows[:1]
