@@ -1,4 +1,4 @@
-"""The ablation: its page agrees with its rows; its variants differ in one thing each and share their batches."""
+"""The ablation: its page agrees with its rows; its variants differ in one thing and share their batches."""
 
 from __future__ import annotations
 
