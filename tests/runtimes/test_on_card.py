@@ -75,3 +75,22 @@ def test_what_does_not_fit_is_refused(card: FakeCard) -> None:
     with pytest.raises(InputError, match="OnCard; expected a NumPy array"):
         fuser(OnCard(card, a), b)
     np.testing.assert_array_equal(fuser(a, b).shape, a.shape)
+
+
+def test_a_result_may_go_to_the_host(card: FakeCard) -> None:
+    """Of any size in turn, into the caller's own array, and while the parts of host calls are timed."""
+    runtime: Any = Fuser(runtime="tensorrt").runtime
+    engine, kept = runtime._engine(Form("uint8", "grey")), []
+    engine.time_parts()
+    for shape in ((40, 48), (16, 16), (3, 80, 96), (40, 48)):
+        a, b = pictures("uint8", shape, shape)
+        result = runtime.fuse_on_card(OnCard(card, a), OnCard(card, b), None, (0, 255), to_host=True)
+        stays = runtime.fuse_on_card(OnCard(card, a), OnCard(card, b), None, None)
+        assert isinstance(result, np.ndarray) and result.dtype == np.uint8
+        kept.append((result, read(card, stays)))
+    assert card.calls.count("download") == 4 and "upload" not in card.calls
+    for result, true in kept:
+        np.testing.assert_array_equal(result, true)
+    a, b = pictures("uint8", (40, 48), (40, 48))
+    np.testing.assert_array_equal(engine(a, b), kept[0][0])
+    assert len(engine.parts_ms) == 3

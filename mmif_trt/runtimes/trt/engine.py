@@ -37,7 +37,8 @@ class Engine:
     both on the host (NumPy, or DLPack: torch) or both on the GPU (DLPack or `__cuda_array_interface__`). The
     network alone takes float32 [H, W], [B, H, W] or [B, 1, H, W] in [0, 1]. The result has b's shape: a NumPy
     array or a `DeviceArray`, the caller's own. Forms with ranges also take range_a, range_b: (black, white)
-    each; default: the whole range of the type. `run` keeps two pairs in flight.
+    each; default: the whole range of the type. to_host: the result is a NumPy array wherever a and b lie.
+    `run` keeps two pairs in flight.
     Raises InputError for arrays that do not match, DeviceError (an InputError) if the GPU fails.
     """
 
@@ -136,15 +137,22 @@ class Engine:
         contexts = len(self._slots) * int(self._engine.device_memory_size_v2)
         return len(self.data) + contexts + sum(slot.device_bytes for slot in self._slots)
 
-    def __call__(self, a: Any, b: Any, range_a: Range | None = None, range_b: Range | None = None) -> Any:
-        (fused,) = self.run([(a, b, range_a, range_b)])
+    def __call__(
+        self,
+        a: Any,
+        b: Any,
+        range_a: Range | None = None,
+        range_b: Range | None = None,
+        to_host: bool = False,
+    ) -> Any:
+        (fused,) = self.run([(a, b, range_a, range_b, to_host)])
         return fused
 
     def run(self, pairs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yields the fused array of each pair in order; while one is computed, the next is uploaded.
 
-        pairs: (a, b) or (a, b, range_a, range_b). The results belong to the caller; no later pair overwrites
-        them. A break ends what is in flight.
+        pairs: (a, b), and what a call takes after them. The results belong to the caller; no later pair
+        overwrites them. A break ends what is in flight.
         """
         thread = threading.get_ident()
         if thread in self._inside:
@@ -196,7 +204,13 @@ class Engine:
             self._changed.notify()
 
     def _start(
-        self, slot: Slot, a: Any, b: Any, range_a: Range | None = None, range_b: Range | None = None
+        self,
+        slot: Slot,
+        a: Any,
+        b: Any,
+        range_a: Range | None = None,
+        range_b: Range | None = None,
+        to_host: bool = False,
     ) -> Job:
         """Starts one pair; returns the slot if that fails."""
         try:
@@ -218,7 +232,7 @@ class Engine:
                 views = {n: device_array.view(x, n, to, self.form.dtype) for x, n in ((a, "a"), (b, "b"))}
                 shape = self._shape(views["a"].shape, views["b"].shape)
                 with self.device.current(), self._said(shape):
-                    return slot.start_on_card(views, ranges, shape, views["b"].shape)
+                    return slot.start_on_card(views, ranges, shape, views["b"].shape, to_host)
         except BaseException as error:
             self._give_back(slot)
             if isinstance(error, Hung):

@@ -86,6 +86,7 @@ class TensorRtRuntime:
         self.engine = engine
         self._loading = threading.Lock()
         self._engines = {LUMA: engine}
+        self._missing: set[Form] = set()  # engines that could not be built or loaded
         # Releases the GPU with the last reference, and before the interpreter ends, after Ctrl-C too.
         weakref.finalize(self, _close, self._engines)
         self.device = engine.device.card.name
@@ -96,9 +97,25 @@ class TensorRtRuntime:
         fused: np.ndarray = self.engine(a, b)
         return fused
 
-    def fuse_on_card(self, a: Any, b: Any, range_a: Range | None, range_b: Range | None) -> Any:
+    def takes_on_card(self, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+        """Does `fuse_on_card` take uint8 pictures of these shapes, [H, W] or [H, W, 3], from 0 to 255? Not
+        without the engine for them: `note` says why it cannot be built or loaded."""
+        form = Form("uint8", "rgb-last" if is_colour(b) else "grey")
+        if is_colour(a) or form in self._missing:
+            return False
+        try:
+            return _fits(a, self._engine(form).manifest)
+        except Exception as error:  # whatever a driver or TensorRT raises: the host's way is left
+            self._missing.add(form)
+            self.note += f"; no engine {form}: {' '.join(str(error).split()) or type(error).__name__}"
+            return False
+
+    def fuse_on_card(
+        self, a: Any, b: Any, range_a: Range | None, range_b: Range | None, to_host: bool = False
+    ) -> Any:
         """From pixels to pixels without passing through the host: a `DeviceArray` in the shape and type of b,
-        in a's range. None if a or b is not on the GPU, or only the host path can do it.
+        in a's range; to_host: a NumPy array. None if a or b is not on the GPU, or only the host path can do
+        it.
 
         a: [H, W] or [N, H, W]; b: the same, or RGB [H, W, 3], [N, H, W, 3]; both uint8 from 0 to 255, or both
         float32, not checked for NaN. 16 to 1024 px per side, 8 pairs at most. Raises InputError.
@@ -122,11 +139,11 @@ class TensorRtRuntime:
             if x is not None and not x[0] < x[1]:
                 raise InputError(f"{name} {x}; expected (black, white), black < white")
         form = Form(types[0], "rgb-last" if is_colour(shapes[1]) else "grey")
-        ranges = (range_a, range_b) if form.ranges else ()
+        ranges = (range_a, range_b) if form.ranges else (None, None)
         engine = self._engine(form)
         if by_host and not _fits(shapes[0], engine.manifest):
             return None  # in tiles, or one by one
-        return engine(a, b, *ranges)
+        return engine(a, b, *ranges, to_host)
 
     def _engine(self, form: Form) -> Engine:
         with self._loading:

@@ -20,7 +20,8 @@ from mmif_trt.runtimes.trt.engine_file import Shape
 
 @dataclass
 class Job:
-    """A pair that a slot is processing. result: the shape that the caller gets; out: its place on the GPU."""
+    """A pair that a slot is processing. result: the shape that the caller gets; out: its place on the GPU,
+    None: it goes to the host."""
 
     shape: Shape
     result: tuple[int, ...]
@@ -67,9 +68,15 @@ class Slot:
         return Job(shape, result)
 
     def start_on_card(
-        self, views: dict[str, View], ranges: dict[str, np.ndarray], shape: Shape, result: tuple[int, ...]
+        self,
+        views: dict[str, View],
+        ranges: dict[str, np.ndarray],
+        shape: Shape,
+        result: tuple[int, ...],
+        to_host: bool,
     ) -> Job:
-        """Starts a pair that is on the GPU and keeps it until it is done; copies no pixel."""
+        """Starts a pair that is on the GPU and keeps it until it is done; copies no pixel of it. to_host: its
+        result goes to the host, otherwise it stays too."""
         self._wait(shape)
         if not all(x.ordered for x in views.values()):
             self._device.synchronise()  # no stream was named: whatever writes them must have ended
@@ -80,10 +87,16 @@ class Slot:
             np.copyto(self._pinned[name].view(x.dtype), x)
             self._device.upload(self._memory[name], self._pinned[name], self.stream)
             addresses[name] = int(self._memory[name])
-        out = DeviceArray(self._device, self._nbytes(OUTPUT, shape), result, self._form.dtype)
+        size, out = self._nbytes(OUTPUT, shape), None
+        if to_host:
+            self._buffer(OUTPUT, size)
+        else:
+            out = DeviceArray(self._device, size, result, self._form.dtype)
         self._alive = [x.owner for x in views.values()]
-        self._set(shape, addresses | {OUTPUT: int(out.memory)})
+        self._set(shape, addresses | {OUTPUT: int(out.memory if out else self._memory[OUTPUT])})
         self._execute()
+        if to_host:
+            self._device.download(self._pinned[OUTPUT][:size], self._memory[OUTPUT], self.stream)
         self.done.record(self.stream)
         return Job(shape, result, out)
 
@@ -92,7 +105,7 @@ class Slot:
         self._wait(job.shape)
         if job.out is not None:
             return job.out
-        if self._marks:
+        if self._marks and self._shape is not None:  # it came from the host
             self.parts_ms = self._marks.laps_ms()
         fused = self._pinned[OUTPUT][: self._nbytes(OUTPUT, job.shape)]
         return fused.view(self._form.dtype).reshape(job.result).copy()
