@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmif_trt import label, runtimes
-from mmif_trt.image import DTYPE_RANGE, Image, InputError
+from mmif_trt.image import DTYPE_RANGE, CardImage, Image, InputError, Picture
 from mmif_trt.stages import colour, normalise, tiling
 
 if TYPE_CHECKING:
@@ -75,34 +75,45 @@ class Fuser:
         self._asked = state["asked"]
         self._load()
 
-    def fuse_images(self, a: Image, b: Image) -> Image:
+    def takes_on_card(self, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+        """Does `fuse_images` take `CardImage`s of these shapes?"""
+        takes = getattr(self.runtime, "takes_on_card", None)  # only TensorRT has one
+        return takes is not None and takes(a, b)
+
+    def fuse_images(self, a: Picture, b: Picture) -> Image:
         """a: the MRI, grey. b: CT, PET or SPECT of the same size, grey or RGB -> fused, RGB where b is RGB.
 
         The result has the wider dtype of the two (uint8, uint16, float32) and that source's value range (a's
         where both have it). Luma (BT.601) is fused, chroma is b's, inside the RGB gamut. Where both sources
-        are black the result is exactly black. Raises InputError for unequal sizes and for an `a` in colour.
+        are black the result is exactly black. Two `CardImage`s are fused on the GPU, where all of this holds.
+        Raises InputError for unequal sizes and for an `a` in colour.
         """
         if a.size != b.size:
             raise InputError(
                 f"{a.source} is {a.size[0]} x {a.size[1]} px and {b.source} is {b.size[0]} x {b.size[1]} px; "
                 "expected registered images of equal size"
             )
+        if isinstance(a, CardImage) and isinstance(b, CardImage):
+            on_card: Any = self.runtime
+            pixels = on_card.fuse_on_card(a.pixels, b.pixels, a.value_range, b.value_range, to_host=True)
+            value_range = a.value_range
+        else:
+            assert isinstance(a, Image) and isinstance(b, Image), "a decoder leaves both on the card, or none"
+            pixels, value_range = self._pixels(a, b)
+        source, how = f"{a.source} + {b.source}", label.of(a, b, self.network)
+        return a.with_data(
+            pixels, value_range=value_range, modality=None, source=source, sha256="", label=how
+        )
+
+    def _pixels(self, a: Image, b: Image) -> tuple[np.ndarray, ValueRange]:
+        """The fused pixels, and their black and white."""
         unit_a, unit_b = _grey_unit(a), normalise.to_unit(b)
         y = tiling.run(self.runtime.infer, unit_a, colour.luma(unit_b) if b.is_colour else unit_b)
         fused = colour.recombine(y, unit_b) if b.is_colour else y
         like = max((a, b), key=lambda image: _WIDTH.index(image.data.dtype.name))  # the first if equal
         assert like.value_range is not None
-        pixels = normalise.from_unit(
-            fused, np.dtype(like.data.dtype.name), like.value_range
-        )  # native byte order
-        return a.with_data(
-            pixels,
-            value_range=like.value_range,
-            modality=None,
-            source=f"{a.source} + {b.source}",
-            sha256="",
-            label=label.of(a, b, self.network),
-        )
+        native = np.dtype(like.data.dtype.name)  # in byte order
+        return normalise.from_unit(fused, native, like.value_range), like.value_range
 
     def fuse_volumes(
         self,

@@ -193,6 +193,33 @@ def stored_text(header: Any, keyword: str) -> str:
     return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip(" \0")
 
 
+@dataclass(frozen=True, eq=False)
+class CardImage:
+    """A picture that a decoder left on the GPU: for `Fuser.fuse_images`, which takes it there.
+
+    pixels: [H, W] grey or [H, W, 3] RGB, uint8, C-contiguous, by DLPack; `shape` is theirs. The rest: as in
+    Image.
+    """
+
+    pixels: Any
+    shape: tuple[int, ...]
+    source: str
+    sha256: str
+    value_range: tuple[float, float] = DTYPE_RANGE["uint8"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.shape[0], self.shape[1]
+
+    def with_data(self, data: np.ndarray, **changes: Any) -> Image:
+        """The same metadata with other pixels, on the host."""
+        mine = {"value_range": self.value_range, "source": self.source, "sha256": self.sha256}
+        return Image(data, **(mine | changes))
+
+
+Picture = Image | CardImage
+
+
 def letter_of(direction: np.ndarray) -> str:
     """The patient side (R L A P S I) that a RAS+ direction [3] is nearest to."""
     axis = int(np.abs(direction).argmax())

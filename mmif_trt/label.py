@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mmif_trt import weights
 from mmif_trt.about import RESEARCH_USE, VERSION
-from mmif_trt.image import Image
+from mmif_trt.image import Picture
 
 Label = tuple[tuple[str, str], ...]
 
 
-def of(a: Image, b: Image, network: str) -> Label:
+def of(a: Picture, b: Picture, network: str) -> Label:
     """(keyword, text) pairs in ASCII, the same for the same sources, software and weights. network: that
     fused them, by its name. The keywords are those that PNG predefines (ISO/IEC 15948, 11.3.4.2); io/ writes
     them in each format's own place."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mmif_trt.models.pixels import LUMA, OUTPUT, Form
+from mmif_trt.runtimes.trt import device_array
 from mmif_trt.stages import colour, normalise
 
 
@@ -106,6 +107,30 @@ class OnCard:
 
     def __del__(self) -> None:
         self.memory.free()
+
+
+class ByDlpack:
+    """An array of another library by DLPack: a real capsule of NumPy's, its pointer changed to the card's."""
+
+    def __init__(self, card: FakeCard, x: np.ndarray) -> None:
+        self.card, self.x, self.address = card, x, next(card.addresses) * 2**32
+        card.memory[self.address] = np.frombuffer(x.tobytes(), np.uint8).copy()
+        self.streams: list[int] = []  # that were named as those that will read
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0  # CUDA, the first
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        self.streams.append(stream)
+        capsule = self.x.__dlpack__()
+        get = ctypes.pythonapi.PyCapsule_GetPointer
+        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        tensor = device_array._Tensor.from_address(get(capsule, b"dltensor"))
+        tensor.data, tensor.byte_offset = self.address - 256, 256
+        return capsule
+
+    def __del__(self) -> None:
+        del self.card.memory[self.address]  # to its library's pool: no call of the driver
 
 
 class Stream(Dropped):

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 from mmif_trt import io
 from mmif_trt.files import disk_is_full, sha256_of, write_atomic
 from mmif_trt.folders.pairs import Pair
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import DTYPE_RANGE, Image, InputError, Picture
 from mmif_trt.machine import usable_cores
 from mmif_trt.running import Stop, explain
 
 Range = tuple[float, float]
-Read = Callable[[Pair], tuple[Image, Image]]
+Read = Callable[[Pair], tuple[Picture, Picture]]
 FOLDER_PAIRS = 8  # from this many on, throughput matters more than the latency of one pair
 MAX_DEFAULT_WORKERS = 16  # each holds a pair in memory
 
@@ -34,7 +34,9 @@ MAX_DEFAULT_WORKERS = 16  # each holds a pair in memory
 class PairFuser(Protocol):
     """The part of `mmif_trt.Fuser` that a batch needs; several threads call it at once."""
 
-    def fuse_images(self, a: Image, b: Image) -> Image: ...
+    def fuse_images(self, a: Picture, b: Picture) -> Image: ...
+
+    def takes_on_card(self, a: tuple[int, ...], b: tuple[int, ...]) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -84,7 +86,9 @@ def run_pairs(
     results: list[Result | None] = [None] * len(pairs)
     ready: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
     count = min(workers or default_workers(), len(pairs))
-    read, end_reading = reader(decode, pairs, count)
+    # The engines for pixels on a GPU know one range of 8 bits.
+    whole = all(limits in (None, DTYPE_RANGE["uint8"]) for limits in (range_a, range_b))
+    read, end_reading = reader(decode, pairs, count, fuser if whole else None)
 
     def work() -> None:
         while not stop.reason:
@@ -113,11 +117,14 @@ def run_pairs(
     return [result for result in results if result is not None]
 
 
-def reader(decode: str, pairs: list[Pair], workers: int) -> tuple[Read, Callable[[], None]]:
+def reader(
+    decode: str, pairs: list[Pair], workers: int, fuser: PairFuser | None = None
+) -> tuple[Read, Callable[[], None]]:
     """What reads the two files of a pair, and what to call at the end. Raises InputError.
 
-    decode: "opencv", in the workers; "dali", ahead of them by DALI on the CPU, the same pixels; "auto":
-    OpenCV, which decoded at least as many pictures per second on the CPU wherever both were measured.
+    decode: "opencv", in the workers; "dali", ahead of them by DALI: on the GPU for pairs that `fuser` takes
+    there, otherwise on the CPU, the same pixels; "auto": OpenCV, which decoded at least as many pictures per
+    second on the CPU wherever both were measured.
     """
     if decode in ("auto", "opencv"):
         return lambda pair: (io.read(pair.a), io.read(pair.b)), lambda: None
@@ -129,7 +136,8 @@ def reader(decode: str, pairs: list[Pair], workers: int) -> tuple[Read, Callable
         raise InputError(f"decode 'dali': {missing}")
     todo = [pair for pair in pairs if not pair.finished]
     index = {pair: i for i, pair in enumerate(todo)}
-    files = dali.read_pairs([pair.a for pair in todo], [pair.b for pair in todo])
+    on_card = fuser.takes_on_card if fuser else None
+    files = dali.read_pairs([pair.a for pair in todo], [pair.b for pair in todo], on_card=on_card)
     ahead = dali.Ahead(files, workers + dali.BATCH)
     return lambda pair: ahead.read(index[pair]), ahead.close
 

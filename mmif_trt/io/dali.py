@@ -1,4 +1,4 @@
-"""Pairs of files decoded ahead of use by NVIDIA DALI; on a GPU, it also decodes JPEG and JPEG 2000.
+"""Pairs of files decoded ahead of use by NVIDIA DALI, on the CPU, or on a GPU where the pixels then stay.
 
 DALI stops a whole pipeline at the first file that it cannot decode, accepts damaged files that its decoder
 accepts, and reduces 16 bits to 8 unless a type is stated. So io.raster checks each file's bytes first, as for
@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 
 from mmif_trt import io
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import CardImage, Image, InputError, Picture
 from mmif_trt.io import raster
 from mmif_trt.io.raster.headers import Checked
 
 BATCH, PREFETCH = 8, 2
+CARD = 0  # the CUDA device of the runtimes
 Types = tuple[str, str]  # of a and b: "uint8" or "uint16"
+OnCard = Callable[[tuple[int, ...], tuple[int, ...]], bool]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Decoded:
     """A pair of the list by its index; `error` is one line that names the file, "" if both were read."""
 
     index: int
-    a: Image | None = None
-    b: Image | None = None
+    a: Picture | None = None
+    b: Picture | None = None
     error: str = ""
 
 
@@ -47,6 +49,7 @@ class _File:
 
 
 _Pair = tuple[int, tuple[_File, _File] | InputError]
+_Kind = tuple[Types, int | None]  # and the device that decodes; None: the CPU
 
 
 def why_not() -> str:
@@ -66,7 +69,7 @@ def read_pairs(
     files_a: Sequence[str],
     files_b: Sequence[str],
     *,
-    device_id: int | None = None,
+    on_card: OnCard | None = None,
     threads: int = 2,
     batch: int = BATCH,
     shard: int = 0,
@@ -74,7 +77,8 @@ def read_pairs(
 ) -> Iterator[Decoded]:
     """Each pair of two lists of equal length, in order: the pixels of io.read bit for bit, or the error.
 
-    device_id: None: all on the CPU. A GPU decodes JPEG itself; colour ones may differ by a level there.
+    on_card: whether 8-bit pictures of two shapes, [H, W] or [H, W, 3], are decoded on the GPU and stay there,
+    as `CardImage`s; None: nowhere. A GPU decodes JPEG itself; colour ones may differ by a level there.
     """
     if len(files_a) != len(files_b):
         raise InputError(f"{len(files_a)} and {len(files_b)} files; expected two lists of equal length")
@@ -82,14 +86,14 @@ def read_pairs(
         raise InputError(missing)
     indices = shard_of(len(files_a), shard, shards)
     prepared = ((i, _prepare(files_a[i], files_b[i])) for i in indices)
-    pipelines: dict[Types, _Pipeline] = {}
-    for types, group in groupby(prepared, key=_types):
-        if types is None:
+    pipelines: dict[_Kind, _Pipeline] = {}
+    for kind, group in groupby(prepared, key=lambda pair: _kind(pair, on_card)):
+        if kind is None:
             yield from map(_by_opencv, group)
         else:
-            if types not in pipelines:
-                pipelines[types] = _Pipeline(types, device_id, threads, batch)
-            yield from pipelines[types].run(group)
+            if kind not in pipelines:
+                pipelines[kind] = _Pipeline(kind, threads, batch)
+            yield from pipelines[kind].run(group)
 
 
 def _prepare(a: str, b: str) -> tuple[_File, _File] | InputError:
@@ -107,11 +111,21 @@ def _check(path: str) -> _File:
     return _File(name, by_dali, hashlib.sha256(data).hexdigest())
 
 
-def _types(pair: _Pair) -> Types | None:
+def _kind(pair: _Pair, on_card: OnCard | None) -> _Kind | None:
     files = pair[1]
-    if isinstance(files, InputError) or files[0].checked is None or files[1].checked is None:
+    if isinstance(files, InputError):
         return None
-    return np.dtype(files[0].checked.dtype).name, np.dtype(files[1].checked.dtype).name
+    a, b = files[0].checked, files[1].checked
+    if a is None or b is None:
+        return None
+    types = np.dtype(a.dtype).name, np.dtype(b.dtype).name
+    stays = on_card and types == ("uint8", "uint8") and on_card(_plain(a.shape), _plain(b.shape))
+    return types, CARD if stays else None
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[H, W, 1] as [H, W]."""
+    return shape[:2] if shape[2] == 1 else shape
 
 
 def _by_opencv(pair: _Pair) -> Decoded:
@@ -125,10 +139,10 @@ def _by_opencv(pair: _Pair) -> Decoded:
 
 
 class _Pipeline:
-    """One DALI pipeline for one combination of types; rebuilt after an error."""
+    """One DALI pipeline for one kind of pairs; rebuilt after an error."""
 
-    def __init__(self, types: Types, device_id: int | None, threads: int, batch: int) -> None:
-        self._settings = (types, device_id, threads, batch)
+    def __init__(self, kind: _Kind, threads: int, batch: int) -> None:
+        self._settings = (*kind, threads, batch)
         self._dali: Any = None
         self._source: Iterator[_Pair] = iter(())
         self._flying: deque[list[_Pair]] = deque()  # given to DALI, not returned yet
@@ -139,7 +153,7 @@ class _Pipeline:
             if self._dali is None:
                 self._dali = decoder(*self._settings, source=self._next)
             try:
-                outputs = self._dali.run()
+                outputs = self._dali.run()  # no stream named: returns when the GPU has written all of them
             except StopIteration:
                 self._dali.reset()
                 return
@@ -148,10 +162,9 @@ class _Pipeline:
                 while self._flying:
                     yield from map(_by_opencv, self._flying.popleft())
                 continue
-            planes = [tensors.as_cpu() if hasattr(tensors, "as_cpu") else tensors for tensors in outputs]
             for i, (index, files) in enumerate(self._flying.popleft()):
                 assert not isinstance(files, InputError)
-                yield _decoded(index, files, [np.array(x.at(i)) for x in planes])
+                yield _decoded(index, files, [tensors[i] for tensors in outputs])
 
     def _next(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         batch = [pair for _, pair in zip(range(self._settings[3]), self._source, strict=False)]
@@ -167,21 +180,28 @@ class _Pipeline:
         return streams
 
 
-def _decoded(index: int, files: tuple[_File, _File], pixels: list[np.ndarray]) -> Decoded:
-    images = []
-    for file, x in zip(files, pixels, strict=True):
+def _decoded(index: int, files: tuple[_File, _File], tensors: list[Any]) -> Decoded:
+    """tensors: DALI's [H, W, C] of a and b, in host memory or on the GPU."""
+    images: list[Picture] = []
+    for file, x in zip(files, tensors, strict=True):
         assert file.checked is not None
-        if x.shape != file.checked.shape or x.dtype != file.checked.dtype:
+        if tuple(x.shape()) != file.checked.shape:
             return _by_opencv((index, files))  # not what the header announced
-        grey_or_rgb = x[..., 0] if x.shape[2] == 1 else x
-        images.append(Image(grey_or_rgb, source=file.name, sha256=file.sha256))
+        shape = _plain(file.checked.shape)
+        if len(shape) == 2:
+            x.squeeze(2)
+        if hasattr(x, "__array_interface__"):
+            images.append(Image(np.array(x), source=file.name, sha256=file.sha256))
+        else:
+            images.append(CardImage(x, shape, file.name, file.sha256))
     return Decoded(index, images[0], images[1])
 
 
 def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, source: Any) -> Any:
     """A built pipeline from `source`, which returns the encoded bytes of a batch of a and of b, to pixels.
 
-    The type is explicit: DALI's default reduces 16 bits to 8, and reads 8 as 16 by rescaling.
+    The type is explicit: DALI's default reduces 16 bits to 8, and reads 8 as 16 by rescaling. Raises
+    InputError if DALI does not start on the device.
     """
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali.types import DALIDataType, DALIImageType
@@ -189,8 +209,11 @@ def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, so
     kinds = [{"uint8": DALIDataType.UINT8, "uint16": DALIDataType.UINT16}[x] for x in types]
     place = "cpu" if device_id is None else "mixed"
 
-    # DALI's stubs do not say that device_id may be None, which means no GPU.
+    # DALI's stubs lack exec_dynamic, and do not say that device_id may be None, which means no GPU.
     settings: dict[str, Any] = {"batch_size": batch, "num_threads": threads, "device_id": device_id}
+    # Each output then owns its memory while anybody refers to it, and later batches go elsewhere, so a tensor
+    # on the GPU may wait for the network without a copy; otherwise DALI writes over it after PREFETCH runs.
+    settings["exec_dynamic"] = True
 
     @pipeline_def(prefetch_queue_depth=PREFETCH, **settings)
     def pair() -> Any:
@@ -208,8 +231,11 @@ def decoder(types: Types, device_id: int | None, threads: int, batch: int, *, so
             for x, kind in zip(streams, kinds, strict=True)
         )
 
-    built = pair()
-    built.build()
+    try:
+        built = pair()
+        built.build()
+    except RuntimeError as error:
+        raise InputError(f"decode 'dali': {' '.join(str(error).split())}; try --decode opencv") from None
     return built
 
 
@@ -245,7 +271,7 @@ class Ahead:
             self._ended = self._ended or ended
             self._changed.notify_all()
 
-    def read(self, index: int) -> tuple[Image, Image]:
+    def read(self, index: int) -> tuple[Picture, Picture]:
         with self._changed:
             self._limit = max(self._limit, index + 1 + self._depth)
             self._changed.notify_all()

@@ -54,7 +54,7 @@ def decoded(a: Sequence[Path], b: Sequence[Path], decode: str) -> Iterator[tuple
     from mmif_trt.io import dali
 
     for pair in dali.read_pairs([str(x) for x in a], [str(y) for y in b]):
-        if pair.a is None or pair.b is None:
+        if not (isinstance(pair.a, Image) and isinstance(pair.b, Image)):
             raise InputError(pair.error)
         yield _luma(pair.a, a[pair.index]), _luma(pair.b, b[pair.index])
 

@@ -30,6 +30,9 @@ class Mean:
     def __init__(self, before: Callable[[Image], None] = lambda a: None) -> None:
         self.before, self.lock, self.now, self.most = before, threading.Lock(), 0, 0
 
+    def takes_on_card(self, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+        return False
+
     def fuse_images(self, a: Image, b: Image) -> Image:
         with self.lock:
             self.now += 1

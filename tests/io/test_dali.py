@@ -15,10 +15,12 @@ import pytest
 from conftest import REPO
 
 from mmif_trt import InputError, io
+from mmif_trt.image import CardImage
 from mmif_trt.io import dali
 
 pytest.importorskip("nvidia.dali", reason="nvidia-dali-cuda130 is not installed")
-cuda = pytest.importorskip("torch").cuda
+torch = pytest.importorskip("torch")
+cuda, from_dlpack = torch.cuda, torch.from_dlpack
 TYPES = ("png", "tif", "jp2", "jpg")
 JPEG_2000 = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
 
@@ -66,15 +68,35 @@ def test_a_gpu_is_told_to_interpolate_the_chroma_of_a_jpeg() -> None:
     assert asked == [b"\x01"] * 2
 
 
+def test_a_tensor_outlives_its_turn(tmp_path: Path) -> None:
+    """What stays on a card is read later, perhaps after its pipeline is gone; here, on the CPU."""
+    files = [Path(save(tmp_path / f"{i}.png", picture("uint8", 1, i))) for i in range(9)]
+    streams = iter([np.frombuffer(file.read_bytes(), np.uint8)] for file in files)
+
+    def source() -> tuple[list[np.ndarray], list[np.ndarray]]:
+        one = next(streams)
+        return one, one
+
+    built = dali.decoder(("uint8", "uint8"), None, 1, 1, source=source)
+    first = built.run()[0][0]
+    for _ in files[1:]:
+        built.run()
+    with pytest.raises(StopIteration):
+        built.run()
+    del built
+    np.testing.assert_array_equal(np.array(first)[..., 0], io.read(files[0]).data)
+
+
 def test_on_a_card_only_colour_jpeg_may_differ_and_by_one_level(tmp_path: Path) -> None:
     if not cuda.is_available():
         pytest.skip("no CUDA device")
     x = picture("uint8", 3, 0) // 2
     x[10:30, 10:40] = (255, 0, 0)
     files = [save(tmp_path / f"{kind}-{y.ndim}.{kind}", y) for kind in TYPES for y in (x, x[..., 0])]
-    for pair in dali.read_pairs(files, files, device_id=0):
-        assert pair.a is not None, pair.error
-        apart = np.abs(pair.a.data.astype(int) - io.read(files[pair.index]).data.astype(int)).max()
+    for pair in dali.read_pairs(files, files, on_card=lambda a, b: True):
+        assert isinstance(pair.a, CardImage), pair.error
+        decoded = from_dlpack(pair.a.pixels).cpu().numpy()
+        apart = np.abs(decoded.astype(int) - io.read(files[pair.index]).data.astype(int)).max()
         assert apart <= files[pair.index].endswith("-3.jpg"), files[pair.index]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_card import FakeCard, Memory, network
+from fake_card import ByDlpack, FakeCard, network
 from fake_engine import engine, install
 
 from mmif_trt import InputError
@@ -178,31 +178,9 @@ def test_an_engine_takes_torch_tensors_of_the_host(fake: FakeCard, tmp_path: Pat
         np.testing.assert_array_equal(e(a[:, :, ::2], b[:, :, ::2]), fused[:, :, ::2])
 
 
-class OnFakeCard:
-    """Memory of the fake card behind a real DLPack capsule: torch's, its pointer changed to the card's."""
-
-    def __init__(self, fake: FakeCard, x: Any) -> None:
-        self.memory, self.inner = Memory(fake, x.numel() * 4), x
-        self.memory.data[:] = x.reshape(-1).numpy()
-        self.streams: list[int] = []
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return CARD, 0
-
-    def __dlpack__(self, *, stream: int) -> Any:
-        self.streams.append(stream)
-        capsule = self.inner.__dlpack__()
-        get = device_array.ctypes.pythonapi.PyCapsule_GetPointer
-        get.restype = device_array.ctypes.c_void_p
-        get.argtypes = [device_array.ctypes.py_object, device_array.ctypes.c_char_p]
-        tensor = device_array._Tensor.from_address(get(capsule, b"dltensor"))
-        tensor.data, tensor.byte_offset = self.memory.address - 256, 256
-        return capsule
-
-
 def test_an_engine_reads_dlpack_on_the_card(fake: FakeCard, tmp_path: Path, torch: Any) -> None:
     a, b = torch.rand(2, 2, 1, 64, 64).unbind(0)
-    x, y = OnFakeCard(fake, a), OnFakeCard(fake, b)
+    x, y = (ByDlpack(fake, tensor.numpy()) for tensor in (a, b))
     with Engine(engine(tmp_path / "x.engine")) as e:
         fused = e(x, y)
         result = fake.array(fused.__cuda_array_interface__["data"][0], tuple(a.shape))
