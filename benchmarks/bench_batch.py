@@ -7,6 +7,8 @@ The pairs are the bundled samples, shifted by up to 4 px and with noise of 1 lev
 black. The command line fuses the folder in its own process. The network alone runs on decoded pairs, in fresh
 processes just before and just after it; the mean of the two is reported. Each decoder has its own row over
 equal files, one after the other. All files are in a temporary folder (TMPDIR).
+
+`--runtime tensorrt --decode dali` decodes and fuses in the memory of a card, and ends where there is none.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import report
 from mmif_trt import io
 from mmif_trt.folders.run import default_workers
 from mmif_trt.fuser import Fuser
-from mmif_trt.image import Image
+from mmif_trt.image import Image, InputError
 from mmif_trt.samples import PAIRS
 from mmif_trt.samples import path as sample_path
 from mmif_trt.stages import colour, normalise, tiling
@@ -208,7 +210,10 @@ def main() -> int:
     settings = [Setting(args.runtime, args.precision, args.threads, args.workers, x) for x in args.decode]
     result: dict[str, Any] = {"what": "bench_batch.py", "conditions": report.conditions()}
     result["settings"] = {"threads": args.threads, "size_px": 256}
-    result["rows"] = [measure(count, setting) for count in args.pairs for setting in settings]
+    try:
+        result["rows"] = [measure(count, setting) for count in args.pairs for setting in settings]
+    except InputError as error:  # such as a runtime that is not usable here
+        raise SystemExit(f"bench_batch: {error}") from None
     peaks = [row["peak_rss_mib"] for row in result["rows"] if row["decode"] == args.decode[0]]
     result["peak_growth"] = round(peaks[-1] / peaks[0], 4) if len(peaks) > 1 and all(peaks) else None
     result["load_average_end"] = report.load_average()

@@ -252,6 +252,14 @@ def test_batch_fails_with_the_message_of_the_command_line() -> None:
     assert done.returncode != 0 and "fp7" in done.stderr
 
 
+def test_batch_on_a_card_says_in_one_line_that_there_is_none() -> None:
+    if not (reason := runtimes.available()["tensorrt"]):
+        pytest.skip("a card that TensorRT can use")
+    done = run("bench_batch.py", "--pairs", "1", "--runtime", "tensorrt", "--decode", "dali")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"bench_batch: runtime 'tensorrt' is not usable: {reason}"
+
+
 @pytest.mark.parametrize("size", [(64, 64), (256, 256), (96, 160), (33, 40)])
 def test_macs_are_those_of_the_network(size: tuple[int, int], module: Any) -> None:
     torch = pytest.importorskip("torch")
