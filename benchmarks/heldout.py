@@ -110,10 +110,16 @@ def row(fuse: Fuse, planted: Sequence[Planted]) -> dict[str, Any]:
         published.append(all_metrics(*(luma_of(x) for x in (one.a, one.b, fused))))
     total = summarise(kept)
     out: dict[str, Any] = {"lesions": total.mean, "worst": total.worst, "lost": total.lost}
-    out |= {key: float(np.nanmean([x[key] for x in needs])) for key in needs[0]}
+    out |= {key: mean([x[key] for x in needs]) for key in needs[0]}
     out |= {key: float(np.nanmean([x[key] for x in published])) for key in RANKED}
     rows = {key: rounded(value) for key, value in out.items()}
     return rows | {"share": {kind: rounded(share) for kind, share in total.share.items()}}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of those that are there; nan where a measure does not apply to any pair, as colour to a grey one."""
+    there = [value for value in values if not np.isnan(value)]
+    return float(np.mean(there)) if there else float("nan")
 
 
 def luma_of(picture: np.ndarray) -> np.ndarray:

@@ -256,6 +256,28 @@ def card_tables(result: dict[str, Any]) -> str:
     return tables(result)
 
 
+REPAINTED = ("lesions", "worst", "lost", "detail_top", "colour_top", "washed_top", "readback")
+METHODS = {"average": "50 % overlay", "max": "maximum", "lagn": "LAGN", "lagn-quality": "LAGN-quality"}
+
+
+def repainted_tables(result: dict[str, Any]) -> str:
+    """Markdown of repainted.py: one table per set, a row for each palette and method."""
+    texts = []
+    for name, shown in result["sets"].items():
+        rows = [
+            [
+                palette,
+                METHODS.get(method, method),
+                *("" if values.get(key) is None else f"{values[key]:.2f}" for key in REPAINTED),
+            ]
+            for palette, methods in shown.items()
+            for method, values in methods.items()
+        ]
+        texts += [f"**{name}**", markdown(["palette", "method", *REPAINTED], rows)]
+    about = f"{result['pairs']} pairs per set, {result['split']} cases, scored at commit {result['commit']}."
+    return "\n\n".join([*texts, about])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency_cpu": latency_tables,
     "latency_avx2": latency_tables,
@@ -267,6 +289,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling_cpu": lambda result: _cluster().scaling_table(result),
     "plan_cpu": lambda result: _cluster().plan_table(result),
     "view": lambda result: _view().view_table(result),
+    "repainted": repainted_tables,
 }
 
 

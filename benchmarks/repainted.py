@@ -1,0 +1,125 @@
+"""PET and SPECT in palettes that are not the archive's: lesions, colour and uptake of the fused pictures.
+
+    python benchmarks/repainted.py score --data HARVARD [--held-out] [NAME=CHECKPOINT ...] [--out JSON]
+    python benchmarks/repainted.py table [--out JSON]
+
+A pair's uptake is read off its colours by the palette's inverse and shown again in each of DICOM's palettes
+(PS3.6, table B.1-1), which consoles use for PET and SPECT, or in grey. Without NAME=CHECKPOINT the released
+networks are scored, on the validation cases, beside the overlay and the maximum; --held-out takes the
+training cases that heldout.py takes, to choose weights on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import heldout
+import numpy as np
+import report
+import results_command
+import torch
+from quality import commit
+
+from mmif_trt import io, weights
+from mmif_trt.files import write_atomic
+from mmif_trt.image import InputError
+from mmif_trt.measure.baselines import PICTURES, Fuse
+from mmif_trt.measure.planting import Pair, plant
+from mmif_trt.measure.scores import as_8_bit, luma_8_bit
+from mmif_trt.measure.uptake import Palette, recover
+from mmif_trt.stages import palettes
+from mmif_trt.train.data import case
+
+SETS = ("mri-pet", "mri-spect")
+OWN, GREY = "archive's own", "grey"
+SHOWN = (OWN, *palettes.PALETTES, GREY)
+PAIRS, PER_KIND = 12, 24  # of a set; lesions of a kind
+BLACK = 3  # levels: the archive's background is not part of its palette
+
+
+def pairs_of(data: Path, name: str, held_out: bool) -> list[Pair]:
+    """PAIRS evenly spaced pairs (name, MRI, tracer as it is) of the set's cases."""
+    folder, kind = data / name / ("train" if held_out else "val"), name.removeprefix("mri-")
+    stems = sorted(p.stem for p in (folder / "mri").glob("*.png"))
+    if held_out:
+        stems = [stem for stem in stems if case(stem) in heldout.CASES[name]]
+    ends = heldout.END_SLICES.get(name, 0)
+    stems = stems[ends : len(stems) - ends]
+    if not stems:
+        raise InputError(f"{folder}: no pairs; expected mri/ and {kind}/ with PNG files of equal names")
+    chosen = [stems[i] for i in np.linspace(0, len(stems) - 1, PAIRS).round().astype(int)]
+    files = [[io.read(folder / part / f"{stem}.png") for part in ("mri", kind)] for stem in chosen]
+    return [
+        (stem, luma_8_bit(a).astype(np.uint8), as_8_bit(b))
+        for stem, (a, b) in zip(chosen, files, strict=True)
+    ]
+
+
+def repainted(pairs: Sequence[Pair]) -> Iterator[tuple[str, list[Pair]]]:
+    """The pairs under each palette. Raises InputError where a case's own cannot be recovered."""
+    own: dict[str, Palette] = {}
+    for one in sorted({case(name) or name for name, *_ in pairs}):
+        found = recover(np.stack([b for name, _, b in pairs if (case(name) or name) == one]))
+        if found is None:
+            raise InputError(f"{one}: no palette found in its pictures; expected a colour-mapped tracer")
+        own[one] = found
+    for shown in SHOWN:
+        if shown == OWN:
+            yield shown, list(pairs)
+            continue
+        levels = np.arange(256) if shown == GREY else 255 * palettes.table(shown)
+        colours = np.rint(np.broadcast_to(levels.reshape(256, -1), (256, 3))).astype(np.uint8)
+        out = []
+        for name, a, b in pairs:
+            place = np.rint(255 * own[case(name) or name].place(b)).astype(np.uint8)
+            out.append(
+                (name, a, np.where(b.max(2, keepdims=True) > BLACK, colours[place], 0).astype(np.uint8))
+            )
+        yield shown, out
+
+
+def score(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    files = [told.partition("=") for told in args.networks]
+    if bad := [name for name, _, path in files if not path]:
+        raise InputError(f"{bad[0]}: expected NAME=CHECKPOINT")
+    networks = {name: path for name, _, path in files} or {
+        name: str(weights.verified_path(name, "safetensors")) for name in weights.NAMES
+    }
+    methods: dict[str, Fuse] = {name: PICTURES[name] for name in ("average", "max")}
+    methods |= {name: heldout.fuse_of(path) for name, path in networks.items()}
+    result: dict[str, Any] = {"what": "repainted.py", "split": "held out" if args.held_out else "validation"}
+    result |= {"commit": commit(), "pairs": PAIRS, "sets": {}}
+    for name in SETS:
+        for shown, pairs in repainted(pairs_of(args.data, name, args.held_out)):
+            planted = plant(pairs, name.removeprefix("mri-"), per_kind=PER_KIND)
+            rows = {method: heldout.row(fuse, planted) for method, fuse in methods.items()}
+            result["sets"].setdefault(name, {})[shown] = rows
+            write_atomic(args.out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+
+
+def show(args: argparse.Namespace) -> None:
+    print(report.repainted_tables(json.loads(args.out.read_text())))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    shared = argparse.ArgumentParser(add_help=False)
+    results_command.add_out(shared, "repainted.json")
+    parser = results_command.parser(__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("score", parents=[shared], help="measure networks, the overlay and the maximum")
+    results_command.add_data(one)
+    one.add_argument("networks", nargs="*", metavar="NAME=CHECKPOINT", help="default: the released ones")
+    one.add_argument("--held-out", action="store_true", help="training cases that heldout.py takes")
+    one.add_argument("--threads", type=int, default=1)
+    one.set_defaults(run=score)
+    commands.add_parser("table", parents=[shared], help="print all rows").set_defaults(run=show)
+    return results_command.run("repainted", parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
