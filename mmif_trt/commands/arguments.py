@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mmif_trt import overwriting, weights
 from mmif_trt.cluster import ENGINES
 from mmif_trt.files import prove_writable
-from mmif_trt.image import MODALITIES, InputError
+from mmif_trt.image import MODALITIES, SHOWN, InputError
+from mmif_trt.stages.palettes import DEFAULT, PALETTES
 
 if TYPE_CHECKING:
     from mmif_trt.cluster.ray_engine import Size
@@ -93,7 +94,8 @@ def add_how(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """How volumes are fused, for one pair or many: plane, palette, percentiles."""
     what = "of the slices that the network sees; default: that of A"
     parser.add_argument("--plane", choices=PLANES, help=what)
-    what = "of a scalar B: HOT_IRON, PET, HOT_METAL_BLUE, PET_20_STEP or its UID; default: by modality"
+    shown = ", ".join(f"{name} for {SHOWN[kind]}" for kind, name in DEFAULT.items())
+    what = f"of a scalar B: {', '.join(PALETTES)} or its UID; default: {shown}"
     parser.add_argument("--palette", help=what)
     for side in "ab":
         what = f"black and white of {side.upper()} by percentiles of the volume"

@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     what = f"of B to A where there is no record: {', '.join(REGISTRATIONS)}, or a DICOM Spatial Registration"
     view.add_argument("--registration", default="header", metavar="HOW|FILE", help=what)
     add_of_b(view)
-    view.add_argument("--palette", help="of B where there is no record; default: by modality")
+    view.add_argument("--palette", help="of B where there is no record; default: as when fusing")
     for side in "ab":
         what = f"where the window of {side.upper()} opens; default: as fused"
         view.add_argument(f"--value-range-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)

@@ -158,7 +158,7 @@ def test_command_line_on_nifti(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert rgb.is_colour and not luma.is_colour and rgb.data.shape[:3] == luma.data.shape
     np.testing.assert_allclose(luma.data, colour.luma(rgb.data / np.float32(255)), atol=2 / 255)
     record = json.loads(Path(report).read_text())
-    assert record["plane"] == "coronal" and record["palette"]["name"] == "HOT_METAL_BLUE"
+    assert record["plane"] == "coronal" and record["palette"]["name"] == "HOT_IRON"
     assert record["a"]["limits"] == [0, 1000] and "research" in record["use"].lower()
     assert cv2.imread(sheet).shape[1] == 1100
     assert main(command) == 0 and "exists, skipped" in capsys.readouterr().err
