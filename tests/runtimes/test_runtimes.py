@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,6 +202,7 @@ def test_auto_falls_back_where_bfloat16_is_off(
     own = np.stack([rounded.infer(x, y) for x, y in zip(a, b, strict=True)])
     monkeypatch.setattr(openvino_runtime, "BF16_TOLERANCE", 0.01)  # the graph of any size rounds otherwise
     monkeypatch.setattr(weights, "golden", lambda name: (a, b, own + np.float32(off_by)))
+    monkeypatch.setattr(openvino_runtime, "_verdicts", {})
     runtime = runtimes.load("openvino", "auto", 1)
     assert runtime.precision == precision and note in runtime.note
     output = runtime.infer(a[0], b[0])
@@ -208,6 +210,28 @@ def test_auto_falls_back_where_bfloat16_is_off(
         assert np.abs(output - expected[0]).max() <= 1e-4, "the graphs in bfloat16 must be gone"
     else:
         np.testing.assert_array_equal(output, own[0])
+
+
+def test_bfloat16_is_measured_once_per_process_and_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever of two threads comes first; what is said of one network is not said of another."""
+    if not has_bf16():
+        pytest.skip("this CPU has no bfloat16, so nothing to measure")
+    measured: list[str] = []
+
+    def measure(self: openvino_runtime.OpenVinoRuntime, golden: tuple[np.ndarray, ...]) -> tuple[bool, str]:
+        measured.append(self._path)
+        time.sleep(0.2)  # the other thread asks in the meantime
+        return len(measured) == 2, f"measured as number {len(measured)}"
+
+    monkeypatch.setattr(openvino_runtime, "_verdicts", {})
+    monkeypatch.setattr(openvino_runtime.OpenVinoRuntime, "_measure", measure)
+    with ThreadPoolExecutor(2) as pool:
+        loaded = list(pool.map(lambda threads: runtimes.load("openvino", "auto", threads), (1, 2)))
+    assert len(measured) == 1
+    assert [(x.precision, x.note) for x in loaded] == [("fp32", "measured as number 1")] * 2
+    other = runtimes.load("openvino", "auto", 1, network="lagn-quality")
+    assert (other.precision, other.note) == ("bf16", "measured as number 2") and measured[0] != measured[1]
+    assert runtimes.load("openvino", "auto", 1).note == "measured as number 1" and len(measured) == 2
 
 
 @each_network
