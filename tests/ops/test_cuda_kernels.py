@@ -179,27 +179,32 @@ def test_planted_errors_are_caught(name: str, objects: list[Path], tmp_path: Pat
             assert_as_good_as_torch(case, run(program, [case], tmp_path)[0])
 
 
-@pytest.mark.parametrize(
-    ("case", "old"),
-    [
-        (SMALL[0], "      if (window.exists(slot))\n        *reinterpret_cast"),
-        (SMALL[2], "      if (second ? slots.exists[1] : slots.exists[0])\n        *reinterpret_cast"),
-    ],
-    ids=["float", "half"],
+STORES = (
+    "      if (window.exists(slot))\n        *reinterpret_cast",
+    "      if (second ? slots.exists[1] : slots.exists[0])\n        *reinterpret_cast",
 )
-def test_a_planted_write_beyond_the_image_is_caught(
-    case: Case, old: str, sanitized: Path, tmp_path: Path
-) -> None:
-    """The sanitized build sees a row stored that does not exist."""
-    shutil.copytree(REPO / "csrc", tmp_path / "csrc")
-    header = tmp_path / "csrc" / "cuda" / "window_attention.cuh"
+
+
+@pytest.fixture(scope="session")
+def overrunning(sanitized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sanitized build with a write beyond the image in each kernel: the float's and the half's."""
+    folder = tmp_path_factory.mktemp("overrunning")
+    shutil.copytree(REPO / "csrc", folder / "csrc")
+    header = folder / "csrc" / "cuda" / "window_attention.cuh"
     text = header.read_text()
-    assert old in text, "the source has changed: plant this error anew"
-    header.write_text(text.replace(old, "      *reinterpret_cast"))
-    copies = [tmp_path / "csrc" / "cuda" / name for name in KERNELS]
-    made = build(tmp_path, [copies[0]], SANITIZE)
+    for old in STORES:
+        assert text.count(old) == 1, "the source has changed: plant this error anew"
+        text = text.replace(old, "      *reinterpret_cast")
+    header.write_text(text)
+    copies = [folder / "csrc" / "cuda" / name for name in KERNELS]
+    made = build(folder, [copies[0]], SANITIZE)
     rest = [sanitized.parent / f"{path.stem}.o" for path in (*copies[1:], RUNNER)]
-    program = link([*made, *rest], tmp_path / "run", SANITIZE)
+    return link([*made, *rest], folder / "run", SANITIZE)
+
+
+@pytest.mark.parametrize("case", [SMALL[0], SMALL[2]], ids=["float", "half"])
+def test_a_planted_write_beyond_the_image_is_caught(case: Case, overrunning: Path, tmp_path: Path) -> None:
+    """The sanitized build sees a row stored that does not exist."""
     (tmp_path / "cases").write_bytes(pack(case, inputs(case)))
-    done = emulate(program, str(tmp_path / "cases"), str(tmp_path / "results"))
+    done = emulate(overrunning, str(tmp_path / "cases"), str(tmp_path / "results"))
     assert done.returncode == 87 and "heap-buffer-overflow" in done.stderr
