@@ -110,8 +110,9 @@ def loss_cases(args: argparse.Namespace, device: torch.device) -> None:
         calls = {
             "kernel": only(ops.has_kernel, fusion_loss),
             "eager": reference.fusion_loss,
-            "compile": compiled(reference.fusion_loss),
         }
+        if "compile" in args.rival:
+            calls["compile"] = compiled(reference.fusion_loss)
         rivals: dict[str, Phases] = {n: partial(phases, call) for n, call in calls.items() if n in args.rival}
         title = {"op": "fusion_loss", "shape": [args.batch, 1, side, side], "dtype": "float32", "shift": None}
         measure(title, rivals, inputs, (moved, designed), args, device)
@@ -156,7 +157,9 @@ def block_cases(args: argparse.Namespace, device: torch.device) -> None:
         inputs = [block_inputs(name.split()[0], args.batch, side, kind) for _ in range(INPUT_SETS)]
         fused, eager = blocks[name]
         kernel = only(lambda x: ops.kernels_available(x.device.type), fused)
-        calls = {"kernel": kernel, "eager": eager, "compile": compiled(eager)}
+        calls = {"kernel": kernel, "eager": eager}
+        if "compile" in args.rival:
+            calls["compile"] = compiled(eager)
         rivals: dict[str, Phases] = {
             n: partial(both_ways, call) for n, call in calls.items() if n in args.rival
         }
@@ -278,6 +281,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--copy-mib", type=int, default=512, help="of the copy that tells the bandwidth")
     parser.add_argument("--json", type=Path, help="also write the result there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -285,7 +289,7 @@ def main() -> int:
     device = torch.device(args.device)
     result: dict[str, Any] = {"what": "bench_ops.py", "conditions": report.conditions()}
     result["conditions"]["device"] = report.device_facts(device)
-    args.copy_gb_per_s = copy_gb_per_s(device)
+    args.copy_gb_per_s = copy_gb_per_s(device, args.copy_mib)
     chosen = ("threads", "rounds", "warmup", "batch", "crop")
     result["settings"] = {name: getattr(args, name) for name in chosen}
     result["settings"] |= {"device": args.device, "kernels": ops.KERNELS}

@@ -21,6 +21,10 @@ FLAGS = ["-std=c++17", "-O2", "-DMMIF_EMULATOR", "-Wall", "-Wextra", "-Wno-unkno
 FLAGS += ["-fno-strict-aliasing"]
 SANITIZE = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
+ASKED = """#include <cstdlib>
+inline const int kPlanted = std::atoi(std::getenv("MMIF_PLANTED"));
+"""
+
 
 def skip_without_emulator() -> None:
     if shutil.which("g++") is None or platform.machine() != "x86_64":
@@ -38,6 +42,22 @@ def build(folder: Path, sources: Sequence[Path], extra: Sequence[str] = ()) -> l
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return list(pool.map(compile_one, sources))
+
+
+def build_planted(folder: Path, source: Path, plants: Sequence[tuple[str, str]]) -> Path:
+    """A copy of a source with all its planted errors, compiled to an object in folder.
+
+    plants: (what is there, what stands there instead); PLANT in the latter is whether a run asks for this
+    error, by its number from 1 in MMIF_PLANTED. One compilation for all: it takes longer than the runs.
+    """
+    shutil.copytree(REPO / "csrc", folder / "csrc")
+    text = source.read_text()
+    for number, (old, new) in enumerate(plants, 1):
+        assert old in text, f"the source has changed: plant this error anew: {old}"
+        text = text.replace(old, new.replace("PLANT", f"(kPlanted == {number})"))
+    copy = folder / "csrc" / "cuda" / source.name
+    copy.write_text(f"{ASKED}{text}")
+    return build(folder, [copy], ["-O0"])[0]
 
 
 def link(objects: Sequence[Path], program: Path, extra: Sequence[str] = ()) -> Path:

@@ -24,6 +24,10 @@ STATIC_SIZES = {(256, 256), (512, 512), (1024, 1024)}
 # until one has finished, they run one by one.
 _one_by_one = threading.Lock()
 _one_has_run = threading.Event()
+# Measured once per process and network: whether bfloat16 stays within the tolerance, and the words for it.
+# Threads and streams change no number. A lock per process: a fork may copy one that another thread holds.
+_verdicts: dict[tuple[int, str], tuple[bool, str]] = {}
+_measuring: dict[int, threading.Lock] = {}
 
 
 @cache
@@ -65,24 +69,31 @@ class OpenVinoRuntime:
         self.precision = "bf16" if precision != "fp32" and has_bf16 else "fp32"
         self.note = "no bfloat16 on this CPU" if precision == "auto" else "asked for"
         if precision == "auto" and has_bf16:
-            self._fall_back_if_inexact(weights.golden(network))
+            self._fall_back_if_inexact(network)
 
-    def _fall_back_if_inexact(self, golden: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    def _fall_back_if_inexact(self, network: str) -> None:
+        process = os.getpid()
+        with _measuring.setdefault(process, threading.Lock()):
+            if (process, network) not in _verdicts:
+                _verdicts[process, network] = self._measure(weights.golden(network))
+        is_exact, self.note = _verdicts[process, network]
+        if not is_exact:
+            self.precision = "fp32"
+            self._graphs.clear()
+            self._local = threading.local()
+
+    def _measure(self, golden: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[bool, str]:
         """Both graphs on the golden pairs: the one of fixed size, and the one that all other sizes share."""
         error = 0.0
         try:
             for a, b, expected in zip(*golden, strict=True):
                 for size in (a.shape, None):
                     error = max(error, float(np.abs(self._run(size, a, b) - expected).max()))
-            self.note = f"bfloat16 is within {error * 255:.2f}/255 of FP32 on the golden pairs"
-            if error <= BF16_TOLERANCE:
-                return
-            self.note = f"bfloat16 is off by {error * 255:.2f}/255 on the golden pairs"
         except InputError:  # of _compile
-            self.note = "OpenVINO does not compile bfloat16 here"
-        self.precision = "fp32"
-        self._graphs.clear()
-        self._local = threading.local()
+            return False, "OpenVINO does not compile bfloat16 here"
+        if error <= BF16_TOLERANCE:
+            return True, f"bfloat16 is within {error * 255:.2f}/255 of FP32 on the golden pairs"
+        return False, f"bfloat16 is off by {error * 255:.2f}/255 on the golden pairs"
 
     def _compile(self, size: tuple[int, int] | None) -> Any:
         model = self._core.read_model(self._path)

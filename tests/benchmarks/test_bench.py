@@ -207,7 +207,7 @@ def test_batch(tmp_path: Path, module: Any) -> None:
     assert done.stdout.strip() == module("report").batch_table(result).strip()
 
 
-FEW_OPS = "--scale 1 --crop 64 --batch 2 --rounds 2 --warmup 1 --device cpu --threads 1"
+FEW_OPS = "--scale 1 --crop 64 --batch 2 --rounds 2 --warmup 1 --device cpu --threads 1 --copy-mib 8"
 
 
 # torch.compile takes most of a minute.

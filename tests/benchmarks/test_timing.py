@@ -139,7 +139,7 @@ def test_no_row_of_a_kernel_that_did_not_run(monkeypatch: pytest.MonkeyPatch) ->
     rows: list[dict[str, Any]] = []
     monkeypatch.setattr(bench.report, "write_so_far", lambda path, result: rows.extend(result["rows"]))
     monkeypatch.setattr("sys.argv", ["bench_ops.py", *few])
-    monkeypatch.setattr(bench, "copy_gb_per_s", lambda device: 10.0)
+    monkeypatch.setattr(bench, "copy_gb_per_s", lambda device, mib: 10.0)
     with ops.plain_operations():
         bench.main()
     by_rival = {name: [row for row in rows if row["rival"] == name] for name in ("kernel", "eager")}

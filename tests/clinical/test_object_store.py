@@ -27,8 +27,6 @@ from mmif_trt.fuser import Fuser
 from mmif_trt.image import InputError
 from mmif_trt.storage import Bucket, Folder, join, parent, store_of
 
-pytest.importorskip("s3fs", reason="needs s3fs: pip install 'mmif-trt[s3]'")
-server = pytest.importorskip("moto.server", reason="needs moto: pip install 'mmif-trt[dev]'")
 SECRET = bytes(range(32))
 SHAPE, AFFINE = (4, 40, 36), affine_of("SAL", (6, 4, 4), (4, 40, 36))
 CASES = 6
@@ -36,6 +34,8 @@ CASES = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def endpoint() -> Iterator[None]:
+    pytest.importorskip("s3fs", reason="needs s3fs: pip install 'mmif-trt[s3]'")
+    server = pytest.importorskip("moto.server", reason="needs moto: pip install 'mmif-trt[dev]'")
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
-from scipy.signal import convolve2d
-from skimage.metrics import structural_similarity
 
 from mmif_trt.image import InputError
 from mmif_trt.measure import metrics
@@ -64,6 +62,8 @@ def test_the_check_values_are_reproduced(harvard: Path, name: str) -> None:
 @pytest.mark.parametrize("data_range", [2, 255])
 @pytest.mark.parametrize("whole", [True, False])
 def test_ssim_is_that_of_scikit_image(data_range: float, whole: bool) -> None:
+    from skimage.metrics import structural_similarity
+
     a, b, f = pictures()
     if not whole:  # running sums of fractions are not exact; they must not wander
         f = f * 0.987654321 + 0.1
@@ -73,6 +73,8 @@ def test_ssim_is_that_of_scikit_image(data_range: float, whole: bool) -> None:
 
 def vif_by_definition(x: np.ndarray, f: np.ndarray) -> float:
     """The published pixel-domain code, step by step, with full 2-D windows."""
+    from scipy.signal import convolve2d
+
     kept = held = 0.0
     for scale in range(1, 5):
         size = 2 ** (5 - scale) + 1
@@ -111,6 +113,8 @@ def test_vif_is_that_of_the_published_code(size: tuple[int, int]) -> None:
 
 
 def qabf_by_definition(a: np.ndarray, b: np.ndarray, f: np.ndarray) -> float:
+    from scipy.signal import convolve2d
+
     def edges(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sx = convolve2d(x, [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], mode="same")
         sy = convolve2d(x, [[1, 2, 1], [0, 0, 0], [-1, -2, -1]], mode="same")

@@ -161,7 +161,8 @@ def test_data_parallel_gradients_are_those_of_the_whole_batch() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", __name__])  # imported once for both
     queue = context.SimpleQueue()
     ranks = [context.Process(target=ddp_worker, args=(rank, 2, port, queue)) for rank in range(2)]
     for process in ranks:

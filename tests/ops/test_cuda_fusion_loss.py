@@ -6,7 +6,6 @@ the comparison can fail is tested too: faults planted in a copy of the source ar
 
 from __future__ import annotations
 
-import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPO
-from emulation import CUDA, EMULATOR, FAULT, SANITIZE, build, emulate, link, skip_without_emulator
+from emulation import (
+    CUDA,
+    EMULATOR,
+    FAULT,
+    SANITIZE,
+    build,
+    build_planted,
+    emulate,
+    link,
+    skip_without_emulator,
+)
 from test_fusion_loss import Inputs, choices, error, inputs, needs_kernel, with_gradient
 from torch import Tensor
 
@@ -186,28 +194,30 @@ def test_sanitized(tmp_path: Path) -> None:
         check(case, result)
 
 
-# ---- Planted faults: what, where, old, new -------------------------------------------------------
+# ---- Planted faults: what, where, what is there, what stands there instead; see build_planted -----
+
+
+def _no_barrier(name: str, part: str, until: str) -> tuple[str, str, str, str]:
+    barrier = f"__syncthreads();  // the {until} complete"
+    return name, part, barrier, f"if (!PLANT) {barrier}"
+
 
 PLANTS = [
-    ("means before they are whole", "_fwd.cu", "__syncthreads();  // the means are complete", "//"),
-    ("pictures before they are whole", "_fwd.cu", "__syncthreads();  // the pictures are complete", "//"),
-    ("sums before they are whole", "_fwd.cu", "__syncthreads();  // the warps' sums are complete", "//"),
-    ("b where the sources are equal", "_fwd.cu", "wa * a >= wb * b : a >= b", "wa * a > wb * b : a > b"),
+    _no_barrier("means before they are whole", "fwd", "means are"),
+    _no_barrier("pictures before they are whole", "fwd", "pictures are"),
+    _no_barrier("sums before they are whole", "fwd", "warps' sums are"),
     (
-        "moments before they are whole",
-        "_bwd.cu",
-        "__syncthreads();  // the moments and the signs are complete",
-        "//",
+        "b where the sources are equal",
+        "fwd",
+        "weighted ? wa * a >= wb * b : a >= b",
+        "PLANT ? (weighted ? wa * a > wb * b : a > b) : weighted ? wa * a >= wb * b : a >= b",
     ),
-    (
-        "backward's means before they are whole",
-        "_bwd.cu",
-        "__syncthreads();  // the means are complete",
-        "//",
-    ),
-    ("the border is not negated", "_bwd.cu", "vertical : -vertical", "vertical : vertical"),
-    ("a window too far", "_bwd.cu", "tile.x + lane - kSsimWindow + 1;", "tile.x + lane - kSsimWindow;"),
+    _no_barrier("moments before they are whole", "bwd", "moments and the signs are"),
+    _no_barrier("backward's means before they are whole", "bwd", "means are"),
+    ("the border is not negated", "bwd", "vertical : -vertical", "vertical : PLANT ? vertical : -vertical"),
+    ("a window too far", "bwd", "tile.x + lane - kSsimWindow + 1;", "tile.x + lane - kSsimWindow + !PLANT;"),
 ]
+PARTS = ("fwd", "bwd")
 PLANTED_CASES = [Case(17, 35, 1, "ties", seed=seed) for seed in (1, 3, 2)]
 
 
@@ -225,20 +235,33 @@ def fails(program: Path, folder: Path) -> bool:
     return False
 
 
+@pytest.fixture(scope="session")
+def planted(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A program for each part, with the faults of that part."""
+    programs = {}
+    for part in PARTS:
+        folder = tmp_path_factory.mktemp("planted")
+        faults = [plant[2:] for plant in PLANTS if plant[1] == part]
+        built = build_planted(folder, CUDA / f"fusion_loss_{part}.cu", faults)
+        programs[part] = link([built, *(x for x in objects if x.name != built.name)], folder / "run")
+    return programs
+
+
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant[0])
 def test_a_planted_fault_is_caught(
-    plant: tuple[str, str, str, str], objects: list[Path], tmp_path: Path
+    plant: tuple[str, str, str, str],
+    planted: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, file, old, new = plant
-    shutil.copytree(REPO / "csrc", tmp_path / "csrc")
-    changed = tmp_path / "csrc" / "cuda" / f"fusion_loss{file}"
-    source = changed.read_text()
-    assert source.count(old) == 1, "the source has changed: plant anew"
-    changed.write_text(source.replace(old, new))
-    built = build(tmp_path, [changed], ["-O0"])
-    kept = [x for x in objects if x.name not in {y.name for y in built}]
-    assert fails(link([*kept, *built], tmp_path / "run"), tmp_path)
+    number = [other for other in PLANTS if other[1] == plant[1]].index(plant) + 1
+    monkeypatch.setenv("MMIF_PLANTED", str(number))
+    assert fails(planted[plant[1]], tmp_path)
 
 
-def test_nothing_planted_nothing_caught(objects: list[Path], tmp_path: Path) -> None:
-    assert not fails(link(objects, tmp_path / "run"), tmp_path)
+@pytest.mark.parametrize("part", PARTS)
+def test_nothing_planted_nothing_caught(
+    part: str, planted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMIF_PLANTED", "0")
+    assert not fails(planted[part], tmp_path)

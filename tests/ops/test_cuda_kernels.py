@@ -11,7 +11,7 @@ import pytest
 import torch
 from attention_cases import Case, Outputs, inputs, pack, plain, unpack, variants
 from conftest import REPO
-from emulation import EMULATOR, SANITIZE, build, emulate, link, skip_without_emulator
+from emulation import EMULATOR, SANITIZE, build, build_planted, emulate, link, skip_without_emulator
 
 CUDA = REPO / "csrc" / "cuda"
 KERNELS = ["window_attention_fwd.cu", "window_attention_bwd.cu", "window_attention_bwd_float.cu"]
@@ -134,26 +134,59 @@ def test_sanitizers_find_nothing(case: Case, sanitized: Path, tmp_path: Path) ->
     assert_as_good_as_torch(case, run(sanitized, [case], tmp_path)[0])
 
 
-# Errors planted in a copy of the sources, each of which a run must show: file, what to replace, with what.
+# Errors planted in a copy of the sources, each of which a run must show: file, what is there, what stands
+# there instead; see build_planted.
 PLANTS = {
-    "fwd: bias of the wrong neighbour": (0, "c ? both.y : both.x", "c ? both.x : both.y"),
-    "fwd: no barrier after loading": (0, "wait_copies();\n    __syncthreads();", "wait_copies();"),
-    "fwd: copies not waited for": (0, "wait_copies();\n    __syncthreads();", "__syncthreads();"),
-    "fwd: no barrier between windows": (0, "__syncthreads();  // the next", "// the next"),
-    "fwd: a border window as a whole one": (0, "if (window.whole())", "if (true)"),
-    "fwd: lse in powers of 2": (0, "fmaf(fast_log2(sum[r]), kLn2, most)", "fast_log2(sum[r]) + most"),
-    "fwd: float keys of the wrong row": (0, "tiles.v[kSide * j + i + x]", "tiles.v[kSide * j + x]"),
-    "bwd: no barrier between the halves": (1, "__syncthreads();  // p and d_s", "// p and d_s"),
-    "bwd: no barrier between windows": (1, "__syncthreads();  // the next", "// the next"),
-    "bwd: queries and keys exchanged": (1, "load_a_transposed(a, m, i", "load_a(a, m, i"),
-    "bwd: a border window as a whole one": (1, "if (window.whole())", "if (true)"),
-    "bwd: delta of another query": (1, "4 * g + g / 2)", "4 * g)"),
-    "bwd: d_bias over lanes of another offset": (1, "9 * step", "8 * step"),
-    "bwd float: out overwritten too early": (2, "__syncthreads();  // p may", "// p may"),
+    "fwd: bias of the wrong neighbour": (0, "c ? both.y : both.x", "(c != 0) != PLANT ? both.y : both.x"),
+    "fwd: no barrier after loading": (
+        0,
+        "wait_copies();\n    __syncthreads();",
+        "wait_copies();\n    if (!PLANT) __syncthreads();",
+    ),
+    "fwd: copies not waited for": (0, "wait_copies();", "if (!PLANT) wait_copies();"),
+    "fwd: no barrier between windows": (
+        0,
+        "__syncthreads();  // the next",
+        "if (!PLANT) __syncthreads();  // the next",
+    ),
+    "fwd: a border window as a whole one": (0, "if (window.whole())", "if (PLANT || window.whole())"),
+    "fwd: lse in powers of 2": (
+        0,
+        "= fmaf(fast_log2(sum[r]), kLn2, most)",
+        "= PLANT ? fast_log2(sum[r]) + most : fmaf(fast_log2(sum[r]), kLn2, most)",
+    ),
+    "fwd: float keys of the wrong row": (
+        0,
+        "tiles.v[kSide * j + i + x]",
+        "tiles.v[kSide * j + (PLANT ? 0 : i) + x]",
+    ),
+    "bwd: no barrier between the halves": (
+        1,
+        "__syncthreads();  // p and d_s",
+        "if (!PLANT) __syncthreads();  // p and d_s",
+    ),
+    "bwd: no barrier between windows": (
+        1,
+        "__syncthreads();  // the next",
+        "if (!PLANT) __syncthreads();  // the next",
+    ),
+    "bwd: queries and keys exchanged": (
+        1,
+        "load_a_transposed(a, m, i, 16 * warp, lane);",
+        "if (PLANT) load_a(a, m, i, 16 * warp, lane);\n    else load_a_transposed(a, m, i, 16 * warp, lane);",
+    ),
+    "bwd: a border window as a whole one": (1, "if (window.whole())", "if (PLANT || window.whole())"),
+    "bwd: delta of another query": (1, "4 * g + g / 2)", "4 * g + (PLANT ? 0 : g / 2))"),
+    "bwd: d_bias over lanes of another offset": (1, "9 * step", "(PLANT ? 8 : 9) * step"),
+    "bwd float: out overwritten too early": (
+        2,
+        "__syncthreads();  // p may",
+        "if (!PLANT) __syncthreads();  // p may",
+    ),
     "bwd float: wrong offset of d_bias": (
         2,
         "dx = cell % kOffsets - (kSide - 1)",
-        "dx = cell % kOffsets - kSide",
+        "dx = cell % kOffsets - (PLANT ? kSide : kSide - 1)",
     ),
 }
 PLANTED_CASES = [
@@ -163,43 +196,67 @@ PLANTED_CASES = [
 ]
 
 
+@pytest.fixture(scope="session")
+def planted(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A program for each file of kernels, with the errors of that file."""
+    programs = []
+    for index, name in enumerate(KERNELS):
+        folder = tmp_path_factory.mktemp("planted")
+        made = build_planted(
+            folder, CUDA / name, [plant[1:] for plant in PLANTS.values() if plant[0] == index]
+        )
+        rest = [o for i, o in enumerate(objects) if i != index]
+        programs.append(link([made, *rest], folder / "run"))
+    return programs
+
+
 @pytest.mark.parametrize("name", PLANTS)
-def test_planted_errors_are_caught(name: str, objects: list[Path], tmp_path: Path) -> None:
-    index, old, new = PLANTS[name]
-    shutil.copytree(REPO / "csrc", tmp_path / "csrc")
-    source = tmp_path / "csrc" / "cuda" / KERNELS[index]
-    text = source.read_text()
-    assert old in text, "the source has changed: plant this error anew"
-    source.write_text(text.replace(old, new))
-    planted = build(tmp_path, [source], ["-O0"])
-    rest = [o for i, o in enumerate(objects) if i != index]
-    program = link([*planted, *rest], tmp_path / "run")
+def test_planted_errors_are_caught(
+    name: str, planted: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = PLANTS[name][0]
+    number = [other for other, plant in PLANTS.items() if plant[0] == index].index(name) + 1
+    monkeypatch.setenv("MMIF_PLANTED", str(number))
     with pytest.raises(AssertionError):
         for case in PLANTED_CASES:
-            assert_as_good_as_torch(case, run(program, [case], tmp_path)[0])
+            assert_as_good_as_torch(case, run(planted[index], [case], tmp_path)[0])
 
 
-@pytest.mark.parametrize(
-    ("case", "old"),
-    [
-        (SMALL[0], "      if (window.exists(slot))\n        *reinterpret_cast"),
-        (SMALL[2], "      if (second ? slots.exists[1] : slots.exists[0])\n        *reinterpret_cast"),
-    ],
-    ids=["float", "half"],
-)
-def test_a_planted_write_beyond_the_image_is_caught(
-    case: Case, old: str, sanitized: Path, tmp_path: Path
+@pytest.mark.parametrize("index", range(len(KERNELS)), ids=KERNELS)
+def test_nothing_planted_nothing_caught(
+    index: int, planted: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sanitized build sees a row stored that does not exist."""
-    shutil.copytree(REPO / "csrc", tmp_path / "csrc")
-    header = tmp_path / "csrc" / "cuda" / "window_attention.cuh"
+    monkeypatch.setenv("MMIF_PLANTED", "0")
+    for case, result in zip(PLANTED_CASES, run(planted[index], PLANTED_CASES, tmp_path), strict=True):
+        assert_as_good_as_torch(case, result)
+
+
+STORES = (
+    "      if (window.exists(slot))\n        *reinterpret_cast",
+    "      if (second ? slots.exists[1] : slots.exists[0])\n        *reinterpret_cast",
+)
+
+
+@pytest.fixture(scope="session")
+def overrunning(sanitized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sanitized build with a write beyond the image in each kernel: the float's and the half's."""
+    folder = tmp_path_factory.mktemp("overrunning")
+    shutil.copytree(REPO / "csrc", folder / "csrc")
+    header = folder / "csrc" / "cuda" / "window_attention.cuh"
     text = header.read_text()
-    assert old in text, "the source has changed: plant this error anew"
-    header.write_text(text.replace(old, "      *reinterpret_cast"))
-    copies = [tmp_path / "csrc" / "cuda" / name for name in KERNELS]
-    made = build(tmp_path, [copies[0]], SANITIZE)
+    for old in STORES:
+        assert text.count(old) == 1, "the source has changed: plant this error anew"
+        text = text.replace(old, "      *reinterpret_cast")
+    header.write_text(text)
+    copies = [folder / "csrc" / "cuda" / name for name in KERNELS]
+    made = build(folder, [copies[0]], SANITIZE)
     rest = [sanitized.parent / f"{path.stem}.o" for path in (*copies[1:], RUNNER)]
-    program = link([*made, *rest], tmp_path / "run", SANITIZE)
+    return link([*made, *rest], folder / "run", SANITIZE)
+
+
+@pytest.mark.parametrize("case", [SMALL[0], SMALL[2]], ids=["float", "half"])
+def test_a_planted_write_beyond_the_image_is_caught(case: Case, overrunning: Path, tmp_path: Path) -> None:
+    """The sanitized build sees a row stored that does not exist."""
     (tmp_path / "cases").write_bytes(pack(case, inputs(case)))
-    done = emulate(program, str(tmp_path / "cases"), str(tmp_path / "results"))
+    done = emulate(overrunning, str(tmp_path / "cases"), str(tmp_path / "results"))
     assert done.returncode == 87 and "heap-buffer-overflow" in done.stderr

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from skimage.metrics import structural_similarity  # type: ignore
 from torch import Tensor
 
 from mmif_trt.ops import KERNELS, kernels_available, reference
@@ -141,6 +140,8 @@ def test_sobel_of_a_ramp() -> None:
 
 
 def test_structure_is_skimages_ssim() -> None:
+    from skimage.metrics import structural_similarity  # type: ignore
+
     x = inputs((2, 40, 33), weighted=False).to(torch.float64)
     options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for i in range(2):

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from mmif_trt.measure.baselines import PICTURES
 from mmif_trt.measure.fidelity import UPTAKE
 from mmif_trt.measure.planting import kinds_for
 from mmif_trt.measure.scores import evaluate
-from mmif_trt.report import page, pictures
+from mmif_trt.report import page, pictures, plots
 from mmif_trt.report.commands import Shown
 from mmif_trt.report.figures import ALL, Figures, extremes, gather
 
@@ -66,6 +67,23 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pat
     """Folder and methods of make_cases; none of its files is changed."""
     root = tmp_path_factory.mktemp("cases")
     return root, make_cases(root)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """The thirteen plots of a page are drawn once for the same figures; a page of them takes most of a
+    second."""
+    boxes, drawn = plots.boxes, dict[Any, str]()
+
+    def kept(values: dict[str, list[float]], title: str, words: str) -> str:
+        key = (title, words, *((name, *column) for name, column in values.items()))
+        if key not in drawn:
+            drawn[key] = boxes(values, title, words)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "boxes", kept)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ def rtx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
     monkeypatch.setattr(engine_build, "MODULES", ("tensorrt_rtx",))
     monkeypatch.setenv("MMIF_ENGINES", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Of the same graph, shapes and cards several tests look at what `build` makes of the result."""
+    compile_, made = engine_build.compile_graph, dict[Any, Any]()
+
+    def kept(trt: Any, graph: Any, *how: Any) -> Any:
+        key = (trt.__name__, graph.SerializeToString(deterministic=True), *how)
+        if key not in made:
+            made[key] = compile_(trt, graph, *how)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_build, "compile_graph", kept)
+        yield
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=str)

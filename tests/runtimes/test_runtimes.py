@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +22,15 @@ from mmif_trt.machine import usable_cores
 from mmif_trt.runtimes import openvino as openvino_runtime
 from mmif_trt.stages import tiling
 
-pytestmark = pytest.mark.usefixtures("fresh_graphs")
-
 LEVEL = 1 / 255
 each_network = pytest.mark.parametrize("network", weights.NAMES)
+
+
+@pytest.fixture
+def own_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fresh_graphs of conftest.py, for one test: where it matters when a graph is compiled."""
+    kept = openvino_runtime.OpenVinoRuntime._compile
+    monkeypatch.setattr(openvino_runtime.OpenVinoRuntime, "_compile", kept.__wrapped__)  # type: ignore
 
 
 def has_bf16() -> bool:
@@ -114,6 +120,7 @@ except InputError as error:
     assert bf16.startswith("precision 'bf16': ") and bf16.endswith("expected auto, fp32")
 
 
+@pytest.mark.usefixtures("own_graphs")
 def test_openvino_bf16_is_used_or_refused() -> None:
     if not has_bf16():
         with pytest.raises(InputError, match="precision 'bf16': .*expected auto, fp32"):
@@ -187,6 +194,7 @@ def test_layers_in_bfloat16_stay_within_a_level_on_any_cpu(network: str) -> None
     assert 1e-4 < error <= LEVEL
 
 
+@pytest.mark.usefixtures("own_graphs")
 @pytest.mark.parametrize(
     ("off_by", "precision", "note"),
     [(0.0, "bf16", "bfloat16 is within "), (0.02, "fp32", "bfloat16 is off by ")],
@@ -201,6 +209,7 @@ def test_auto_falls_back_where_bfloat16_is_off(
     own = np.stack([rounded.infer(x, y) for x, y in zip(a, b, strict=True)])
     monkeypatch.setattr(openvino_runtime, "BF16_TOLERANCE", 0.01)  # the graph of any size rounds otherwise
     monkeypatch.setattr(weights, "golden", lambda name: (a, b, own + np.float32(off_by)))
+    monkeypatch.setattr(openvino_runtime, "_verdicts", {})
     runtime = runtimes.load("openvino", "auto", 1)
     assert runtime.precision == precision and note in runtime.note
     output = runtime.infer(a[0], b[0])
@@ -208,6 +217,28 @@ def test_auto_falls_back_where_bfloat16_is_off(
         assert np.abs(output - expected[0]).max() <= 1e-4, "the graphs in bfloat16 must be gone"
     else:
         np.testing.assert_array_equal(output, own[0])
+
+
+def test_bfloat16_is_measured_once_per_process_and_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever of two threads comes first; what is said of one network is not said of another."""
+    if not has_bf16():
+        pytest.skip("this CPU has no bfloat16, so nothing to measure")
+    measured: list[str] = []
+
+    def measure(self: openvino_runtime.OpenVinoRuntime, golden: tuple[np.ndarray, ...]) -> tuple[bool, str]:
+        measured.append(self._path)
+        time.sleep(0.2)  # the other thread asks in the meantime
+        return len(measured) == 2, f"measured as number {len(measured)}"
+
+    monkeypatch.setattr(openvino_runtime, "_verdicts", {})
+    monkeypatch.setattr(openvino_runtime.OpenVinoRuntime, "_measure", measure)
+    with ThreadPoolExecutor(2) as pool:
+        loaded = list(pool.map(lambda threads: runtimes.load("openvino", "auto", threads), (1, 2)))
+    assert len(measured) == 1
+    assert [(x.precision, x.note) for x in loaded] == [("fp32", "measured as number 1")] * 2
+    other = runtimes.load("openvino", "auto", 1, network="lagn-quality")
+    assert (other.precision, other.note) == ("bf16", "measured as number 2") and measured[0] != measured[1]
+    assert runtimes.load("openvino", "auto", 1).note == "measured as number 1" and len(measured) == 2
 
 
 @each_network
@@ -230,6 +261,7 @@ def test_onnx_file_takes_any_batch_and_size(network: str) -> None:
     np.testing.assert_allclose(output[:, 0], f, rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("own_graphs")
 def test_sizes_beyond_the_fixed_graphs_share_one() -> None:
     pytest.importorskip("torch")
     reference = runtimes.load("torch", "fp32", 1)

@@ -171,7 +171,7 @@ def test_a_tablet_and_a_keyboard_reach_all(chromium: Any, tmp_path: Path, name: 
         use_keys(shown)
         shown.keyboard.down("a")
         shown.keyboard.down("a")  # held
-        shown.wait_for_function("document.title.startsWith('Item 1')")
+        shown.wait_for_function("() => document.title.startsWith('Item 1')")
         shown.wait_for_selector("body.ready", timeout=120_000)
         shown.tap("button[value=right]")
         shown.wait_for_selector("h1:has-text('Finished')")

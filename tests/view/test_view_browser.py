@@ -110,6 +110,7 @@ def test_the_page_in_a_browser(chromium: Any, fused: tuple[Path, Path, Path], mo
     shown, wrong, asked = opened(context, moved)
     check_accessible(shown, "view")
     check_not_clipped(shown, "view")
+    check_by_tab(shown, "view")
     check_values(shown, a, b, out)
     check_colours(shown)
     check_places(shown)
@@ -312,13 +313,6 @@ def test_a_finger_moves_what_was_chosen_and_two_zoom(chromium: Any, moved: Path,
     assert shown.evaluate("desk.zoom[3]") == pytest.approx(1, abs=0.2)
     assert shown.evaluate("visualViewport.scale") == 1, "the page itself was zoomed"
     check_not_clipped(shown, name)
-    assert not wrong
-
-
-def test_tab_reaches_all_of_the_page(chromium: Any, moved: Path) -> None:
-    context = chromium.new_context(viewport={"width": 1010, "height": 520}, offline=True)
-    shown, wrong, _ = opened(context, moved)
-    check_by_tab(shown, "view")
     assert not wrong
 
 
