@@ -6,14 +6,13 @@ up for what a test needs, a test that does not run is a fault and must not look 
 
 from __future__ import annotations
 
-import copy
 import functools
-import io
+import itertools
 import os
 import re
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,19 +82,20 @@ def fresh_graphs(kept_graphs: None) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def kept_readers() -> Iterator[None]:
     """A reading process outlives the Decoder that started it, and serves the next that would start its like:
-    most of one's work is to import what it needs. The last two idle ones are kept."""
+    most of one's work is to import what it needs."""
     from mmif_trt.clinical.decoder import Decoder
 
-    begin, close, idle = Decoder.__init__, Decoder.close, list[Any]()
+    begin, close, idle = Decoder.__init__, Decoder.close, defaultdict[Any, list[Decoder]](list)
 
     @functools.wraps(begin)
     def begun(self: Any, *given: Any, **named: Any) -> None:
         begin(self, *given, **named)
-        around = {**os.environ, "PYTEST_CURRENT_TEST": ""}
-        self.kind = (given, named, around, os.getpid(), os.getcwd(), tempfile.gettempdir())
-        for earlier in [reader for reader in idle if reader.kind == self.kind][-1:]:
+        around = {**os.environ, "PYTEST_CURRENT_TEST": ""}.items()
+        place = (os.getpid(), os.getcwd(), tempfile.gettempdir())
+        self.kind = (given, *named.items(), *place, *sorted(around))
+        if idle[self.kind]:
             close(self)
-            idle.remove(earlier)
+            earlier = idle[self.kind].pop()
             self._pixels, self._child = earlier._pixels, earlier._child
 
     @functools.wraps(close)
@@ -103,19 +103,14 @@ def kept_readers() -> Iterator[None]:
         process = self._child._process
         if process is None or process.poll() is not None:
             close(self)
-            return
-        idle.append(copy.copy(self))
-        self._pixels, self._child = io.BytesIO(), copy.copy(self._child)
-        self._child._process = None
-        close(self)  # as far as its owner can tell
-        if len(idle) > 2:
-            close(idle.pop(0))
+        else:
+            idle[self.kind].append(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Decoder, "__init__", begun)
         patch.setattr(Decoder, "close", kept)
         yield
-    for reader in idle:
+    for reader in itertools.chain(*idle.values()):
         close(reader)
 
 
