@@ -7,12 +7,10 @@ up for what a test needs, a test that does not run is a fault and must not look 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
 import sys
-import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,52 +74,6 @@ def fresh_graphs(kept_graphs: None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenVinoRuntime, "_compile", OpenVinoRuntime._compile.__wrapped__)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def kept_readers() -> Iterator[None]:
-    """A reading process outlives the Decoder that started it, and serves the next that would start its like:
-    most of one's work is to import what it needs."""
-    from mmif_trt.clinical.decoder import Decoder
-
-    begin, close, idle = Decoder.__init__, Decoder.close, defaultdict[Any, list[Decoder]](list)
-
-    @functools.wraps(begin)
-    def begun(self: Any, *given: Any, **named: Any) -> None:
-        begin(self, *given, **named)
-        around = {**os.environ, "PYTEST_CURRENT_TEST": ""}.items()
-        place = (os.getpid(), os.getcwd(), tempfile.gettempdir())
-        self.kind = (given, *named.items(), *place, *sorted(around))
-        if idle[self.kind]:
-            close(self)
-            earlier = idle[self.kind].pop()
-            self._pixels, self._child = earlier._pixels, earlier._child
-
-    @functools.wraps(close)
-    def kept(self: Any) -> None:
-        process = self._child._process
-        if process is None or process.poll() is not None:
-            close(self)
-        else:
-            idle[self.kind].append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Decoder, "__init__", begun)
-        patch.setattr(Decoder, "close", kept)
-        yield
-    for reader in itertools.chain(*idle.values()):
-        close(reader)
-
-
-@pytest.fixture(scope="module")
-def fresh_readers(kept_readers: None) -> Iterator[None]:
-    """Each Decoder starts its own process and ends it."""
-    from mmif_trt.clinical.decoder import Decoder
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("__init__", "close"):
-            patch.setattr(Decoder, name, getattr(Decoder, name).__wrapped__)
         yield
 
 

@@ -146,8 +146,7 @@ def test_fuse_quotes_none_either(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reader(fresh_readers: None) -> Iterator[Any]:
-    """Started by the test, whose capture then has what the process says."""
+def reader() -> Iterator[Any]:
     from mmif_trt.clinical.decoder import Decoder
 
     with Decoder() as decoder:
