@@ -91,6 +91,11 @@ def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Cas
         for precision, network in product(args.precision, networks):
             try:
                 fuser = _fuser(name, precision, args.threads, network)
+                key = fuser.runtime.name, fuser.runtime.precision, network
+                if key not in cases:
+                    matmul = make_matmul(fuser.runtime, args.matmul, args.threads)
+                    cases[key] = Case(fuser, [], matmul, card_of(fuser.runtime))
+                cases[key].asked.append(precision)  # "auto" may have chosen what is there
             except (InputError, ImportError) as error:
                 row = {
                     "status": "refused",
@@ -100,13 +105,6 @@ def load_cases(names: Iterable[str], args: argparse.Namespace) -> tuple[list[Cas
                     "reason": " ".join(str(error).split()),
                 }
                 refused.append(row)
-                continue
-            key = fuser.runtime.name, fuser.runtime.precision, network
-            if key in cases:  # "auto" chose the same
-                cases[key].asked.append(precision)
-            else:
-                matmul = make_matmul(fuser.runtime, args.matmul, args.threads)
-                cases[key] = Case(fuser, [precision], matmul, card_of(fuser.runtime))
     return list(cases.values()), refused
 
 
