@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
 from mmif_trt.measure.baselines import Fuse
 from mmif_trt.measure.metrics import RANKED
+from mmif_trt.models.autoencoder import Autoencoder
+from mmif_trt.models.denoiser import Denoiser
 from mmif_trt.models.lagn import LAGN, LAGNConfig
-from mmif_trt.stages.colour import luma, recombine
 from mmif_trt.train import autoencoder, coloured, data, diffusion, fusion, generate, loop
 from mmif_trt.weights import verified_diffusion
 
@@ -190,25 +191,23 @@ def informed_fuse(path: Path, name: str) -> Fuse:
     network = Informed(LAGNConfig(**stated["model"]))
     network.load_state_dict(tensors)
     network.eval()
-    first, second = (verified_diffusion(x) for x in ("autoencoder", "denoiser"))
-    joint, denoiser = autoencoder.load(first), diffusion.load(second)
+    joint, denoiser = diffusion_model()
 
-    def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        mri, other = a.astype(np.float32) / 255, b.astype(np.float32) / 255
-        grey = other if b.ndim == 2 else luma(other)
-        sources = [torch.from_numpy(np.ascontiguousarray(x))[None, None] for x in (mri, grey)]
-        one, another = (np.rint(255 * x.numpy()[:, 0]).astype(np.uint8) for x in sources)
-        pair = data.Pairs(name.removeprefix("mri-"), one, another, ("one",))
+    def told(a: Tensor, b: Tensor) -> Tensor:
+        one, other = (np.rint(255 * x.numpy()[:, 0]).astype(np.uint8) for x in (a, b))
+        pair = data.Pairs(name.removeprefix("mri-"), one, other, ("one",))
         expected = generate.cross_generate(joint, denoiser, pair, 1, EXPECTED_SAMPLES, precision="fp32")
-        both = [
-            torch.cat([x, torch.from_numpy(e)[None] / 255], 1) for x, e in zip(sources, expected, strict=True)
-        ]
-        with torch.inference_mode():
-            y = network(*both)[0, 0].numpy()
-        fused = y if b.ndim == 2 else recombine(y, other)
-        return np.rint(255 * np.clip(fused, 0, 1)).astype(np.uint8)
+        of_a, of_b = (torch.from_numpy(x)[None] / 255 for x in expected)
+        fused: Tensor = network(torch.cat([a, of_a], 1), torch.cat([b, of_b], 1))
+        return fused
 
-    return fuse
+    return heldout.by_luma(told)
+
+
+@cache
+def diffusion_model() -> tuple[Autoencoder, Denoiser]:
+    """The shipped one."""
+    return autoencoder.load(verified_diffusion("autoencoder")), diffusion.load(verified_diffusion("denoiser"))
 
 
 def load(path: Path = RESULTS) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from mmif_trt.measure.baselines import PICTURES, Fuse
 from mmif_trt.measure.fidelity import fidelity
 from mmif_trt.measure.lesions import read, summarise
 from mmif_trt.measure.metrics import RANKED, all_metrics
-from mmif_trt.measure.planting import Planted, plant
+from mmif_trt.measure.planting import Pair, Planted, plant
 from mmif_trt.measure.scores import as_8_bit, luma_8_bit
 from mmif_trt.models.lagn import LAGN, LAGNConfig
 from mmif_trt.stages.colour import luma, recombine
@@ -69,35 +69,48 @@ def config_of(told: str) -> LAGNConfig:
 
 def fuse_of(told: str) -> Fuse:
     """A network of these weights in FP32, fusing pictures whose sides are multiples of its windows."""
-    tensors = weights(told)
     model = LAGN(config_of(told))
-    model.load_state_dict(tensors)
-    model.eval()
+    model.load_state_dict(weights(told))
+    return by_luma(model.eval())
+
+
+def by_luma(network: Callable[[Tensor, Tensor], Tensor]) -> Fuse:
+    """8-bit pictures fused by a network of lumas [1, 1, H, W] in [0, 1]."""
 
     def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         mri, other = a.astype(np.float32) / 255, b.astype(np.float32) / 255
         grey = other if b.ndim == 2 else luma(other)
         with torch.inference_mode():
-            y = model(*(torch.from_numpy(np.ascontiguousarray(x))[None, None] for x in (mri, grey)))[0, 0]
-        fused = y.numpy() if b.ndim == 2 else recombine(y.numpy(), other)
+            sources = (torch.from_numpy(np.ascontiguousarray(x))[None, None] for x in (mri, grey))
+            y = network(*sources)[0, 0].numpy()
+        fused = y if b.ndim == 2 else recombine(y, other)
         return np.rint(255 * np.clip(fused, 0, 1)).astype(np.uint8)
 
     return fuse
 
 
-def planted_of(data: Path, name: str) -> list[Planted]:
-    """PAIRS evenly spaced pairs of the set's held-out cases, with lesions."""
-    folder, kind = data / name / "train", name.removeprefix("mri-")
-    stems = sorted(p.stem for p in (folder / "mri").glob("*.png") if case(p.stem) in CASES[name])
-    if not stems:
-        raise InputError(f"{folder}: none of {', '.join(CASES[name])}; expected the cases held out")
+def pairs_of(data: Path, name: str, count: int, held_out: bool = True) -> list[Pair]:
+    """count evenly spaced pairs, the MRI as luma, of the set's held-out cases or of those for validation."""
+    folder, kind = data / name / ("train" if held_out else "val"), name.removeprefix("mri-")
+    stems = sorted(p.stem for p in (folder / "mri").glob("*.png"))
+    if held_out:
+        stems = [stem for stem in stems if case(stem) in CASES[name]]
+        if not stems:
+            raise InputError(f"{folder}: none of {', '.join(CASES[name])}; expected the cases held out")
     ends = END_SLICES.get(name, 0)
     stems = stems[ends : len(stems) - ends]
+    if not stems:
+        raise InputError(f"{folder}: no pairs; expected mri/ and {kind}/ with PNG files of equal names")
     pairs = []
-    for i in np.linspace(0, len(stems) - 1, PAIRS).round().astype(int):
+    for i in np.linspace(0, len(stems) - 1, count).round().astype(int):
         a, b = (io.read(folder / x / f"{stems[i]}.png") for x in ("mri", kind))
         pairs.append((stems[i], luma_8_bit(a).astype(np.uint8), as_8_bit(b)))
-    return plant(pairs, kind, per_kind=PER_KIND)
+    return pairs
+
+
+def planted_of(data: Path, name: str) -> list[Planted]:
+    """PAIRS of the set's held-out cases, with lesions."""
+    return plant(pairs_of(data, name, PAIRS), name.removeprefix("mri-"), per_kind=PER_KIND)
 
 
 def row(fuse: Fuse, planted: Sequence[Planted]) -> dict[str, Any]:

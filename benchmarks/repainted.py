@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import heldout
@@ -24,12 +23,11 @@ import results_command
 import torch
 from quality import commit
 
-from mmif_trt import io, weights
+from mmif_trt import weights
 from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.measure.baselines import PICTURES, Fuse
 from mmif_trt.measure.planting import Pair, plant
-from mmif_trt.measure.scores import as_8_bit, luma_8_bit
 from mmif_trt.measure.uptake import Palette, recover
 from mmif_trt.stages import palettes
 from mmif_trt.train.data import case
@@ -41,45 +39,31 @@ PAIRS, PER_KIND = 12, 24  # of a set; lesions of a kind
 BLACK = 3  # levels: the archive's background is not part of its palette
 
 
-def pairs_of(data: Path, name: str, held_out: bool) -> list[Pair]:
-    """PAIRS evenly spaced pairs (name, MRI, tracer as it is) of the set's cases."""
-    folder, kind = data / name / ("train" if held_out else "val"), name.removeprefix("mri-")
-    stems = sorted(p.stem for p in (folder / "mri").glob("*.png"))
-    if held_out:
-        stems = [stem for stem in stems if case(stem) in heldout.CASES[name]]
-    ends = heldout.END_SLICES.get(name, 0)
-    stems = stems[ends : len(stems) - ends]
-    if not stems:
-        raise InputError(f"{folder}: no pairs; expected mri/ and {kind}/ with PNG files of equal names")
-    chosen = [stems[i] for i in np.linspace(0, len(stems) - 1, PAIRS).round().astype(int)]
-    files = [[io.read(folder / part / f"{stem}.png") for part in ("mri", kind)] for stem in chosen]
-    return [
-        (stem, luma_8_bit(a).astype(np.uint8), as_8_bit(b))
-        for stem, (a, b) in zip(chosen, files, strict=True)
-    ]
-
-
 def repainted(pairs: Sequence[Pair]) -> Iterator[tuple[str, list[Pair]]]:
     """The pairs under each palette. Raises InputError where a case's own cannot be recovered."""
+    cases = [case(name) or name for name, *_ in pairs]
     own: dict[str, Palette] = {}
-    for one in sorted({case(name) or name for name, *_ in pairs}):
-        found = recover(np.stack([b for name, _, b in pairs if (case(name) or name) == one]))
+    for one in sorted(set(cases)):
+        found = recover(np.stack([b for of, (_, _, b) in zip(cases, pairs, strict=True) if of == one]))
         if found is None:
             raise InputError(f"{one}: no palette found in its pictures; expected a colour-mapped tracer")
         own[one] = found
+    places = [
+        np.rint(255 * own[of].place(b)).astype(np.uint8) for of, (_, _, b) in zip(cases, pairs, strict=True)
+    ]
     for shown in SHOWN:
         if shown == OWN:
             yield shown, list(pairs)
             continue
         levels = np.arange(256) if shown == GREY else 255 * palettes.table(shown)
         colours = np.rint(np.broadcast_to(levels.reshape(256, -1), (256, 3))).astype(np.uint8)
-        out = []
-        for name, a, b in pairs:
-            place = np.rint(255 * own[case(name) or name].place(b)).astype(np.uint8)
-            out.append(
-                (name, a, np.where(b.max(2, keepdims=True) > BLACK, colours[place], 0).astype(np.uint8))
-            )
-        yield shown, out
+        yield (
+            shown,
+            [
+                (name, a, colours[place] * (b.max(2, keepdims=True) > BLACK))
+                for (name, a, b), place in zip(pairs, places, strict=True)
+            ],
+        )
 
 
 def score(args: argparse.Namespace) -> None:
@@ -95,7 +79,7 @@ def score(args: argparse.Namespace) -> None:
     result: dict[str, Any] = {"what": "repainted.py", "split": "held out" if args.held_out else "validation"}
     result |= {"commit": commit(), "pairs": PAIRS, "sets": {}}
     for name in SETS:
-        for shown, pairs in repainted(pairs_of(args.data, name, args.held_out)):
+        for shown, pairs in repainted(heldout.pairs_of(args.data, name, PAIRS, args.held_out)):
             planted = plant(pairs, name.removeprefix("mri-"), per_kind=PER_KIND)
             rows = {method: heldout.row(fuse, planted) for method, fuse in methods.items()}
             result["sets"].setdefault(name, {})[shown] = rows

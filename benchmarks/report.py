@@ -257,17 +257,18 @@ def card_tables(result: dict[str, Any]) -> str:
 
 
 REPAINTED = ("lesions", "worst", "lost", "detail_top", "colour_top", "washed_top", "readback")
-METHODS = {"average": "50 % overlay", "max": "maximum", "lagn": "LAGN", "lagn-quality": "LAGN-quality"}
 
 
 def repainted_tables(result: dict[str, Any]) -> str:
     """Markdown of repainted.py: one table per set, a row for each palette and method."""
+    from lesions import SHOWN  # which few tables need
+
     texts = []
     for name, shown in result["sets"].items():
         rows = [
             [
                 palette,
-                METHODS.get(method, method),
+                SHOWN.get(method, weights.title(method)),
                 *("" if values.get(key) is None else f"{values[key]:.2f}" for key in REPAINTED),
             ]
             for palette, methods in shown.items()

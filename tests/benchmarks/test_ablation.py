@@ -61,7 +61,9 @@ def test_variants_differ_from_the_recipe_in_what_they_name(ablation: ModuleType)
     assert made["without diffusion"] == replace(shared, loss=replace(shared.loss, predictability=0.0))
 
 
-def test_runs_of_a_seed_start_alike_and_see_the_same_crops(ablation: ModuleType, tmp_path: Path) -> None:
+def test_runs_of_a_seed_start_alike_and_see_the_same_crops(
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_sets(tmp_path, "{split}{i}_slice")
     read = ablation.data.read_sets(root, "train")
     told = [replace(pairs, generated=np.stack([pairs.b, pairs.a])) for pairs in read]
@@ -79,11 +81,8 @@ def test_runs_of_a_seed_start_alike_and_see_the_same_crops(ablation: ModuleType,
     assert all(torch.equal(v, before[1][k]) for k, v in before[0].items())
     made = []
     real = ablation.coloured.batch
-    ablation.coloured.batch = lambda *args: made.append(args[2]) or real(*args)
-    try:
-        assert list(ablation.steps_of([plain, blind, informed])) == [1, 2]
-    finally:
-        ablation.coloured.batch = real
+    monkeypatch.setattr(ablation.coloured, "batch", lambda *args: made.append(args[2]) or real(*args))
+    assert list(ablation.steps_of([plain, blind, informed])) == [1, 2]
     assert made == [0, 1], "each batch is made once"
     after = [weights(run) for run in (plain, blind, informed)]
     assert not torch.equal(after[0]["head.weight"], after[1]["head.weight"]), "the lesion term counts"

@@ -56,7 +56,7 @@ def test_rows_of_every_palette_and_method(
     for name, value in settings.items():
         monkeypatch.setattr(repainted, name, value)
     monkeypatch.setattr(repainted.heldout, "END_SLICES", {})
-    assert [name for name, *_ in repainted.pairs_of(tmp_path, "mri-pet", held_out=True)] == ["case25_1"]
+    assert [name for name, *_ in repainted.heldout.pairs_of(tmp_path, "mri-pet", 1)] == ["case25_1"]
     out = ["--out", str(tmp_path / "rows.json")]
     assert repainted.main(["score", "--data", str(tmp_path), *out]) == 0
     result = json.loads((tmp_path / "rows.json").read_text())
