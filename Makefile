@@ -127,6 +127,11 @@ BOTH = --generated $(RUNS)/generated/train.safetensors --predictability 4 --turn
 WIDE = $(BOTH) --crop-px 128 --batch-size 64 --learning-rate 2e-3 --rounding 60 --soft-ct 16
 CLOSE = $(BOTH) --crop-px 96 --batch-size 8 --precision fp32 --colour-spect 5 --saturation-pet 30 --saturation-spect 10
 SWISH = $(COARSE) --activation hardswish
+# Since "coloured-b" the network reads how saturated a colour is; until then its stem has zeros there. Most crops of
+# PET and SPECT are in other palettes, and five cases are left out, to choose the weights on.
+HUE = $(CLOSE) --hold-out ct:case34 ct:case37 pet:case25 spect:case15 spect:case40
+SETTLE = --turns ct pet spect ct pet spect pet --randomised 0.65 --colour-spect 4.5 --saturation-pet 8 \
+	--saturation-spect 4
 # All but the first and the third bring bfloat16, as the CPU runs it, nearer to FP32; the last to within a level.
 train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
@@ -203,7 +208,7 @@ train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/exact-bf16 $(CLOSE) $(SWISH) --rounding 220 \
 		--init $(RUNS)/midway/checkpoint.safetensors --steps 260 --learning-rate 4e-4 --seed 73 --soft-ct 24 \
 		--uptake-detail-pet 0.5 --lesions-ct 20 --lesions-pet 5 --lesions-spect 18 --colour-pet 10
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.1=$(RUNS)/wide/checkpoint.safetensors \
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/of-lumas 0.1=$(RUNS)/wide/checkpoint.safetensors \
 		0.4=$(RUNS)/close/checkpoint.safetensors 0.5=$(RUNS)/exact-bf16/checkpoint.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-wide $(WIDE) \
 		--init $(RUNS)/fine/checkpoint.safetensors --steps 2202 --seed 63 --uptake-detail-pet 0.6 --lesions-ct 18 \
@@ -216,8 +221,63 @@ train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-bf16 $(CLOSE) --rounding 250 \
 		--init $(RUNS)/fine-midway/checkpoint.safetensors --steps 220 --learning-rate 4e-4 --seed 74 --soft-ct 28 \
 		--uptake-detail-pet 0.6 --lesions-ct 22 --lesions-pet 6 --lesions-spect 20 --colour-pet 11.5
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality 0.5=$(RUNS)/fine-close/checkpoint.safetensors \
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine-of-lumas 0.5=$(RUNS)/fine-close/checkpoint.safetensors \
 		0.5=$(RUNS)/fine-bf16/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/coloured-b $(HUE) $(SWISH) \
+		--init $(RUNS)/of-lumas/checkpoint.safetensors --rounding 60 --turns ct pet spect ct spect pet --randomised 0.8 \
+		--steps 6000 --learning-rate 1.2e-3 --seed 111 --soft-ct 26 --uptake-detail-pet 0.5 --lesions-ct 18 \
+		--lesions-pet 9 --lesions-spect 18 --colour-pet 8.5 --saturation-pet 9 --saturation-spect 5
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/settled-b $(HUE) $(SWISH) \
+		--init $(RUNS)/coloured-b/checkpoint.safetensors $(SETTLE) --rounding 200 --repainted 0.6 \
+		--steps 750 --learning-rate 7e-4 --seed 115 --complement 7 --colour-pet 7.5 --lesions-pet 11 --lesions-spect 19 \
+		--soft-ct 28 --uptake-detail-pet 0.55 --lesions-ct 19
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/between-b 0.55=$(RUNS)/coloured-b/checkpoint.safetensors \
+		0.45=$(RUNS)/settled-b/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/near-b $(HUE) $(SWISH) \
+		--init $(RUNS)/between-b/checkpoint.safetensors $(SETTLE) --rounding 350 --repainted 0.8 \
+		--steps 260 --learning-rate 4e-4 --seed 117 --complement 5.5 --colour-pet 8 --lesions-pet 11 --lesions-spect 19 \
+		--soft-ct 28 --uptake-detail-pet 0.55 --lesions-ct 19
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/mid-b 0.3=$(RUNS)/coloured-b/checkpoint.safetensors \
+		0.7=$(RUNS)/near-b/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/exact-b $(HUE) $(SWISH) \
+		--init $(RUNS)/mid-b/checkpoint.safetensors $(SETTLE) --rounding 800 --repainted 0.8 \
+		--steps 300 --learning-rate 3e-4 --seed 119 --complement 5 --colour-pet 9.5 --lesions-pet 12 --lesions-spect 21 \
+		--soft-ct 28 --uptake-detail-pet 0.55 --lesions-ct 19
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/clear-b $(HUE) $(SWISH) \
+		--init $(RUNS)/near-b/checkpoint.safetensors $(SETTLE) --rounding 450 --repainted 0.8 \
+		--steps 220 --learning-rate 3e-4 --seed 121 --complement 5 --colour-pet 9.5 --lesions-pet 13 --lesions-spect 25 \
+		--soft-ct 28 --uptake-detail-pet 0.75 --lesions-ct 20
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.50=$(RUNS)/coloured-b/checkpoint.safetensors \
+		0.03=$(RUNS)/settled-b/checkpoint.safetensors 0.22=$(RUNS)/near-b/checkpoint.safetensors \
+		0.23=$(RUNS)/clear-b/checkpoint.safetensors 0.02=$(RUNS)/exact-b/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-coloured-b $(HUE) \
+		--init $(RUNS)/fine-of-lumas/checkpoint.safetensors --rounding 60 --turns ct pet spect ct spect pet --randomised 0.8 \
+		--steps 3000 --learning-rate 1e-3 --seed 112 --soft-ct 30 --uptake-detail-pet 0.6 --lesions-ct 20 \
+		--lesions-pet 10 --lesions-spect 20 --colour-pet 9.5 --saturation-pet 9 --saturation-spect 5
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-settled-b $(HUE) \
+		--init $(RUNS)/fine-coloured-b/checkpoint.safetensors $(SETTLE) --rounding 200 --repainted 0.6 \
+		--steps 500 --learning-rate 6e-4 --seed 116 --complement 7 --colour-pet 7.5 --lesions-pet 11 --lesions-spect 20 \
+		--soft-ct 32 --uptake-detail-pet 0.6 --lesions-ct 20
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine-between-b 0.55=$(RUNS)/fine-coloured-b/checkpoint.safetensors \
+		0.45=$(RUNS)/fine-settled-b/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-near-b $(HUE) \
+		--init $(RUNS)/fine-between-b/checkpoint.safetensors $(SETTLE) --rounding 350 --repainted 0.8 \
+		--steps 220 --learning-rate 4e-4 --seed 118 --complement 5.5 --colour-pet 8.5 --lesions-pet 11 --lesions-spect 20 \
+		--soft-ct 32 --uptake-detail-pet 0.6 --lesions-ct 20
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine-mid-b 0.3=$(RUNS)/fine-coloured-b/checkpoint.safetensors \
+		0.7=$(RUNS)/fine-near-b/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-exact-b $(HUE) \
+		--init $(RUNS)/fine-mid-b/checkpoint.safetensors $(SETTLE) --rounding 800 --repainted 0.8 \
+		--steps 260 --learning-rate 3e-4 --seed 120 --complement 5 --colour-pet 10 --lesions-pet 12 --lesions-spect 22 \
+		--soft-ct 32 --uptake-detail-pet 0.6 --lesions-ct 20
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-clear-b $(HUE) \
+		--init $(RUNS)/fine-mid-b/checkpoint.safetensors $(SETTLE) --rounding 450 --repainted 0.8 \
+		--steps 200 --learning-rate 3e-4 --seed 124 --complement 5 --colour-pet 11 --lesions-pet 14 --lesions-spect 30 \
+		--soft-ct 32 --uptake-detail-pet 0.8 --lesions-ct 20
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality 0.34=$(RUNS)/fine-coloured-b/checkpoint.safetensors \
+		0.20=$(RUNS)/fine-settled-b/checkpoint.safetensors 0.10=$(RUNS)/fine-near-b/checkpoint.safetensors \
+		0.14=$(RUNS)/fine-clear-b/checkpoint.safetensors 0.20=$(RUNS)/fine-exact-b/checkpoint.safetensors \
+		0.02=$(RUNS)/fine-of-lumas/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*

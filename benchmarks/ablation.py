@@ -34,7 +34,7 @@ from mmif_trt.measure.baselines import Fuse
 from mmif_trt.measure.metrics import RANKED
 from mmif_trt.models.autoencoder import Autoencoder
 from mmif_trt.models.denoiser import Denoiser
-from mmif_trt.models.lagn import LAGN, LAGNConfig
+from mmif_trt.models.lagn import LAGN, PLANES, LAGNConfig
 from mmif_trt.train import autoencoder, coloured, data, diffusion, fusion, generate, loop
 from mmif_trt.weights import verified_diffusion
 
@@ -88,11 +88,12 @@ VARIANTS: dict[str, Callable[[fusion.FusionConfig], fusion.FusionConfig]] = {
 class Informed(LAGN):
     """LAGN that also sees what the diffusion model expects of each source from the other one.
 
-    forward(a, b): two [B, 2, H, W] tensors, a source and its expectation, to fused [B, 1, H, W]."""
+    forward(a, b): [B, 2, H, W] and [B, 3, H, W], each what LAGN takes and what is expected, to fused
+    [B, 1, H, W]."""
 
     def __init__(self, config: LAGNConfig) -> None:
         super().__init__(config)
-        self.stem = nn.Conv2d(2 * self.stem.in_channels, config.local_dim, 3, padding=1)
+        self.stem = nn.Conv2d(4 * (PLANES + 2), config.local_dim, 3, padding=1)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)
@@ -114,7 +115,7 @@ class Shared(coloured.Batches):
         expectation: as where a crop has none, the sources themselves stand for it."""
         assert self.last is not None
         generated = self.last[1].generated
-        expected = generated if generated is not None and generated[0].shape == a.shape else (a, b)
+        expected = generated if generated is not None and generated[0].shape == a.shape else (a, b[:, :1])
         told_a, told_b = (torch.cat(x, 1) for x in zip((a, b), expected, strict=True))
         return fusion.forward(model, told_a, told_b, precision)
 

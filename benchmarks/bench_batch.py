@@ -88,7 +88,7 @@ def network_only(root: str, setting: Setting, calls: int) -> dict[str, float]:
     held = []
     for path in sorted((Path(root) / FOLDER_A).iterdir())[:HELD_PAIRS]:
         a, b = io.read(path), io.read(path.parents[1] / FOLDER_B / path.name)
-        held.append((normalise.to_unit(a), colour.luma(normalise.to_unit(b))))
+        held.append((normalise.to_unit(a), colour.planes(normalise.to_unit(b))))
 
     def call(i: int) -> None:
         tiling.run(fuser.runtime.infer, *held[i % len(held)])

@@ -140,9 +140,9 @@ def run_stages(
         images = [(io.read(a), io.read(b)) for a, b in files]
     with stage("normalise_luma"):
         units = [(normalise.to_unit(a), normalise.to_unit(b)) for a, b in images]
-        lumas = [(a, colour.luma(b)) for a, b in units]
+        planes = [(a, colour.planes(b)) for a, b in units]
     with stage("network"):
-        fused = run_network((case.card or runtime).infer, lumas)
+        fused = run_network((case.card or runtime).infer, planes)
     if case.card:
         ms |= split(ms["network"], case.card.laps)
         case.card.laps.clear()
@@ -155,12 +155,12 @@ def run_stages(
     return {name: ms[name] for name in STAGES if name in ms}, pixels
 
 
-def run_network(infer: tiling.Network, lumas: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+def run_network(infer: tiling.Network, planes: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     """One call for one pair or a batch of equal size; no pair is so large that it goes in tiles."""
-    if len(lumas) == 1:
-        return [tiling.run(infer, *lumas[0])]
-    height, width = lumas[0][0].shape
-    a, b = (np.stack([tiling.padded(pair[k]) for pair in lumas]) for k in (0, 1))
+    if len(planes) == 1:
+        return [tiling.run(infer, *planes[0])]
+    height, width = planes[0][0].shape
+    a, b = (np.stack([tiling.padded(pair[k]) for pair in planes]) for k in (0, 1))
     return list(infer(a, b)[:, :height, :width])
 
 

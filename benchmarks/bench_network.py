@@ -102,18 +102,18 @@ def phases(network: Callable[..., Tensor]) -> Phases:
 def copies(inputs: Any, mark: Callable[[], None]) -> None:
     """Both sources to the device, then one image back."""
     a, b, host = inputs
-    a.copy_(host, non_blocking=True)
-    b.copy_(host, non_blocking=True)
+    a.copy_(host[0], non_blocking=True)
+    b.copy_(host[1:].view(b.shape), non_blocking=True)
     mark()
-    host.copy_(a, non_blocking=True)
+    host[0].copy_(a, non_blocking=True)
     mark()
 
 
 def rows_of(size: int, batch: int, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     def one_set() -> tuple[Tensor, Tensor, Tensor]:
-        a, b = torch.rand(2, batch, 1, size, size, device=device).unbind(0)
-        host = torch.rand(batch, 1, size, size)
-        return a.contiguous(), b.contiguous(), host.pin_memory() if device.type == "cuda" else host
+        a, b = (torch.rand(batch, planes, size, size, device=device) for planes in (1, 2))
+        host = torch.rand(3, batch, 1, size, size)  # a, and both planes of b
+        return a, b, host.pin_memory() if device.type == "cuda" else host
 
     inputs = [one_set() for _ in range(INPUT_SETS)]
     forget()

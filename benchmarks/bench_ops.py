@@ -174,7 +174,8 @@ def step_cases(args: argparse.Namespace, device: torch.device) -> None:
 
     modalities = [("ct", "pet", "spect")[i % 3] for i in range(args.batch)]
     sides = (args.batch, 1, args.crop, args.crop)
-    inputs = [(torch.rand(sides, device=device), torch.rand(sides, device=device)) for _ in range(INPUT_SETS)]
+    of_b = (args.batch, 2, args.crop, args.crop)
+    inputs = [(torch.rand(sides, device=device), torch.rand(of_b, device=device)) for _ in range(INPUT_SETS)]
     for precision, dtype in (("bf16", "bfloat16"), ("fp32", "float32")):
         config = fusion.FusionConfig(precision=precision)
         state = fusion.new_state(config)
@@ -190,7 +191,7 @@ def step_cases(args: argparse.Namespace, device: torch.device) -> None:
             optimiser: torch.optim.AdamW = optimiser,
         ) -> None:
             fused = fusion.forward(model, *pair, config.precision)
-            loss, _ = fusion_loss(fused, *pair, modalities, config.loss)
+            loss, _ = fusion_loss(fused, pair[0], pair[1][:, :1].contiguous(), modalities, config.loss)
             mark()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -40,7 +40,7 @@ def network_alone_s(templates: Path) -> float:
     assert a.affine is not None
     slices_a, _ = orient(np.clip(a.data / np.float32(0.9), 0, 1), a.affine, "axial")
     slices_b, _ = orient(np.clip(b.data, 0, 1), a.affine, "axial")
-    pairs = [(x, colour.luma(palettes.apply(y, "PET"))) for x, y in zip(slices_a, slices_b, strict=True)]
+    pairs = [(x, colour.planes(palettes.apply(y, "PET"))) for x, y in zip(slices_a, slices_b, strict=True)]
     pairs = [(x, y) for x, y in pairs if x.any() or y.any()]
     fuser = mmif_trt.Fuser(streams=usable_cores())
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mmif_trt.runtimes import stacked
+
 STAGES = ("host_to_device", "network", "device_to_host")
 OVERHEAD = "call_overhead"  # the part of the call outside the GPU: launching, staging, waiting
 
@@ -67,9 +69,9 @@ class EngineCard:
         self.laps: list[list[float]] = []
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        fused: np.ndarray = self._engine(*(np.ascontiguousarray(x, np.float32) for x in (a, b)))
+        fused: np.ndarray = self._engine(*stacked(a, b))
         self.laps.append(self._engine.parts_ms)
-        return fused
+        return fused.reshape(a.shape)
 
     def forget_peak(self) -> None:
         """An engine keeps the memory it requested."""

@@ -25,7 +25,7 @@ def network_macs(config: dict[str, int], height: int, width: int) -> int:
     local, wide, tokens = config["local_dim"], config["global_dim"], config["window"] ** 2
     local_block = 9 * local + 2 * (local * 2 * local)  # depthwise 3x3, expand, reduce
     global_block = 4 * wide**2 + 2 * (wide * 2 * wide) + 2 * tokens * wide  # qkv and proj, MLP, QK^T and AV
-    at_half = 9 * 8 * local + (config["local_depth"] + config["decoder_depth"]) * local_block
+    at_half = 9 * 12 * local + (config["local_depth"] + config["decoder_depth"]) * local_block
     at_half += 2 * local * local + 9 * local * 4  # gate, head
     # Embed, blocks, unembed.
     at_coarse = pool * local * wide + config["global_depth"] * global_block + wide * pool * local

@@ -36,7 +36,7 @@ from mmif_trt.measure.metrics import RANKED, all_metrics
 from mmif_trt.measure.planting import Pair, Planted, plant
 from mmif_trt.measure.scores import as_8_bit, luma_8_bit
 from mmif_trt.models.lagn import LAGN, LAGNConfig
-from mmif_trt.stages.colour import luma, recombine
+from mmif_trt.stages.colour import planes, recombine
 from mmif_trt.train.data import case
 
 CASES = {"mri-ct": ("case34", "case37"), "mri-pet": ("case25",), "mri-spect": ("case15", "case40")}
@@ -75,14 +75,14 @@ def fuse_of(told: str) -> Fuse:
 
 
 def by_luma(network: Callable[[Tensor, Tensor], Tensor]) -> Fuse:
-    """8-bit pictures fused by a network of lumas [1, 1, H, W] in [0, 1]."""
+    """8-bit pictures fused by a network of [1, 1, H, W] and `colour.planes` [1, 2, H, W]."""
 
     def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         mri, other = a.astype(np.float32) / 255, b.astype(np.float32) / 255
-        grey = other if b.ndim == 2 else luma(other)
         with torch.inference_mode():
-            sources = (torch.from_numpy(np.ascontiguousarray(x))[None, None] for x in (mri, grey))
-            y = network(*sources)[0, 0].numpy()
+            y = network(torch.from_numpy(mri)[None, None], torch.from_numpy(planes(other))[None])[
+                0, 0
+            ].numpy()
         fused = y if b.ndim == 2 else recombine(y, other)
         return np.rint(255 * np.clip(fused, 0, 1)).astype(np.uint8)
 

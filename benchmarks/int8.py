@@ -24,13 +24,15 @@ import results_command
 from heldout import CASES, planted_of, row
 from quality import SETS, commit
 
-from mmif_trt import weights
+from mmif_trt import runtimes, weights
 from mmif_trt.files import write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.machine import conditions
 from mmif_trt.measure.baselines import Fuse
+from mmif_trt.runtimes import stacked
 from mmif_trt.runtimes.openvino import core_of
-from mmif_trt.stages.colour import luma, recombine
+from mmif_trt.stages.colour import planes, recombine
+from mmif_trt.train.coloured import read_colours
 from mmif_trt.train.data import case, read_sets
 
 CALIBRATION_PAIRS, CALLS = 32, 60
@@ -39,7 +41,7 @@ SIDE = 256
 
 def graph() -> Any:
     model = core_of(os.getpid()).read_model(str(weights.verified_path("lagn", "onnx")))
-    model.reshape({"a": [1, 1, SIDE, SIDE], "b": [1, 1, SIDE, SIDE]})
+    model.reshape({"a": [1, 1, SIDE, SIDE], "b": [1, 2, SIDE, SIDE]})
     return model
 
 
@@ -54,8 +56,11 @@ def quantised(data: Path) -> Any:
     for one in read_sets(data, "train"):
         known = CASES[f"mri-{one.modality}"]
         left = [i for i, name in enumerate(one.names) if case(name) not in known]
+        rgb = read_colours(data, "train", one).rgb
         for i in rng.choice(left, CALIBRATION_PAIRS, replace=False):
-            pairs.append({k: getattr(one, k)[i][None, None].astype(np.float32) / 255 for k in "ab"})
+            b = one.b[i] if rgb is None else rgb[i]
+            a, b = one.a[i].astype(np.float32) / 255, planes(b.astype(np.float32) / 255)
+            pairs.append(dict(zip("ab", stacked(a, b), strict=True)))
     return nncf.quantize(
         graph(), nncf.Dataset(pairs), subset_size=len(pairs), preset=nncf.QuantizationPreset.MIXED
     )
@@ -67,7 +72,7 @@ def request(model: Any, precision: str) -> Any:
 
 
 def infer(one: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    one.infer([np.ascontiguousarray(x, np.float32)[None, None] for x in (a, b)])
+    one.infer(list(stacked(a, b)))
     out: np.ndarray = one.get_output_tensor(0).data[0, 0].copy()
     return out
 
@@ -75,7 +80,7 @@ def infer(one: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def fuse_of(one: Any) -> Fuse:
     def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         other = b.astype(np.float32) / 255
-        y = infer(one, a.astype(np.float32) / 255, other if b.ndim == 2 else luma(other))
+        y = infer(one, a.astype(np.float32) / 255, planes(other))
         fused = y if b.ndim == 2 else recombine(y, other)
         return np.rint(255 * np.clip(fused, 0, 1)).astype(np.uint8)
 
@@ -83,7 +88,7 @@ def fuse_of(one: Any) -> Fuse:
 
 
 def times_ms(requests: dict[str, Any]) -> dict[str, dict[str, float]]:
-    a, b, _ = weights.golden("lagn")
+    a, b, _ = runtimes.golden("lagn")
     taken: dict[str, list[float]] = {name: [] for name in requests}
     for _ in range(CALLS):
         for name, one in requests.items():
@@ -103,7 +108,7 @@ def trial(args: argparse.Namespace) -> None:
         requests["bf16"] = request(graph(), "bf16")
     report: dict[str, Any] = {"conditions": conditions() | {"commit": commit(), "threads": 1}}
     report["conditions"]["date"] = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
-    a, b, expected = weights.golden("lagn")
+    a, b, expected = runtimes.golden("lagn")
     report["golden_levels"] = {
         name: round(
             255

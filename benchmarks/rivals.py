@@ -1,7 +1,6 @@
 """What bench_latency.py can time beside the package's own runtimes: the network in other engines, and peers.
 
-Each is a Runtime: `infer(a, b)` over [H, W] or [B, H, W] float32 arrays on the host, so copies to and from a
-GPU are included.
+Each is a Runtime: `infer(a, b)` over float32 arrays on the host, so copies to and from a GPU are included.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ NAMES = ("torch-compile", "cuda-graph", "onnxruntime")
 
 
 class TorchRival(TorchRuntime):
-    """A torch module that takes two [B, 1, H, W] tensors and returns one: compiled, as a CUDA graph, or a
-    peer."""
+    """A torch module: our network compiled or as a CUDA graph, or a peer, which takes two lumas [B, 1, H, W]
+    and returns one."""
 
     note = "a rival, for comparison"
 
@@ -45,7 +44,9 @@ class TorchRival(TorchRuntime):
         self._graphs: dict[tuple[int, ...], Any] = {}
 
     def network(self, a: Any, b: Any) -> Any:
-        return self._replay([a, b]) if self.name == "cuda-graph" else super().network(a, b)
+        if self.name == "cuda-graph":
+            return self._replay([a, b])
+        return super().network(a, b if self.name in NAMES else b[:, :1])
 
     def _replay(self, pair: list[Any]) -> Any:
         import torch
@@ -81,7 +82,7 @@ class OnnxRuntimeRival:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        pair = {name: x.reshape(-1, 1, *x.shape[-2:]) for name, x in (("a", a), ("b", b))}
+        pair = dict(zip("ab", runtimes.stacked(a, b), strict=True))
         fused: np.ndarray = self._session.run(None, pair)[0].reshape(a.shape)
         return fused
 

@@ -37,11 +37,10 @@ def check_engine(path: Path) -> bool:
     return psnr >= verify.LOWEST_PSNR_DB
 
 
-def luma(path: Path) -> np.ndarray:
-    """[H, W] in [0, 1]."""
+def planes(path: Path) -> np.ndarray:
+    """[2, H, W] in [0, 1], padded."""
     image: Image = io.read(path)
-    unit = normalise.to_unit(image)
-    return colour.luma(unit) if image.is_colour else unit
+    return tiling.padded(colour.planes(normalise.to_unit(image)))
 
 
 def check_graph(mri: Path, other: Path, model: str) -> bool:
@@ -53,8 +52,8 @@ def check_graph(mri: Path, other: Path, model: str) -> bool:
     reference = runtimes.load("torch", "fp32", None, network=model)
     lowest, largest, count = np.inf, 0.0, 0
     for path in sorted(mri.glob("*.png")):
-        a, b = (tiling.padded(luma(x)) for x in (path, other / path.name))
-        (received,) = session.run(None, {"a": a[None, None], "b": b[None, None]})
+        a, b = planes(path)[0], planes(other / path.name)
+        (received,) = session.run(None, {"a": a[None, None], "b": b[None]})
         expected = reference.infer(a, b)
         lowest = min(lowest, engine_build.least_psnr(received[0], expected[None]))
         largest, count = max(largest, float(np.abs(received[0, 0] - expected).max())), count + 1

@@ -108,7 +108,7 @@ class Fuser:
     def _pixels(self, a: Image, b: Image) -> tuple[np.ndarray, ValueRange]:
         """The fused pixels, and their black and white."""
         unit_a, unit_b = _grey_unit(a), normalise.to_unit(b)
-        y = tiling.run(self.runtime.infer, unit_a, colour.luma(unit_b) if b.is_colour else unit_b)
+        y = tiling.run(self.runtime.infer, unit_a, colour.planes(unit_b))
         fused = colour.recombine(y, unit_b) if b.is_colour else y
         like = max((a, b), key=lambda image: _WIDTH.index(image.data.dtype.name))  # the first if equal
         assert like.value_range is not None

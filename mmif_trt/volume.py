@@ -99,9 +99,7 @@ def fuse(
         unit_a = normalise.unit(a_slices[index], limits_a)
         unit_b = normalise.unit(b_slices[index], limits_b)
         rgb = palettes.apply(unit_b, palette) if palette else unit_b
-        y = _slice(
-            infer, unit_a, colour.luma(rgb) if rgb.ndim == 3 else rgb, (float(spacing[0]), float(spacing[1]))
-        )
+        y = _slice(infer, unit_a, colour.planes(rgb), (float(spacing[0]), float(spacing[1])))
         if rgb.ndim == 2:
             return y, normalise.from_unit(y, np.dtype(np.uint16), (0, 65535))
         return y, normalise.from_unit(colour.recombine(y, rgb), np.dtype(np.uint8), (0, 255))
@@ -202,7 +200,8 @@ def turned(data: np.ndarray, affine: np.ndarray, sides: str) -> tuple[np.ndarray
 
 
 def _slice(infer: Network, a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    """The network on one slice [H, W] in [0, 1]; resampled to square pixels and back where they are not."""
+    """The network on one slice, a [H, W] and b [2, H, W] in [0, 1]; resampled to square pixels and back where
+    they are not."""
     if not a.any() and not b.any():
         return np.zeros_like(a)  # black stays black: the network would give the same, slower
     height, width = a.shape
@@ -210,7 +209,8 @@ def _slice(infer: Network, a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float
     if max(spacing_mm) <= MAX_ASPECT * fine:
         return tiling.run(infer, a, b)
     size = (round(width * spacing_mm[1] / fine), round(height * spacing_mm[0] / fine))
-    y = tiling.run(infer, *(cv2.resize(x, size, interpolation=cv2.INTER_LINEAR) for x in (a, b)))
+    square = [cv2.resize(x, size, interpolation=cv2.INTER_LINEAR) for x in (a, *b)]
+    y = tiling.run(infer, square[0], np.stack(square[1:]))
     return cv2.resize(y, (width, height), interpolation=cv2.INTER_AREA)
 
 

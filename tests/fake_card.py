@@ -35,7 +35,11 @@ class MemoryFull(Error):
 
 
 def network(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.maximum(a, b) - np.float32(0.25) * np.minimum(a, b)
+    """In the shape of a; b [..., 2, H, W] as `colour.planes` has it."""
+    luma, above = b[..., 0, :, :], b[..., 1, :, :]
+    x = a.reshape(luma.shape)
+    fused: np.ndarray = np.maximum(x, luma) - np.float32(0.25) * np.minimum(x, luma) - above / np.float32(8)
+    return np.maximum(fused, 0).reshape(a.shape)
 
 
 def fused(form: Form, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -47,9 +51,9 @@ def fused(form: Form, arrays: dict[str, np.ndarray]) -> np.ndarray:
     a, b = (normalise.unit(arrays[x], limits) for x, limits in zip("ab", low_high, strict=True))
     first = np.moveaxis(b, 1, -1) if form.layout == "rgb" else b
     if form.layout == "grey":
-        shown = network(a, b)
+        shown = network(a, colour.planes(b[:, 0]))
     else:
-        shown = colour.recombine(network(a[:, 0], colour.luma(first)), first)
+        shown = colour.recombine(network(a[:, 0], colour.planes(first)), first)
     shown = np.moveaxis(shown, -1, 1) if form.layout == "rgb" else shown
     return normalise.from_unit(shown, np.dtype(form.dtype), low_high[0])
 
@@ -478,7 +482,8 @@ class Context(Dropped):
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        self.card.compile(self.cache, "x".join(map(str, shape)))
+        if name == "a":  # kernels are for a batch and size, which it has
+            self.card.compile(self.cache, "x".join(map(str, shape)))
         return bool(self.card.call(f"set_input_shape:{name}", True))
 
     def infer_shapes(self) -> list[str]:
@@ -486,7 +491,9 @@ class Context(Dropped):
         return missing
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self.card.call("get_tensor_shape", self.shapes["b"])
+        """Of the output: the engine asks for no other."""
+        of_result = self.shapes["a" if self.form == LUMA else "b"]
+        shape: tuple[int, ...] = self.card.call("get_tensor_shape", of_result)
         return shape
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -505,7 +512,8 @@ class Context(Dropped):
         def run() -> None:
             card, form = self.card, self.form
             given = {x: card.array(at[x], shapes[x], form.dtype_of(x)) for x in form.inputs}
-            card.array(at[OUTPUT], shapes["b"], form.dtype)[:] = fused(form, given)
+            result = fused(form, given)
+            card.array(at[OUTPUT], result.shape, form.dtype)[:] = result
             card.kernels.append(kernel)
             card.clock += 5
 

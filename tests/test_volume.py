@@ -61,7 +61,9 @@ def test_what_b_does_not_cover_shows_a_alone() -> None:
     slab = np.full((4, *SHAPE[1:]), 40.0, np.float32)
     slab[:, 20:40, 20:30] = 700
     ct = Image(slab, None, "ct", affine=affine_of(), source="ct", units="HU")
-    fused = volume.fuse(np.maximum, replace(a, data=0 * a.data), ct, volume.Options()).image.data
+    fused = volume.fuse(
+        lambda x, y: np.maximum(x, y[0]), replace(a, data=0 * a.data), ct, volume.Options()
+    ).image.data
     assert (fused[:4] > 0).all() and not fused[5:].any()
 
 

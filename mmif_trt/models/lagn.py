@@ -1,7 +1,8 @@
 """LAGN, the local-and-global network that fuses two registered images. The layers and sizes are our design.
 
 The paper (Qu et al., Med Biol Eng Comput 63:2105, 2025) names a local-and-global network; its layers are not
-public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), both [B, 1, H, W] in [0, 1]:
+public to us. Ours, for an MRI a [B, 1, H, W] and the CT, PET or SPECT b [B, 2, H, W], both in [0, 1]; b's
+planes are its luma and how far its brightest channel lies above that, which tells a colour from grey:
 
     space-to-depth, 3x3 conv            half resolution, shared by both branches
     local branch                        convolutions at half resolution: edges, texture
@@ -9,11 +10,12 @@ public to us. Ours, for a source pair a (MRI) and b (CT, PET or SPECT luma), bot
     gate                                per pixel and channel, the share of each branch
     decoder, depth-to-space             full resolution: one share r in (-below, 1) per pixel
 
-    f = max(a, b) + r min(a, b),        within [0, 1]
+    f = max(a, b) + r min(a, b),        within [0, 1]; b is the luma here and below
 
 so max(a, b) - below * min(a, b) <= f <= a + b, and where one source is 0 the result is the other one exactly,
 whatever the weights: bone over black MRI stays as white as in CT. The network decides how the weaker source
 shows where both have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 subtracts it from the stronger.
+Where f is brighter than 1 less the second plane, the colour has to fade (`colour.recombine`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from mmif_trt.ops.reference import ACTIVATIONS
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
+PLANES = 3  # one of a, two of b
 STRIDE = 4  # pixels per token of the global branch, unless the configuration says otherwise
 
 
@@ -226,16 +229,25 @@ class LocalBlock(nn.Module):
         return local_block(x, *weights(self.depthwise, self.expand, self.reduce), activation=self.activation)
 
 
-class LAGN(nn.Module):
-    """forward(a, b): two [B, 1, H, W] tensors in [0, 1] -> fused [B, 1, H, W] in [0, 1].
+def _with_third_plane(model: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A stem of two lumas, as checkpoints of before have it, reads the third plane with weights of 0."""
+    key = f"{prefix}stem.weight"
+    stem = tensors.get(key)
+    if stem is not None and stem.shape[1] == 8:
+        tensors[key] = F.pad(stem, (0, 0, 0, 0, 0, 4))
 
-    H and W must be multiples of `config.multiple` (32); `tiling.padded` does that.
+
+class LAGN(nn.Module):
+    """forward(a, b): [B, 1, H, W] and [B, 2, H, W] tensors in [0, 1] -> fused [B, 1, H, W] in [0, 1].
+
+    b's planes are those of `colour.planes`; of one plane, b is grey. H and W must be multiples of
+    `config.multiple` (32); `tiling.padded` does that.
     """
 
     def __init__(self, config: LAGNConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or LAGNConfig()
-        self.stem = nn.Conv2d(8, c.local_dim, 3, padding=1)
+        self.stem = nn.Conv2d(4 * PLANES, c.local_dim, 3, padding=1)
         self.local = nn.Sequential(*[LocalBlock(c.local_dim, c.activation) for _ in range(c.local_depth)])
         self.pool = c.stride // 2  # of the stem's map
         self.embed = nn.Conv2d(c.local_dim, c.global_dim, self.pool, stride=self.pool)
@@ -250,6 +262,7 @@ class LAGN(nn.Module):
         self.decoder = nn.Sequential(*[LocalBlock(c.local_dim, c.activation) for _ in range(c.decoder_depth)])
         self.head = nn.Conv2d(c.local_dim, 4, 3, padding=1)
         self.exporting = False
+        self.register_load_state_dict_pre_hook(_with_third_plane)
 
     def exportable(self, on: bool = True) -> LAGN:
         """Use plain operations, with attention as matmul-softmax-matmul, which ONNX consumers recognise and
@@ -261,11 +274,12 @@ class LAGN(nn.Module):
         return self
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)  # [B, 8, H/2, W/2]
-        return self.fused(self.stem(x), a, b)
+        b = b if b.shape[1] == 2 else torch.cat([b, torch.zeros_like(b)], 1)
+        x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)  # [B, 12, H/2, W/2]
+        return self.fused(self.stem(x), a, b[:, :1])
 
     def fused(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The fused image of the stem's map [B, C, H/2, W/2] and both sources."""
+        """The fused image of the stem's map [B, C, H/2, W/2] and both sources' lumas."""
         x = self.decoder(self.mixed(x))
         r = self.share(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
         return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(0, 1)

@@ -33,7 +33,8 @@ class Form:
     a: [B, 1, H, W] the MRI. b and fused, by `layout`: "grey" [B, 1, H, W], "rgb" [B, 3, H, W], "rgb-last"
     [B, H, W, 3]. uint8 runs from black 0 to white 255. For uint16 and float32 two more inputs, "range_a" and
     "range_b", float32 [2], hold the values of black and white; the result is in a's range.
-    float32-luma is the network alone: three times [B, 1, H, W] in [0, 1], sides multiples of 32.
+    float32-luma is the network alone, in [0, 1], sides multiples of 32: a and fused [B, 1, H, W], b
+    [B, 2, H, W], its luma and max(red, green, blue) less it (`colour.planes`).
     Raises InputError.
     """
 
@@ -68,6 +69,8 @@ class Form:
     def shapes(self, batch: int, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Of every input, and of the output."""
         a = batch, 1, height, width
+        if self.layout == "luma":
+            return {"a": a, "b": (batch, 2, height, width), OUTPUT: a}
         b = {"rgb": (batch, 3, height, width), "rgb-last": (batch, height, width, 3)}.get(self.layout, a)
         return {"a": a, "b": b, OUTPUT: b} | dict.fromkeys(self.ranges, (2,))
 
@@ -116,7 +119,7 @@ def pixels(network: ModelProto, form: Form) -> ModelProto:
     at = next(i for i, node in enumerate(outer) if node.op_type == "Network")
     takes = [
         onnx.helper.make_node("Identity", [x], [f"network_{y}"])
-        for x, y in zip(("luma_a", "luma_b"), "ab", strict=True)
+        for x, y in zip(("whole_a", "whole_b"), "ab", strict=True)
     ]
     del graph.node[:]
     graph.node.extend([*outer[:at], *takes, *inner.node, *outer[at + 1 :]])
@@ -141,9 +144,9 @@ def _text(form: Form) -> str:
 {GRAPH} ({kind}[batch, 1, {hw}] a, {kind}[{b}] b{ranges}) => ({kind}[{b}] {OUTPUT}) <{_CONSTANTS}> {{
 {_unit("a", form, last=False)}
 {_unit("b", form, last=form.layout == "rgb-last")}
-{"grey_b = Identity (unit_b)" if grey else _LUMA}
+{_GREY_PLANES if grey else _COLOUR_PLANES}
 {_PADDING}
-network_fused = Network (luma_a, luma_b)
+network_fused = Network (whole_a, whole_b)
 y = Slice (network_fused, none, size, side_axes)
 {"shown = Identity (y)" if grey else _RECOMBINE}
 {_values(form)}
@@ -158,8 +161,12 @@ int64[2] none = {{0, 0}}, int64[2] side_axes = {{2, 3}}, int64[6] unpadded = {{0
 int64 one_px = {{1}}, int64 multiple = {{{MULTIPLE_PX}}}, int64 multiple_less_one = {{{MULTIPLE_PX - 1}}}
 """
 
-# colour.luma
-_LUMA = """
+# colour.planes
+_GREY_PLANES = """
+no_colour = Sub (unit_b, unit_b)
+planes_b = Concat <axis = 1> (unit_b, no_colour)
+"""
+_COLOUR_PLANES = """
 red, green, blue = Split <axis = 1> (unit_b)
 red_over = Sub (red, green)
 blue_over = Sub (blue, green)
@@ -167,6 +174,11 @@ red_part = Mul (red_weight, red_over)
 blue_part = Mul (blue_weight, blue_over)
 green_red = Add (green, red_part)
 grey_b = Add (green_red, blue_part)
+most_red_green = Max (red, green)
+most = Max (most_red_green, blue)
+above = Sub (most, grey_b)
+above_zero = Max (above, zero)
+planes_b = Concat <axis = 1> (grey_b, above_zero)
 """
 
 # tiling.padded. One reflection adds at most a side less one pixel; sides of 16 px need a second one.
@@ -183,18 +195,15 @@ second = Sub (missing, first)
 pads_first = Concat <axis = 0> (unpadded, first)
 pads_second = Concat <axis = 0> (unpadded, second)
 part_a = Pad <mode = "reflect"> (unit_a, pads_first)
-luma_a = Pad <mode = "reflect"> (part_a, pads_second)
-part_b = Pad <mode = "reflect"> (grey_b, pads_first)
-luma_b = Pad <mode = "reflect"> (part_b, pads_second)
+whole_a = Pad <mode = "reflect"> (part_a, pads_second)
+part_b = Pad <mode = "reflect"> (planes_b, pads_first)
+whole_b = Pad <mode = "reflect"> (part_b, pads_second)
 """
 
 # colour.recombine
 _RECOMBINE = """
-most_red_green = Max (red, green)
-most = Max (most_red_green, blue)
 least_red_green = Min (red, green)
 least = Min (least_red_green, blue)
-above = Sub (most, grey_b)
 below = Sub (grey_b, least)
 above_safe = Max (above, tiny)
 below_safe = Max (below, tiny)

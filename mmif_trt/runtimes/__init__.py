@@ -10,6 +10,7 @@ import numpy as np
 
 from mmif_trt import weights
 from mmif_trt.image import InputError
+from mmif_trt.stages import colour
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # In order of preference: (module of ours, module it needs, how to install that).
@@ -31,8 +32,9 @@ class Runtime(Protocol):
     streams: int  # pictures at a time, sharing the threads; 1: all threads on one
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """a, b [H, W] or batches [B, H, W], float32 in [0, 1], sides multiples of 32 -> fused of that shape,
-        float32 in [0, 1]."""
+        """a [H, W] or a batch [B, H, W], b [2, H, W] or [B, 2, H, W] as `colour.planes` makes it, or grey in
+        the shape of a; float32 in [0, 1], sides multiples of 32 -> fused in the shape of a, float32 in
+        [0, 1]."""
         ...
 
 
@@ -92,6 +94,25 @@ def _load(
         raise InputError(f"runtime {name!r} is {'not usable: ' if name == 'tensorrt' else ''}{why_not}")
     runtime: Runtime = importlib.import_module(_TABLE[name][0]).load(precision, threads, streams, network)
     return runtime
+
+
+def golden(network: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The golden pairs of `network` as `Runtime.infer` takes them, and the fused [n, H, W]."""
+    a, b, fused = weights.golden(network)
+    return a, colour.planes(b), fused
+
+
+def stacked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `Runtime.infer` is given, as the network reads it: [B, 1, H, W] and [B, 2, H, W] float32. Raises
+    InputError for shapes that do not match."""
+    planes = b.shape[:-2] == (*a.shape[:-2], 2)
+    if b.shape[-2:] != a.shape[-2:] or not (planes or b.shape == a.shape):
+        raise InputError(
+            f"a has shape {a.shape} and b {b.shape}; expected b as a, or with two planes [2, H, W]"
+        )
+    a = np.ascontiguousarray(a, np.float32).reshape(-1, 1, *a.shape[-2:])
+    b = np.ascontiguousarray(b, np.float32).reshape(len(a), 2 if planes else 1, *b.shape[-2:])
+    return a, b if planes else np.concatenate([b, np.zeros_like(b)], 1)
 
 
 def describe(runtime: Runtime) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.machine import usable_cores
+from mmif_trt.runtimes import stacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +53,8 @@ def float_products(tf32: bool = False) -> Iterator[None]:
 
 
 class TorchRuntime:
-    """A module from two [B, 1, H, W] tensors to one, and the three parts of `infer`, which a profiler times
-    separately: upload, network, download."""
+    """A module from [B, 1, H, W] and [B, 2, H, W] tensors to [B, 1, H, W], and the three parts of `infer`,
+    which a profiler times separately: upload, network, download."""
 
     name, precision, streams, note = "torch", "fp32", 1, "the reference"
 
@@ -61,11 +62,10 @@ class TorchRuntime:
         self._module, self.device, self._threads = module, device, threads
 
     def upload(self, a: np.ndarray, b: np.ndarray) -> list[Tensor]:
-        """[H, W] or [B, H, W] each -> [B, 1, H, W] on the device."""
+        """What `infer` is given -> [B, 1, H, W] and [B, 2, H, W] on the device."""
         import torch
 
-        arrays = [np.ascontiguousarray(x, np.float32).reshape(-1, 1, *x.shape[-2:]) for x in (a, b)]
-        return [torch.from_numpy(x).to(self.device) for x in arrays]
+        return [torch.from_numpy(x).to(self.device) for x in stacked(a, b)]
 
     def network(self, a: Tensor, b: Tensor) -> Tensor:
         import torch

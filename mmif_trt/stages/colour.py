@@ -32,6 +32,21 @@ def _luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
     return green + np.float32(LUMA_WEIGHTS[0]) * (red - green) + np.float32(LUMA_WEIGHTS[2]) * (blue - green)
 
 
+def planes(unit: np.ndarray) -> np.ndarray:
+    """What the network reads of the other source, grey [..., H, W] or RGB [..., H, W, 3] in [0, 1]: float32
+    [..., 2, H, W], its luma, and how far its brightest channel lies above that, 0 for grey.
+
+    The second says how saturated a pixel is: up to a luma of 1 less it, `recombine` keeps the whole chroma.
+    """
+    grey = luma(unit)
+    out = np.zeros((*grey.shape[:-2], 2, *grey.shape[-2:]), np.float32)
+    out[..., 0, :, :] = grey
+    if grey.shape != unit.shape:
+        most = np.maximum(np.maximum(unit[..., 0], unit[..., 1]), unit[..., 2])
+        np.maximum(most - grey, 0, out=out[..., 1, :, :])
+    return out
+
+
 def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     """Luma y under the chroma of rgb: float32 [..., H, W, 3] in [0, 1].
 

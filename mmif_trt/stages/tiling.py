@@ -15,10 +15,13 @@ Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def padded(x: np.ndarray) -> np.ndarray:
-    """[H, W] -> sides rounded up to multiples of MULTIPLE_PX by reflection at the bottom and right."""
-    down, right = (-side % MULTIPLE_PX for side in x.shape)
+    """[H, W] or [C, H, W] -> sides rounded up to multiples of MULTIPLE_PX by reflection at the bottom and
+    right."""
+    down, right = (-side % MULTIPLE_PX for side in x.shape[-2:])
     if not down and not right:
         return x
+    if x.ndim == 3:
+        return np.stack([padded(plane) for plane in x])
     # Like np.pad's "reflect", but faster; OpenCV needs contiguous rows.
     return cv2.copyMakeBorder(np.ascontiguousarray(x), 0, down, 0, right, cv2.BORDER_REFLECT_101)
 
@@ -38,8 +41,8 @@ def spans(length: int) -> Iterator[tuple[int, int, int]]:
 
 
 def run(network: Network, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """network over a, b [H, W] float32 of any size -> [H, W] float32; uses the memory of one tile and the
-    images."""
+    """network over a [H, W] and b [2, H, W] (`colour.planes`) float32 of any size -> [H, W] float32; uses the
+    memory of one tile and the images."""
     height, width = a.shape
     a, b = padded(a), padded(b)
     if max(a.shape) <= TILE_PX:
@@ -49,6 +52,6 @@ def run(network: Network, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     for top, y0, y1 in spans(a.shape[0]):
         for left, x0, x1 in spans(a.shape[1]):
             window = (slice(top, top + tile_height), slice(left, left + tile_width))
-            tile = network(a[window], b[window])
+            tile = network(a[window], b[(..., *window)])
             fused[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
     return fused[:height, :width]

@@ -28,7 +28,8 @@ from mmif_trt.train.randomise import Crop
 
 MIN_FOREGROUND = 0.25  # of a crop: lesions need room
 ATTEMPTS = 8
-FLAT_PX = 32
+FLAT_PX = (32, 96)  # all border, and larger than what a pixel sees
+SAME_LEVEL = 0.3  # share of the grey pairs
 CASE_PICTURES = 12  # at most, evenly spaced, to recover the palette of a case from
 
 
@@ -49,7 +50,8 @@ class ColouredPairs:
 class Batch:
     """2 n crops: the n originals, then the same with lesions. Images are float32 in [0, 1].
 
-    a, b: [2 n, 1, H, W], MRI and luma of the other. rgb: [2 n, 3, H, W], the other in its colours (grey for
+    a, b: [2 n, 1, H, W], MRI and luma of the other. planes: [2 n, 2, H, W], that and its `above`, as the
+    network reads the other (`colour.planes`). rgb: [2 n, 3, H, W], the other in its colours (grey for
     CT). uptake: [2 n, 1, H, W], 0 for CT. strong: [2 n], the uptake of the slice's strongest fifth.
     repainted: [2 n] bool, whether in another palette than the archive's.
     modalities: of all 2 n. generated: what the diffusion model expects a and b to be, or None; known [2 n]
@@ -59,6 +61,7 @@ class Batch:
 
     a: Tensor
     b: Tensor
+    planes: Tensor
     rgb: Tensor
     uptake: Tensor
     strong: Tensor
@@ -71,7 +74,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         moved = {
             k: getattr(self, k).to(device)
-            for k in ("a", "b", "rgb", "uptake", "strong", "repainted", "known")
+            for k in ("a", "b", "planes", "rgb", "uptake", "strong", "repainted", "known")
         }
         if self.generated is not None:
             moved["generated"] = tuple(x.to(device) for x in self.generated)
@@ -234,18 +237,22 @@ class Batches(Dataset[tuple[int, Batch]]):
 
 
 def flat(seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Two pairs of pictures without any content, [2, 1, FLAT_PX, FLAT_PX] in [0, 1]: two levels, and the same
-    one twice. Nothing in them may be brighter than the brighter source, nor vary."""
-    levels = np.random.default_rng((seed, step, FLAT_PX)).random((2, 2), np.float32)
-    levels[1, 1] = levels[1, 0]
-    a, b = (torch.from_numpy(x.copy()).expand(FLAT_PX, FLAT_PX, 1, 2).permute(3, 2, 0, 1) for x in levels.T)
-    return a.contiguous(), b.contiguous()
+    """Two pairs of pictures without any content, a [2, 1, side, side] and b [2, 2, side, side] in [0, 1]: a
+    level and another one or, at times, the same, both grey; and a level with a colour. Nothing in them may be
+    brighter than the brighter source, nor vary. side: each of FLAT_PX in turn."""
+    side = FLAT_PX[step % len(FLAT_PX)]
+    rng = np.random.default_rng((seed, step, side))
+    levels, colours = rng.random((2, 1, 1, 1), np.float32), rng.random((2, 1, 1, 3), np.float32)
+    colours[0] = levels[0] if rng.random() < SAME_LEVEL else colours[0, 0, 0, 0]
+    a, b = (torch.from_numpy(x) for x in (levels, colour.planes(colours)))
+    return a.repeat(1, 1, side, side), b.repeat(1, 1, side, side)
 
 
 def _stacked(crops: list[Crop], modalities: list[str], sites: list[lesions.Site]) -> Batch:
     a = np.stack([c.a for c in crops])[:, None]
     rgb = np.stack([c.rgb for c in crops])
-    b = colour.luma(rgb)[:, None]
+    planes = colour.planes(rgb)
+    b = np.ascontiguousarray(planes[:, :1])
     places = np.stack([np.zeros_like(c.a) if c.uptake is None else c.uptake for c in crops])[:, None]
     known = np.array([c.generated is not None for c in crops])
     generated = None
@@ -256,6 +263,7 @@ def _stacked(crops: list[Crop], modalities: list[str], sites: list[lesions.Site]
     return Batch(
         a=torch.from_numpy(a),
         b=torch.from_numpy(b),
+        planes=torch.from_numpy(planes),
         rgb=torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))),
         uptake=torch.from_numpy(places),
         strong=torch.tensor([c.strong for c in crops], dtype=torch.float32),

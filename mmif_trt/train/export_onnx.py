@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 OPSET = 17  # the first with LayerNormalization as one operator
 PREPROCESSING = (
-    "a: grey, b: BT.601 luma; both [B, 1, H, W] float32, black 0 and white 1 by the stated value range"
+    "float32, black 0 and white 1 by the stated value range; a [B, 1, H, W]: grey; b [B, 2, H, W]: BT.601 "
+    "luma, and max(R, G, B) - luma, which is 0 for grey"
 )
 
 
@@ -49,13 +50,13 @@ def export(model: LAGN, path: Path) -> None:
     """FP32 ONNX, attention as plain matmul-softmax-matmul, dynamic batch, height and width."""
     import onnx
 
-    example = torch.zeros(1, 1, 256, 256)
+    a, b = torch.zeros(1, 1, 256, 256), torch.zeros(1, 2, 256, 256)
     axes = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns about shape arithmetic, which stays dynamic here
         torch.onnx.export(
             model.exportable(),
-            (example, example),
+            (a, b),
             str(path),
             input_names=["a", "b"],
             output_names=["fused"],
@@ -93,17 +94,12 @@ def add_biases(graph: onnx.GraphProto) -> None:
 
 
 def golden_pairs(model: LAGN) -> dict[str, np.ndarray]:
-    """a, b: the bundled samples in 8 bits; f: their fusion by FP32 torch."""
-    pairs = [sample(name) for name in PAIRS]
-    luma = [
-        [
-            np.rint(255 * colour.luma(normalise.to_unit(x)) if x.is_colour else 255 * normalise.to_unit(x))
-            for x in pair
-        ]
-        for pair in pairs
-    ]
-    a, b = (np.stack([pair[k] for pair in luma]).astype(np.uint8) for k in (0, 1))
-    f = model(*(torch.from_numpy(x).float()[:, None] / 255 for x in (a, b)))[:, 0].numpy()
+    """a [n, H, W], b [n, H, W, 3]: the bundled samples in 8 bits. f: their fusion by FP32 torch."""
+    pairs = [[normalise.to_unit(x) for x in sample(name)] for name in PAIRS]
+    whole = [(a, b if b.ndim == 3 else np.repeat(b[..., None], 3, -1)) for a, b in pairs]
+    a, b = (np.rint(255 * np.stack(x)).astype(np.uint8) for x in zip(*whole, strict=True))
+    planes = colour.planes(b.astype(np.float32) / 255)
+    f = model(torch.from_numpy(a).float()[:, None] / 255, torch.from_numpy(planes))[:, 0].numpy()
     return {"a": a, "b": b, "f": f}
 
 

@@ -184,6 +184,15 @@ def outside_loss(f: Tensor, a: Tensor, b: Tensor, foreground: Tensor) -> Tensor:
     return distance.sum((1, 2, 3)) / outside.sum((1, 2, 3)).clamp(min=1)
 
 
+def uneven_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Mean distance of the fused image of flat sources, b as [B, 2, H, W], to what it may be. Grey ones: the
+    brighter of them. Where b has a colour, any one level up to that: it may be darker to keep it."""
+    luma, above = b.split(1, 1)
+    most = torch.maximum(a, luma)
+    level = torch.where(above > 0, torch.minimum(f.mean((2, 3), keepdim=True), most), most)
+    return (f - level).abs().mean((1, 2, 3))
+
+
 def activity_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """How far the root mean square gradient of f falls short of 1.05 times that of the pixel maximum."""
     mine, most = (gradients(x).square().mean((1, 2, 3)) for x in (f, torch.maximum(a, b)))

@@ -34,6 +34,7 @@ from mmif_trt.train.fidelity_losses import (
     saturation_loss,
     soft_tissue_loss,
     tracer_terms,
+    uneven_loss,
 )
 from mmif_trt.train.lesions import lesion_loss, surprise_of
 from mmif_trt.train.losses import LossWeights, fusion_loss, rounding_loss
@@ -94,28 +95,29 @@ def objective(
         rank, world = loop.rank_and_world()
         number = step * world + rank
         batch = batches.of(number, apart=world).to(loop.device())
-        fused = forward(model, batch.a, batch.b, config.precision)
+        fused = forward(model, batch.a, batch.planes, config.precision)
+        of_diffusion = (batch.generated, batch.known)
         loss, terms = fusion_loss(
-            fused, batch.a, batch.b, batch.modalities, config.loss, batch.generated, batch.known
+            fused, batch.a, batch.b, batch.modalities, config.loss, *of_diffusion, batch.repainted
         )
         more, further = fidelity_loss(fused, batch, config.fidelity)
         loss, terms = loss + more, terms | further
         if teacher is not None:
             with torch.no_grad():
-                shown = forward(teacher, batch.a, batch.b, config.precision)
+                shown = forward(teacher, batch.a, batch.planes, config.precision)
             apart = (fused - shown).abs().mean()
             loss, terms["taught"] = loss + config.taught * apart, apart.detach()
         if config.fidelity.flat:
-            x, y = (level.to(fused) for level in coloured.flat(config.seed, number))
-            uneven = (forward(model, x, y, config.precision) - torch.maximum(x, y)).abs().mean()
+            a, b = (levels.to(fused) for levels in coloured.flat(config.seed, number))
+            uneven = uneven_loss(forward(model, a, b, config.precision), a, b).mean()
             loss, terms["flat"] = loss + config.fidelity.flat * uneven, uneven.detach()
         if config.loss.rounding:
             # On a few crops only: this pass is the most expensive, and bad rounding does not depend on the
             # crop.
-            few = slice(0, (config.batch_size + 1) // 2)
+            few = (config.batch_size + 1) // 2
             other_precision = "fp32" if config.precision == "bf16" else "bf16"
-            other = forward(model, batch.a[few], batch.b[few], other_precision)
-            rounding = rounding_loss(fused[few], other).mean()
+            other = forward(model, batch.a[:few], batch.planes[:few], other_precision)
+            rounding = rounding_loss(fused[:few], other).mean()
             loss, terms["rounding"] = loss + config.loss.rounding * rounding, rounding.detach()
         return loss, terms
 

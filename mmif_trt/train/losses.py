@@ -58,6 +58,9 @@ class LossWeights:
     predictability: float = 0.0  # how much more a pixel weighs that the other modality does not explain
     generated_fused: float = 0.0  # gradient and structure of the generated pair
     rounding: float = 0.0  # a further forward pass, in the other precision
+    repainted: float = (
+        1.0  # share of all of these but rounding for a crop in another palette than its archive's
+    )
 
     def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
         """Each term's weight [B]."""
@@ -214,12 +217,14 @@ def fusion_loss(
     weights: LossWeights,
     generated: tuple[Tensor, Tensor] | None = None,
     known: Tensor | None = None,
+    repainted: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum over the terms, mean over the batch, and each unweighted term for the log.
 
     modalities: one of "ct", "pet", "spect" for each image of the batch. generated: what the diffusion model
     made of a from b, and of b from a; needed where weights.predictability or weights.generated_fused is not
     0. known: [B] bool, for which images generated is that, and not the sources again; None: for all.
+    repainted: [B] bool, which are in another palette than their archive's; None: none of them.
     """
     weight = weights.per_image(modalities, f)
     wa, wb = None, None
@@ -239,4 +244,6 @@ def fusion_loss(
     }
     terms |= {name: compute[name]() for name in compute if weight[name].any()}
     total = sum((weight[name] * term for name, term in terms.items()), f.new_zeros(len(f)))
+    if repainted is not None:
+        total = total * torch.where(repainted, weights.repainted, 1.0)
     return total.mean(), {name: term.mean().detach() for name, term in terms.items()}

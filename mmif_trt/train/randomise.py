@@ -22,7 +22,9 @@ SEQUENCE = 0.2  # share of the MRI curves that may turn back, as from T1 to T2
 NOISE_MAX, BLUR_MAX_PX = 8 / 255, 1.0
 SHIFT_MAX_PX, TURN_MAX_DEGREES = 1.5, 1.5
 ANCHORS = (3, 6)  # colours of a drawn palette beside black
-KNOWN_PALETTE = 0.3  # share of the palettes taken from DICOM's
+PAINTED = 0.8  # share of the crops of PET and SPECT with another palette
+KNOWN_PALETTE = 0.5  # share of the palettes taken from DICOM's
+GREY_PALETTE = 0.08  # share of the palettes without a colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ def randomised(crop: Crop, rng: np.random.Generator) -> Crop:
     if crop.uptake is None:
         if rng.random() < 0.6:
             crop = with_ct_curve(crop, tone_curve(rng, False))
-    elif rng.random() < 0.6:
+    elif rng.random() < PAINTED:
         crop = with_palette(crop, new_palette(rng), tone_curve(rng, False))
     if rng.random() < 0.25:
         gain = rng.uniform(DIM_MIN, 1.0, 2).astype(np.float32)
@@ -106,8 +108,11 @@ def with_ct_curve(crop: Crop, curve: ndarray) -> Crop:
 
 
 def new_palette(rng: np.random.Generator) -> ndarray:
-    """[256, 3] from black: a smooth one of DICOM's, or random colours joined by a smooth curve."""
-    if rng.random() < KNOWN_PALETTE:
+    """[256, 3] from black: a smooth one of DICOM's, grey, or random colours joined by a smooth curve."""
+    kind = rng.random()
+    if kind < GREY_PALETTE:
+        return np.repeat(np.linspace(0, 1, 256, dtype=np.float32)[:, None], 3, 1)
+    if kind < GREY_PALETTE + KNOWN_PALETTE:
         names = [name for name in palettes.PALETTES if "STEP" not in name]
         return palettes.table(names[int(rng.integers(len(names)))])
     count = int(rng.integers(ANCHORS[0], ANCHORS[1] + 1))

@@ -84,8 +84,8 @@ def _verified(files: dict[str, Any], name: str) -> Path:
 
 
 def golden(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """a, b [n, H, W] in [0, 1] and the fused [n, H, W] that FP32 torch gave when the weights were
-    released."""
+    """a [n, H, W] and b [n, H, W, 3] in [0, 1], some of them grey, and the fused luma [n, H, W] that FP32
+    torch gave when the weights were released."""
     with np.load(verified_path(name, "npz")) as file:
         a, b = (file[key].astype(np.float32) / 255 for key in ("a", "b"))
         return a, b, file["f"]

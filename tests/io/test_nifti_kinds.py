@@ -90,7 +90,8 @@ def test_one_of_several_volumes(tmp_path: Path) -> None:
 
 def pair(a: Image, b: Image, **options: Any) -> volume.Fused:
     def infer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.maximum(x, y)
+        fused: np.ndarray = np.maximum(x, y[0])
+        return fused
 
     return volume.fuse(infer, a, b, volume.Options(value_range_a=(0, 800), value_range_b=(0, 800), **options))
 

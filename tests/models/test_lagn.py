@@ -115,6 +115,29 @@ def test_by_construction(config: LAGNConfig) -> None:
     assert (f < (a - b).abs() - 0.05).any() == (config.below > 1)
 
 
+def test_a_checkpoint_of_two_lumas_gives_the_same_pictures_and_learns_from_there() -> None:
+    torch.manual_seed(0)
+    before, now = LAGN(SMALL), LAGN(SMALL)
+    tensors = before.state_dict()
+    tensors["stem.weight"][:, 8:] = 0
+    old = {k: v[:, :8] if k == "stem.weight" else v for k, v in tensors.items()}
+    now.load_state_dict(old)
+    a, b = torch.rand(1, 1, 32, 32), torch.rand(1, 2, 32, 32)
+    assert torch.equal(now(a, b), before(a, b)) and torch.equal(now(a, b), now(a, b[:, :1]))
+    now(a, b).sum().backward()
+    grown = now.stem.weight.grad
+    assert grown is not None and grown[:, 8:].abs().sum() > 0
+    assert old["stem.weight"].shape[1] == 8, "the caller's own stay as they are"
+
+
+def test_the_second_plane_counts_and_one_plane_is_grey() -> None:
+    torch.manual_seed(0)
+    model = LAGN(SMALL)
+    a, b = torch.rand(1, 1, 32, 32), torch.rand(1, 2, 32, 32)
+    grey = torch.cat([b[:, :1], torch.zeros_like(b[:, :1])], 1)
+    assert torch.equal(model(a, b[:, :1]), model(a, grey)) and not torch.equal(model(a, b), model(a, grey))
+
+
 def test_the_share_bends_at_zero_without_a_kink() -> None:
     """Slope 1 on both sides, up to 1 above and -below beneath: weights trained with one bound are a start for
     another."""

@@ -53,7 +53,7 @@ def expected(a: Image, b: Image) -> np.ndarray:
     low, high = a.value_range
     network = runtimes.load("torch", "fp32", 1).infer
     x, y = normalise.to_unit(a), normalise.to_unit(b)
-    fused = tiling.run(network, x, colour.luma(y) if b.is_colour else y)
+    fused = tiling.run(network, x, colour.planes(y))
     return (colour.recombine(fused, y) if b.is_colour else fused) * np.float32(high - low) + np.float32(low)
 
 
@@ -156,15 +156,13 @@ def test_mixed_precision_is_within_two_levels() -> None:
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     form = Form("uint8", "rgb")
     a, b = pair(form, 16, 17)
-    changes = {
-        "_LUMA": ("Mul (red_weight, red_over)", "Mul (blue_weight, red_over)"),
-        "_RECOMBINE": ("Min (share_both, one)", "Identity (share_both)"),
-        "_PADDING": (
-            'Pad <mode = "reflect"> (unit_a, pads_first)',
-            'Pad <mode = "edge"> (unit_a, pads_first)',
-        ),
-    }
-    for name, (right, wrong) in changes.items():
+    changes = [
+        ("_COLOUR_PLANES", "Mul (red_weight, red_over)", "Mul (blue_weight, red_over)"),
+        ("_COLOUR_PLANES", "(grey_b, above_zero)", "(grey_b, grey_b)"),
+        ("_RECOMBINE", "Min (share_both, one)", "Identity (share_both)"),
+        ("_PADDING", '<mode = "reflect"> (unit_a, pads_first)', '<mode = "edge"> (unit_a, pads_first)'),
+    ]
+    for name, right, wrong in changes:
         with monkeypatch.context() as changed:
             text = getattr(module, name)
             assert right in text

@@ -29,7 +29,7 @@ class Average:
     def fuse_volumes(self, a: Any, b: Any, options: Any) -> Any:
         from mmif_trt import volume
 
-        return volume.fuse(lambda x, y: (x + y) / 2, a, b, options)
+        return volume.fuse(lambda x, y: (x + y[0]) / 2, a, b, options)
 
 
 def layer(name: str, data: np.ndarray, affine: np.ndarray | None = None, **more: Any) -> Any:

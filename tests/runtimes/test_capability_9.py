@@ -36,13 +36,15 @@ def test_the_full_tensorrt_builds_for_the_card_that_is_here(
     runtime: Any = Fuser().runtime
     assert runtime.name == "tensorrt", runtime.note
     a = np.full((64, 64), 0.5, np.float32)
-    np.testing.assert_array_equal(runtime.infer(a, a), network(a, a))
+    b = np.stack([a, a / 4])
+    np.testing.assert_array_equal(runtime.infer(a, b), network(a, b))
     made = runtime.engine.manifest
     assert (made.flavour, made.version, made.compute_capabilities) == ("tensorrt", "11.4", ("9.0",))
     assert made.fused_attention is None, "no layer table, no claim"
     assert "tensorrt-11.4-sm9.0" in runtime.engine.path.name
     assert full.asked["flags"] == 2, "strongly typed: 10.x takes the types of the graph only when asked"
     assert full.asked["profile"]["a"] == ((1, 1, 32, 32), (1, 1, 256, 256), (8, 1, 1024, 1024))
+    assert full.asked["profile"]["b"] == ((1, 2, 32, 32), (1, 2, 256, 256), (8, 2, 1024, 1024))
     runtime.engine.close()
     assert not list((tmp_path / "cache").glob("*.kernels"))
     fake.capability = (8, 9)

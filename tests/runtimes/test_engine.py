@@ -25,8 +25,10 @@ Change = Callable[..., Path]
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """a of this shape, and two planes of b."""
     rng = np.random.default_rng(seed)
-    return rng.random(shape, np.float32), rng.random(shape, np.float32)
+    batch = shape[:1] if len(shape) > 2 else ()
+    return rng.random(shape, np.float32), rng.random((*batch, 2, *shape[-2:]), np.float32)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_host_arrays(fake: FakeCard, path: Path, shape: tuple[int, ...]) -> None
 def test_strided_and_temporary_arrays_are_read_before_they_go(fake: FakeCard, path: Path) -> None:
     with Engine(path) as e:
         a, b = pair(64, 128)
-        np.testing.assert_array_equal(e(a[:, ::2], b[:, ::2]), network(a, b)[:, ::2])
+        np.testing.assert_array_equal(e(a[:, ::2], b[..., ::2]), network(a, b)[:, ::2])
         results = list(e.run((x.copy(), y.copy()) for x, y in (pair(64, 64, seed=i) for i in range(5))))
     for i, fused in enumerate(results):
         np.testing.assert_array_equal(fused, network(*pair(64, 64, seed=i)))
@@ -99,7 +101,7 @@ def test_the_parts_of_a_call_are_timed_by_the_card(fake: FakeCard, path: Path) -
             np.testing.assert_array_equal(e(*pair(64, 64, seed=call)), network(*pair(64, 64, seed=call)))
             assert e.parts_ms == [2.0, 5.0, 2.0], call
         assert "cuGraphLaunch" in fake.calls and e.graphs
-        assert e.device_bytes == len(e.data) + 2 * 1000 + 3 * 64 * 64 * 4, "one slot has buffers"
+        assert e.device_bytes == len(e.data) + 2 * 1000 + 4 * 64 * 64 * 4, "one slot has buffers"
         fake.faults["cuEventElapsedTime"] = 400
         with pytest.raises(DeviceError, match="cuEventElapsedTime failed .CUDA error 400."):
             e(*pair(64, 64))
@@ -148,7 +150,7 @@ def test_device_arrays_that_do_not_fit_are_refused(fake: FakeCard, path: Path) -
         ((65, 64), "batch 1 of 65 x 64 px; .* sides multiples of 32"),
         ((256, 64), "batch 1 of 256 x 64 px; .* 32 to 128 x 32 to 128 px"),
         ((2, 2, 64, 64), r"a has shape \(2, 2, 64, 64\)"),
-        ((64,), r"expected equal \[H, W\]"),
+        ((64,), r"expected \[H, W\], \[B, H, W\] or \[B, 1, H, W\] with \[B, 2, H, W\]"),
         ((0, 64, 64), "batch 0 of 64 x 64 px"),
     ],
 )
@@ -162,8 +164,10 @@ def test_other_arrays(fake: FakeCard, path: Path) -> None:
     with Engine(path) as e:
         with pytest.raises(InputError, match="b: dtype float64; expected float32"):
             e(a, b.astype(np.float64))
-        with pytest.raises(InputError, match=r"a has shape \(64, 64\) and b \(32, 64\)"):
-            e(a, b[:32])
+        with pytest.raises(InputError, match=r"a has shape \(64, 64\) and b \(2, 32, 64\)"):
+            e(a, b[:, :32])
+        with pytest.raises(InputError, match=r"and b \(64, 64\); expected .* with \[B, 2, H, W\]"):
+            e(a, b[0])
     with pytest.raises(InputError, match="the engine was closed; expected a new Engine"):
         e(a, b)
 
@@ -406,7 +410,7 @@ def test_auto_takes_tensorrt_and_builds_once(fake: FakeCard, usable: list[Path],
         runtime: Any = fuser.runtime
         assert (runtime.name, runtime.precision, runtime.device) == ("tensorrt", "fp16", "Fake RTX")
         a, b = pair(50, 70)
-        np.testing.assert_allclose(fuser(a, b), network(a, b), atol=1e-6)
+        np.testing.assert_allclose(fuser(a, b[0]), network(a, b * [[[1]], [[0]]]), atol=1e-6)
         runtime.engine.close()
     assert len(usable) == 1 and "sm8.9" in usable[0].name and usable[0].name.startswith(f"{name}-fp16-")
     assert engine_file.read_manifest(usable[0]).model == name

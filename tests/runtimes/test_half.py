@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mmif_trt import InputError, load_model, weights
+from mmif_trt import InputError, load_model, runtimes, weights
 from mmif_trt.runtimes.trt.build import golden_psnr
 from mmif_trt.runtimes.trt.half import half, static
+from mmif_trt.stages import colour
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
@@ -41,9 +42,10 @@ def compare(model: Any) -> Compare:
     network = load_model("lagn")
 
     def run(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-        (fused,) = session.run(None, {"a": a[None, None], "b": b[None, None]})
+        pair = dict(zip("ab", runtimes.stacked(a, b), strict=True))
+        (fused,) = session.run(None, pair)
         with torch.inference_mode():
-            expected = network(*(torch.from_numpy(x)[None, None] for x in (a, b))).numpy()
+            expected = network(*map(torch.from_numpy, pair.values())).numpy()
         assert fused.dtype == np.float32 and np.isfinite(fused).all()
         error = np.abs(fused.astype(np.float64) - expected)
         return float(-10 * np.log10(max(1e-20, float((error**2).mean())))), float(error.max())
@@ -56,8 +58,9 @@ def val_pairs(harvard: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         files = sorted((harvard / f"mri-{modality}" / "val" / "mri").glob("*.png"))
         for file in files[:: len(files) // count][:count]:
             other = file.parent.parent / modality / file.name
-            a, b = (cv2.imread(str(x), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255 for x in (file, other))
-            yield a, b
+            a = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+            b = cv2.imread(str(other), cv2.IMREAD_COLOR).astype(np.float32)[..., ::-1] / 255
+            yield a, colour.planes(b)
 
 
 @pytest.mark.parametrize("name", weights.NAMES)
@@ -86,15 +89,18 @@ def hard_inputs(side: int = 128) -> dict[str, np.ndarray]:
 def test_adversarial_inputs(compare: Compare) -> None:
     inputs = hard_inputs()
     for (name_a, a), (name_b, b) in product(inputs.items(), repeat=2):
-        psnr, error = compare(a, b)
-        assert psnr >= LOWEST_PSNR_DB and error <= TWO_LEVELS, (name_a, name_b, psnr, error)
+        vivid = np.stack([0.3 * b, 0.7 * b])  # as of a red
+        for planes in (b, vivid):
+            psnr, error = compare(a, planes)
+            assert psnr >= LOWEST_PSNR_DB and error <= TWO_LEVELS, (name_a, name_b, planes.ndim, psnr, error)
 
 
 def test_a_source_of_zeros_leaves_the_other_exactly(compare: Compare, model: Any) -> None:
     ramp = hard_inputs()["top ramp"]  # 16-bit levels near white: half has 2,048 steps there, the ramp more
     session = onnxruntime.InferenceSession(half(model).SerializeToString())
-    (fused,) = session.run(None, {"a": 0 * ramp[None, None], "b": ramp[None, None]})
-    np.testing.assert_array_equal(fused[0, 0], ramp)
+    for above in (0 * ramp, 1 - ramp):
+        (fused,) = session.run(None, {"a": 0 * ramp[None, None], "b": np.stack([ramp, above])[None]})
+        np.testing.assert_array_equal(fused[0, 0], ramp)
 
 
 def types(model: Any) -> dict[str, int]:
@@ -119,9 +125,9 @@ def test_each_operation_has_the_type_it_says(model: Any) -> None:
 def test_static_fixes_the_shape(model: Any) -> None:
     fixed = static(half(model), 2, 64, 96)
     session = onnxruntime.InferenceSession(fixed.SerializeToString())
-    assert [x.shape for x in session.get_inputs()] == [[2, 1, 64, 96]] * 2
-    zeros = np.zeros((2, 1, 64, 96), np.float32)
-    assert session.run(None, {"a": zeros, "b": zeros})[0].shape == (2, 1, 64, 96)
+    assert [x.shape for x in session.get_inputs()] == [[2, 1, 64, 96], [2, 2, 64, 96]]
+    zeros = np.zeros((2, 2, 64, 96), np.float32)
+    assert session.run(None, {"a": zeros[:, :1], "b": zeros})[0].shape == (2, 1, 64, 96)
 
 
 def test_other_graphs_are_refused(model: Any) -> None:

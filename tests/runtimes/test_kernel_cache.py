@@ -29,7 +29,8 @@ def fuse(path: Path, side: int = 64) -> str:
     """One process's work: load, fuse, close; returns the cache's note."""
     a = np.full((side, side), 0.5, np.float32)
     with Engine(path) as e:
-        np.testing.assert_array_equal(e(a, a), network(a, a))
+        b = np.stack([a, a / 4])
+        np.testing.assert_array_equal(e(a, b), network(a, b))
         return str(e.kernels.note)
 
 
@@ -92,8 +93,8 @@ def test_a_damaged_one_never_reaches_tensorrt(fake: FakeCard, path: Path, tmp_pa
 
 REFUSED: list[tuple[str, Any, str, int]] = [
     ("cache.deserialize", False, "of another card, driver or version; rebuilt", 2),
-    ("create_runtime_cache", None, "TensorRT does not create one", 4),
-    ("set_runtime_cache", False, "TensorRT does not accept it", 4),
+    ("create_runtime_cache", None, "TensorRT does not create one", 3),
+    ("set_runtime_cache", False, "TensorRT does not accept it", 3),
 ]
 
 
@@ -101,7 +102,7 @@ REFUSED: list[tuple[str, Any, str, int]] = [
 def test_a_cache_that_tensorrt_refuses_is_not_an_error(
     fake: FakeCard, path: Path, call: str, fault: Any, said: str, count: int
 ) -> None:
-    """Without a cache each context compiles for itself, as the fake counts it for each input too."""
+    """Without a cache each context compiles for itself."""
     fuse(path)
     compiled(fake)
     fake.faults[call] = fault

@@ -44,7 +44,7 @@ def has_bf16() -> bool:
 
 
 def error_on_golden(runtime: runtimes.Runtime, network: str = weights.DEFAULT) -> float:
-    a, b, expected = weights.golden(network)
+    a, b, expected = runtimes.golden(network)
     return max(float(np.abs(runtime.infer(x, y) - f).max()) for x, y, f in zip(a, b, expected, strict=True))
 
 
@@ -57,12 +57,15 @@ def rand(*shape: int, seed: int = 0) -> np.ndarray:
 
 @each_network
 def test_golden_pairs_are_worth_comparing(network: str) -> None:
-    a, b, f = weights.golden(network)
-    assert a.shape == b.shape == f.shape == (3, 256, 256) and f.dtype == a.dtype == np.float32
-    assert a.max() > 0.9 and b.max() > 0.9 and f.std() > 0.1
-    assert (
-        np.abs(f - a).max() > 0.1 and np.abs(f - b).max() > 0.1 and np.abs(f - np.maximum(a, b)).max() > 0.01
-    )
+    a, b, f = runtimes.golden(network)
+    assert a.shape == f.shape == (3, 256, 256) and b.shape == (3, 2, 256, 256)
+    assert f.dtype == a.dtype == b.dtype == np.float32
+    luma, above = b[:, 0], b[:, 1]
+    assert a.max() > 0.9 and luma.max() > 0.9 and f.std() > 0.1
+    assert np.abs(f - a).max() > 0.1 and np.abs(f - luma).max() > 0.1
+    assert np.abs(f - np.maximum(a, luma)).max() > 0.01
+    in_colour = above.max((1, 2)) > 0.1
+    assert in_colour.tolist() == [False, True, True] and not above[~in_colour].any()
 
 
 @each_network
@@ -132,7 +135,7 @@ def test_openvino_bf16_is_used_or_refused() -> None:
     assert (runtime.precision, runtime.note) == ("bf16", "asked for")
     fixed = error_on_golden(runtime)
     assert 1e-4 < fixed <= 1.2 * LEVEL, "bfloat16 must really run; processors round differently"
-    golden = zip(*weights.golden("lagn"), strict=True)
+    golden = zip(*runtimes.golden("lagn"), strict=True)
     shared = max(float(np.abs(runtime._run(None, a, b) - f).max()) for a, b, f in golden)
     assert shared <= 1.2 * LEVEL, "the graph of any size fuses what the fixed one does"
     auto = runtimes.load("openvino", "auto", 1)
@@ -187,10 +190,10 @@ def test_layers_in_bfloat16_stay_within_a_level_on_any_cpu(network: str) -> None
     torch = pytest.importorskip("torch")
     from mmif_trt.models import load_model
 
-    model, golden = load_model(network), weights.golden(network)
-    a, b, expected = (torch.from_numpy(x)[:, None] for x in golden)
+    model, golden = load_model(network), runtimes.golden(network)
+    a, b, expected = map(torch.from_numpy, golden)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        error = (model(a, b).float() - expected).abs().max().item()
+        error = (model(a[:, None], b)[:, 0].float() - expected).abs().max().item()
     assert 1e-4 < error <= LEVEL
 
 
@@ -204,11 +207,11 @@ def test_auto_falls_back_where_bfloat16_is_off(
 ) -> None:
     if not has_bf16():
         pytest.skip("this CPU has no bfloat16, so nothing to fall back from")
-    a, b, expected = weights.golden("lagn")
+    a, b, expected = runtimes.golden("lagn")
     rounded = runtimes.load("openvino", "bf16", 1)
     own = np.stack([rounded.infer(x, y) for x, y in zip(a, b, strict=True)])
     monkeypatch.setattr(openvino_runtime, "BF16_TOLERANCE", 0.01)  # the graph of any size rounds otherwise
-    monkeypatch.setattr(weights, "golden", lambda name: (a, b, own + np.float32(off_by)))
+    monkeypatch.setattr(openvino_runtime, "golden", lambda name: (a, b, own + np.float32(off_by)))
     monkeypatch.setattr(openvino_runtime, "_verdicts", {})
     runtime = runtimes.load("openvino", "auto", 1)
     assert runtime.precision == precision and note in runtime.note
@@ -250,14 +253,14 @@ def test_onnx_file_takes_any_batch_and_size(network: str) -> None:
     )
     model = load_model(network)
     for shape in ((2, 1, 64, 96), (1, 1, 160, 32), (3, 1, 32, 32)):
-        a, b = rand(*shape, seed=1), rand(*shape, seed=2)
+        a, b = rand(*shape, seed=1), rand(shape[0], 2, *shape[2:], seed=2)
         (output,) = session.run(None, {"a": a, "b": b})
         with torch.inference_mode():
             expected = model(torch.from_numpy(a), torch.from_numpy(b)).numpy()
         assert output.shape == shape
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4)
-    a, b, f = weights.golden(network)
-    (output,) = session.run(None, {"a": a[:, None], "b": b[:, None]})
+    a, b, f = runtimes.golden(network)
+    (output,) = session.run(None, {"a": a[:, None], "b": b})
     np.testing.assert_allclose(output[:, 0], f, rtol=0, atol=1e-4)
 
 
@@ -282,7 +285,7 @@ def test_streams_change_the_rate_and_no_number(precision: str) -> None:
     one, side_by_side = (runtimes.load("openvino", precision, 2, streams) for streams in (1, 2))
     assert (one.streams, side_by_side.streams) == (1, 2)
     assert runtimes.load("openvino", "fp32", 1, 4).streams == 1, "never more than threads"
-    golden_a, golden_b, _ = weights.golden("lagn")
+    golden_a, golden_b, _ = runtimes.golden("lagn")
     pairs = list(zip(golden_a, golden_b, strict=True))
     pairs += [(rand(*size, seed=5), rand(*size, seed=6)) for size in ((32, 32), (96, 160), (320, 288))]
     expected = [one.infer(a, b) for a, b in pairs]
@@ -448,8 +451,8 @@ def test_a_batch_is_its_pairs(name: str) -> None:
     if why_not := runtimes.available()[name]:
         pytest.skip(why_not)
     runtime = runtimes.load(name, "fp32", 1)
-    a, b, _ = weights.golden("lagn")
-    a, b = (np.concatenate([x, x[:, ::-1]])[:, :64, :96] for x in (a, b))
+    a, b, _ = runtimes.golden("lagn")
+    a, b = (np.concatenate([x, x[..., ::-1, :]])[..., :64, :96] for x in (a, b))
     fused = runtime.infer(a, b)
     assert fused.shape == a.shape
     one_by_one = np.stack([runtime.infer(x, y) for x, y in zip(a, b, strict=True)])

@@ -65,6 +65,21 @@ def test_luma_is_bt601_and_grey_passes() -> None:
     assert colour.luma(np.zeros((2, 4, 16, 17, 3), np.float64)).shape == (2, 4, 16, 17)
 
 
+def test_planes_are_the_luma_and_the_room_that_a_colour_needs() -> None:
+    rgb = np.random.default_rng(4).random((3, 16, 17, 3), np.float32)
+    rgb[0, :8] = rgb[0, :8, :, :1]
+    planes = colour.planes(rgb)
+    grey, above = planes[:, 0], planes[:, 1]
+    assert planes.shape == (3, 2, 16, 17) and planes.dtype == np.float32
+    np.testing.assert_array_equal(grey, colour.luma(rgb))
+    np.testing.assert_allclose(above, rgb.max(-1) - grey, atol=1e-7)
+    assert above.min() >= 0 and not above[0, :8].any(), "0 for grey"
+    brightest = (1 - above)[..., None]
+    whole = colour.recombine(brightest[..., 0], rgb) - brightest
+    np.testing.assert_allclose(whole, rgb - grey[..., None], atol=1e-6, err_msg="up to there nothing fades")
+    np.testing.assert_array_equal(colour.planes(grey[0]), [grey[0], np.zeros_like(grey[0])])
+
+
 @settings(max_examples=300, deadline=None)
 @given(pixels(()), pixels((3,)))
 def test_in_gamut_same_luma_same_hue(y: np.ndarray, rgb: np.ndarray) -> None:

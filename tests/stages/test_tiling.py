@@ -87,6 +87,20 @@ def test_tiles_equal_the_whole_for_a_network_of_bounded_reach(
     np.testing.assert_array_equal(tiling.run(network, a, b), whole)
 
 
+def test_both_planes_are_padded_and_cut_into_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_planes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        assert b.shape == (2, *a.shape) and max(a.shape) <= tiling.TILE_PX and not a.shape[0] % 32
+        fused: np.ndarray = a - 2 * b[0] + 3 * b[1]
+        return fused
+
+    a, b = noise(300, 333), np.stack([noise(300, 333)[::-1], noise(300, 333)[:, ::-1]])
+    monkeypatch.setattr(tiling, "TILE_PX", 256)
+    np.testing.assert_array_equal(tiling.run(of_planes, a, b), a - 2 * b[0] + 3 * b[1])
+    padded = tiling.padded(b)
+    assert padded.shape == (2, 320, 352)
+    np.testing.assert_array_equal(padded[1], tiling.padded(b[1]))
+
+
 def test_tiled_equals_whole_through_the_real_network(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (normalise.to_unit(image) for image in sample("mri-ct"))
     a, b = (np.clip(cv2.resize(x, (800, 640), interpolation=cv2.INTER_CUBIC), 0, 1) for x in pair)

@@ -327,6 +327,42 @@ def test_a_batch_holds_each_crop_without_and_with_its_lesions(sets: list[coloure
     assert len(alone.a) == 6 and not alone.sites
 
 
+def test_the_network_is_given_the_planes_of_the_colours(sets: list[coloured.ColouredPairs]) -> None:
+    one = coloured.batch(sets, 3, 5, 6, SIDE, 0.5, True)
+    assert torch.equal(one.planes[:, :1], one.b)
+    most = one.rgb.amax(1, keepdim=True)
+    assert torch.allclose(one.planes[:, 1:], most - one.b, atol=1e-6)
+    tracers = [i for i, modality in enumerate(one.modalities) if modality != "ct"]
+    assert one.planes[tracers, 1].max() > 0.05
+    assert not one.planes[[i for i in range(12) if i not in tracers], 1].any()
+
+
+def test_flat_pairs_are_flat_in_grey_and_in_colour() -> None:
+    levels = []
+    for step in range(40):
+        a, b = coloured.flat(1, step)
+        side = (32, 96)[step % 2]
+        assert a.shape == (2, 1, side, side) and b.shape == (2, 2, side, side)
+        assert all(torch.equal(x, x[..., :1, :1].expand_as(x)) for x in (a, b))
+        assert not b[0, 1].any() and (b[1, 1] > 0).all()
+        levels.append((float(a[0, 0, 0, 0]), float(b[0, 0, 0, 0])))
+    same = sum(x == pytest.approx(y, abs=1e-6) for x, y in levels)
+    assert 3 < same < 25 and np.std([x for x, _ in levels]) > 0.2
+
+
+def test_an_uneven_result_of_flat_sources_costs() -> None:
+    a, b = coloured.flat(1, 0)
+    most = torch.maximum(a, b[:, :1])
+    assert terms.uneven_loss(most, a, b).tolist() == pytest.approx([0, 0], abs=1e-6)
+    grey, colour = terms.uneven_loss(0.8 * most, a, b).tolist()
+    assert grey == pytest.approx(0.2 * float(most[0].mean()), rel=1e-4) and colour == pytest.approx(
+        0, abs=1e-6
+    )
+    assert (terms.uneven_loss(1.1 * most, a, b) > 0.05 * most.mean((1, 2, 3))).all(), "brighter than both"
+    uneven = most + 0.1 * torch.linspace(-1, 1, most.shape[-1])
+    assert (terms.uneven_loss(uneven, a, b) > 0.02).all()
+
+
 def test_the_strongest_fifth_is_that_of_the_slice(sets: list[coloured.ColouredPairs]) -> None:
     whole = sets[1]
     assert whole.strong is not None and whole.uptake is not None and whole.rgb is not None
@@ -341,13 +377,6 @@ def test_the_strongest_fifth_is_that_of_the_slice(sets: list[coloured.ColouredPa
     assert crop.uptake is not None and other.uptake is not None
     unequal = (other.uptake >= other.strong) != (crop.uptake >= crop.strong)
     assert unequal.mean() < 0.01 < (crop.uptake >= crop.strong).mean(), "the curve took the limit along"
-
-
-def test_flat_pairs_are_flat_and_one_is_of_equal_levels() -> None:
-    a, b = coloured.flat(1, 2)
-    assert a.shape == b.shape == (2, 1, coloured.FLAT_PX, coloured.FLAT_PX)
-    assert (a.std((2, 3)) == 0).all() and (b.std((2, 3)) == 0).all()
-    assert torch.equal(a[1], b[1]) and a[0].mean() != b[0].mean() and a[0].mean() != a[1].mean()
 
 
 def test_the_sets_take_the_turns_that_are_asked_for(sets: list[coloured.ColouredPairs]) -> None:

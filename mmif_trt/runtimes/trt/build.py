@@ -27,6 +27,7 @@ from mmif_trt.runtimes.trt import engine_file
 from mmif_trt.runtimes.trt.cuda import Card, DeviceError, card
 from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
 from mmif_trt.runtimes.trt.half import half, shape_at, static
+from mmif_trt.stages import colour
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -263,8 +264,8 @@ def golden_psnr(mixed: ModelProto, model: str = "lagn", form: Form = LUMA) -> tu
     except ImportError:
         return None, "PSNR not measured: onnxruntime is not installed"
     session = onnxruntime.InferenceSession(mixed.SerializeToString(), providers=["CPUExecutionProvider"])
-    a, b, expected = weights.golden(model)
-    (fused,) = session.run(None, golden_feed(form, a, b))
+    feed, expected = golden_feed(form, *weights.golden(model))
+    (fused,) = session.run(None, feed)
     psnr = least_psnr(golden_unit(form, fused), expected)
     return psnr, f"the graph in ONNX Runtime {onnxruntime.__version__} on the CPU"
 
@@ -272,19 +273,32 @@ def golden_psnr(mixed: ModelProto, model: str = "lagn", form: Form = LUMA) -> tu
 _WHITE = {"uint8": 255, "uint16": 65535, "float32": 1}
 
 
-def golden_feed(form: Form, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-    """[n, H, W] in [0, 1], 256 levels, as the inputs of `form`."""
+def golden_feed(
+    form: Form, a: np.ndarray, rgb: np.ndarray, expected: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The golden pictures as the inputs of `form`, and what it is expected to make of them, [n, H, W] in
+    [0, 1]. a [n, H, W], rgb [n, H, W, 3] in [0, 1], 256 levels. A grey form has the grey ones alone."""
+    if form.layout == "grey":
+        grey = (np.ptp(rgb, -1) == 0).all((1, 2))
+        a, rgb, expected = a[grey], rgb[grey], expected[grey]
+    if form.layout == "luma":
+        b = colour.planes(rgb)
+    elif form.layout == "rgb-last":
+        b = rgb
+    else:
+        b = rgb.transpose(0, 3, 1, 2)[:, : 1 if form.layout == "grey" else 3]
     white = _WHITE[form.dtype]
-    x, y = ((np.rint(x * white) if white > 1 else x).astype(form.dtype) for x in (a, b))
-    y = np.broadcast_to(y[..., None] if form.layout == "rgb-last" else y[:, None], form.shapes(*y.shape)["b"])
-    feed = {"a": x[:, None], "b": np.ascontiguousarray(y)}
-    return feed | {name: np.array([0, white], np.float32) for name in form.ranges}
+    whole = ((np.rint(x * white) if white > 1 else x).astype(form.dtype) for x in (a[:, None], b))
+    feed = dict(zip("ab", map(np.ascontiguousarray, whole), strict=True))
+    return feed | {name: np.array([0, white], np.float32) for name in form.ranges}, expected
 
 
 def golden_unit(form: Form, fused: np.ndarray) -> np.ndarray:
-    """The output of `form` for golden_feed as [n, H, W] in [0, 1]: one channel, as all are equal."""
-    grey = fused[..., 0] if form.layout == "rgb-last" else fused[:, 0]
-    return grey.astype(np.float32) / np.float32(_WHITE[form.dtype])
+    """The luma of the output of `form` for golden_feed, [n, H, W] in [0, 1]."""
+    unit = fused.astype(np.float32) / np.float32(_WHITE[form.dtype])
+    if form.layout in ("luma", "grey"):
+        return unit[:, 0]
+    return colour.luma(unit if form.layout == "rgb-last" else np.moveaxis(unit, 1, -1))
 
 
 def least_psnr(received: np.ndarray, expected: np.ndarray) -> float:

@@ -35,9 +35,10 @@ class Engine:
 
     engine(a, b): arrays of the engine's form (models.pixels.Form); a batch or channel of 1 may be omitted;
     both on the host (NumPy, or DLPack: torch) or both on the GPU (DLPack or `__cuda_array_interface__`). The
-    network alone takes float32 [H, W], [B, H, W] or [B, 1, H, W] in [0, 1]. The result has b's shape: a NumPy
-    array or a `DeviceArray`, the caller's own. Forms with ranges also take range_a, range_b: (black, white)
-    each; default: the whole range of the type. to_host: the result is a NumPy array wherever a and b lie.
+    network alone takes float32 in [0, 1]: a [H, W], [B, H, W] or [B, 1, H, W], and b [2, H, W] or
+    [B, 2, H, W]. The result has b's shape, that of the network alone a's: a NumPy array or a `DeviceArray`,
+    the caller's own. Forms with ranges also take range_a, range_b: (black, white) each; default: the whole
+    range of the type. to_host: the result is a NumPy array wherever a and b lie.
     `run` keeps two pairs in flight.
     Raises InputError for arrays that do not match, DeviceError (an InputError) if the GPU fails.
     """
@@ -226,13 +227,14 @@ class Engine:
                 full = self.form.shapes(*shape)
                 arrays = {name: x.reshape(full[name]) for name, x in zip("ab", hosts, strict=True)}
                 with self._work(), self.device.current(), self._said(shape):
-                    return slot.start(arrays | ranges, shape, hosts[1].shape)
+                    return slot.start(arrays | ranges, shape, self._result(*(x.shape for x in hosts)))
             with self._work():
                 to = slot.stream.handle
                 views = {n: device_array.view(x, n, to, self.form.dtype) for x, n in ((a, "a"), (b, "b"))}
-                shape = self._shape(views["a"].shape, views["b"].shape)
+                shapes = views["a"].shape, views["b"].shape
+                shape = self._shape(*shapes)
                 with self.device.current(), self._said(shape):
-                    return slot.start_on_card(views, ranges, shape, views["b"].shape, to_host)
+                    return slot.start_on_card(views, ranges, shape, self._result(*shapes), to_host)
         except BaseException as error:
             self._give_back(slot)
             if isinstance(error, Hung):
@@ -267,9 +269,12 @@ class Engine:
         default = DTYPE_RANGE[self.form.dtype]
         return {n: np.array(x or default, np.float32) for n, x in zip(names, given, strict=False)}
 
+    def _result(self, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+        return a if self.form.layout == "luma" else b
+
     def _shape(self, a: tuple[int, ...], b: tuple[int, ...]) -> Shape:
         shape = cast(Shape, (1 if len(a) == 2 else a[0], *a[-2:]) if a else (0, 0, 0))
-        one_channel = self.form.layout in ("luma", "grey")
+        one_channel = self.form.layout == "grey"
         usual = 2 <= len(a) <= 4 and (len(a) < 4 or a[1] == 1)
         if usual and one_channel:
             fits = a == b
@@ -279,7 +284,7 @@ class Engine:
         if not usual or not fits:
             expected = "equal [H, W], [B, H, W] or [B, 1, H, W]"
             if not one_channel:
-                of_b = "[B, H, W, 3]" if self.form.layout == "rgb-last" else "[B, 3, H, W]"
+                of_b = {"luma": "[B, 2, H, W]", "rgb": "[B, 3, H, W]"}.get(self.form.layout, "[B, H, W, 3]")
                 expected = f"[H, W], [B, H, W] or [B, 1, H, W] with {of_b}, for one picture also without B"
             raise InputError(f"a has shape {a} and b {b}; expected {expected}")
         self.manifest.refuse_shape("a and b", shape)

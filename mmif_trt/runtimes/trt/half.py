@@ -76,7 +76,7 @@ def shape_at(value: Any, batch: int, height: int, width: int) -> tuple[int, ...]
 
 def _float_end(graph: Any) -> set[str]:
     """The tensors computed in float32 at the end: those after the network's Cast of r, and max and min of the
-    inputs."""
+    inputs' lumas, of b its first plane."""
     made_by = {output: node for node in graph.node for output in node.output}
     ends: list[str] = []
     before = [name for node in graph.node if node.op_type == "Tanh" for name in node.input]
@@ -90,8 +90,10 @@ def _float_end(graph: Any) -> set[str]:
     if len(ends) != 1:
         raise InputError(f"ONNX graph: {len(ends)} ends of Cast and Tanh; expected LAGN's one")
     float_end = set(ends)
+    first_plane = {node.output[0] for node in graph.node if node.op_type == "Slice" and "b" in node.input}
     for node in graph.node:  # in order of execution
-        of_inputs = node.op_type in ("Max", "Min") and set(node.input) == set(INPUTS)
+        of_inputs = node.op_type in ("Max", "Min") and set(node.input) == {"a", *first_plane}
+        of_inputs |= node.output[0] in first_plane
         if of_inputs or float_end & set(node.input):
             float_end |= set(node.output)
     used = {name for node in graph.node if node.output[0] in float_end for name in node.input}

@@ -16,6 +16,7 @@ import numpy as np
 from mmif_trt import weights
 from mmif_trt.image import DTYPE_RANGE, InputError
 from mmif_trt.models.pixels import LUMA, Form
+from mmif_trt.runtimes import stacked
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import device_array, engine_file
 from mmif_trt.runtimes.trt.cuda import DeviceError, card
@@ -93,9 +94,8 @@ class TensorRtRuntime:
         self.note = "; ".join(filter(None, [engine.manifest.psnr, engine.kernels.note]))
 
     def infer(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        a, b = (np.ascontiguousarray(x, np.float32) for x in (a, b))
-        fused: np.ndarray = self.engine(a, b)
-        return fused
+        fused: np.ndarray = self.engine(*stacked(a, b))
+        return fused.reshape(a.shape)
 
     def takes_on_card(self, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
         """Does `fuse_on_card` take uint8 pictures of these shapes, [H, W] or [H, W, 3], from 0 to 255? Not

@@ -52,15 +52,9 @@ def on_card(path: Path) -> tuple[str, float]:
     """The GPU's name, and the lowest PSNR in dB of the golden pairs against FP32 torch."""
     with Engine(path) as engine:
         manifest, form = engine.manifest, Form.named(engine.manifest.form)
-        a, b, expected = weights.golden(manifest.model)
+        feed, expected = engine_build.golden_feed(form, *weights.golden(manifest.model))
+        a, b, ranges = feed.pop("a"), feed.pop("b"), tuple(feed.values())
         batch = manifest.smallest[0]  # a static engine takes exactly that: repeat each pair to fill the batch
-        pairs = (
-            tuple(
-                engine_build.golden_feed(
-                    form, np.repeat(x[None], batch, 0), np.repeat(y[None], batch, 0)
-                ).values()
-            )
-            for x, y in zip(a, b, strict=True)
-        )
+        pairs = ((*(np.repeat(x[i, None], batch, 0) for x in (a, b)), *ranges) for i in range(len(a)))
         fused = [engine_build.golden_unit(form, received)[-1] for received in engine.run(pairs)]
         return engine.device.card.name, engine_build.least_psnr(np.stack(fused), expected)
