@@ -247,9 +247,10 @@ train-all: $(RUNS)/generated/train.safetensors
 		--init $(RUNS)/near-b/checkpoint.safetensors $(SETTLE) --rounding 450 --repainted 0.8 \
 		--steps 220 --learning-rate 3e-4 --seed 121 --complement 5 --colour-pet 9.5 --lesions-pet 13 --lesions-spect 25 \
 		--soft-ct 28 --uptake-detail-pet 0.75 --lesions-ct 20
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.50=$(RUNS)/coloured-b/checkpoint.safetensors \
-		0.03=$(RUNS)/settled-b/checkpoint.safetensors 0.22=$(RUNS)/near-b/checkpoint.safetensors \
-		0.23=$(RUNS)/clear-b/checkpoint.safetensors 0.02=$(RUNS)/exact-b/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.19=$(RUNS)/of-lumas/checkpoint.safetensors \
+		0.15=$(RUNS)/exact-b/checkpoint.safetensors 0.01=$(RUNS)/clear-b/checkpoint.safetensors \
+		0.26=$(RUNS)/near-b/checkpoint.safetensors 0.22=$(RUNS)/settled-b/checkpoint.safetensors \
+		0.17=$(RUNS)/coloured-b/checkpoint.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-coloured-b $(HUE) \
 		--init $(RUNS)/fine-of-lumas/checkpoint.safetensors --rounding 60 --turns ct pet spect ct spect pet --randomised 0.8 \
 		--steps 3000 --learning-rate 1e-3 --seed 112 --soft-ct 30 --uptake-detail-pet 0.6 --lesions-ct 20 \
@@ -274,10 +275,10 @@ train-all: $(RUNS)/generated/train.safetensors
 		--init $(RUNS)/fine-mid-b/checkpoint.safetensors $(SETTLE) --rounding 450 --repainted 0.8 \
 		--steps 200 --learning-rate 3e-4 --seed 124 --complement 5 --colour-pet 11 --lesions-pet 14 --lesions-spect 30 \
 		--soft-ct 32 --uptake-detail-pet 0.8 --lesions-ct 20
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality 0.34=$(RUNS)/fine-coloured-b/checkpoint.safetensors \
-		0.20=$(RUNS)/fine-settled-b/checkpoint.safetensors 0.10=$(RUNS)/fine-near-b/checkpoint.safetensors \
-		0.14=$(RUNS)/fine-clear-b/checkpoint.safetensors 0.20=$(RUNS)/fine-exact-b/checkpoint.safetensors \
-		0.02=$(RUNS)/fine-of-lumas/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality 0.13=$(RUNS)/fine-of-lumas/checkpoint.safetensors \
+		0.18=$(RUNS)/fine-exact-b/checkpoint.safetensors 0.08=$(RUNS)/fine-clear-b/checkpoint.safetensors \
+		0.10=$(RUNS)/fine-near-b/checkpoint.safetensors 0.30=$(RUNS)/fine-settled-b/checkpoint.safetensors \
+		0.21=$(RUNS)/fine-coloured-b/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
