@@ -58,9 +58,7 @@ class LossWeights:
     predictability: float = 0.0  # how much more a pixel weighs that the other modality does not explain
     generated_fused: float = 0.0  # gradient and structure of the generated pair
     rounding: float = 0.0  # a further forward pass, in the other precision
-    repainted: float = (
-        1.0  # share of all of these but rounding for a crop in another palette than its archive's
-    )
+    repainted: float = 1.0  # share of them, less rounding, for crops in another palette
 
     def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
         """Each term's weight [B]."""

@@ -174,6 +174,20 @@ def test_the_whole_loss_is_the_weighted_sum_by_modality() -> None:
     assert set(without[1]) == names - {"edge", "function", "detail"}, "a term of weight 0 is not computed"
 
 
+def test_crops_in_another_palette_count_as_told() -> None:
+    rng = torch.Generator().manual_seed(3)
+    f, a, b = torch.rand(3, 2, 1, 32, 32, generator=rng).unbind(0)
+
+    def total(share: float, *repainted: bool) -> float:
+        told = losses.LossWeights(repainted=share)
+        return losses.fusion_loss(f, a, b, ["pet"] * 2, told, repainted=torch.tensor(repainted))[0].item()
+
+    plain = losses.fusion_loss(f, a, b, ["pet"] * 2, losses.LossWeights())[0].item()
+    assert total(0.4, False, False) == pytest.approx(plain) == pytest.approx(total(1.0, True, True))
+    assert total(0.4, True, True) == pytest.approx(0.4 * plain)
+    assert 0.4 * plain < total(0.4, True, False) < plain
+
+
 # Batches
 
 
