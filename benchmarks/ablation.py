@@ -202,7 +202,7 @@ def informed_fuse(path: Path, name: str) -> Fuse:
         fused: Tensor = network(torch.cat([a, of_a], 1), torch.cat([b, of_b], 1))
         return fused
 
-    return heldout.by_luma(told)
+    return heldout.by_planes(told)
 
 
 @cache

@@ -71,18 +71,17 @@ def fuse_of(told: str) -> Fuse:
     """A network of these weights in FP32, fusing pictures whose sides are multiples of its windows."""
     model = LAGN(config_of(told))
     model.load_state_dict(weights(told))
-    return by_luma(model.eval())
+    return by_planes(model.eval())
 
 
-def by_luma(network: Callable[[Tensor, Tensor], Tensor]) -> Fuse:
+def by_planes(network: Callable[[Tensor, Tensor], Tensor]) -> Fuse:
     """8-bit pictures fused by a network of [1, 1, H, W] and `colour.planes` [1, 2, H, W]."""
 
     def fuse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         mri, other = a.astype(np.float32) / 255, b.astype(np.float32) / 255
         with torch.inference_mode():
-            y = network(torch.from_numpy(mri)[None, None], torch.from_numpy(planes(other))[None])[
-                0, 0
-            ].numpy()
+            given = torch.from_numpy(mri)[None, None], torch.from_numpy(planes(other))[None]
+            y = network(*given)[0, 0].numpy()
         fused = y if b.ndim == 2 else recombine(y, other)
         return np.rint(255 * np.clip(fused, 0, 1)).astype(np.uint8)
 

@@ -38,13 +38,19 @@ def planes(unit: np.ndarray) -> np.ndarray:
 
     The second says how saturated a pixel is: up to a luma of 1 less it, `recombine` keeps the whole chroma.
     """
-    grey = luma(unit)
-    out = np.zeros((*grey.shape[:-2], 2, *grey.shape[-2:]), np.float32)
-    out[..., 0, :, :] = grey
-    if grey.shape != unit.shape:
-        most = np.maximum(np.maximum(unit[..., 0], unit[..., 1]), unit[..., 2])
-        np.maximum(most - grey, 0, out=out[..., 1, :, :])
-    return out
+    unit = _as_float32(unit, "unit")
+    if unit.ndim < 2 or unit.shape[-1] != 3:
+        return np.stack([unit, np.zeros_like(unit)], -3)
+    _, grey, above = _split(unit)
+    return np.stack([grey, np.maximum(above, 0)], -3)
+
+
+def _split(rgb: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The three channels, the luma, and how far the brightest channel lies above it."""
+    # Each in one piece: numpy is several times slower with an innermost axis of 3.
+    red, green, blue = channels = [np.ascontiguousarray(rgb[..., i]) for i in range(3)]
+    grey = _luma(red, green, blue)
+    return channels, grey, np.maximum(np.maximum(red, green), blue) - grey
 
 
 def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
@@ -72,10 +78,7 @@ def recombine(y: np.ndarray, rgb: np.ndarray) -> np.ndarray:
             f"recombine: y {y.shape} with rgb {rgb.shape}; expected [..., H, W] with [..., H, W, 3]"
         )
     y = np.clip(y, 0, 1)
-    # Channel by channel, each in one piece: numpy is several times slower with an innermost axis of 3.
-    red, green, blue = (np.ascontiguousarray(rgb[..., i]) for i in range(3))
-    grey = _luma(red, green, blue)
-    above = np.maximum(np.maximum(red, green), blue) - grey
+    (red, green, blue), grey, above = _split(rgb)
     below = grey - np.minimum(np.minimum(red, green), blue)
     share = np.minimum((1 - y) / np.maximum(above, _TINY), y / np.maximum(below, _TINY))
     np.minimum(share, 1, out=share)
