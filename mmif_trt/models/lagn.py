@@ -10,12 +10,15 @@ planes are its luma and how far its brightest channel lies above that, which tel
     gate                                per pixel and channel, the share of each branch
     decoder, depth-to-space             full resolution: one share r in (-below, 1) per pixel
 
-    f = max(a, b) + r min(a, b),        within [0, 1]; b is the luma here and below
+    f = max(a, b) + r min(a, v),        within [0, 1]; b is the luma here and below
 
-so max(a, b) - below * min(a, b) <= f <= a + b, and where one source is 0 the result is the other one exactly,
-whatever the weights: bone over black MRI stays as white as in CT. The network decides how the weaker source
-shows where both have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 subtracts it from the stronger.
-Where f is brighter than 1 less the second plane, the colour has to fade (`colour.recombine`).
+v is the brightest channel of b, the sum of its planes; of a grey b the luma. So f lies between
+max(a, b) - below * min(a, v) and max(a, b) + min(a, v), and where one source is 0 the result is the other one
+exactly, whatever the weights: bone over black MRI stays as white as in CT. The network decides how the weaker
+source shows where both have signal: r = 1 adds it, r = 0 leaves the maximum, r < 0 subtracts it from the
+stronger. Where f is brighter than 1 less the second plane, the colour has to fade (`colour.recombine`). That
+is why v, and not b, counts: a deep blue has next to no luma, and with min(a, b) a bright MRI over it would
+stay bright, and the blue pale, whatever r.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from mmif_trt.ops.reference import ACTIVATIONS
 from mmif_trt.ops.window_attention import window_attention
 
 BRANCHES = ("both", "local", "global")
+REACHES = ("luma", "brightest")
 PLANES = 3  # one of a, two of b
 STRIDE = 4  # pixels per token of the global branch, unless the configuration says otherwise
 
@@ -54,6 +58,7 @@ class LAGNConfig:
     stride: int = STRIDE  # pixels per token of the global branch, a multiple of the stem's two
     below: float = 1.0  # r of the output formula stays above -below
     activation: str = "gelu"  # of the local blocks, one of ACTIVATIONS
+    reach: str = "luma"  # what v is, one of REACHES: b's luma, as once, or its brightest channel
 
     @property
     def multiple(self) -> int:
@@ -63,7 +68,7 @@ class LAGNConfig:
     def as_dict(self) -> dict[str, Any]:
         """As stored beside the weights, without the fields that checkpoints of before lack, where they are
         as they were."""
-        before = {"branches": "both", "stride": STRIDE, "below": 1.0, "activation": "gelu"}
+        before = {"branches": "both", "stride": STRIDE, "below": 1.0, "activation": "gelu", "reach": "luma"}
         return {k: v for k, v in asdict(self).items() if before.get(k) != v}
 
 
@@ -276,13 +281,15 @@ class LAGN(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         b = b if b.shape[1] == 2 else torch.cat([b, torch.zeros_like(b)], 1)
         x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)  # [B, 12, H/2, W/2]
-        return self.fused(self.stem(x), a, b[:, :1])
+        return self.fused(self.stem(x), a, b)
 
     def fused(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The fused image of the stem's map [B, C, H/2, W/2] and both sources' lumas."""
+        """The fused image of the stem's map [B, C, H/2, W/2], of a and of both planes of b."""
         x = self.decoder(self.mixed(x))
         r = self.share(F.pixel_shuffle(self.head(x), 2).float())  # [B, 1, H, W]; from here on FP32
-        return (torch.maximum(a, b) + r * torch.minimum(a, b)).clamp(0, 1)
+        luma = b[:, :1]
+        weaker = torch.minimum(a, luma + b[:, 1:] if self.config.reach == "brightest" else luma)
+        return (torch.maximum(a, luma) + r * weaker).clamp(0, 1)
 
     def share(self, x: Tensor) -> Tensor:
         """r in (-below, 1) of the head's output, with slope 1 at 0."""

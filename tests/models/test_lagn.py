@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmif_trt.models.lagn import LAGN, LAGNConfig, WindowAttention, relative_position_index, shift_mask
+from mmif_trt.stages import colour
 
 
 def reference_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
@@ -93,26 +94,40 @@ def test_budget() -> None:
 
 SMALL = LAGNConfig(local_dim=8, global_dim=32, global_depth=2)
 COARSE_BELOW = replace(SMALL, stride=8, window=4, below=2.0, activation="hardswish")
+FAR = replace(COARSE_BELOW, reach="brightest")
 
 
-@pytest.mark.parametrize("config", [SMALL, COARSE_BELOW], ids=["quarter", "eighth"])
+@pytest.mark.parametrize("config", [SMALL, COARSE_BELOW, FAR], ids=["quarter", "eighth", "brightest"])
 def test_by_construction(config: LAGNConfig) -> None:
     torch.manual_seed(1)
     model = LAGN(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    a, b = torch.rand(2, 1, 64, 96), torch.rand(2, 1, 64, 96)
+    a, colours = torch.rand(2, 1, 64, 96), torch.rand(2, 3, 64, 96)
     a[..., :20] = 0
-    b[..., 10:30] = 0
-    f = model(a, b)
+    colours[..., 10:30] = 0
+    planes = torch.from_numpy(colour.planes(colours.movedim(1, -1).numpy()))
+    b, brightest = planes[:, :1], colours.amax(1, keepdim=True)
+    f = model(a, planes)
     assert f.shape == a.shape
     assert (f[..., 10:20] == 0).all(), "both are black"
     assert torch.equal(f[..., :10], b[..., :10]) and torch.equal(f[..., 20:30], a[..., 20:30]), "one is black"
     assert f.min() >= 0 and f.max() <= 1
-    least = torch.maximum(a, b) - config.below * torch.minimum(a, b)
-    assert (f <= a + b + 1e-6).all() and (f >= least - 1e-6).all()
+    weaker = torch.minimum(a, brightest if config.reach == "brightest" else b)
+    least, most = torch.maximum(a, b) - config.below * weaker, torch.maximum(a, b) + weaker
+    assert (f <= most + 1e-6).all() and (f >= least - 1e-6).all()
     assert (f - torch.maximum(a, b)).abs().max() > 0.1, "the bounds are not met by copying alone"
     assert (f < (a - b).abs() - 0.05).any() == (config.below > 1)
+    beyond = (torch.maximum(a, b) - f) / torch.minimum(a, b).clamp(min=1e-6)
+    assert (beyond > config.below + 0.1).any() == (config.reach == "brightest")
+
+
+def test_a_grey_source_is_fused_alike_whatever_the_reach() -> None:
+    torch.manual_seed(2)
+    near, far = LAGN(COARSE_BELOW), LAGN(FAR)
+    far.load_state_dict(near.state_dict())
+    a, b = torch.rand(1, 1, 32, 32), torch.rand(1, 2, 32, 32)
+    assert torch.equal(near(a, b[:, :1]), far(a, b[:, :1])) and not torch.equal(near(a, b), far(a, b))
 
 
 def test_a_checkpoint_of_two_lumas_gives_the_same_pictures_and_learns_from_there() -> None:

@@ -2,7 +2,7 @@
 
 TensorRT 11 and TensorRT-RTX use the types as they are. In half: convolutions, projections, both products of
 attention and the element-wise work between them. In float32, between casts: softmax, LayerNorm, and all that
-follows the head's convolution, where max(a, b) + r min(a, b) rounded to half would cost levels near white.
+follows the head's convolution, where max(a, b) + r min(a, v) rounded to half would cost levels near white.
 Input and output are float32; normalisation to [0, 1] is outside the graph.
 """
 
@@ -75,8 +75,8 @@ def shape_at(value: Any, batch: int, height: int, width: int) -> tuple[int, ...]
 
 
 def _float_end(graph: Any) -> set[str]:
-    """The tensors computed in float32 at the end: those after the network's Cast of r, and max and min of the
-    inputs' lumas, of b its first plane."""
+    """The tensors computed in float32 at the end: those after the network's Cast of r, and what of it is made
+    of a and of b's planes alone, up to their max and min."""
     made_by = {output: node for node in graph.node for output in node.output}
     ends: list[str] = []
     before = [name for node in graph.node if node.op_type == "Tanh" for name in node.input]
@@ -90,11 +90,12 @@ def _float_end(graph: Any) -> set[str]:
     if len(ends) != 1:
         raise InputError(f"ONNX graph: {len(ends)} ends of Cast and Tanh; expected LAGN's one")
     float_end = set(ends)
-    first_plane = {node.output[0] for node in graph.node if node.op_type == "Slice" and "b" in node.input}
+    of_inputs = {"a"}
     for node in graph.node:  # in order of execution
-        of_inputs = node.op_type in ("Max", "Min") and set(node.input) == {"a", *first_plane}
-        of_inputs |= node.output[0] in first_plane
-        if of_inputs or float_end & set(node.input):
+        plane = node.op_type == "Slice" and "b" in node.input
+        if plane or (node.op_type in ("Add", "Max", "Min") and of_inputs.issuperset(node.input)):
+            of_inputs |= set(node.output)
+        if of_inputs & set(node.output) or float_end & set(node.input):
             float_end |= set(node.output)
     used = {name for node in graph.node if node.output[0] in float_end for name in node.input}
     return float_end | {n.output[0] for n in graph.node if n.op_type == "Constant" and n.output[0] in used}
