@@ -97,7 +97,7 @@ class Informed(LAGN):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(a, 2), F.pixel_unshuffle(b, 2)], 1)
-        return self.fused(self.stem(x), a[:, :1], b[:, :1])
+        return self.fused(self.stem(x), a[:, :1], b[:, : PLANES - 1])
 
 
 class Shared(coloured.Batches):
@@ -149,7 +149,7 @@ def runs_of(
     names: Sequence[str], shared: fusion.FusionConfig, sets: list[coloured.ColouredPairs], workers: int
 ) -> list[Run]:
     """The variants of one seed, before their first step, over one series of batches with lesions."""
-    batches = Shared(sets, shared.seed, shared.batch_size, shared.crop_px, shared.randomised, True, workers)
+    batches = Shared(sets, fusion.batches_of(shared, sets).mixture, workers)
     out = []
     for name in names:
         config = VARIANTS[name](shared)

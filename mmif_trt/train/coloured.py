@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmif_trt.image import InputError
 from mmif_trt.measure import uptake
 from mmif_trt.stages import colour
-from mmif_trt.train import data, lesions, randomise
+from mmif_trt.train import data, lesions, randomise, synthetic
 from mmif_trt.train.fidelity_losses import TOP_UPTAKE
 from mmif_trt.train.randomise import Crop
 
@@ -44,6 +44,14 @@ class ColouredPairs:
     uptake: np.ndarray | None = None
     palette: np.ndarray | None = None
     strong: np.ndarray | None = None
+
+    @property
+    def palettes(self) -> list[np.ndarray]:
+        """That of each of its cases, [256, 3]."""
+        if self.palette is None:
+            return []
+        first = {data.case(name): i for i, name in reversed([*enumerate(self.pairs.names)])}
+        return [self.palette[i] for i in sorted(first.values())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,28 +177,43 @@ def crop(source: ColouredPairs, rng: np.random.Generator, side: int) -> Crop:
     return Crop(*pictures, source.palette[i], generated, strong)
 
 
-def batch(
-    sets: list[ColouredPairs], seed: int, step: int, size: int, side: int, randomised: float, planted: bool
-) -> Batch:
-    """size crops, the sets in turn, and their twins with lesions if planted (otherwise only the originals).
+@dataclass(frozen=True)
+class Mixture:
+    """What batches are made of: the seed; how many crops, of how many pixels per side; the share of them
+    changed to look like another scanner's (`randomise.py`); whether each has a twin with lesions
+    (`lesions.py`); and the share that are of no patient (`synthetic.py`)."""
 
-    randomised: the share of crops changed to look like another scanner's (`randomise.py`).
-    """
-    rng = np.random.default_rng((seed, step))
+    seed: int
+    size: int
+    side: int
+    randomised: float
+    planted: bool
+    drawn: float = 0.0
+
+
+def batch(sets: list[ColouredPairs], mixture: Mixture, step: int) -> Batch:
+    """A batch of crops, the sets in turn, and their twins with lesions if planted (otherwise only the
+    originals)."""
+    size, side = mixture.size, mixture.side
+    rng = np.random.default_rng((mixture.seed, step))
+    archive = [palette for source in sets for palette in source.palettes]
     chosen = [sets[(step * size + k) % len(sets)] for k in range(size)]
     crops = []
     for source in chosen:
-        one = crop(source, rng, side)
-        if rng.random() < randomised:
-            one = randomise.randomised(one, rng)
+        if mixture.drawn and rng.random() < mixture.drawn:
+            one = synthetic.crop(rng, source.pairs.modality, side, archive)
+        else:
+            one = crop(source, rng, side)
+        if rng.random() < mixture.randomised:
+            one = randomise.randomised(one, rng, archive)
         crops.append(one)
     sites: list[lesions.Site] = []
-    if planted:
+    if mixture.planted:
         for k in range(size):
             twin, found = lesions.planted(crops[k], rng, k)
             crops.append(twin)
             sites += found
-    modalities = [source.pairs.modality for source in chosen] * (2 if planted else 1)
+    modalities = [source.pairs.modality for source in chosen] * (2 if mixture.planted else 1)
     return _stacked(crops, modalities, sites)
 
 
@@ -198,23 +221,12 @@ class Batches(Dataset[tuple[int, Batch]]):
     """The batches of a training by number. Called with ascending numbers it makes them ahead, in `workers`
     processes, where a GPU would wait for them; with 0 workers it makes each when asked. The same batches."""
 
-    def __init__(
-        self,
-        sets: list[ColouredPairs],
-        seed: int,
-        size: int,
-        side: int,
-        randomised: float,
-        planted: bool,
-        workers: int = 0,
-    ) -> None:
-        self.sets, self.seed, self.size, self.side = sets, seed, size, side
-        self.randomised, self.planted, self.workers = randomised, planted, workers
+    def __init__(self, sets: list[ColouredPairs], mixture: Mixture, workers: int = 0) -> None:
+        self.sets, self.mixture, self.workers = sets, mixture, workers
         self._ahead: Iterator[tuple[int, Batch]] | None = None  # from the first batch asked for
 
     def __getitem__(self, number: int) -> tuple[int, Batch]:
-        made = batch(self.sets, self.seed, number, self.size, self.side, self.randomised, self.planted)
-        return number, made
+        return number, batch(self.sets, self.mixture, number)
 
     def of(self, number: int, apart: int = 1) -> Batch:
         """The batch of this number; the next one asked for is `number + apart`."""

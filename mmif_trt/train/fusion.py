@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmif_trt.image import InputError
 from mmif_trt.models import load_model
-from mmif_trt.models.lagn import BRANCHES, LAGN, LAGNConfig
+from mmif_trt.models.lagn import BRANCHES, LAGN, REACHES, LAGNConfig
 from mmif_trt.ops.reference import ACTIVATIONS
 from mmif_trt.train import coloured, data, generate, loop
 from mmif_trt.train.captured import CapturedForward
@@ -49,6 +49,7 @@ class FusionConfig(loop.Schedule):
 
     crop_px: int = 128
     randomised: float = 0.0  # share of the crops changed to look like another scanner's
+    synthetic: float = 0.0  # share of the crops that are of no patient
     hold_out: tuple[str, ...] = ()  # cases of the training split left out, "MODALITY:CASE"
     turns: tuple[str, ...] = ()  # modalities of successive crops, again and again; (): each set in turn
     taught: float = 0.0  # weight of the distance to what the released network makes of the pair
@@ -76,8 +77,15 @@ def batches_of(
 ) -> coloured.Batches:
     """The batches of a training, with lesions where a term of the loss asks for them. workers: processes that
     make them ahead."""
-    planted, size = any(config.fidelity.lesions.values()), config.batch_size
-    return coloured.Batches(sets, config.seed, size, config.crop_px, config.randomised, planted, workers)
+    mixture = coloured.Mixture(
+        config.seed,
+        config.batch_size,
+        config.crop_px,
+        config.randomised,
+        planted=any(config.fidelity.lesions.values()),
+        drawn=config.synthetic,
+    )
+    return coloured.Batches(sets, mixture, workers)
 
 
 def objective(
@@ -245,6 +253,7 @@ def options(defaults: FusionConfig) -> argparse.ArgumentParser:
     parser.add_argument("--branches", choices=BRANCHES, default="both", help="of the network, for ablations")
     parser.add_argument("--crop-px", type=int, default=defaults.crop_px)
     parser.add_argument("--randomised", type=float, default=0.0, help="share of crops as of other scanners")
+    parser.add_argument("--synthetic", type=float, default=0.0, help="share of crops of no patient")
     parser.add_argument("--hold-out", nargs="+", default=[], metavar="MODALITY:CASE", help="as ct:case37")
     often = "modalities of successive crops, as ct pet ct spect; default: each in turn"
     parser.add_argument("--turns", nargs="+", default=[], choices=data.SETS, metavar="MODALITY", help=often)
@@ -259,6 +268,9 @@ def options(defaults: FusionConfig) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--activation", choices=sorted(ACTIVATIONS), default="gelu", help="of the local blocks"
+    )
+    parser.add_argument(
+        "--reach", choices=REACHES, default="luma", help="what of the other source r may add or take away"
     )
     parser.add_argument("--taught", type=float, default=0.0, help="weight of the distance to the release")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
@@ -279,6 +291,7 @@ def configured(given: argparse.Namespace) -> FusionConfig:
         **loop.shared(given),
         crop_px=given.crop_px,
         randomised=given.randomised,
+        synthetic=given.synthetic,
         hold_out=tuple(given.hold_out),
         turns=tuple(given.turns),
         taught=given.taught,
@@ -288,6 +301,7 @@ def configured(given: argparse.Namespace) -> FusionConfig:
             window=given.window,
             below=given.below,
             activation=given.activation,
+            reach=given.reach,
         ),
         loss=loss,
         fidelity=fidelity,

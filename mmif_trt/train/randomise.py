@@ -7,6 +7,7 @@ changed at random, each source by its own draw (the idea of SynthSeg, Billot et 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -25,6 +26,7 @@ ANCHORS = (3, 6)  # colours of a drawn palette beside black
 PAINTED = 0.8  # share of the crops of PET and SPECT with another palette
 KNOWN_PALETTE = 0.5  # share of the palettes taken from DICOM's
 GREY_PALETTE = 0.08  # share of the palettes without a colour
+ARCHIVE_PALETTE = 0.2  # share of the palettes taken from another case, as SPECT in the colours of PET
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +46,10 @@ class Crop:
     repainted: bool = False
 
 
-def randomised(crop: Crop, rng: np.random.Generator) -> Crop:
+def randomised(crop: Crop, rng: np.random.Generator, archive: Sequence[ndarray] = ()) -> Crop:
     """The crop with a new tone, palette or window, noise, blur and a small misregistration, each with its own
-    chance. Expected images are changed likewise; after a new palette they are unknown and are dropped."""
+    chance. Expected images are changed likewise; after a new palette they are unknown and are dropped.
+    archive: the palettes [256, 3] of the cases, which are among those that a crop may get."""
     if rng.random() < 0.3:
         crop = misregistered(crop, rng)
     if rng.random() < 0.6:
@@ -55,7 +58,7 @@ def randomised(crop: Crop, rng: np.random.Generator) -> Crop:
         if rng.random() < 0.6:
             crop = with_ct_curve(crop, tone_curve(rng, False))
     elif rng.random() < PAINTED:
-        crop = with_palette(crop, new_palette(rng), tone_curve(rng, False))
+        crop = with_palette(crop, new_palette(rng, archive), tone_curve(rng, False))
     if rng.random() < 0.25:
         gain = rng.uniform(DIM_MIN, 1.0, 2).astype(np.float32)
         crop = dimmed(crop, float(gain[0]), float(gain[1]))
@@ -107,8 +110,11 @@ def with_ct_curve(crop: Crop, curve: ndarray) -> Crop:
     return replace(crop, rgb=through(curve, crop.rgb), generated=generated)
 
 
-def new_palette(rng: np.random.Generator) -> ndarray:
-    """[256, 3] from black: a smooth one of DICOM's, grey, or random colours joined by a smooth curve."""
+def new_palette(rng: np.random.Generator, archive: Sequence[ndarray] = ()) -> ndarray:
+    """[256, 3] from black: one of the archive's, if there are any, a smooth one of DICOM's, grey, or random
+    colours joined by a smooth curve."""
+    if archive and rng.random() < ARCHIVE_PALETTE:
+        return archive[int(rng.integers(len(archive)))]
     kind = rng.random()
     if kind < GREY_PALETTE:
         return np.repeat(np.linspace(0, 1, 256, dtype=np.float32)[:, None], 3, 1)

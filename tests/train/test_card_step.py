@@ -42,7 +42,7 @@ def test_a_step_with_every_term_stays_on_its_device(
         fidelity=FidelityWeights(**every),
     )
     there = torch.device("meta")
-    made = coloured.batch(sets, 0, 0, 6, 64, 0.5, True)
+    made = coloured.batch(sets, coloured.Mixture(0, 6, 64, 0.5, True), 0)
     assert made.sites, "lesions to lose"
     # What asks for a value: where there is none, any will do.
     real = {name: getattr(torch.Tensor, name) for name in ("__bool__", "item")}
@@ -62,8 +62,8 @@ def test_a_step_with_every_term_stays_on_its_device(
 
 
 def test_batches_made_ahead_are_the_same(sets: list[coloured.ColouredPairs]) -> None:
-    here = coloured.Batches(sets, 3, 2, 64, 0.5, True)
-    ahead = coloured.Batches(sets, 3, 2, 64, 0.5, True, workers=2)
+    mixture = coloured.Mixture(3, 2, 64, 0.5, planted=True, drawn=0.3)
+    here, ahead = coloured.Batches(sets, mixture), coloured.Batches(sets, mixture, workers=2)
     for number in (5, 7, 9):  # as the second of two processes asks
         one, other = here.of(number, apart=2), ahead.of(number, apart=2)
         assert one.modalities == other.modalities and one.sites == other.sites

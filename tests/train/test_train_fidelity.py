@@ -14,7 +14,7 @@ from training_data import write_sets
 from mmif_trt.image import InputError
 from mmif_trt.measure import colourspace, fidelity, reader, uptake
 from mmif_trt.stages import colour
-from mmif_trt.train import coloured, data, fusion, lesions, randomise
+from mmif_trt.train import coloured, data, fusion, lesions, randomise, synthetic
 from mmif_trt.train import fidelity_losses as terms
 from mmif_trt.train.randomise import Crop
 
@@ -308,6 +308,49 @@ def test_palettes_and_curves_begin_at_black() -> None:
         assert curve[0] == 0 and (np.diff(curve) >= -1e-6).all() and curve.max() > 0.5
 
 
+def test_a_crop_may_get_the_palette_of_another_case() -> None:
+    archive = [np.linspace(0, k, 768, dtype=np.float32).reshape(256, 3) for k in (0.4, 0.9)]
+    drawn = [randomise.new_palette(np.random.default_rng(seed), archive) for seed in range(60)]
+    of_archive = [any(one is other for other in archive) for one in drawn]
+    assert 4 <= sum(of_archive) <= 24 and all(any(one is x for one in drawn) for x in archive)
+
+
+# Crops of no patient
+
+
+@pytest.mark.parametrize("modality", data.SETS)
+def test_a_drawn_crop_is_a_pair_like_any_other(modality: str) -> None:
+    for seed in range(12):
+        one = synthetic.crop(np.random.default_rng(seed), modality, SIDE)
+        again = synthetic.crop(np.random.default_rng(seed), modality, SIDE)
+        assert one.a.shape == (SIDE, SIDE) and one.rgb.shape == (SIDE, SIDE, 3)
+        assert one.a.dtype == one.rgb.dtype == np.float32 and np.array_equal(one.rgb, again.rgb)
+        assert one.a.min() >= 0 and one.a.max() <= 1 and one.rgb.min() >= 0 and one.rgb.max() <= 1
+        assert one.repainted and one.generated is None
+        assert (one.uptake is None) == (modality == "ct")
+        if one.uptake is not None and one.palette is not None:
+            np.testing.assert_allclose(randomise.through(one.palette, one.uptake), one.rgb, atol=1e-6)
+            lit = one.uptake > 0
+            assert not lit.any() or (one.uptake[lit] >= one.strong).mean() == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_head_has_all_its_tissues_and_air_is_black() -> None:
+    labels = [synthetic.tissue(np.random.default_rng(seed), SIDE) for seed in range(20)]
+    assert set(np.unique(labels)) == set(range(8))
+    rng = np.random.default_rng(0)
+    for one in labels:
+        shown = synthetic.shown(one, rng, synthetic.MRI[3], 1.0)
+        assert (shown[one == synthetic.AIR] == 0).all() and (shown[one != synthetic.AIR] > 0).all()
+
+
+def test_a_batch_draws_the_share_of_crops_that_is_asked_for(sets: list[coloured.ColouredPairs]) -> None:
+    def known(drawn: float) -> int:
+        mixture = coloured.Mixture(0, 30, SIDE, 0.0, planted=False, drawn=drawn)
+        return int((~coloured.batch(sets, mixture, 1).repainted).sum())
+
+    assert known(0.0) == 30 and known(1.0) == 0 and 5 <= known(0.5) <= 25
+
+
 # Pairs in colour
 
 
@@ -318,17 +361,17 @@ def sets(tmp_path: Path) -> list[coloured.ColouredPairs]:
 
 
 def test_a_batch_holds_each_crop_without_and_with_its_lesions(sets: list[coloured.ColouredPairs]) -> None:
-    one, again = (coloured.batch(sets, 3, 5, 6, SIDE, 0.5, True) for _ in range(2))
+    one, again = (coloured.batch(sets, coloured.Mixture(3, 6, SIDE, 0.5, True), 5) for _ in range(2))
     assert torch.equal(one.a, again.a) and torch.equal(one.rgb, again.rgb) and one.sites == again.sites
     assert len(one.a) == 12 and one.modalities == one.modalities[:6] * 2
-    assert not torch.equal(coloured.batch(sets, 3, 6, 6, SIDE, 0.5, True).a, one.a)
+    assert not torch.equal(coloured.batch(sets, coloured.Mixture(3, 6, SIDE, 0.5, True), 6).a, one.a)
     assert torch.allclose(terms.luma(one.rgb), one.b, atol=1e-5)
-    alone = coloured.batch(sets, 3, 5, 6, SIDE, 0.5, False)
+    alone = coloured.batch(sets, coloured.Mixture(3, 6, SIDE, 0.5, False), 5)
     assert len(alone.a) == 6 and not alone.sites
 
 
 def test_the_network_is_given_the_planes_of_the_colours(sets: list[coloured.ColouredPairs]) -> None:
-    one = coloured.batch(sets, 3, 5, 6, SIDE, 0.5, True)
+    one = coloured.batch(sets, coloured.Mixture(3, 6, SIDE, 0.5, True), 5)
     assert torch.equal(one.planes[:, :1], one.b)
     most = one.rgb.amax(1, keepdim=True)
     assert torch.allclose(one.planes[:, 1:], most - one.b, atol=1e-6)
@@ -369,7 +412,10 @@ def test_the_strongest_fifth_is_that_of_the_slice(sets: list[coloured.ColouredPa
     for place, rgb, strong in zip(whole.uptake, whole.rgb, whole.strong, strict=True):
         inside = uptake.foreground(rgb, place / np.float32(255))
         assert (place[inside] >= 255 * strong - 0.5).mean() == pytest.approx(0.2, abs=0.05)
-    seen = {float(coloured.batch([whole], 0, step, 1, SIDE, 0.0, False).strong) for step in range(6)}
+    seen = {
+        float(coloured.batch([whole], coloured.Mixture(0, 1, SIDE, 0.0, False), step).strong)
+        for step in range(6)
+    }
     assert seen <= set(np.float32(whole.strong).tolist())
     crop = tracer_crop(3)
     curve = randomise.tone_curve(np.random.default_rng(0), turning=False)
@@ -381,7 +427,12 @@ def test_the_strongest_fifth_is_that_of_the_slice(sets: list[coloured.ColouredPa
 
 def test_the_sets_take_the_turns_that_are_asked_for(sets: list[coloured.ColouredPairs]) -> None:
     turns = fusion.in_turn(sets, ("ct", "pet", "ct", "spect"))
-    assert coloured.batch(turns, 0, 3, 4, SIDE, 0.0, False).modalities == ["ct", "pet", "ct", "spect"]
+    assert coloured.batch(turns, coloured.Mixture(0, 4, SIDE, 0.0, False), 3).modalities == [
+        "ct",
+        "pet",
+        "ct",
+        "spect",
+    ]
     assert fusion.in_turn(sets, ()) == sets
     for wrong in (("ct", "pet"), ("ct", "pet", "spect", "mri")):
         with pytest.raises(InputError, match=r"--turns: ct pet.*expected each of ct, pet, spect"):
