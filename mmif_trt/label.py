@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 from mmif_trt import weights
 from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.image import Picture
 
 Label = tuple[tuple[str, str], ...]
+_WEIGHTS = "weights sha256 {}"
+_FOUND = re.compile(_WEIGHTS.format("([0-9a-f]{64})").encode())
 
 
 def of(a: Picture, b: Picture, network: str) -> Label:
     """(keyword, text) pairs in ASCII, the same for the same sources, software and weights. network: that
     fused them, by its name. The keywords are those that PNG predefines (ISO/IEC 15948, 11.3.4.2); io/ writes
     them in each format's own place."""
-    by = f"{weights.title(network)}, weights sha256 {weights.onnx_sha256(network)}"
+    by = f"{weights.title(network)}, {_WEIGHTS.format(weights.onnx_sha256(network))}"
     sources = ", ".join(f"{name} sha256 {image.sha256 or 'unknown'}" for name, image in (("A", a), ("B", b)))
     return (
         ("Software", f"mmif_trt {VERSION}"),
@@ -21,3 +26,15 @@ def of(a: Picture, b: Picture, network: str) -> Label:
         ("Source", sources),
         ("Disclaimer", RESEARCH_USE),
     )
+
+
+def of_other_weights(path: str | os.PathLike[str], network: str) -> bool:
+    """Whether a file states weights that are not those of `network`. False for one that states none, since it
+    was edited or is of another program, and for one that is gone. Every format holds the label as plain
+    text."""
+    try:
+        with open(path, "rb") as file:
+            found = _FOUND.search(file.read())
+    except OSError:
+        return False
+    return found is not None and found[1].decode() != weights.onnx_sha256(network)

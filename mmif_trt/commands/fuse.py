@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
                     on_result=on_result,
                     decode=args.decode,
                 )
+        batch.note_other_weights(results, args.network)
         total = batch.totals(results, len(plan.pairs), time.perf_counter() - start)
         runtime = runtimes.describe(fuser.runtime) if fuser else None
         if args.report:
@@ -190,11 +191,17 @@ def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
 
 def _summarise(plan: Plan, results: list[Result], total: dict[str, Any], by: str) -> None:
     """by: what ran the network, if it ran."""
+    from mmif_trt.folders import run as batch
+
     rate = f", {total['pairs_per_s']:g} pairs/s by {by}" if total["done"] else ""
     counts = f"{total['done']} fused, {total['skipped']} skipped (finished before), {total['failed']} failed"
     say(f"{counts} in {total['seconds']:.1f} s{rate} -> {plan.out_folder}")
-    if newer := [r.pair.name for r in results if r.status == "skipped" and r.message]:
-        say(f"warning: {len(newer)} skipped have a newer input, such as {newer[0]}; use --overwrite to redo")
+    for what, message in (
+        ("have a newer input", batch.NEWER),
+        ("were fused by other weights", batch.OTHER_WEIGHTS),
+    ):
+        if found := [r.pair.name for r in results if r.status == "skipped" and message in r.message]:
+            say(f"warning: {len(found)} skipped {what}, such as {found[0]}; use --overwrite to redo")
 
 
 def _report_head(

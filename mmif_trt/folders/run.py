@@ -22,12 +22,15 @@ from mmif_trt import io
 from mmif_trt.files import disk_is_full, sha256_of, write_atomic
 from mmif_trt.folders.pairs import Pair
 from mmif_trt.image import DTYPE_RANGE, Image, InputError, Picture
+from mmif_trt.label import of_other_weights
 from mmif_trt.machine import usable_cores
 from mmif_trt.running import Stop, explain
 
 Range = tuple[float, float]
 Read = Callable[[Pair], tuple[Picture, Picture]]
 FOLDER_PAIRS = 8  # from this many on, throughput matters more than the latency of one pair
+NEWER = "an input is newer than the output"
+OTHER_WEIGHTS = "fused by other weights than those of the network asked for"
 MAX_DEFAULT_WORKERS = 16  # each holds a pair in memory
 
 
@@ -159,7 +162,7 @@ def _settle(
     try:
         if pair.finished:
             newer = max(os.path.getmtime(pair.a), os.path.getmtime(pair.b)) > os.path.getmtime(pair.out)
-            result.message = "an input is newer than the output" if newer else ""
+            result.message = NEWER if newer else ""
             result.sha256 = tuple(sha256_of(path) for path in (pair.a, pair.b, pair.out))
             result.status = "skipped"
         else:
@@ -206,6 +209,13 @@ def network_streams(unfinished: int, workers: int, threads: int | None = None) -
     folder of pairs, one picture per thread is better. threads: of the network; None: all cores.
     """
     return min(workers, threads or usable_cores()) if unfinished >= FOLDER_PAIRS else 1
+
+
+def note_other_weights(results: list[Result], network: str) -> None:
+    """Adds to the message of each skipped pair whose output was fused by other weights than `network` has."""
+    for result in results:
+        if result.status == "skipped" and of_other_weights(result.pair.out, network):
+            result.message = "; ".join(filter(None, (result.message, OTHER_WEIGHTS)))
 
 
 def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:

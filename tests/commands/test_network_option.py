@@ -183,3 +183,25 @@ def test_demo_study_and_info(
     told = capsys.readouterr().out
     assert "network: lagn-quality, of lagn, lagn-quality" in told
     assert all(f"weights {name} of " in told for name in weights.NAMES)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "jp2"])
+def test_pictures_of_another_network_are_kept_and_named(
+    pairs: tuple[str, str], tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    call = ["fuse", *pairs, "-o", str(out), "--format", suffix, *FP32, "--report", str(report)]
+    assert main(call) == 0
+    written = (out / f"x.{suffix}").read_bytes()
+    capsys.readouterr()
+    assert main(call) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*call, *QUALITY]) == 0
+    warning = "warning: 1 skipped were fused by other weights, such as x; use --overwrite to redo"
+    assert warning in capsys.readouterr().err
+    assert (out / f"x.{suffix}").read_bytes() == written
+    (entry,) = json.loads(report.read_text())["pairs"]
+    assert entry["status"] == "skipped" and "other weights" in entry["message"]
+    Path(out / f"x.{suffix}").write_bytes(b"edited, or of another program")
+    assert main([*call, *QUALITY]) == 0
+    assert "warning" not in capsys.readouterr().err
