@@ -132,6 +132,14 @@ SWISH = $(COARSE) --activation hardswish
 HUE = $(CLOSE) --hold-out ct:case34 ct:case37 pet:case25 spect:case15 spect:case40
 SETTLE = --turns ct pet spect ct pet spect pet --randomised 0.65 --colour-spect 4.5 --saturation-pet 8 \
 	--saturation-spect 4
+# Since "reach" r reaches the brightest channel of the other source; since "synth" some crops are of no patient.
+FAR = $(HUE) --reach brightest --turns ct pet spect ct spect pet --randomised 0.8 --repainted 0.7 --complement 6 \
+	--activity-ct 16 --uptake-detail-spect 0.8 --uptake-detail-pet 0.45 --lesions-pet 12 --lesions-spect 24 \
+	--colour-pet 10 --colour-spect 4.5 --saturation-pet 9 --saturation-spect 5
+LEVEL = $(FAR) --turns ct pet spect ct pet spect pet --randomised 0.65 --repainted 0.6 --complement 8 \
+	--activity-ct 18 --uptake-detail-spect 0.7 --uptake-detail-pet 0.4 --lesions-pet 13 --lesions-spect 26 \
+	--colour-pet 11 --colour-spect 4 --saturation-pet 8 --saturation-spect 4
+DRAWN = $(LEVEL) --synthetic 0.25 --repainted 0.35 --randomised 0.6
 # All but the first and the third bring bfloat16, as the CPU runs it, nearer to FP32; the last to within a level.
 train-all: $(RUNS)/generated/train.safetensors
 	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fusion $(WITH_DIFFUSION)
@@ -247,7 +255,7 @@ train-all: $(RUNS)/generated/train.safetensors
 		--init $(RUNS)/near-b/checkpoint.safetensors $(SETTLE) --rounding 450 --repainted 0.8 \
 		--steps 220 --learning-rate 3e-4 --seed 121 --complement 5 --colour-pet 9.5 --lesions-pet 13 --lesions-spect 25 \
 		--soft-ct 28 --uptake-detail-pet 0.75 --lesions-ct 20
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.19=$(RUNS)/of-lumas/checkpoint.safetensors \
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/two-planes 0.19=$(RUNS)/of-lumas/checkpoint.safetensors \
 		0.15=$(RUNS)/exact-b/checkpoint.safetensors 0.01=$(RUNS)/clear-b/checkpoint.safetensors \
 		0.26=$(RUNS)/near-b/checkpoint.safetensors 0.22=$(RUNS)/settled-b/checkpoint.safetensors \
 		0.17=$(RUNS)/coloured-b/checkpoint.safetensors
@@ -275,10 +283,62 @@ train-all: $(RUNS)/generated/train.safetensors
 		--init $(RUNS)/fine-mid-b/checkpoint.safetensors $(SETTLE) --rounding 450 --repainted 0.8 \
 		--steps 200 --learning-rate 3e-4 --seed 124 --complement 5 --colour-pet 11 --lesions-pet 14 --lesions-spect 30 \
 		--soft-ct 32 --uptake-detail-pet 0.8 --lesions-ct 20
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality 0.13=$(RUNS)/fine-of-lumas/checkpoint.safetensors \
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine-two-planes 0.13=$(RUNS)/fine-of-lumas/checkpoint.safetensors \
 		0.18=$(RUNS)/fine-exact-b/checkpoint.safetensors 0.08=$(RUNS)/fine-clear-b/checkpoint.safetensors \
 		0.10=$(RUNS)/fine-near-b/checkpoint.safetensors 0.30=$(RUNS)/fine-settled-b/checkpoint.safetensors \
 		0.21=$(RUNS)/fine-coloured-b/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/reach $(FAR) $(SWISH) \
+		--init $(RUNS)/two-planes/checkpoint.safetensors --rounding 60 --steps 8000 --learning-rate 1.2e-3 \
+		--seed 131 --soft-ct 26 --lesions-ct 18
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/synth $(LEVEL) $(SWISH) --soft-ct 28 --lesions-ct 19 \
+		--init $(RUNS)/reach/checkpoint.safetensors --rounding 120 --steps 1200 --learning-rate 8e-4 \
+		--seed 141 --synthetic 0.3
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/drawn $(LEVEL) $(SWISH) --soft-ct 28 --lesions-ct 19 \
+		--init $(RUNS)/synth/checkpoint.safetensors --rounding 90 --steps 5000 --learning-rate 1e-3 \
+		--seed 151 --synthetic 0.35 --turns ct pet spect ct spect pet \
+		--complement 12 --repainted 0.35 --randomised 0.75 --lesions-pet 15
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/even-v $(DRAWN) $(SWISH) --lesions-ct 19 --soft-ct 30 \
+		--init $(RUNS)/drawn/checkpoint.safetensors --rounding 220 --steps 1200 --learning-rate 8e-4 \
+		--seed 151 --complement 15 --colour-pet 16 --uptake-detail-pet 0.3 --lesions-pet 14
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/mid-v 0.5=$(RUNS)/drawn/checkpoint.safetensors \
+		0.5=$(RUNS)/even-v/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/near-v $(DRAWN) $(SWISH) --lesions-ct 19 --soft-ct 30 \
+		--init $(RUNS)/mid-v/checkpoint.safetensors --rounding 450 --steps 800 --learning-rate 5e-4 \
+		--seed 154 --complement 10 --colour-pet 20 --uptake-detail-pet 0.45 --lesions-pet 14
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/mid-2-v 0.3=$(RUNS)/drawn/checkpoint.safetensors \
+		0.4=$(RUNS)/even-v/checkpoint.safetensors \
+		0.3=$(RUNS)/near-v/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/clear-v $(DRAWN) $(SWISH) --lesions-ct 21 --soft-ct 32 \
+		--init $(RUNS)/mid-2-v/checkpoint.safetensors --rounding 500 --steps 600 --learning-rate 4e-4 \
+		--seed 156 --complement 13 --colour-pet 15 --uptake-detail-pet 0.8 --lesions-pet 17 --lesions-spect 30
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.07=$(RUNS)/near-v/checkpoint.safetensors \
+		0.15=$(RUNS)/clear-v/checkpoint.safetensors \
+		0.5=$(RUNS)/even-v/checkpoint.safetensors \
+		0.28=$(RUNS)/drawn/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-reach $(FAR) \
+		--init $(RUNS)/fine-two-planes/checkpoint.safetensors --rounding 60 --steps 5200 --learning-rate 1e-3 \
+		--seed 132 --soft-ct 30 --lesions-ct 20
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-drawn $(LEVEL) --soft-ct 32 --lesions-ct 21 \
+		--init $(RUNS)/fine-reach/checkpoint.safetensors --rounding 90 --steps 4200 --learning-rate 1e-3 \
+		--seed 142 --synthetic 0.35 --turns ct pet spect ct spect pet \
+		--complement 9 --randomised 0.75
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-even-v $(DRAWN) --soft-ct 32 --lesions-ct 21 \
+		--init $(RUNS)/fine-drawn/checkpoint.safetensors --rounding 220 --steps 900 --learning-rate 7e-4 \
+		--seed 152 --complement 14 --colour-pet 13 --uptake-detail-pet 0.35
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine-mid-v 0.4=$(RUNS)/fine-drawn/checkpoint.safetensors \
+		0.6=$(RUNS)/fine-even-v/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-near-v $(DRAWN) --soft-ct 32 --lesions-ct 21 \
+		--init $(RUNS)/fine-mid-v/checkpoint.safetensors --rounding 500 --steps 600 --learning-rate 4e-4 \
+		--seed 153 --complement 12 --colour-pet 13 --uptake-detail-pet 0.45
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/fine-mid-2-v 0.4=$(RUNS)/fine-mid-v/checkpoint.safetensors \
+		0.6=$(RUNS)/fine-near-v/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)/fine-clear-v $(DRAWN) --soft-ct 32 --lesions-ct 21 \
+		--init $(RUNS)/fine-mid-2-v/checkpoint.safetensors --rounding 550 --steps 500 --learning-rate 4e-4 \
+		--seed 155 --complement 13 --colour-pet 12 --uptake-detail-pet 0.9 --lesions-pet 17 --lesions-spect 30
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality 0.29=$(RUNS)/fine-clear-v/checkpoint.safetensors \
+		0.17=$(RUNS)/fine-near-v/checkpoint.safetensors \
+		0.38=$(RUNS)/fine-even-v/checkpoint.safetensors \
+		0.16=$(RUNS)/fine-drawn/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
