@@ -61,7 +61,7 @@ class Batch:
     a, b: [2 n, 1, H, W], MRI and luma of the other. planes: [2 n, 2, H, W], that and its `above`, as the
     network reads the other (`colour.planes`). rgb: [2 n, 3, H, W], the other in its colours (grey for
     CT). uptake: [2 n, 1, H, W], 0 for CT. strong: [2 n], the uptake of the slice's strongest fifth.
-    repainted: [2 n] bool, whether in another palette than the archive's.
+    repainted: [2 n] bool, whether in another palette than the archive's, or of no patient.
     modalities: of all 2 n. generated: what the diffusion model expects a and b to be, or None; known [2 n]
     says where it does, and does not just hold the sources again. sites: where lesions lie; a site's index is
     that of its crop within the first n.

@@ -159,8 +159,8 @@ def fidelity_loss(
             tracer = (batch.rgb[mine], batch.uptake[mine], batch.strong[mine])
             found = tracer_terms(y, colours[mine], a, b, *tracer)
             if getattr(weights, f"saturation_{modality}"):
-                # Of drawn palettes only. The deepest blue of the archive's own is so dark that the formula
-                # leaves the MRI's light there whatever r is; what the term takes beside it costs SD and SCD.
+                # Of other palettes only: of the archive's own, what the term takes from the MRI's light costs
+                # SD and SCD.
                 found["saturation"] = batch.repainted[mine] * saturation_loss(colours[mine], *tracer)
         if getattr(weights, f"likeness_{modality}"):
             found["likeness"] = likeness_loss(y, a, b)

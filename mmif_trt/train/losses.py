@@ -58,7 +58,7 @@ class LossWeights:
     predictability: float = 0.0  # how much more a pixel weighs that the other modality does not explain
     generated_fused: float = 0.0  # gradient and structure of the generated pair
     rounding: float = 0.0  # a further forward pass, in the other precision
-    repainted: float = 1.0  # share of them, less rounding, for crops in another palette
+    repainted: float = 1.0  # share of them, less rounding, for crops in another palette or of no patient
 
     def per_image(self, modalities: list[str], like: Tensor) -> dict[str, Tensor]:
         """Each term's weight [B]."""
@@ -222,7 +222,7 @@ def fusion_loss(
     modalities: one of "ct", "pet", "spect" for each image of the batch. generated: what the diffusion model
     made of a from b, and of b from a; needed where weights.predictability or weights.generated_fused is not
     0. known: [B] bool, for which images generated is that, and not the sources again; None: for all.
-    repainted: [B] bool, which are in another palette than their archive's; None: none of them.
+    repainted: [B] bool, which are in another palette than their archive's, or of no patient; None: none.
     """
     weight = weights.per_image(modalities, f)
     wa, wb = None, None

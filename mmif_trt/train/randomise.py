@@ -34,7 +34,7 @@ class Crop:
     """a: [H, W]. rgb: [H, W, 3] of the other source. PET and SPECT: uptake [H, W] and its palette [256, 3],
     which gives rgb up to noise. generated: what the diffusion model expects a and the luma of rgb to be.
     strong: the uptake from which on a pixel is of the strongest fifth of the whole slice. repainted: whether
-    the palette is another one than the archive's.
+    the palette is another one than the archive's, or the crop of no patient.
     """
 
     a: ndarray
