@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from mmif_trt import weights
@@ -28,13 +27,8 @@ def of(a: Picture, b: Picture, network: str) -> Label:
     )
 
 
-def of_other_weights(path: str | os.PathLike[str], network: str) -> bool:
-    """Whether a file states weights that are not those of `network`. False for one that states none, since it
-    was edited or is of another program, and for one that is gone. Every format holds the label as plain
-    text."""
-    try:
-        with open(path, "rb") as file:
-            found = _FOUND.search(file.read())
-    except OSError:
-        return False
+def of_other_weights(data: bytes, network: str) -> bool:
+    """Whether a file's bytes state weights that are not those of `network`. False where they state none: it
+    was edited, or is of another program. Every format of pictures holds the label as plain text."""
+    found = _FOUND.search(data)
     return found is not None and found[1].decode() != weights.onnx_sha256(network)

@@ -57,7 +57,13 @@ class Pairs:
 
         def do(items: tuple[Pair, ...]) -> tuple[Result, ...]:
             made = run_pairs(
-                list(items), fuser, workers=cpus + 1, range_a=range_a, range_b=range_b, stop=stop
+                list(items),
+                fuser,
+                workers=cpus + 1,
+                range_a=range_a,
+                range_b=range_b,
+                stop=stop,
+                network=self.network,
             )
             return tuple(made)
 

@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
                     stop=stop,
                     on_result=on_result,
                     decode=args.decode,
+                    network=args.network,
                 )
-        batch.note_other_weights(results, args.network)
         total = batch.totals(results, len(plan.pairs), time.perf_counter() - start)
         runtime = runtimes.describe(fuser.runtime) if fuser else None
         if args.report:

@@ -7,6 +7,7 @@ pairs as there are workers, however long the folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmif_trt import io
-from mmif_trt.files import disk_is_full, sha256_of, write_atomic
+from mmif_trt.files import disk_is_full, read_regular, sha256_of, write_atomic
 from mmif_trt.folders.pairs import Pair
 from mmif_trt.image import DTYPE_RANGE, Image, InputError, Picture
 from mmif_trt.label import of_other_weights
@@ -76,12 +77,14 @@ def run_pairs(
     stop: Stop | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
     decode: str = "auto",
+    network: str | None = None,
 ) -> list[Result]:
     """Process every pair; Results in the order of `pairs`, without those that a stop left untouched.
 
     fuser: may be None if every pair is finished. workers: pairs at a time; None: `default_workers()`.
     on_result: called in this thread, in order of completion. A full disk sets `stop`: the rest would fail.
-    decode: see `reader`.
+    decode: see `reader`. network: the message of a finished pair says if other weights than its made it;
+    None: do not look.
     """
     stop = stop or Stop()
     todo = iter(range(len(pairs)))
@@ -99,7 +102,7 @@ def run_pairs(
                 index = next(todo, None)
             if index is None:
                 break
-            result = results[index] = _settle(pairs[index], fuser, (range_a, range_b), stop, read)
+            result = results[index] = _settle(pairs[index], fuser, (range_a, range_b), stop, read, network)
             ready.put(result)
         ready.put(None)
 
@@ -155,15 +158,18 @@ def _until_all_ended(ready: queue.SimpleQueue[Result | None], running: int) -> I
 
 
 def _settle(
-    pair: Pair, fuser: PairFuser | None, ranges: tuple[Range | None, Range | None], stop: Stop, read: Read
+    pair: Pair,
+    fuser: PairFuser | None,
+    ranges: tuple[Range | None, Range | None],
+    stop: Stop,
+    read: Read,
+    network: str | None,
 ) -> Result:
     """One pair from file to file; any error goes into its Result."""
     result = Result(pair)
     try:
         if pair.finished:
-            newer = max(os.path.getmtime(pair.a), os.path.getmtime(pair.b)) > os.path.getmtime(pair.out)
-            result.message = NEWER if newer else ""
-            result.sha256 = tuple(sha256_of(path) for path in (pair.a, pair.b, pair.out))
+            _look(result, network)
             result.status = "skipped"
         else:
             assert fuser is not None, "an unfinished pair needs a fuser"
@@ -174,6 +180,16 @@ def _settle(
         if disk_is_full(error):
             stop.reason = stop.reason or f"the disk of {os.path.dirname(pair.out) or '.'} is full"
     return result
+
+
+def _look(result: Result, network: str | None) -> None:
+    """At a finished pair, which stays as it is: its hashes, and why somebody may want it fused again."""
+    pair = result.pair
+    newer = max(os.path.getmtime(pair.a), os.path.getmtime(pair.b)) > os.path.getmtime(pair.out)
+    fused = read_regular(pair.out)
+    other = network is not None and of_other_weights(fused, network)
+    result.message = "; ".join(why for why, so in ((NEWER, newer), (OTHER_WEIGHTS, other)) if so)
+    result.sha256 = (sha256_of(pair.a), sha256_of(pair.b), hashlib.sha256(fused).hexdigest())
 
 
 def _fuse(result: Result, fuser: PairFuser, ranges: tuple[Range | None, Range | None], read: Read) -> None:
@@ -209,13 +225,6 @@ def network_streams(unfinished: int, workers: int, threads: int | None = None) -
     folder of pairs, one picture per thread is better. threads: of the network; None: all cores.
     """
     return min(workers, threads or usable_cores()) if unfinished >= FOLDER_PAIRS else 1
-
-
-def note_other_weights(results: list[Result], network: str) -> None:
-    """Adds to the message of each skipped pair whose output was fused by other weights than `network` has."""
-    for result in results:
-        if result.status == "skipped" and of_other_weights(result.pair.out, network):
-            result.message = "; ".join(filter(None, (result.message, OTHER_WEIGHTS)))
 
 
 def totals(results: list[Result], pairs: int, seconds: float) -> dict[str, Any]:
