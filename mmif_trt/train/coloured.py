@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class ColouredPairs:
     palette: np.ndarray | None = None
     strong: np.ndarray | None = None
 
-    @property
+    @cached_property
     def palettes(self) -> list[np.ndarray]:
         """That of each of its cases, [256, 3]."""
         if self.palette is None:
@@ -188,7 +189,7 @@ class Mixture:
     side: int
     randomised: float
     planted: bool
-    drawn: float = 0.0
+    synthetic: float = 0.0
 
 
 def batch(sets: list[ColouredPairs], mixture: Mixture, step: int) -> Batch:
@@ -200,7 +201,7 @@ def batch(sets: list[ColouredPairs], mixture: Mixture, step: int) -> Batch:
     chosen = [sets[(step * size + k) % len(sets)] for k in range(size)]
     crops = []
     for source in chosen:
-        if mixture.drawn and rng.random() < mixture.drawn:
+        if mixture.synthetic and rng.random() < mixture.synthetic:
             one = synthetic.crop(rng, source.pairs.modality, side, archive)
         else:
             one = crop(source, rng, side)

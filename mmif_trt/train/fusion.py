@@ -83,7 +83,7 @@ def batches_of(
         config.crop_px,
         config.randomised,
         planted=any(config.fidelity.lesions.values()),
-        drawn=config.synthetic,
+        synthetic=config.synthetic,
     )
     return coloured.Batches(sets, mixture, workers)
 

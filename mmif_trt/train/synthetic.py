@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy import ndarray
 
+from mmif_trt.train.fidelity_losses import TOP_UPTAKE
 from mmif_trt.train.randomise import Crop, new_palette, noisy, through
 
 AIR, SCALP, SKULL, FLUID, GREY, WHITE, NUCLEUS, VESSEL = range(8)
@@ -52,7 +53,7 @@ def crop(rng: np.random.Generator, modality: str, side: int, archive: Sequence[n
     uptake = np.where(uptake > FAINT_UPTAKE, uptake / max(float(uptake.max()), 0.5), 0).astype(np.float32)
     palette = new_palette(rng, archive)
     inside = uptake[uptake > 0]
-    strong = float(np.quantile(inside, 0.8)) if len(inside) else 2.0
+    strong = float(np.quantile(inside, TOP_UPTAKE)) if len(inside) else 2.0
     return Crop(a, through(palette, uptake), uptake, palette, None, strong, repainted=True)
 
 

@@ -62,7 +62,7 @@ def test_a_step_with_every_term_stays_on_its_device(
 
 
 def test_batches_made_ahead_are_the_same(sets: list[coloured.ColouredPairs]) -> None:
-    mixture = coloured.Mixture(3, 2, 64, 0.5, planted=True, drawn=0.3)
+    mixture = coloured.Mixture(3, 2, 64, 0.5, planted=True, synthetic=0.3)
     here, ahead = coloured.Batches(sets, mixture), coloured.Batches(sets, mixture, workers=2)
     for number in (5, 7, 9):  # as the second of two processes asks
         one, other = here.of(number, apart=2), ahead.of(number, apart=2)

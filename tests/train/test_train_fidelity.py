@@ -344,8 +344,8 @@ def test_a_head_has_all_its_tissues_and_air_is_black() -> None:
 
 
 def test_a_batch_draws_the_share_of_crops_that_is_asked_for(sets: list[coloured.ColouredPairs]) -> None:
-    def known(drawn: float) -> int:
-        mixture = coloured.Mixture(0, 30, SIDE, 0.0, planted=False, drawn=drawn)
+    def known(share: float) -> int:
+        mixture = coloured.Mixture(0, 30, SIDE, 0.0, planted=False, synthetic=share)
         return int((~coloured.batch(sets, mixture, 1).repainted).sum())
 
     assert known(0.0) == 30 and known(1.0) == 0 and 5 <= known(0.5) <= 25
