@@ -19,7 +19,7 @@ from conftest import REPO
 from phantoms import affine_of, encoded, grid, head, slices, write_mr, write_series
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, generate_uid
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 import mmif_trt
 from mmif_trt.image import Image, InputError
@@ -185,6 +185,54 @@ def test_a_modality_lut_is_applied(tmp_path: Path) -> None:
     image = mmif_trt.read(write_series(tmp_path / "ct", parts))
     assert image.units == "HU"
     is_the_head(image.with_data(image.data / 3 - 1024))
+
+
+@pytest.mark.parametrize("code", ["native", "rle", "big endian"])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_samples_end_at_the_high_bit(tmp_path: Path, signed: int, code: str) -> None:
+    """12 bits at the top of 16, and an overlay in the lowest, as before 2014; dcmtk reads the same."""
+    parts = parts_of(modality="CT", BitsStored=12, HighBit=15, PixelRepresentation=signed)
+    for part in parts:
+        values = np.frombuffer(part.PixelData, "<u2").astype(int) - 1024 * signed - 1200 * signed
+        part.RescaleIntercept = "1200" if signed else "-1024"
+        cells = (values << 4 | 1).astype("<u2")
+        part.PixelData = cells.astype(">u2" if code == "big endian" else "<u2").tobytes()
+        if code == "big endian":
+            part.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        elif code == "rle":
+            part.file_meta.TransferSyntaxUID = RLELossless
+            part.PixelData = encapsulate([rle_of(cells.tobytes())])
+            part["PixelData"].VR, part["PixelData"].is_undefined_length = "OB", True
+    is_the_head(mmif_trt.read(write_series(tmp_path / "ct", parts)))
+
+
+def rle_of(cells: bytes) -> bytes:
+    """A frame of 16 bits in literal runs (PS3.5, annex G)."""
+
+    def packed(plane: bytes) -> bytes:
+        runs = [plane[at : at + 128] for at in range(0, len(plane), 128)]
+        return b"".join(bytes([len(run) - 1]) + run for run in runs)
+
+    high, low = packed(cells[1::2]), packed(cells[::2])
+    even = high + b"\x80" * (len(high) % 2)
+    return (
+        np.array([2, 64, 64 + len(even), *[0] * 13], "<u4").tobytes() + even + low + b"\x80" * (len(low) % 2)
+    )
+
+
+def test_a_high_bit_that_the_samples_contradict_is_not_used(tmp_path: Path) -> None:
+    is_the_head(mmif_trt.read(write_series(tmp_path / "mr", parts_of(BitsStored=12, HighBit=15))))
+
+
+def test_jpeg_ls_in_more_bits_than_are_stored_keeps_its_sign(tmp_path: Path) -> None:
+    """dcmcjpls codes 12 signed bits, with zeros above them, in 16: pydicom finds no sign in the highest."""
+    parts = parts_of(modality="CT", BitsStored=16, HighBit=15)
+    for part in parts:
+        values = np.frombuffer(part.PixelData, "<u2").astype(int) - 1024 - 300
+        part.PixelData = (values & 0xFFF).astype("<u2").tobytes()
+        part.compress(JPEGLSLossless)
+        part.BitsStored, part.HighBit, part.PixelRepresentation, part.RescaleIntercept = 12, 11, 1, "300"
+    is_the_head(mmif_trt.read(write_series(tmp_path / "ct", parts)))
 
 
 def test_one_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:

@@ -148,8 +148,10 @@ def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
+    shift = _shift(dataset)
+    bits = {"bits_stored": int(dataset.HighBit) + 1} if shift else {}  # pydicom takes High Bit for that
     if syntax.is_transfer_syntax and not syntax.is_encapsulated:
-        return pixel_array(dataset)
+        return _lowered(pixel_array(dataset, **bits), shift, dataset)
     try:
         codecs = [name for name in get_decoder(syntax).available_plugins if name != "gdcm"]
     except NotImplementedError:
@@ -164,11 +166,49 @@ def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
     first: Exception | None = None
     for name in codecs:
         try:
-            return pixel_array(dataset, decoding_plugin=name)
+            if syntax == codestream.RLE:  # packs cells as they are; JPEG's streams hold samples
+                return _lowered(pixel_array(dataset, decoding_plugin=name, **bits), shift, dataset)
+            return _signed(pixel_array(dataset, decoding_plugin=name), dataset)
         except Exception as error:
             first = first or error
     assert first is not None
     raise first
+
+
+def _shift(dataset: Any) -> int:
+    """How many bits a sample lies above the bottom of its cell (PS3.5 8.1.1, before 2014): High Bit 15 of 12
+    Bits Stored is 4. pydicom ignores it."""
+    stored, high = int(dataset.get("BitsStored") or 0), dataset.get("HighBit")
+    if high is None or not 0 < stored <= int(high) < int(dataset.BitsAllocated):
+        return 0
+    return int(high) + 1 - stored
+
+
+def _lowered(cells: np.ndarray, shift: int, dataset: Any) -> np.ndarray:
+    """The samples of cells whose samples end at High Bit. A wrong High Bit is one whose samples need only
+    the Bits Stored at the bottom, and need the lowest of them too."""
+    if not shift:
+        return cells
+    whole = cells.view(np.dtype(f"{cells.dtype.byteorder}u{cells.dtype.itemsize}"))
+    is_wrong = not (whole >> int(dataset.BitsStored)).any() and (whole & ((1 << shift) - 1)).any()
+    return cells if is_wrong else cells >> shift
+
+
+def _signed(samples: np.ndarray, dataset: Any) -> np.ndarray:
+    """JPEG-LS knows no sign: one coded in more bits than are stored, as dcmcjpls does, has lost it."""
+    from pydicom.uid import JPEGLSTransferSyntaxes
+
+    stored = int(dataset.get("BitsStored") or 0)
+    spare = 8 * samples.dtype.itemsize - stored
+    if (
+        samples.dtype.kind != "i"
+        or spare <= 0
+        or dataset.file_meta.TransferSyntaxUID not in (JPEGLSTransferSyntaxes)
+    ):
+        return samples
+    if samples.min() < 0 or samples.max() >= 1 << stored:  # it has its sign, or more bits than stated
+        return samples
+    return (samples << spare) >> spare
 
 
 def _eight_bits(rgb: np.ndarray, name: str) -> np.ndarray:
