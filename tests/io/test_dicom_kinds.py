@@ -17,6 +17,7 @@ import pydicom
 import pytest
 from conftest import REPO
 from phantoms import affine_of, encoded, grid, head, slices, write_mr, write_series
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
@@ -233,6 +234,40 @@ def test_jpeg_ls_in_more_bits_than_are_stored_keeps_its_sign(tmp_path: Path) -> 
         part.compress(JPEGLSLossless)
         part.BitsStored, part.HighBit, part.PixelRepresentation, part.RescaleIntercept = 12, 11, 1, "300"
     is_the_head(mmif_trt.read(write_series(tmp_path / "ct", parts)))
+
+
+PADDING: dict[str, tuple[str, int, dict[str, Any], float]] = {  # modality, stored, header, what it becomes
+    "above": ("MR", 65535, {"PixelPaddingValue": 65535}, 0),
+    "below": ("CT", -2000, {"PixelPaddingValue": -2000}, -1000),
+    "below, stated as unsigned": ("CT", -2000, {"PixelPaddingValue": 63536}, -1000),
+    "a range": ("CT", 30_000, {"PixelPaddingValue": 29_000, "PixelPaddingRangeLimit": 31_000}, -1000),
+    "among the values": ("MR", 350, {"PixelPaddingValue": 350}, 350),
+}
+
+
+@pytest.mark.parametrize("kind", PADDING)
+def test_padding_is_black(tmp_path: Path, kind: str) -> None:
+    """Corners that no detector saw: white, or at the end of every percentile, if taken for values."""
+    modality, stored, header, becomes = PADDING[kind]
+    signed = int(modality == "CT")
+    parts = parts_of(modality=modality, PixelRepresentation=signed)
+    for part in parts:
+        for keyword, value in header.items():
+            part.add_new(tag_for_keyword(keyword), "US" if value > 0 else "SS", value)
+        values = np.frombuffer(part.PixelData, "<u2").astype("<i4").reshape(SHAPE[1:]).copy()
+        values[:4] = stored
+        part.PixelData = values.astype("<i2" if signed else "<u2").tobytes()
+    image = mmif_trt.read(write_series(tmp_path / "s", parts))
+    assert (image.data[:, :4] == becomes).all()
+    said = " ".join(image.notes)
+    expected = "lies among the other values" if becomes == 350 else "1728 voxels (7%) are padding: background"
+    assert expected in said, said
+    rest = image.data[:, 4:] - head(grid(affine_of(shape=SHAPE), SHAPE))[:, 4:]
+    assert np.abs(rest).max() <= 1
+    del parts[0].ImagePositionPatient
+    (tmp_path / "x.dcm").write_bytes(encoded(parts[0]))
+    picture = mmif_trt.read(tmp_path / "x.dcm")
+    assert not picture.is_volume and (becomes == 350 or (picture.data[:4] == becomes).all())
 
 
 def test_one_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:

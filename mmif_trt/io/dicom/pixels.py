@@ -24,13 +24,15 @@ PHOTOMETRIC = (
     "YBR_ICT",
     "YBR_RCT",
 )
+AIR_HU = -1000.0
 UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
 
 
-def volume(planes: list[Plane], factor: float) -> np.ndarray:
-    """[S, H, W] float32 (uint8, uint16 if there is nothing to rescale), or [S, H, W, 3] uint8.
+def volume(planes: list[Plane], factor: float, units: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """([S, H, W] float32 (uint8, uint16 if there is nothing to rescale), or [S, H, W, 3] uint8; notes).
 
     Rescaled by the Modality LUT (PS3.3 C.11.1): its table if there is one, otherwise slope and intercept.
+    units: of the rescaled values, see values.units; what padding becomes depends on them.
     """
     voxels = sum(plane.size[0] * plane.size[1] for plane in planes)
     if voxels > MAX_VOXELS:
@@ -38,7 +40,7 @@ def volume(planes: list[Plane], factor: float) -> np.ndarray:
     plain = all(
         (plane.slope * factor, plane.intercept, plane.has_table) == (1.0, 0.0, False) for plane in planes
     )
-    cache: dict[int, np.ndarray] = {}
+    cache, outside = dict[int, np.ndarray](), dict[int, np.ndarray]()
     out: np.ndarray | None = None
     for i, plane in enumerate(planes):
         key = id(plane.dataset)
@@ -49,6 +51,8 @@ def volume(planes: list[Plane], factor: float) -> np.ndarray:
             values = values.astype(values.dtype.newbyteorder("="))
         if plane.tile is not None:
             values = values[plane.tile]
+        if (mask := padded(values, plane.dataset)) is not None:
+            outside[i] = mask
         if values.ndim == 2 and not (plain and values.dtype in (np.uint8, np.uint16)):
             values = _rescaled(values, plane, factor)
         if out is None:
@@ -57,7 +61,51 @@ def volume(planes: list[Plane], factor: float) -> np.ndarray:
             raise InputError("slices of several kinds of pixels; expected one kind")
         out[i] = values
     assert out is not None
-    return out
+    return out, without_padding(out, outside, units)
+
+
+def padded(stored: np.ndarray, dataset: Any) -> np.ndarray | None:
+    """Where a grey frame has Pixel Padding Value, or a value from there to Pixel Padding Range Limit (PS3.3
+    C.7.5.1.1.2); None for nowhere."""
+    first, last = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if first is None or stored.ndim != 2 or stored.dtype.kind not in "iu":
+        return None
+    kind = np.iinfo(stored.dtype)
+    try:
+        ends = [int(x) for x in (first, first if last is None else last)]
+    except (TypeError, ValueError):
+        return None
+    # Some state -2000 as 63536: the same bits.
+    ends = [x if kind.min <= x <= kind.max else x - (x > 0 or -1) * (1 << kind.bits) for x in ends]
+    if not kind.min <= min(ends) <= max(ends) <= kind.max:
+        return None
+    mask: np.ndarray = (stored >= min(ends)) & (stored <= max(ends))
+    return mask if mask.any() else None
+
+
+def without_padding(values: np.ndarray, masks: dict[int, np.ndarray], units: str | None) -> tuple[str, ...]:
+    """Padding of the slices of `values`, which change, as black; notes. Black is air or 0, or the lowest of
+    the other values where that is less, as for NaN in NIfTI. masks: see padded, by slice.
+
+    What lies among the other values is no padding, whatever the header says: it would make holes.
+    """
+    rest, filled = list[Any](), list[Any]()
+    for i, plane in enumerate(values):
+        mask = masks.get(i)
+        inside = plane if mask is None else plane[~mask]
+        rest += [inside.min(), inside.max()] if inside.size else []
+        filled += [] if mask is None else [plane[mask].min(), plane[mask].max()]
+    if not (rest and filled):
+        return ()
+    if max(filled) >= min(rest) and min(filled) <= max(rest):
+        return ("Pixel Padding Value lies among the other values: not taken for padding",)
+    black = min(float(min(rest)), AIR_HU if units == "HU" and values.dtype.kind == "f" else 0.0)
+    if min(filled) == max(filled) == black:
+        return ()
+    for i, mask in masks.items():
+        values[i][mask] = black
+    count = sum(int(mask.sum()) for mask in masks.values())
+    return (f"{count} voxels ({count / values.size:.0%}) are padding: background, shown as {black:g}",)
 
 
 def _rescaled(stored: np.ndarray, plane: Plane, factor: float) -> np.ndarray:
@@ -149,7 +197,9 @@ def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
 
     syntax = dataset.file_meta.TransferSyntaxUID
     shift = _shift(dataset)
-    bits = {"bits_stored": int(dataset.HighBit) + 1} if shift else {}  # pydicom takes High Bit for that
+    bits: dict[str, Any] = (
+        {"bits_stored": int(dataset.HighBit) + 1} if shift else {}
+    )  # pydicom takes High Bit for that
     if syntax.is_transfer_syntax and not syntax.is_encapsulated:
         return _lowered(pixel_array(dataset, **bits), shift, dataset)
     try:
