@@ -236,6 +236,21 @@ def test_jpeg_ls_in_more_bits_than_are_stored_keeps_its_sign(tmp_path: Path) -> 
     is_the_head(mmif_trt.read(write_series(tmp_path / "ct", parts)))
 
 
+@pytest.mark.parametrize(
+    ("modality", "words"), [("CT", "HU cannot be computed"), ("PT", "SUVbw cannot be computed")]
+)
+def test_values_without_a_rescale_have_no_unit(tmp_path: Path, modality: str, words: str) -> None:
+    """Type 1 for CT and PET: stored values taken for HU are 1024 too bright, one slice of them too."""
+    parts = parts_of(modality=modality)
+    del parts[3].RescaleSlope, parts[3].RescaleIntercept
+    refused(write_series(tmp_path / "one", parts), "1 of 9 slices without Rescale Slope or Intercept")
+    for part in parts[:3] + parts[4:]:
+        del part.RescaleSlope, part.RescaleIntercept
+    image = mmif_trt.read(write_series(tmp_path / "all", parts))
+    assert image.units is None and image.data.dtype == np.uint16
+    assert any(words in note for note in image.notes), image.notes
+
+
 PADDING: dict[str, tuple[str, int, dict[str, Any], float]] = {  # modality, stored, header, what it becomes
     "above": ("MR", 65535, {"PixelPaddingValue": 65535}, 0),
     "below": ("CT", -2000, {"PixelPaddingValue": -2000}, -1000),

@@ -202,10 +202,16 @@ def _series(datasets: list[Any], name: str, which: Which) -> Image:
     stacked = stack(chosen)
     ordered = [chosen[i] for i in stacked.order]
     kinds = {plane.unit for plane in ordered}
+    if dicom_values.NOT_RESCALED in kinds and len(kinds) > 1:
+        without = sum(plane.unit == dicom_values.NOT_RESCALED for plane in ordered)
+        received = f"{without} of {len(ordered)} slices without Rescale Slope or Intercept"
+        raise InputError(f"{received}; expected all slices with them")
     if len(kinds) > 1:
         raise InputError(f"slices of {len(kinds)} Rescale Types; expected one unit")
-    units, factor, unit_notes = dicom_values.units(datasets, kinds.pop())
     photometric = str(first.get("PhotometricInterpretation", ""))
+    units, factor, unit_notes = None, 1.0, tuple[str, ...]()
+    if photometric.startswith("MONOCHROME"):
+        units, factor, unit_notes = dicom_values.units(datasets, kinds.pop())
     if photometric == "MONOCHROME1" and units is None:
         raise InputError("MONOCHROME1 (low is bright) in arbitrary units; expected MONOCHROME2")
     data, padding_notes = volume(ordered, factor, units)

@@ -140,19 +140,18 @@ def meaning(dataset: Any, look: Look) -> dict[str, Any]:
     if table is not None:
         kind = str(table.get("ModalityLUTType") or "US")
         return {"slope": 1.0, "intercept": 0.0, "unit": kind, "has_table": True, "window": window}
+    stated = [look.get(_TRANSFORMATION, key) for key in ("RescaleSlope", "RescaleIntercept")]
     slope, intercept = (
-        default if x is None else float(x)
-        for x, default in zip(
-            (look.get(_TRANSFORMATION, key) for key in ("RescaleSlope", "RescaleIntercept")),
-            (1.0, 0.0),
-            strict=True,
-        )
+        default if x is None else float(x) for x, default in zip(stated, (1.0, 0.0), strict=True)
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         raise InputError(
             f"{dataset.filename}: rescale slope {slope}, intercept {intercept}; expected a nonzero slope"
         )
     kind = str(look.get(_TRANSFORMATION, "RescaleType") or "") or _real_world(look)
+    needed = dicom_values.RESCALED_BY.get(str(dataset.get("Modality")), 0)
+    if None in stated[:needed]:
+        kind = dicom_values.NOT_RESCALED
     return {"slope": slope, "intercept": intercept, "unit": kind, "has_table": False, "window": window}
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from mmif_trt.image import InputError
 
 MODALITY = {"MR": "mri", "CT": "ct", "PT": "pet", "NM": "spect"}
+# How many of Rescale Slope and Intercept the values of CT and PET need (type 1 in PS3.3 C.8.2.1, C.8.9.4).
+RESCALED_BY, NOT_RESCALED = {"CT": 2, "PT": 1}, "not rescaled"
 MIN_DOSE_BQ = 1e6  # less is not an adult dose, but one written in MBq, a known vendor fault
 MAX_WEIGHT_KG = 500.0  # more must be in grams
 MAX_DELAY_S = 86_400.0
@@ -46,6 +48,13 @@ def units(datasets: list[Any], rescaled: str) -> tuple[str | None, float, tuple[
     varying = [word for word in ONE_OF if len({str(x.get(word)) for x in datasets}) > 1]
     if modality == "PT" and varying:
         raise InputError(f"slices that differ in {', '.join(varying)}; expected one PET series")
+    if rescaled == NOT_RESCALED:
+        what = (
+            "CT without Rescale Slope and Intercept: HU"
+            if modality == "CT"
+            else "PET without Rescale Slope: SUVbw"
+        )
+        return None, 1.0, (f"{what} cannot be computed",)
     if modality == "CT":
         kind = rescaled or "HU"
         return (
