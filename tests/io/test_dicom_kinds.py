@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -296,14 +297,14 @@ def test_a_thinned_series_says_so(tmp_path: Path) -> None:
     assert "slices of 1 mm lie 5 mm apart: what is between them is interpolated" in image.notes
 
 
-def at_places(places: list[int], numbers: list[int] | None = None) -> list[Dataset]:
-    """The CT slices of the head at `places`, mm in a grid of 1 mm slices; Instance Numbers count them unless
-    given."""
-    affine = affine_of(spacing=(1.0, 3.0, 3.0), shape=(60, 60, 48))
-    every = slices(head(grid(affine, (60, 60, 48))), affine, "CT")
-    kept = [every[k] for k in places]
-    for at, part in enumerate(kept):
-        part.InstanceNumber = at + 1 if numbers is None else numbers[at]
+def at_places(places: Sequence[float], numbers: list[int] | None = None) -> list[Dataset]:
+    """The CT slices of the head at `places`, mm from its feet; Instance Numbers count them unless given."""
+    affine, kept = affine_of(spacing=(1.0, 3.0, 3.0), shape=(60, 60, 48)), []
+    for at, place in enumerate(places):
+        here = affine.copy()
+        here[:3, 3] += place * affine[:3, 0]
+        number = at + 1 if numbers is None else numbers[at]
+        kept += slices(head(grid(here, (1, 60, 48))), here, "CT", series="1.2.3", InstanceNumber=number)
     return kept
 
 
@@ -320,16 +321,36 @@ def test_two_blocks_are_resampled_by_each_slices_position(tmp_path: Path) -> Non
     np.testing.assert_allclose((image.data[19] + image.data[20]) / 2, between, atol=1)
 
 
+def test_a_pitch_that_drifts_is_resampled_by_each_slices_place(tmp_path: Path) -> None:
+    """1 mm and then 1.1: no gap is unusual, but halfway an even grid would be 0.75 mm off."""
+    image = mmif_trt.read(
+        write_series(tmp_path / "ct", at_places(np.cumsum([1.0] * 30 + [1.1] * 30).tolist()))
+    )
+    assert any("slices 1 to 1.1 mm apart: resampled" in note for note in image.notes), image.notes
+    assert image.data.shape[0] == 60
+    is_the_head(image, 2)
+
+
+def test_places_rounded_to_a_tenth_of_a_millimetre_are_even(tmp_path: Path) -> None:
+    places = np.round(np.arange(60) * 0.33, 1)
+    image = mmif_trt.read(write_series(tmp_path / "ct", at_places(places.tolist())))
+    assert image.data.shape[0] == 60 and not any("resampled" in note for note in image.notes)
+    assert image.spacing_mm is not None and abs(image.spacing_mm[0] - 0.33) < 0.002
+
+
 @pytest.mark.parametrize(
     ("places", "numbers"),
     [
+        ([k / 10 for k in range(40) if k != 17], None),
         ([0, 5, 10, 15, 25, 30, 35], None),
         ([0, 5, 10, 20, 30, 35, 40], None),
         ([0, 5, 10, 15, 20, 35], None),
         ([0, 5, 10, 15, 25, 35, 45], [1, 2, 3, 4, 6, 8, 10]),
     ],
 )
-def test_missing_slices_are_not_blocks(tmp_path: Path, places: list[int], numbers: list[int] | None) -> None:
+def test_missing_slices_are_not_blocks(
+    tmp_path: Path, places: list[float], numbers: list[int] | None
+) -> None:
     refused(write_series(tmp_path / "ct", at_places(places, numbers)), "missing slices")
 
 
