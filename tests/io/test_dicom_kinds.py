@@ -542,6 +542,20 @@ def test_a_syntax_that_no_codec_decodes_is_named(tmp_path: Path, uid: str, words
     refused(tmp_path / "x.dcm", f"transfer syntax {words}", "no codec here decodes")
 
 
+def test_colours_over_grey_are_not_read_as_grey(tmp_path: Path) -> None:
+    """Values above a threshold index a supplemental palette (PS3.3 C.7.6.19): as grey they are white."""
+    folder = write_series(tmp_path / "s", parts_of(PixelPresentation="MIXED"))
+    refused(folder, "Pixel Presentation MIXED", "supplemental palette")
+    is_the_head(mmif_trt.read(write_series(tmp_path / "grey", parts_of(PixelPresentation="MONOCHROME"))))
+
+
+@pytest.mark.parametrize("keyword", ["BitsStored", "PixelRepresentation", "SamplesPerPixel"])
+def test_what_a_header_lacks_is_named(tmp_path: Path, keyword: str) -> None:
+    parts = parts_of()
+    delattr(parts[4], keyword)
+    refused(write_series(tmp_path / "s", parts), f"no {keyword} in the header")
+
+
 def test_a_picture_without_geometry_keeps_what_it_means(tmp_path: Path) -> None:
     part = parts_of(modality="CT", BitsStored=12, HighBit=11)[4]
     del part.ImagePositionPatient

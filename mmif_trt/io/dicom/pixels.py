@@ -24,6 +24,7 @@ PHOTOMETRIC = (
     "YBR_ICT",
     "YBR_RCT",
 )
+REQUIRED = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")  # to decode
 AIR_HU = -1000.0
 UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
 
@@ -152,6 +153,11 @@ def frames(dataset: Any) -> np.ndarray:
         raise InputError(
             f"{dataset.filename}: Photometric Interpretation {received}; expected {', '.join(PHOTOMETRIC)}"
         )
+    if photometric.startswith("MONO") and (how := dataset.get("PixelPresentation")) in ("COLOR", "MIXED"):
+        raise InputError(
+            f"{dataset.filename}: Pixel Presentation {how} (colours over grey by a supplemental palette); "
+            "expected the grey image alone, or RGB"
+        )
     try:
         if colour and int(dataset.BitsAllocated) != 8:
             raise InputError(f"{dataset.filename}: colour of {dataset.BitsAllocated} bits; expected 8")
@@ -173,6 +179,8 @@ def frames(dataset: Any) -> np.ndarray:
 
 def _why_not(dataset: Any, shape: tuple[int, int, int], error: Exception) -> str:
     """Only sizes and our own terms: a codec's message may quote the file."""
+    if absent := [keyword for keyword in REQUIRED if dataset.get(keyword) in (None, "")]:
+        return f"no {', '.join(absent)} in the header; expected a complete one"
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         bits = int(dataset.get("BitsStored") or 0)

@@ -182,11 +182,16 @@ def _nm_step(dataset: Any, plane: Plane) -> np.ndarray:
 
 def _nm_slice(dataset: Any, frame: int) -> int:
     """The slice, from 0, of each frame: by the Slice Vector (PS3.3 C.8.4.8); without one, in file order."""
-    vector = dataset.get("SliceVector")
+    vector, count = dataset.get("SliceVector"), int(dataset.NumberOfFrames)
+    if vector is None and int(dataset.get("NumberOfSlices") or count) != count:
+        raise InputError(
+            f"{dataset.filename}: {count} frames of {dataset.NumberOfSlices} slices and no Slice Vector "
+            "(several energy windows or times?); expected one volume"
+        )
     if vector is None:
         return frame
     numbers = [int(x) for x in (vector if isinstance(vector, Sequence) else [vector])]
-    if sorted(numbers) != list(range(1, int(dataset.NumberOfFrames) + 1)):
+    if sorted(numbers) != list(range(1, count + 1)):
         raise InputError(
             f"{dataset.filename}: a Slice Vector that does not name each slice once; expected one volume"
         )
