@@ -110,7 +110,8 @@ def pick(more: tuple[int, ...], which: Which) -> tuple[int, tuple[str, ...]]:
     if which.volume is None and count > 1:
         raise InputError(
             f"{count} volumes (axes after the third: {' x '.join(map(str, more))}); expected one: choose by "
-            f"--volume-a or --volume-b 1 to {count} (Python: read(path, volume=N))"
+            f"--volume-a or --volume-b 1 to {count} (Python: read(path, volume=N); manifest: volume_a, "
+            "volume_b)"
         )
     number = which.volume or 1
     if number > count:

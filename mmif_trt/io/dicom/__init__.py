@@ -243,7 +243,8 @@ def _one_series(datasets: list[Any]) -> None:
                 raise InputError(f"{received}; expected one series")
             raise InputError(
                 f"{received}: {objects.series_words(datasets)}; expected one series: choose by --series-a or "
-                "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...))"
+                "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...); manifest: series_a, "
+                "series_b)"
             )
 
 
