@@ -76,6 +76,16 @@ def test_nan_is_background_and_infinity_is_not(tmp_path: Path) -> None:
     refused(save(tmp_path / "n.nii", np.full(SHAPE, np.nan, np.float32)), "all voxels are NaN")
 
 
+@pytest.mark.parametrize("broken", [0.0, np.nan])
+def test_an_sform_that_spans_no_space_yields_to_the_qform(tmp_path: Path, broken: float) -> None:
+    data = bytearray(save(tmp_path / "x.nii").read_bytes())
+    data[280:312] = np.full(8, broken, "<f4").tobytes()  # srow_x, srow_y
+    (tmp_path / "x.nii").write_bytes(data)
+    image = mmif_trt.read(tmp_path / "x.nii")
+    is_the_head(image)
+    assert "the sform does not span space: the qform is used" in image.notes
+
+
 def test_one_of_several_volumes(tmp_path: Path) -> None:
     many = np.stack([VALUES, VALUES + 100, VALUES + 200])  # nibabel: the last axis
     image = nibabel.Nifti1Image(np.moveaxis(many, 0, -1).transpose(2, 1, 0, 3), ITS)
