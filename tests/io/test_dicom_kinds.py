@@ -461,6 +461,24 @@ def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None
     refused(folder / "DIRFILE", "DICOM directory (DICOMDIR), no image")
 
 
+@pytest.mark.parametrize("series", ["1.2.3", "1.2.4"])
+def test_a_localizer_is_passed_over_beside_the_series(tmp_path: Path, series: str) -> None:
+    """In the series itself, as some CT write it, or beside it; `batch` leaves it out too."""
+    folder = write_series(tmp_path / "s", parts_of(series="1.2.3"))
+    across = affine_of("LIP", (4.0, 2.5, 2.5), (3, 60, 48))
+    kind = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    for part in slices(
+        head(grid(across, (3, 60, 48))), across, series=series, ImageType=kind, SeriesNumber=9
+    ):
+        (folder / f"scout{part.InstanceNumber}").write_bytes(encoded(part))
+    image = mmif_trt.read(folder)
+    is_the_head(image)
+    assert "ignored: 3 x localizer" in image.notes
+    if series != "1.2.3":
+        alone = mmif_trt.read(folder, series="9")
+        assert alone.data.shape[0] == 3 and alone.orientation == "RIP"
+
+
 def test_links_are_followed_and_nothing_waits_for_a_pipe(tmp_path: Path) -> None:
     store = write_mr(tmp_path / "annex", affine_of(shape=SHAPE), SHAPE)
     folder = tmp_path / "bids"
