@@ -21,10 +21,13 @@ from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
 from mmif_trt.io import dicom
 from mmif_trt.io.walk import Names, Walk, shown, stream
+from mmif_trt.io.which import Which
 from mmif_trt.running import why
 from mmif_trt.storage import Bucket, is_url, join, parent
 
-COLUMNS = ("name", "a", "b", "modality_b", "palette", "low_a", "high_a", "low_b", "high_b")
+REQUIRED = ("name", "a", "b")
+OF_A_SIDE = ("low", "high", "series", "volume")  # low_a, high_a, ..., volume_b
+COLUMNS = (*REQUIRED, "modality_b", "palette", *(f"{what}_{side}" for side in "ab" for what in OF_A_SIDE))
 
 
 def plan(source: str, secret: bytes, across: bool = False) -> tuple[list[Case], list[str]]:
@@ -165,7 +168,7 @@ def _manifest(path: str) -> Iterator[Case]:
 
 
 def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:
-    if None in row or not {"name", "a", "b"} <= set(row) <= set(COLUMNS):
+    if None in row or not set(REQUIRED) <= set(row) <= set(COLUMNS):
         raise InputError(
             f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}; the first three are required"
         )
@@ -180,4 +183,12 @@ def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:
                 own[f"value_range_{side}"] = (float(texts[0]), float(texts[1]))
             except ValueError:
                 raise InputError(f"{where}: range {texts}; expected two numbers") from None
-    return Case(name, (join(base, row["a"]),), (join(base, row["b"]),), own)
+    a, b = (_which_of(row, side, where) for side in "ab")
+    return Case(name, (join(base, row["a"]),), (join(base, row["b"]),), own, which_a=a, which_b=b)
+
+
+def _which_of(row: dict[str, str], side: str, where: str) -> Which:
+    series, volume = (row.get(f"{what}_{side}") or "" for what in ("series", "volume"))
+    if volume and not (volume.isdecimal() and int(volume)):
+        raise InputError(f"{where}: volume_{side} {volume!r}; expected a number from 1")
+    return Which(series, int(volume) if volume else None)

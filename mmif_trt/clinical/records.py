@@ -234,6 +234,8 @@ def asked(case: Case, run: Run) -> dict[str, Any]:
         "spatial_registration": case.registration or None,
         "weights": weights.in_use(run.network)[run.network]["sha256"],
     }
+    for side, which in (("a", case.which_a), ("b", case.which_b)):
+        own |= {f"{what}_{side}": value for what, value in asdict(which).items() if value}
     wanted: dict[str, Any] = json.loads(json.dumps({**asdict(case.options(run.options)), **own}))
     return wanted
 

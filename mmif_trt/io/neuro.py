@@ -22,6 +22,7 @@ from mmif_trt.io.which import Which
 _MGH_HEADER_BYTES = 284
 _MGH_BYTES = {0: 1, 1: 4, 3: 4, 4: 2}  # of a voxel, by MRI_UCHAR, MRI_INT, MRI_FLOAT, MRI_SHORT
 _MGH_FOOTER_BYTES = 1 << 20
+_KIND = "NRRD_kinds[pixel]"  # by ITK: of the axis that is not in space
 _REORDER = [2, 1, 0, 3]
 
 
@@ -120,10 +121,15 @@ def _nrrd(name: str, which: Which) -> Image:
     size = reader.GetSize()
     if len(size) not in (3, 4):
         raise InputError(f"NRRD of {len(size)} axes; expected 3, or 4 with a volume chosen")
-    _judge(size[:3], (*size[3:], reader.GetNumberOfComponents()))
-    index, notes = nifti.pick(tuple(size[3:]), which)
-    if reader.GetNumberOfComponents() > 1:
-        raise InputError(f"NRRD of {reader.GetNumberOfComponents()} values per voxel; expected one")
+    values = reader.GetNumberOfComponents()
+    _judge(size[:3], (*size[3:], values))
+    kind = reader.GetMetaData(_KIND) if reader.HasMetaDataKey(_KIND) else ""
+    is_list = len(size) == 3 and kind == "list"  # 3D Slicer's sequences and diffusion: volumes, not vectors
+    if values > 1 and not is_list:
+        raise InputError(
+            f"NRRD of {values} values per voxel ({kind or 'no kind'}); expected one, or volumes (kind list)"
+        )
+    index, notes = nifti.pick((values,) if is_list else tuple(size[3:]), which)
     try:
         image = reader.Execute()
     except RuntimeError:
@@ -135,8 +141,10 @@ def _nrrd(name: str, which: Which) -> Image:
     lps[:3, :3] = (np.reshape(image.GetDirection(), (count, count)) * image.GetSpacing())[:3, :3]
     lps[:3, 3] = image.GetOrigin()[:3]
     voxels = sitk.GetArrayFromImage(image).T
+    if count == 4:
+        voxels = voxels[..., index]
     return _image(
-        voxels[..., index] if count == 4 else voxels,
+        voxels[index] if is_list and values > 1 else voxels,
         RAS_LPS @ lps,
         "scanner" if known else "none",
         name,

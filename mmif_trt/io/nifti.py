@@ -110,7 +110,8 @@ def pick(more: tuple[int, ...], which: Which) -> tuple[int, tuple[str, ...]]:
     if which.volume is None and count > 1:
         raise InputError(
             f"{count} volumes (axes after the third: {' x '.join(map(str, more))}); expected one: choose by "
-            f"--volume-a or --volume-b 1 to {count} (Python: read(path, volume=N))"
+            f"--volume-a or --volume-b 1 to {count} (Python: read(path, volume=N); manifest: volume_a, "
+            "volume_b)"
         )
     number = which.volume or 1
     if number > count:
@@ -207,16 +208,23 @@ def _affine(header: Any) -> tuple[np.ndarray, str, tuple[str, ...]]:
     except Exception:  # an invalid quaternion
         qform = None
     notes: tuple[str, ...] = ()
+    if sform is not None and qform is not None and not _spans_space(sform):
+        sform, notes = None, ("the sform does not span space: the qform is used",)
     if sform is not None and qform is not None and not np.allclose(sform, qform, atol=0.1):
         notes = ("sform and qform differ: the sform is used",)
     if sform is None and qform is None:
         affine, code = np.array(header.get_base_affine(), np.float64), 0
-        notes = ("no geometry in the file (sform and qform code 0)",)
+        what = "its qform is no rotation" if header["qform_code"] > 0 else "sform and qform code 0"
+        notes = (f"no geometry in the file ({what})",)
     else:
         affine = np.array(qform if sform is None else sform, np.float64)
         code = int(header["qform_code"] if sform is None else header["sform_code"])
     affine[:3] *= _MM.get(int(header["xyzt_units"]) & 7, 1.0)
     return affine[:, _REORDER], SPACES[min(code, len(SPACES) - 1)], notes
+
+
+def _spans_space(affine: np.ndarray) -> bool:
+    return bool(np.isfinite(affine).all() and np.linalg.matrix_rank(affine[:3, :3]) == 3)
 
 
 def _values(voxels: np.ndarray, header: Any) -> np.ndarray:

@@ -116,7 +116,7 @@ def _has_place(a: Image, b: Image) -> None:
     for image in (a, b):
         if image.space == "none":
             raise InputError(
-                f"{image.source}: without geometry (sform and qform code 0); expected a file with either, or "
+                f"{image.source}: without geometry (NIfTI: sform and qform code 0); expected one with it, or "
                 "--registration none --assume-aligned (Python: registration='none', assume_aligned=True)"
             )
 

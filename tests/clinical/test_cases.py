@@ -177,6 +177,7 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
         ("name,a,b\n../x,mri.nii,b.nii\n", "line 2: name '../x'"),
         ("name,a,b\nx,a,b\nx,a,b\n", "twice"),
         ("name,a,b,low_a,high_a\nx,a,b,1,\n", "two numbers"),
+        ("name,a,b,volume_b\nx,a,b,0\n", "line 2: volume_b '0'; expected a number from 1"),
     ],
 )
 def test_a_wrong_manifest_gives_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -184,6 +185,31 @@ def test_a_wrong_manifest_gives_one_line(tmp_path: Path, text: str, words: str) 
     with pytest.raises(InputError, match=words):
         planning.plan(str(tmp_path / "m.csv"), SECRET)
     assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "o"), "--part", "3/2"]) == 2
+
+
+def test_a_manifest_chooses_one_of_several_volumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `fuse` says of several volumes leads somewhere in a batch too; another one is another result."""
+    import nibabel
+
+    manifest(tmp_path, 0)
+    pet = uptake(grid(AFFINE, SHAPE)).T.astype(np.float32)
+    nibabel.Nifti1Image(np.stack([pet, 0 * pet], -1), AFFINE[:, [2, 1, 0, 3]]).to_filename(tmp_path / "t.nii")
+    head_of, row = "name,a,b,modality_b,low_a,high_a,low_b,high_b", "x,mri.nii,t.nii,pet,0,1000,0,1000"
+    path, out = tmp_path / "list.csv", tmp_path / "out"
+
+    def batch(volume: str, *options: str) -> tuple[int, str]:
+        path.write_text(f"{head_of},volume_b\n{row},{volume}\n")
+        code = main(["batch", str(path), "-o", str(out), "--quiet", *options])
+        return code, capsys.readouterr().err
+
+    assert "manifest: volume_a, volume_b" in batch("")[1]
+    assert batch("1")[0] == 0
+    assert np.ptp(mmif_trt.read(out / "x.nii").data, axis=-1).max() > 50
+    assert "volume_b 1, now 2" in batch("2")[1]
+    assert batch("2", "--overwrite")[0] == 0
+    assert np.ptp(mmif_trt.read(out / "x.nii").data, axis=-1).max() == 0
 
 
 def test_the_reader_is_killed_over_memory_and_time_and_starts_again(tmp_path: Path) -> None:

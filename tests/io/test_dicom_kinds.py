@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pydicom
 import pytest
 from conftest import REPO
 from phantoms import affine_of, encoded, grid, head, slices, write_mr, write_series
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, generate_uid
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 import mmif_trt
 from mmif_trt.image import Image, InputError
@@ -187,6 +189,103 @@ def test_a_modality_lut_is_applied(tmp_path: Path) -> None:
     is_the_head(image.with_data(image.data / 3 - 1024))
 
 
+@pytest.mark.parametrize("code", ["native", "rle", "big endian"])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_samples_end_at_the_high_bit(tmp_path: Path, signed: int, code: str) -> None:
+    """12 bits at the top of 16, and an overlay in the lowest, as before 2014; dcmtk reads the same."""
+    parts = parts_of(modality="CT", BitsStored=12, HighBit=15, PixelRepresentation=signed)
+    for part in parts:
+        values = np.frombuffer(part.PixelData, "<u2").astype(int) - 1024 * signed - 1200 * signed
+        part.RescaleIntercept = "1200" if signed else "-1024"
+        cells = (values << 4 | 1).astype("<u2")
+        part.PixelData = cells.astype(">u2" if code == "big endian" else "<u2").tobytes()
+        if code == "big endian":
+            part.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        elif code == "rle":
+            part.file_meta.TransferSyntaxUID = RLELossless
+            part.PixelData = encapsulate([rle_of(cells.tobytes())])
+            part["PixelData"].VR, part["PixelData"].is_undefined_length = "OB", True
+    is_the_head(mmif_trt.read(write_series(tmp_path / "ct", parts)))
+
+
+def rle_of(cells: bytes) -> bytes:
+    """A frame of 16 bits in literal runs (PS3.5, annex G)."""
+
+    def packed(plane: bytes) -> bytes:
+        runs = [plane[at : at + 128] for at in range(0, len(plane), 128)]
+        return b"".join(bytes([len(run) - 1]) + run for run in runs)
+
+    high, low = packed(cells[1::2]), packed(cells[::2])
+    even = high + b"\x80" * (len(high) % 2)
+    return (
+        np.array([2, 64, 64 + len(even), *[0] * 13], "<u4").tobytes() + even + low + b"\x80" * (len(low) % 2)
+    )
+
+
+def test_a_high_bit_that_the_samples_contradict_is_not_used(tmp_path: Path) -> None:
+    is_the_head(mmif_trt.read(write_series(tmp_path / "mr", parts_of(BitsStored=12, HighBit=15))))
+
+
+def test_jpeg_ls_in_more_bits_than_are_stored_keeps_its_sign(tmp_path: Path) -> None:
+    """dcmcjpls codes 12 signed bits, with zeros above them, in 16: pydicom finds no sign in the highest."""
+    parts = parts_of(modality="CT", BitsStored=16, HighBit=15)
+    for part in parts:
+        values = np.frombuffer(part.PixelData, "<u2").astype(int) - 1024 - 300
+        part.PixelData = (values & 0xFFF).astype("<u2").tobytes()
+        part.compress(JPEGLSLossless)
+        part.BitsStored, part.HighBit, part.PixelRepresentation, part.RescaleIntercept = 12, 11, 1, "300"
+    is_the_head(mmif_trt.read(write_series(tmp_path / "ct", parts)))
+
+
+@pytest.mark.parametrize(
+    ("modality", "words"), [("CT", "HU cannot be computed"), ("PT", "SUVbw cannot be computed")]
+)
+def test_values_without_a_rescale_have_no_unit(tmp_path: Path, modality: str, words: str) -> None:
+    """Type 1 for CT and PET: stored values taken for HU are 1024 too bright, one slice of them too."""
+    parts = parts_of(modality=modality)
+    del parts[3].RescaleSlope, parts[3].RescaleIntercept
+    refused(write_series(tmp_path / "one", parts), "1 of 9 slices without Rescale Slope or Intercept")
+    for part in parts[:3] + parts[4:]:
+        del part.RescaleSlope, part.RescaleIntercept
+    image = mmif_trt.read(write_series(tmp_path / "all", parts))
+    assert image.units is None and image.data.dtype == np.uint16
+    assert any(words in note for note in image.notes), image.notes
+
+
+PADDING: dict[str, tuple[str, int, dict[str, Any], float]] = {  # modality, stored, header, what it becomes
+    "above": ("MR", 65535, {"PixelPaddingValue": 65535}, 0),
+    "below": ("CT", -2000, {"PixelPaddingValue": -2000}, -1000),
+    "below, stated as unsigned": ("CT", -2000, {"PixelPaddingValue": 63536}, -1000),
+    "a range": ("CT", 30_000, {"PixelPaddingValue": 29_000, "PixelPaddingRangeLimit": 31_000}, -1000),
+    "among the values": ("MR", 350, {"PixelPaddingValue": 350}, 350),
+}
+
+
+@pytest.mark.parametrize("kind", PADDING)
+def test_padding_is_black(tmp_path: Path, kind: str) -> None:
+    """Corners that no detector saw: white, or at the end of every percentile, if taken for values."""
+    modality, stored, header, becomes = PADDING[kind]
+    signed = int(modality == "CT")
+    parts = parts_of(modality=modality, PixelRepresentation=signed)
+    for part in parts:
+        for keyword, value in header.items():
+            part.add_new(tag_for_keyword(keyword), "US" if value > 0 else "SS", value)
+        values = np.frombuffer(part.PixelData, "<u2").astype("<i4").reshape(SHAPE[1:]).copy()
+        values[:4] = stored
+        part.PixelData = values.astype("<i2" if signed else "<u2").tobytes()
+    image = mmif_trt.read(write_series(tmp_path / "s", parts))
+    assert (image.data[:, :4] == becomes).all()
+    said = " ".join(image.notes)
+    expected = "lies among the other values" if becomes == 350 else "1728 voxels (7%) are padding: background"
+    assert expected in said, said
+    rest = image.data[:, 4:] - head(grid(affine_of(shape=SHAPE), SHAPE))[:, 4:]
+    assert np.abs(rest).max() <= 1
+    del parts[0].ImagePositionPatient
+    (tmp_path / "x.dcm").write_bytes(encoded(parts[0]))
+    picture = mmif_trt.read(tmp_path / "x.dcm")
+    assert not picture.is_volume and (becomes == 350 or (picture.data[:4] == becomes).all())
+
+
 def test_one_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:
     part = parts_of(modality="CT", SliceThickness="1", SpacingBetweenSlices="40")[4]
     image = mmif_trt.read(write_series(tmp_path / "ct", [part]))
@@ -198,14 +297,14 @@ def test_a_thinned_series_says_so(tmp_path: Path) -> None:
     assert "slices of 1 mm lie 5 mm apart: what is between them is interpolated" in image.notes
 
 
-def at_places(places: list[int], numbers: list[int] | None = None) -> list[Dataset]:
-    """The CT slices of the head at `places`, mm in a grid of 1 mm slices; Instance Numbers count them unless
-    given."""
-    affine = affine_of(spacing=(1.0, 3.0, 3.0), shape=(60, 60, 48))
-    every = slices(head(grid(affine, (60, 60, 48))), affine, "CT")
-    kept = [every[k] for k in places]
-    for at, part in enumerate(kept):
-        part.InstanceNumber = at + 1 if numbers is None else numbers[at]
+def at_places(places: Sequence[float], numbers: list[int] | None = None) -> list[Dataset]:
+    """The CT slices of the head at `places`, mm from its feet; Instance Numbers count them unless given."""
+    affine, kept = affine_of(spacing=(1.0, 3.0, 3.0), shape=(60, 60, 48)), []
+    for at, place in enumerate(places):
+        here = affine.copy()
+        here[:3, 3] += place * affine[:3, 0]
+        number = at + 1 if numbers is None else numbers[at]
+        kept += slices(head(grid(here, (1, 60, 48))), here, "CT", series="1.2.3", InstanceNumber=number)
     return kept
 
 
@@ -222,16 +321,36 @@ def test_two_blocks_are_resampled_by_each_slices_position(tmp_path: Path) -> Non
     np.testing.assert_allclose((image.data[19] + image.data[20]) / 2, between, atol=1)
 
 
+def test_a_pitch_that_drifts_is_resampled_by_each_slices_place(tmp_path: Path) -> None:
+    """1 mm and then 1.1: no gap is unusual, but halfway an even grid would be 0.75 mm off."""
+    image = mmif_trt.read(
+        write_series(tmp_path / "ct", at_places(np.cumsum([1.0] * 30 + [1.1] * 30).tolist()))
+    )
+    assert any("slices 1 to 1.1 mm apart: resampled" in note for note in image.notes), image.notes
+    assert image.data.shape[0] == 60
+    is_the_head(image, 2)
+
+
+def test_places_rounded_to_a_tenth_of_a_millimetre_are_even(tmp_path: Path) -> None:
+    places = np.round(np.arange(60) * 0.33, 1)
+    image = mmif_trt.read(write_series(tmp_path / "ct", at_places(places.tolist())))
+    assert image.data.shape[0] == 60 and not any("resampled" in note for note in image.notes)
+    assert image.spacing_mm is not None and abs(image.spacing_mm[0] - 0.33) < 0.002
+
+
 @pytest.mark.parametrize(
     ("places", "numbers"),
     [
+        ([k / 10 for k in range(40) if k != 17], None),
         ([0, 5, 10, 15, 25, 30, 35], None),
         ([0, 5, 10, 20, 30, 35, 40], None),
         ([0, 5, 10, 15, 20, 35], None),
         ([0, 5, 10, 15, 25, 35, 45], [1, 2, 3, 4, 6, 8, 10]),
     ],
 )
-def test_missing_slices_are_not_blocks(tmp_path: Path, places: list[int], numbers: list[int] | None) -> None:
+def test_missing_slices_are_not_blocks(
+    tmp_path: Path, places: list[float], numbers: list[int] | None
+) -> None:
     refused(write_series(tmp_path / "ct", at_places(places, numbers)), "missing slices")
 
 
@@ -342,6 +461,24 @@ def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None
     refused(folder / "DIRFILE", "DICOM directory (DICOMDIR), no image")
 
 
+@pytest.mark.parametrize("series", ["1.2.3", "1.2.4"])
+def test_a_localizer_is_passed_over_beside_the_series(tmp_path: Path, series: str) -> None:
+    """In the series itself, as some CT write it, or beside it; `batch` leaves it out too."""
+    folder = write_series(tmp_path / "s", parts_of(series="1.2.3"))
+    across = affine_of("LIP", (4.0, 2.5, 2.5), (3, 60, 48))
+    kind = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    for part in slices(
+        head(grid(across, (3, 60, 48))), across, series=series, ImageType=kind, SeriesNumber=9
+    ):
+        (folder / f"scout{part.InstanceNumber}").write_bytes(encoded(part))
+    image = mmif_trt.read(folder)
+    is_the_head(image)
+    assert "ignored: 3 x localizer" in image.notes
+    if series != "1.2.3":
+        alone = mmif_trt.read(folder, series="9")
+        assert alone.data.shape[0] == 3 and alone.orientation == "RIP"
+
+
 def test_links_are_followed_and_nothing_waits_for_a_pipe(tmp_path: Path) -> None:
     store = write_mr(tmp_path / "annex", affine_of(shape=SHAPE), SHAPE)
     folder = tmp_path / "bids"
@@ -421,6 +558,20 @@ def test_a_syntax_that_no_codec_decodes_is_named(tmp_path: Path, uid: str, words
     data = encoded(part).replace(b"10008.1.2.4.100", f"10008.1.2.4.{uid}".encode())
     (tmp_path / "x.dcm").write_bytes(data)
     refused(tmp_path / "x.dcm", f"transfer syntax {words}", "no codec here decodes")
+
+
+def test_colours_over_grey_are_not_read_as_grey(tmp_path: Path) -> None:
+    """Values above a threshold index a supplemental palette (PS3.3 C.7.6.19): as grey they are white."""
+    folder = write_series(tmp_path / "s", parts_of(PixelPresentation="MIXED"))
+    refused(folder, "Pixel Presentation MIXED", "supplemental palette")
+    is_the_head(mmif_trt.read(write_series(tmp_path / "grey", parts_of(PixelPresentation="MONOCHROME"))))
+
+
+@pytest.mark.parametrize("keyword", ["BitsStored", "PixelRepresentation", "SamplesPerPixel"])
+def test_what_a_header_lacks_is_named(tmp_path: Path, keyword: str) -> None:
+    parts = parts_of()
+    delattr(parts[4], keyword)
+    refused(write_series(tmp_path / "s", parts), f"no {keyword} in the header")
 
 
 def test_a_picture_without_geometry_keeps_what_it_means(tmp_path: Path) -> None:

@@ -304,6 +304,23 @@ def test_suv_by_body_weight() -> None:
 
 
 @pytest.mark.parametrize(
+    ("injected", "zone"),
+    [
+        ("20260102081013", "+0100"),
+        ("20260102081013.00+0100", None),
+        ("20260102081013.000000+0100", "+0100"),
+        ("20260102071013+0000", "+0100"),
+        ("20260102014013-0530", "+0100"),
+    ],
+)
+def test_the_injection_is_timed_by_the_clock_of_the_scan(injected: str, zone: str | None) -> None:
+    """All are 08:10:13 where the scan began at 10:00:00, see test_suv_by_body_weight."""
+    image = pet(RadiopharmaceuticalStartDateTime=injected, TimezoneOffsetFromUTC=zone)
+    bqml = np.rint(20 * phantoms.uptake(grid(affine_of(), SHAPE)))
+    np.testing.assert_allclose(image.data, bqml * 70_000 / 200e6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"PatientWeight": None}, "Weight is missing"),

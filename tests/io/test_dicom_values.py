@@ -99,6 +99,7 @@ def test_dcm2niix_puts_nm_in_the_same_place(tmp_path: Path) -> None:
             {"ImageType": ["ORIGINAL", "PRIMARY", "RECON GATED TOMO", "EMISSION"]},
             "NM of type RECON TOMO",
         ),
+        ({"SliceVector": None, "NumberOfSlices": 8}, "16 frames of 8 slices and no Slice Vector"),
         ({"SpacingBetweenSlices": None}, "without Spacing Between Slices"),
         ({"SliceVector": [1] * SHAPE[0]}, "does not name each slice once"),
     ],

@@ -76,6 +76,16 @@ def test_nan_is_background_and_infinity_is_not(tmp_path: Path) -> None:
     refused(save(tmp_path / "n.nii", np.full(SHAPE, np.nan, np.float32)), "all voxels are NaN")
 
 
+@pytest.mark.parametrize("broken", [0.0, np.nan])
+def test_an_sform_that_spans_no_space_yields_to_the_qform(tmp_path: Path, broken: float) -> None:
+    data = bytearray(save(tmp_path / "x.nii").read_bytes())
+    data[280:312] = np.full(8, broken, "<f4").tobytes()  # srow_x, srow_y
+    (tmp_path / "x.nii").write_bytes(data)
+    image = mmif_trt.read(tmp_path / "x.nii")
+    is_the_head(image)
+    assert "the sform does not span space: the qform is used" in image.notes
+
+
 def test_one_of_several_volumes(tmp_path: Path) -> None:
     many = np.stack([VALUES, VALUES + 100, VALUES + 200])  # nibabel: the last axis
     image = nibabel.Nifti1Image(np.moveaxis(many, 0, -1).transpose(2, 1, 0, 3), ITS)
@@ -182,6 +192,31 @@ def test_nrrd(tmp_path: Path, suffix: str) -> None:
     refused(tmp_path / f"z{suffix}", "voxels announced")
     (tmp_path / f"y{suffix}").write_bytes(b"\n".join(lines)[:120])
     refused(tmp_path / f"y{suffix}", "expected")
+
+
+@pytest.mark.parametrize("kinds", ["list domain domain domain", "domain domain domain list"])
+def test_nrrd_of_several_volumes(tmp_path: Path, kinds: str) -> None:
+    """As 3D Slicer writes sequences and diffusion: an axis of kind list, first or last."""
+    axis = 3 if kinds.startswith("list") else 0
+    voxels = np.stack([VALUES, VALUES + 50], axis).astype("<f4")
+    lps = np.diag([-1.0, -1, 1, 1]) @ ITS
+    directions = ["({:f},{:f},{:f})".format(*lps[:3, k]) for k in range(3)]
+    axes = [(str(side), way) for side, way in zip(VALUES.shape[::-1], directions, strict=True)]
+    axes.insert(0 if axis else 3, ("2", "none"))
+    head = (
+        f"NRRD0004\ntype: float\ndimension: 4\nspace: LPS\nsizes: {' '.join(x for x, _ in axes)}\n"
+        f"space directions: {' '.join(x for _, x in axes)}\nkinds: {kinds}\nendian: little\n"
+        f"encoding: raw\nspace origin: ({','.join(map(str, lps[:3, 3]))})\n\n"
+    )
+    path = tmp_path / "x.nrrd"
+    path.write_bytes(head.encode() + voxels.tobytes())
+    refused(path, "2 volumes", "--volume-a")
+    for number in (1, 2):
+        image = mmif_trt.read(path, volume=number)
+        is_the_head(image.with_data(image.data - 50 * (number - 1)))
+        assert f"volume {number} of 2" in image.notes
+    path.write_bytes(head.replace("list", "vector").encode() + voxels.tobytes())
+    refused(path, "NRRD of 2 values per voxel (vector)")
 
 
 def test_uptake_in_mgz_is_fused_by_the_command_line(tmp_path: Path) -> None:

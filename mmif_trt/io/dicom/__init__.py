@@ -20,7 +20,7 @@ from mmif_trt.image import Image, InputError, stored_text
 from mmif_trt.io.dicom import bare, objects, several
 from mmif_trt.io.dicom import values as dicom_values
 from mmif_trt.io.dicom.meta import refuse_bomb
-from mmif_trt.io.dicom.pixels import announced, frames, volume
+from mmif_trt.io.dicom.pixels import announced, frames, padded, volume, without_padding
 from mmif_trt.io.dicom.planes import Look, has_geometry, meaning, planes
 from mmif_trt.io.dicom.stack import stack
 from mmif_trt.io.walk import shown, walk
@@ -202,13 +202,20 @@ def _series(datasets: list[Any], name: str, which: Which) -> Image:
     stacked = stack(chosen)
     ordered = [chosen[i] for i in stacked.order]
     kinds = {plane.unit for plane in ordered}
+    if dicom_values.NOT_RESCALED in kinds and len(kinds) > 1:
+        without = sum(plane.unit == dicom_values.NOT_RESCALED for plane in ordered)
+        received = f"{without} of {len(ordered)} slices without Rescale Slope or Intercept"
+        raise InputError(f"{received}; expected all slices with them")
     if len(kinds) > 1:
         raise InputError(f"slices of {len(kinds)} Rescale Types; expected one unit")
-    units, factor, unit_notes = dicom_values.units(datasets, kinds.pop())
     photometric = str(first.get("PhotometricInterpretation", ""))
+    units, factor, unit_notes = None, 1.0, tuple[str, ...]()
+    if photometric.startswith("MONOCHROME"):
+        units, factor, unit_notes = dicom_values.units(datasets, kinds.pop())
     if photometric == "MONOCHROME1" and units is None:
         raise InputError("MONOCHROME1 (low is bright) in arbitrary units; expected MONOCHROME2")
-    data = stacked.resampled(volume(ordered, factor))
+    data, padding_notes = volume(ordered, factor, units)
+    data = stacked.resampled(data)
     windows = [plane.window for plane in ordered if plane.window is not None]
     # One window for all slices: what any slice shows stays visible, and slices stay comparable.
     limits = (min(w[0] for w in windows), max(w[1] for w in windows)) if windows and units is None else None
@@ -222,7 +229,7 @@ def _series(datasets: list[Any], name: str, which: Which) -> Image:
         units=units,
         frame=str(first.get("FrameOfReferenceUID", "")) or None,
         headers=tuple(_without_pixels(dataset) for dataset in headers),
-        notes=(*notes, *several_notes, *stacked.notes, *unit_notes),
+        notes=(*notes, *several_notes, *stacked.notes, *padding_notes, *unit_notes),
     )
 
 
@@ -236,7 +243,8 @@ def _one_series(datasets: list[Any]) -> None:
                 raise InputError(f"{received}; expected one series")
             raise InputError(
                 f"{received}: {objects.series_words(datasets)}; expected one series: choose by --series-a or "
-                "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...))"
+                "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...); manifest: series_a, "
+                "series_b)"
             )
 
 
@@ -272,6 +280,7 @@ def _picture(dataset: Any, name: str) -> Image:
         raise InputError("MONOCHROME1 (low is bright) in a picture; expected MONOCHROME2")
     what = meaning(dataset, Look([dataset], name))
     data = frames(dataset)[0]
+    mask = padded(data, dataset)
     colour, limits = data.ndim == 3, what["window"]
     if not colour and limits is None and not what["has_table"]:
         bits, signed = int(dataset.get("BitsStored") or 16), int(dataset.get("PixelRepresentation") or 0)
@@ -282,13 +291,15 @@ def _picture(dataset: Any, name: str) -> Image:
         (what["slope"], what["intercept"]) != (1.0, 0.0) or data.dtype not in (np.uint8, np.uint16)
     ):
         data = (data * what["slope"] + what["intercept"]).astype(np.float32)
+    units = "HU" if dataset.get("Modality") == "CT" else None
+    padding_notes = () if mask is None else without_padding(data[None], {0: mask}, units)
     return Image(
         data,
         None if colour else limits,
         dicom_values.MODALITY.get(str(dataset.get("Modality"))),
         source=name,
         headers=(_without_pixels(dataset),),
-        notes=("a picture without geometry (no Image Position (Patient))",),
+        notes=("a picture without geometry (no Image Position (Patient))", *padding_notes),
     )
 
 

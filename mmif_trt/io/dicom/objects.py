@@ -42,9 +42,18 @@ def _name(uid: str) -> str:
     return "" if name == uid else name.removesuffix(" Storage")
 
 
+def is_localizer(dataset: Any) -> bool:
+    kind = dataset.get("ImageType") or []
+    return "LOCALIZER" in ([kind] if isinstance(kind, str) else list(kind))
+
+
 def images(datasets: list[Any], name: str) -> tuple[list[Any], tuple[str, ...]]:
-    """(the images, a note that counts the other objects). Raises InputError if there is no image."""
+    """(the images, a note that counts the other objects). A localizer is no image beside others, as in a
+    batch. Raises InputError if there is no image."""
     kinds = [no_image(dataset) for dataset in datasets]
+    scouts = [not kind and is_localizer(dataset) for dataset, kind in zip(datasets, kinds, strict=True)]
+    if sum(scouts) < kinds.count(""):
+        kinds = ["localizer" if scout else kind for scout, kind in zip(scouts, kinds, strict=True)]
     kept = [dataset for dataset, kind in zip(datasets, kinds, strict=True) if not kind]
     others = Counter(kind for kind in kinds if kind)
     if not others:
@@ -52,7 +61,7 @@ def images(datasets: list[Any], name: str) -> tuple[list[Any], tuple[str, ...]]:
     words = ", ".join(f"{count} x {kind}" for kind, count in sorted(others.items()))
     if not kept:
         raise InputError(f"{name}: {words}, no image; expected images (MR, CT, PET, NM)")
-    return kept, (f"ignored, not images: {words}",)
+    return kept, (f"ignored: {words}",)
 
 
 def wanted(dataset: Any, series: str) -> bool:

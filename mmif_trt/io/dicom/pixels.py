@@ -24,13 +24,16 @@ PHOTOMETRIC = (
     "YBR_ICT",
     "YBR_RCT",
 )
+REQUIRED = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")  # to decode
+AIR_HU = -1000.0
 UNCONVERTED = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
 
 
-def volume(planes: list[Plane], factor: float) -> np.ndarray:
-    """[S, H, W] float32 (uint8, uint16 if there is nothing to rescale), or [S, H, W, 3] uint8.
+def volume(planes: list[Plane], factor: float, units: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """([S, H, W] float32 (uint8, uint16 if there is nothing to rescale), or [S, H, W, 3] uint8; notes).
 
     Rescaled by the Modality LUT (PS3.3 C.11.1): its table if there is one, otherwise slope and intercept.
+    units: of the rescaled values, see values.units; what padding becomes depends on them.
     """
     voxels = sum(plane.size[0] * plane.size[1] for plane in planes)
     if voxels > MAX_VOXELS:
@@ -38,7 +41,7 @@ def volume(planes: list[Plane], factor: float) -> np.ndarray:
     plain = all(
         (plane.slope * factor, plane.intercept, plane.has_table) == (1.0, 0.0, False) for plane in planes
     )
-    cache: dict[int, np.ndarray] = {}
+    cache, outside = dict[int, np.ndarray](), dict[int, np.ndarray]()
     out: np.ndarray | None = None
     for i, plane in enumerate(planes):
         key = id(plane.dataset)
@@ -49,6 +52,8 @@ def volume(planes: list[Plane], factor: float) -> np.ndarray:
             values = values.astype(values.dtype.newbyteorder("="))
         if plane.tile is not None:
             values = values[plane.tile]
+        if (mask := padded(values, plane.dataset)) is not None:
+            outside[i] = mask
         if values.ndim == 2 and not (plain and values.dtype in (np.uint8, np.uint16)):
             values = _rescaled(values, plane, factor)
         if out is None:
@@ -57,7 +62,51 @@ def volume(planes: list[Plane], factor: float) -> np.ndarray:
             raise InputError("slices of several kinds of pixels; expected one kind")
         out[i] = values
     assert out is not None
-    return out
+    return out, without_padding(out, outside, units)
+
+
+def padded(stored: np.ndarray, dataset: Any) -> np.ndarray | None:
+    """Where a grey frame has Pixel Padding Value, or a value from there to Pixel Padding Range Limit (PS3.3
+    C.7.5.1.1.2); None for nowhere."""
+    first, last = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if first is None or stored.ndim != 2 or stored.dtype.kind not in "iu":
+        return None
+    kind = np.iinfo(stored.dtype)
+    try:
+        ends = [int(x) for x in (first, first if last is None else last)]
+    except (TypeError, ValueError):
+        return None
+    # Some state -2000 as 63536: the same bits.
+    ends = [x if kind.min <= x <= kind.max else x - (x > 0 or -1) * (1 << kind.bits) for x in ends]
+    if not kind.min <= min(ends) <= max(ends) <= kind.max:
+        return None
+    mask: np.ndarray = (stored >= min(ends)) & (stored <= max(ends))
+    return mask if mask.any() else None
+
+
+def without_padding(values: np.ndarray, masks: dict[int, np.ndarray], units: str | None) -> tuple[str, ...]:
+    """Padding of the slices of `values`, which change, as black; notes. Black is air or 0, or the lowest of
+    the other values where that is less, as for NaN in NIfTI. masks: see padded, by slice.
+
+    What lies among the other values is no padding, whatever the header says: it would make holes.
+    """
+    rest, filled = list[Any](), list[Any]()
+    for i, plane in enumerate(values):
+        mask = masks.get(i)
+        inside = plane if mask is None else plane[~mask]
+        rest += [inside.min(), inside.max()] if inside.size else []
+        filled += [] if mask is None else [plane[mask].min(), plane[mask].max()]
+    if not (rest and filled):
+        return ()
+    if max(filled) >= min(rest) and min(filled) <= max(rest):
+        return ("Pixel Padding Value lies among the other values: not taken for padding",)
+    black = min(float(min(rest)), AIR_HU if units == "HU" and values.dtype.kind == "f" else 0.0)
+    if min(filled) == max(filled) == black:
+        return ()
+    for i, mask in masks.items():
+        values[i][mask] = black
+    count = sum(int(mask.sum()) for mask in masks.values())
+    return (f"{count} voxels ({count / values.size:.0%}) are padding: background, shown as {black:g}",)
 
 
 def _rescaled(stored: np.ndarray, plane: Plane, factor: float) -> np.ndarray:
@@ -104,6 +153,11 @@ def frames(dataset: Any) -> np.ndarray:
         raise InputError(
             f"{dataset.filename}: Photometric Interpretation {received}; expected {', '.join(PHOTOMETRIC)}"
         )
+    if photometric.startswith("MONO") and (how := dataset.get("PixelPresentation")) in ("COLOR", "MIXED"):
+        raise InputError(
+            f"{dataset.filename}: Pixel Presentation {how} (colours over grey by a supplemental palette); "
+            "expected the grey image alone, or RGB"
+        )
     try:
         if colour and int(dataset.BitsAllocated) != 8:
             raise InputError(f"{dataset.filename}: colour of {dataset.BitsAllocated} bits; expected 8")
@@ -125,6 +179,8 @@ def frames(dataset: Any) -> np.ndarray:
 
 def _why_not(dataset: Any, shape: tuple[int, int, int], error: Exception) -> str:
     """Only sizes and our own terms: a codec's message may quote the file."""
+    if absent := [keyword for keyword in REQUIRED if dataset.get(keyword) in (None, "")]:
+        return f"no {', '.join(absent)} in the header; expected a complete one"
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         bits = int(dataset.get("BitsStored") or 0)
@@ -148,8 +204,12 @@ def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
+    shift = _shift(dataset)
+    bits: dict[str, Any] = (
+        {"bits_stored": int(dataset.HighBit) + 1} if shift else {}
+    )  # pydicom takes High Bit for that
     if syntax.is_transfer_syntax and not syntax.is_encapsulated:
-        return pixel_array(dataset)
+        return _lowered(pixel_array(dataset, **bits), shift, dataset)
     try:
         codecs = [name for name in get_decoder(syntax).available_plugins if name != "gdcm"]
     except NotImplementedError:
@@ -164,11 +224,49 @@ def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
     first: Exception | None = None
     for name in codecs:
         try:
-            return pixel_array(dataset, decoding_plugin=name)
+            if syntax == codestream.RLE:  # packs cells as they are; JPEG's streams hold samples
+                return _lowered(pixel_array(dataset, decoding_plugin=name, **bits), shift, dataset)
+            return _signed(pixel_array(dataset, decoding_plugin=name), dataset)
         except Exception as error:
             first = first or error
     assert first is not None
     raise first
+
+
+def _shift(dataset: Any) -> int:
+    """How many bits a sample lies above the bottom of its cell (PS3.5 8.1.1, before 2014): High Bit 15 of 12
+    Bits Stored is 4. pydicom ignores it."""
+    stored, high = int(dataset.get("BitsStored") or 0), dataset.get("HighBit")
+    if high is None or not 0 < stored <= int(high) < int(dataset.BitsAllocated):
+        return 0
+    return int(high) + 1 - stored
+
+
+def _lowered(cells: np.ndarray, shift: int, dataset: Any) -> np.ndarray:
+    """The samples of cells whose samples end at High Bit. A wrong High Bit is one whose samples need only
+    the Bits Stored at the bottom, and need the lowest of them too."""
+    if not shift:
+        return cells
+    whole = cells.view(np.dtype(f"{cells.dtype.byteorder}u{cells.dtype.itemsize}"))
+    is_wrong = not (whole >> int(dataset.BitsStored)).any() and (whole & ((1 << shift) - 1)).any()
+    return cells if is_wrong else cells >> shift
+
+
+def _signed(samples: np.ndarray, dataset: Any) -> np.ndarray:
+    """JPEG-LS knows no sign: one coded in more bits than are stored, as dcmcjpls does, has lost it."""
+    from pydicom.uid import JPEGLSTransferSyntaxes
+
+    stored = int(dataset.get("BitsStored") or 0)
+    spare = 8 * samples.dtype.itemsize - stored
+    if (
+        samples.dtype.kind != "i"
+        or spare <= 0
+        or dataset.file_meta.TransferSyntaxUID not in (JPEGLSTransferSyntaxes)
+    ):
+        return samples
+    if samples.min() < 0 or samples.max() >= 1 << stored:  # it has its sign, or more bits than stated
+        return samples
+    return (samples << spare) >> spare
 
 
 def _eight_bits(rgb: np.ndarray, name: str) -> np.ndarray:

@@ -140,19 +140,18 @@ def meaning(dataset: Any, look: Look) -> dict[str, Any]:
     if table is not None:
         kind = str(table.get("ModalityLUTType") or "US")
         return {"slope": 1.0, "intercept": 0.0, "unit": kind, "has_table": True, "window": window}
+    stated = [look.get(_TRANSFORMATION, key) for key in ("RescaleSlope", "RescaleIntercept")]
     slope, intercept = (
-        default if x is None else float(x)
-        for x, default in zip(
-            (look.get(_TRANSFORMATION, key) for key in ("RescaleSlope", "RescaleIntercept")),
-            (1.0, 0.0),
-            strict=True,
-        )
+        default if x is None else float(x) for x, default in zip(stated, (1.0, 0.0), strict=True)
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         raise InputError(
             f"{dataset.filename}: rescale slope {slope}, intercept {intercept}; expected a nonzero slope"
         )
     kind = str(look.get(_TRANSFORMATION, "RescaleType") or "") or _real_world(look)
+    needed = dicom_values.RESCALED_BY.get(str(dataset.get("Modality")), 0)
+    if None in stated[:needed]:
+        kind = dicom_values.NOT_RESCALED
     return {"slope": slope, "intercept": intercept, "unit": kind, "has_table": False, "window": window}
 
 
@@ -183,11 +182,16 @@ def _nm_step(dataset: Any, plane: Plane) -> np.ndarray:
 
 def _nm_slice(dataset: Any, frame: int) -> int:
     """The slice, from 0, of each frame: by the Slice Vector (PS3.3 C.8.4.8); without one, in file order."""
-    vector = dataset.get("SliceVector")
+    vector, count = dataset.get("SliceVector"), int(dataset.NumberOfFrames)
+    if vector is None and int(dataset.get("NumberOfSlices") or count) != count:
+        raise InputError(
+            f"{dataset.filename}: {count} frames of {dataset.NumberOfSlices} slices and no Slice Vector "
+            "(several energy windows or times?); expected one volume"
+        )
     if vector is None:
         return frame
     numbers = [int(x) for x in (vector if isinstance(vector, Sequence) else [vector])]
-    if sorted(numbers) != list(range(1, int(dataset.NumberOfFrames) + 1)):
+    if sorted(numbers) != list(range(1, count + 1)):
         raise InputError(
             f"{dataset.filename}: a Slice Vector that does not name each slice once; expected one volume"
         )

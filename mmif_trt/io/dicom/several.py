@@ -49,7 +49,7 @@ def choose(planes: list[Plane], number: int | None) -> tuple[list[Plane], tuple[
         more = f"; and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
         raise InputError(
             f"{found}; expected one volume: choose by --volume-a or --volume-b N "
-            f"(Python: read(path, volume=N)) from {listed}{more}"
+            f"(Python: read(path, volume=N); manifest: volume_a, volume_b) from {listed}{more}"
         )
     if not 1 <= number <= len(parts):
         raise InputError(f"volume {number} of {len(parts)}; expected 1 to {len(parts)}")

@@ -42,8 +42,8 @@ def stack(planes: list[Plane]) -> Stack:
     """Planes on one grid at distinct positions (see several.choose) to a volume.
 
     A steady shift across the normal (gantry tilt) stays in the affine as a shear. Two or more blocks of
-    different pitch are resampled to one even grid (Stack.between). Raises InputError for gaps, and for axes
-    that are not orthonormal.
+    different pitch, and a pitch that drifts, are resampled to one even grid (Stack.between). Raises
+    InputError for gaps, and for axes that are not orthonormal.
     """
     first = planes[0]
     row, column = first.axes[:3], first.axes[3:]
@@ -88,7 +88,7 @@ def _steps(
     """(the vector from slice to slice LPS mm, notes, Stack.between) of ordered planes."""
     gaps = np.diff(along)
     pitch = float(np.median(gaps))
-    tolerance = max(TOLERANCE_MM, 0.02 * pitch)
+    tolerance = max(TOLERANCE_MM, 0.02 * pitch) + 1e-6  # 0.1 mm itself too, despite rounding
     places = np.array([plane.position for plane in planes])
     line = (places[-1] - places[0]) / (along[-1] - along[0])  # of 1 mm along the normal
     if np.abs(places - (places[0] + (along - along[0])[:, None] * line)).max() > 2 * tolerance:
@@ -98,16 +98,21 @@ def _steps(
     if tilt > 0.1:
         notes.append(f"gantry tilt of {tilt:.1f} degrees, kept as a shear")
     notes += _thinned(planes, pitch)
-    if np.abs(gaps - pitch).max() <= tolerance:
-        return line * (along[-1] - along[0]) / len(gaps), tuple(notes), None
-    runs = _blocks(gaps, tolerance)
+    mean = float(along[-1] - along[0]) / len(gaps)
+    # By place, not by gap: gaps of 1.0 and then 1.1 mm add up, those of places rounded to 0.1 mm do not.
+    off = np.abs(along - along[0] - mean * np.arange(len(along))).max()
+    if off <= max(TOLERANCE_MM, 0.05 * mean) and np.abs(gaps - mean).max() < mean / 2:
+        return line * mean, tuple(notes), None
+    runs = _blocks(gaps, min(tolerance, pitch / 4))
     if runs is None or _numbers_missing(planes, gaps):
         worst = float(gaps[np.abs(gaps - pitch).argmax()])
         raise InputError(
             f"missing slices: {worst:.2f} mm where the pitch is {pitch:.2f} mm; expected a complete series"
         )
-    even, between = _even(along)
+    even, between = _even(along) if len(runs) > 1 else (mean, _between(along, mean))
     words = ", then ".join(f"{count + 1} slices {mm:.4g} mm apart" for mm, count in runs)
+    if len(runs) == 1:
+        words = f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart"
     return (
         line * even,
         (*notes, f"{words}: resampled to an even {even:.4g} mm by each slice's place"),
@@ -170,5 +175,10 @@ def _even(along: np.ndarray) -> tuple[float, np.ndarray]:
         best = even
         if np.abs(on_grid - np.rint(on_grid)).max() * even <= TOLERANCE_MM:
             break
-    steps = round(length / best)
-    return best, np.interp(along[0] + np.arange(steps + 1) * best, along, np.arange(len(along)))
+    return best, _between(along, best)
+
+
+def _between(along: np.ndarray, even: float) -> np.ndarray:
+    """Stack.between of a grid of `even` mm over all slices."""
+    steps = round(float(along[-1] - along[0]) / even)
+    return np.interp(along[0] + np.arange(steps + 1) * even, along, np.arange(len(along)))

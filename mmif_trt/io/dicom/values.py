@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from mmif_trt.image import InputError
 
 MODALITY = {"MR": "mri", "CT": "ct", "PT": "pet", "NM": "spect"}
+# How many of Rescale Slope and Intercept the values of CT and PET need (type 1 in PS3.3 C.8.2.1, C.8.9.4).
+RESCALED_BY, NOT_RESCALED = {"CT": 2, "PT": 1}, "not rescaled"
 MIN_DOSE_BQ = 1e6  # less is not an adult dose, but one written in MBq, a known vendor fault
 MAX_WEIGHT_KG = 500.0  # more must be in grams
 MAX_DELAY_S = 86_400.0
@@ -46,6 +49,13 @@ def units(datasets: list[Any], rescaled: str) -> tuple[str | None, float, tuple[
     varying = [word for word in ONE_OF if len({str(x.get(word)) for x in datasets}) > 1]
     if modality == "PT" and varying:
         raise InputError(f"slices that differ in {', '.join(varying)}; expected one PET series")
+    if rescaled == NOT_RESCALED:
+        what = (
+            "CT without Rescale Slope and Intercept: HU"
+            if modality == "CT"
+            else "PET without Rescale Slope: SUVbw"
+        )
+        return None, 1.0, (f"{what} cannot be computed",)
     if modality == "CT":
         kind = rescaled or "HU"
         return (
@@ -107,7 +117,7 @@ def suv_factor(datasets: list[Any]) -> float:
     if kind != "START":
         raise InputError(f"Decay Correction {term(kind)}: no SUVbw; expected START or ADMIN")
     start = min(_scan_start(one) for one in datasets)
-    delay_s = (start - _injection(start, doses[0])).total_seconds()
+    delay_s = (start - _injection(start, doses[0], dataset)).total_seconds()
     if not 0 <= delay_s <= MAX_DELAY_S:
         raise InputError("the scan starts before the injection or over a day after it: no SUVbw")
     return weight_kg * 1000 / (dose_bq * 2 ** (-delay_s / half_life_s))
@@ -121,18 +131,30 @@ def _scan_start(dataset: Any) -> datetime:
     return min(moment for moment in (series, acquired) if moment is not None)
 
 
-def _injection(start: datetime, dose: Any) -> datetime:
-    stamp = str(dose.get("RadiopharmaceuticalStartDateTime") or "").split("+")[0].split("-")[0]
-    moment = _moment(stamp[:8], stamp[8:]) if len(stamp) >= 12 else None
-    if (
-        moment is None
-    ):  # time only: the day of the scan, or the day before if that would be later than the scan
+def _injection(start: datetime, dose: Any, dataset: Any) -> datetime:
+    """When the tracer was given, by the clock of the scan's times."""
+    stamp = str(dose.get("RadiopharmaceuticalStartDateTime") or "").strip()
+    clock = re.split("[+-]", stamp)[0]
+    moment = _moment(clock[:8], clock[8:]) if len(clock) >= 12 else None
+    theirs, ours = _offset(stamp[len(clock) :]), _offset(dataset.get("TimezoneOffsetFromUTC"))
+    if moment is not None and theirs is not None and ours is not None:
+        moment += ours - theirs
+    # Time only: the day of the scan, or the day before if that would be later than the scan.
+    if moment is None:
         moment = _moment(start.strftime("%Y%m%d"), dose.get("RadiopharmaceuticalStartTime"))
         if moment is not None and moment > start:
             moment -= timedelta(days=1)
     if moment is None:
         raise InputError("no time of injection: no SUVbw")
     return moment
+
+
+def _offset(value: Any) -> timedelta | None:
+    """+0100 as an hour (PS3.5 6.2, VR DT); None where it is not stated."""
+    found = re.fullmatch(r"([+-])(\d\d)(\d\d)", str(value or "").strip())
+    if found is None:
+        return None
+    return timedelta(hours=int(found[2]), minutes=int(found[3])) * (-1 if found[1] == "-" else 1)
 
 
 def _moment(date: Any, time: Any) -> datetime | None:
