@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ValueRange = tuple[float, float]
 _WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type
-_loading = threading.Lock()
+_loading: dict[int, threading.Lock] = {}  # per process: a fork may copy one that another thread holds
 
 
 class Fuser:
@@ -31,8 +31,8 @@ class Fuser:
     "fp32", "bf16" or (TensorRT) "fp16".
     threads: CPU threads of the network; None: all. streams: pictures at a time, which share the threads (more
     pictures per second for several callers, longer latency for each; the same results). `fuser.runtime` says
-    what was chosen. A Fuser can be pickled: the other process loads its own network. After a fork the
-    child gets an InputError.
+    what was chosen. A Fuser can be pickled: the other process loads its own network. A forked
+    child has to make its own; `fuse` does.
     network: "lagn", or "lagn-quality", a finer and slower one.
     Raises InputError for a runtime or precision that is unknown or unavailable here, and says why; and for an
     unknown network.
@@ -234,8 +234,8 @@ def fuse(
         device), in the wider dtype of the two; RGB where b is RGB.
     Raises InputError, naming the argument or file, what was found and what is expected.
     """
-    with _loading:
-        fuser = _default_fuser(runtime, precision, network)
+    with _loading.setdefault(os.getpid(), threading.Lock()):
+        fuser = _default_fuser(os.getpid(), runtime, precision, network)
     return fuser(
         a,
         b,
@@ -264,7 +264,8 @@ def _refuse_for_pictures(options: dict[str, Any]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _default_fuser(runtime: str, precision: str, network: str) -> Fuser:
+def _default_fuser(process: int, runtime: str, precision: str, network: str) -> Fuser:
+    """process: whose; a Fuser is of no use after a fork."""
     return Fuser(runtime, precision, network=network)
 
 
