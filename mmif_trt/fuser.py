@@ -151,7 +151,8 @@ class Fuser:
         percentiles_b: ValueRange | None = None,
     ) -> Any:
         """Fuse; see `fuse`."""
-        range_a, range_b = value_range_a or value_range, value_range_b or value_range
+        range_a = value_range if value_range_a is None else value_range_a
+        range_b = value_range if value_range_b is None else value_range_b
         options = {
             "plane": plane,
             "palette": palette,
@@ -173,7 +174,7 @@ class Fuser:
         on_card = getattr(self.runtime, "fuse_on_card", None)
         fused = on_card(a, b, range_a, range_b) if on_card else None
         if fused is not None:
-            return _as_tensor(fused, a) if _is_tensor(a) else fused
+            return _as_tensor(fused, a) if runtimes.is_tensor(a) else fused
         array_a, array_b = _as_array(a, "a"), _as_array(b, "b")
         fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
         return fused if isinstance(a, np.ndarray) else _as_tensor(fused, a)
@@ -304,19 +305,17 @@ def _as_registration(x: Any, a: Image, b: Image) -> Any:
 def _as_array(x: Any, name: str) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
-    if _is_tensor(x):
+    if runtimes.is_tensor(x):
         try:
-            array: np.ndarray = x.detach().cpu().numpy()
-        except TypeError:  # bfloat16 and other types that NumPy lacks
-            raise InputError(f"{name}: dtype {x.dtype}; expected uint8, uint16 or float32") from None
+            array: np.ndarray = x.detach().cpu().resolve_conj().resolve_neg().numpy()
+        except (TypeError, NotImplementedError):  # bfloat16 and others that NumPy lacks; sparse; "meta"
+            raise InputError(
+                f"{name}: dtype {x.dtype}, {x.layout}, on {x.device}; expected a dense tensor of uint8, "
+                "uint16 or float32"
+            ) from None
         return array
-    raise InputError(
-        f"{name}: {type(x).__name__}; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image"
-    )
-
-
-def _is_tensor(x: Any) -> bool:
-    return type(x).__module__.split(".")[0] == "torch" and hasattr(x, "detach")
+    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    raise InputError(f"{name}: {kind}; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image")
 
 
 def _as_tensor(fused: Any, like: Any) -> Any:

@@ -24,6 +24,8 @@ _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # towards which an axis runs, a
 # Black and white by default: the whole range of the type, never the image's own extremes.
 DTYPE_RANGE: dict[str, tuple[float, float]] = {"uint8": (0, 255), "uint16": (0, 65535), "float32": (0, 1)}
 
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 
 class InputError(ValueError):
     """A user's mistake. The message names the file or argument, what was found and what is expected."""
@@ -53,8 +55,8 @@ class Image:
         `sha256sum FILES | cut -c1-64 | sort | sha256sum` has it. "" where there is no file.
     label: of a fused image, how it was made, as (keyword, text); see label.py. () for others.
 
-    Raises InputError for another shape, type or size, for NaN or infinity, for an empty value range, and for
-    a volume without invertible geometry.
+    Raises InputError for another shape, type or size, for NaN, infinity or masked pixels, for a value range
+    that is empty in float32, and for a volume without invertible geometry.
     """
 
     data: np.ndarray
@@ -76,6 +78,13 @@ class Image:
         if not isinstance(data, np.ndarray) or data.dtype.name not in DTYPE_RANGE:
             received = f"dtype {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
             raise InputError(f"{self.source}: {received}; expected an array of uint8, uint16 or float32")
+        if isinstance(data, np.ma.MaskedArray):
+            if np.ma.is_masked(data):
+                masked = np.ma.count_masked(data)
+                raise InputError(
+                    f"{self.source}: {masked} masked pixels; expected a value for each, such as x.filled(0)"
+                )
+            object.__setattr__(self, "data", data := data.data)
         if not (data.ndim == 2 or (data.ndim == 3 and data.shape[2] == 3)):
             if self.affine is None or data.ndim not in (3, 4) or (data.ndim == 4 and data.shape[3] != 3):
                 raise InputError(
@@ -97,11 +106,12 @@ class Image:
         given = DTYPE_RANGE[data.dtype.name] if self.value_range is None else self.value_range
         try:
             low, high = (float(value) for value in given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             low = high = 0.0
-        if not (np.isfinite([low, high]).all() and low < high):
+        if not (low < high and high - low >= _TINY and max(-low, high, high - low) <= _HUGE):
             raise InputError(
-                f"{self.source}: value range {given}; expected a finite (black, white), black < white"
+                f"{self.source}: value range {given}; expected a finite (black, white), black < white, in "
+                "float32"
             )
         object.__setattr__(self, "value_range", (low, high))
 

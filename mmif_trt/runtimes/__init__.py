@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import numbers
+import sys
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,15 +62,16 @@ def load(
     streams: pictures to run at a time, at most one per thread; a runtime that cannot do that runs one.
     network: which of the shipped ones.
     Raises InputError for an unknown name, precision or network, for a runtime that is not installed, and for
-    less than one thread.
+    less than one thread or stream.
     """
     usable = available()
     if name != "auto" and name not in usable:
         raise InputError(f"runtime {name!r}; expected auto, {', '.join(usable)}")
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads {threads}; expected 1 or more")
+    for what, count in (("threads", 1 if threads is None else threads), ("streams", streams)):
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise InputError(f"{what} {count!r}; expected a whole number, 1 or more")
     weights.refuse_unknown(network)
     how = (precision, threads, streams, network)
     if name != "auto":
@@ -113,6 +116,12 @@ def stacked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a = np.ascontiguousarray(a, np.float32).reshape(-1, 1, *a.shape[-2:])
     b = np.ascontiguousarray(b, np.float32).reshape(len(a), 2 if planes else 1, *b.shape[-2:])
     return a, b if planes else np.concatenate([b, np.zeros_like(b)], 1)
+
+
+def is_tensor(x: Any) -> bool:
+    """torch's, or of a subclass (MONAI's MetaTensor, torchvision's Image); does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def describe(runtime: Runtime) -> dict[str, Any]:

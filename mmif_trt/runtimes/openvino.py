@@ -66,8 +66,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 def load(
     precision: str, threads: int | None, streams: int = 1, network: str = weights.DEFAULT
 ) -> OpenVinoRuntime:
-    """Raises InputError in a child of a process that freed a runtime: OpenVINO keeps the threads of a freed one
-    for the next, and the child would wait for the parent's for ever."""
+    """Raises InputError in a child of a process that freed a runtime: OpenVINO keeps the threads of a freed
+    one for the next, and the child would wait for the parent's for ever."""
     if _freed_in - {os.getpid()}:
         raise InputError(
             "runtime 'openvino' in a process forked from one that has freed a Fuser; expected "
