@@ -28,8 +28,6 @@ from tqdm import tqdm
 
 from mmif_trt import ops
 from mmif_trt.image import InputError
-from mmif_trt.machine import usable_cores
-from mmif_trt.train.data import DECODERS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -281,29 +279,6 @@ def source_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
-
-
-def parser(module: str, about: str, defaults: Any) -> argparse.ArgumentParser:
-    """The options that all trainings share, with the defaults of their configuration."""
-    out = argparse.ArgumentParser(f"python -m mmif_trt.train.{module}", description=about)
-    out.add_argument("--data", type=Path, required=True, help="folder with mri-ct, mri-pet, mri-spect")
-    out.add_argument(
-        "--out", type=Path, required=True, help="run folder; an unfinished run in it is continued"
-    )
-    out.add_argument("--stop-after", type=int, help="end at this step of the schedule")
-    out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-    out.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
-    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("seed", int)):
-        out.add_argument(f"--{name}", type=kind, default=getattr(defaults, name.replace("-", "_")))
-    out.add_argument("--precision", choices=("bf16", "fp32"), default=defaults.precision)
-    out.add_argument("--decode", choices=DECODERS, default="opencv", help="the same bits by both")
-    return out
-
-
-def shared(given: argparse.Namespace) -> dict[str, Any]:
-    """The fields of Schedule that `parser` reads."""
-    names = ("steps", "batch_size", "learning_rate", "seed", "precision")
-    return {name: getattr(given, name) for name in names}
 
 
 def main(given: argparse.Namespace, config: Any, train: Callable[[], Path]) -> int:

@@ -357,6 +357,31 @@ def test_bad_data_gives_one_line_and_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--steps", "0", "a whole number, 1 or more"),
+        ("--steps", "-5", "a whole number, 1 or more"),
+        ("--batch-size", "0", "a whole number, 1 or more"),
+        ("--threads", "0", "a whole number, 1 or more"),
+        ("--seed", "-1", "a whole number, 0 or more"),
+        ("--workers", "-1", "a whole number, 0 or more"),
+        ("--learning-rate", "-1", "a number, 0 or more"),
+        ("--intensity", "nan", "a number, 0 or more"),
+        ("--synthetic", "2", "a number, 0 to 1"),
+    ],
+)
+def test_what_no_training_can_use_is_refused_at_once(
+    option: str, value: str, expected: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate below 0 trained, no steps claimed a checkpoint, and the others were tracebacks."""
+    with pytest.raises(SystemExit, match="^2$"):
+        fusion.main(["--data", str(root), "--out", str(tmp_path / "run"), option, value])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: argument {option}: {value!r}; expected {expected}" in last
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_trains(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", str(root), "--out", str(tmp_path / "run"), "--threads", "1", "--steps", "1"]
     assert fusion.main([*arguments, "--batch-size", "1", "--crop-px", "32"]) == 0
