@@ -4,6 +4,7 @@ line."""
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,36 @@ def test_init_starts_from_the_average_of_another_run(root: Path, tmp_path: Path)
         assert torch.equal(second[f"model.{key}"], expected[f"average.{key}"])
     with pytest.raises(InputError, match=r"none\.safetensors: no such file; expected a checkpoint"):
         fusion.train(still, root, tmp_path / "third", init=tmp_path / "none.safetensors")
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C lost the steps since the last checkpoint, in a traceback."""
+    true_step = loop.train_step
+
+    def signalled(state: loop.State, *rest: Any) -> Any:
+        done = true_step(state, *rest)
+        if state.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return done
+
+    arguments = ["--data", str(root), "--out", str(tmp_path / "run"), "--threads", "1", "--steps", "4"]
+    arguments += ["--batch-size", "1", "--crop-px", "32", "--precision", "fp32"]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(loop, "train_step", signalled)
+    try:
+        assert fusion.main(arguments) == 128 + signal.SIGTERM
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "checkpoint.safetensors: stopped at step 2; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(loop, "train_step", true_step)
+    assert fusion.main(arguments) == 0
+    once = ["--out", str(tmp_path / "once")]
+    assert fusion.main([*arguments, *once]) == 0
+    parts, whole = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("run", "once"))
+    assert all(torch.equal(parts[key], whole[key]) for key in whole)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(root: Path, tmp_path: Path) -> None:
