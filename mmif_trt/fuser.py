@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmif_trt import label, runtimes
-from mmif_trt.image import DTYPE_RANGE, CardImage, Image, InputError, Picture
+from mmif_trt.image import DTYPE_RANGE, CardImage, Image, InputError, Picture, as_array, is_tensor
 from mmif_trt.stages import colour, normalise, tiling
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ class Fuser:
         on_card = getattr(self.runtime, "fuse_on_card", None)
         fused = on_card(a, b, range_a, range_b) if on_card else None
         if fused is not None:
-            return _as_tensor(fused, a) if runtimes.is_tensor(a) else fused
-        array_a, array_b = _as_array(a, "a"), _as_array(b, "b")
+            return _as_tensor(fused, a) if is_tensor(a) else fused
+        array_a, array_b = as_array(a, "a"), as_array(b, "b")
         fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
         return fused if isinstance(a, np.ndarray) else _as_tensor(fused, a)
 
@@ -288,7 +288,7 @@ def _as_image(x: Any, name: str, value_range: ValueRange | None) -> Image:
         x = read(x)
     if isinstance(x, Image):
         return x if value_range is None else x.with_data(x.data, value_range=value_range)
-    return Image(_as_array(x, name), value_range, source=name)
+    return Image(as_array(x, name), value_range, source=name)
 
 
 def _as_registration(x: Any, a: Image, b: Image) -> Any:
@@ -300,22 +300,6 @@ def _as_registration(x: Any, a: Image, b: Image) -> Any:
     if isinstance(x, (str, os.PathLike)) and x not in geometry.REGISTRATIONS and os.path.isfile(x):
         return geometry.Stated(*io.read_registration(x, a, b))
     return x
-
-
-def _as_array(x: Any, name: str) -> np.ndarray:
-    if isinstance(x, np.ndarray):
-        return x
-    if runtimes.is_tensor(x):
-        try:
-            array: np.ndarray = x.detach().cpu().resolve_conj().resolve_neg().numpy()
-        except (TypeError, NotImplementedError):  # bfloat16 and others that NumPy lacks; sparse; "meta"
-            raise InputError(
-                f"{name}: dtype {x.dtype}, {x.layout}, on {x.device}; expected a dense tensor of uint8, "
-                "uint16 or float32"
-            ) from None
-        return array
-    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
-    raise InputError(f"{name}: {kind}; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image")
 
 
 def _as_tensor(fused: Any, like: Any) -> Any:

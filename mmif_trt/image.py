@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,9 +117,13 @@ class Image:
         object.__setattr__(self, "value_range", (low, high))
 
     def _check_volume(self) -> None:
-        affine = np.array(self.affine, np.float64)
+        try:
+            affine = np.array(self.affine, np.float64)
+        except (TypeError, ValueError):  # text, or rows of different lengths
+            affine = np.empty(0)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or (affine[3] != (0, 0, 0, 1)).any():
-            raise InputError(f"{self.source}: affine {affine.tolist()}; expected a finite [4, 4] of RAS+ mm")
+            found = self.affine.tolist() if isinstance(self.affine, np.ndarray) else self.affine
+            raise InputError(f"{self.source}: affine {found}; expected a finite [4, 4] of RAS+ mm")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
             raise InputError(f"{self.source}: affine axes do not span space; expected an invertible affine")
@@ -193,6 +198,30 @@ class Image:
         if self.is_volume:
             parts += [f"axes to {self.orientation}", self.units or "units unknown"]
         return f"Image({', '.join(parts)}; {self.source})"
+
+
+def is_tensor(x: Any) -> bool:
+    """torch's, or of a subclass (MONAI's MetaTensor, torchvision's Image); does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def as_array(x: Any, name: str, others: str = "a path or an mmif_trt.Image") -> np.ndarray:
+    """A NumPy array as it is; a torch tensor on the host, without a copy if it is there. others: what else
+    the caller takes. Raises InputError."""
+    if isinstance(x, np.ndarray):
+        return x
+    if is_tensor(x):
+        try:
+            array: np.ndarray = x.detach().cpu().resolve_conj().resolve_neg().numpy()
+        except (TypeError, NotImplementedError):  # bfloat16 and others that NumPy lacks; sparse; "meta"
+            raise InputError(
+                f"{name}: dtype {x.dtype}, {x.layout}, on {x.device}; expected a dense tensor of uint8, "
+                "uint16 or float32"
+            ) from None
+        return array
+    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    raise InputError(f"{name}: {kind}; expected a NumPy array, a torch tensor, {others}")
 
 
 def stored_text(header: Any, keyword: str) -> str:

@@ -38,6 +38,7 @@ NAN = np.full((16, 16), np.nan, np.float32)
             {},
             r"scan: 240 masked pixels; expected a value for each",
         ),
+        (np.zeros((2, 16, 16), np.uint8), {"affine": "eye"}, r"scan: affine eye; expected a finite \[4, 4\]"),
         (GREY, {"modality": "MR"}, r"scan: modality 'MR'; expected mri, ct, pet, spect"),
         (GREY, {"value_range": (5, 5)}, r"scan: value range \(5, 5\); expected .*black < white"),
         (GREY, {"value_range": (9, 5)}, r"scan: value range \(9, 5\)"),

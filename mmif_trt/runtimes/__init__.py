@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import numbers
-import sys
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,12 +115,6 @@ def stacked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a = np.ascontiguousarray(a, np.float32).reshape(-1, 1, *a.shape[-2:])
     b = np.ascontiguousarray(b, np.float32).reshape(len(a), 2 if planes else 1, *b.shape[-2:])
     return a, b if planes else np.concatenate([b, np.zeros_like(b)], 1)
-
-
-def is_tensor(x: Any) -> bool:
-    """torch's, or of a subclass (MONAI's MetaTensor, torchvision's Image); does not import torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def describe(runtime: Runtime) -> dict[str, Any]:

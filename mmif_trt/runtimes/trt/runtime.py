@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mmif_trt import weights
-from mmif_trt.image import DTYPE_RANGE, InputError
+from mmif_trt.image import DTYPE_RANGE, InputError, is_tensor
 from mmif_trt.models.pixels import LUMA, Form
-from mmif_trt.runtimes import is_tensor, stacked
+from mmif_trt.runtimes import stacked
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import device_array, engine_file
 from mmif_trt.runtimes.trt.cuda import DeviceError, card
