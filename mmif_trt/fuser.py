@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmif_trt import label, runtimes
-from mmif_trt.image import DTYPE_RANGE, CardImage, Image, InputError, Picture
+from mmif_trt.image import DTYPE_RANGE, CardImage, Image, InputError, Picture, as_array, is_tensor
 from mmif_trt.stages import colour, normalise, tiling
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ValueRange = tuple[float, float]
 _WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type
-_loading = threading.Lock()
+_loading: dict[int, threading.Lock] = {}  # per process: a fork may copy one that another thread holds
 
 
 class Fuser:
@@ -31,8 +31,8 @@ class Fuser:
     "fp32", "bf16" or (TensorRT) "fp16".
     threads: CPU threads of the network; None: all. streams: pictures at a time, which share the threads (more
     pictures per second for several callers, longer latency for each; the same results). `fuser.runtime` says
-    what was chosen. A Fuser can be pickled: the other process loads its own network. After a fork the
-    child gets an InputError.
+    what was chosen. A Fuser can be pickled: the other process loads its own network. A forked
+    child has to make its own; `fuse` does.
     network: "lagn", or "lagn-quality", a finer and slower one.
     Raises InputError for a runtime or precision that is unknown or unavailable here, and says why; and for an
     unknown network.
@@ -151,7 +151,8 @@ class Fuser:
         percentiles_b: ValueRange | None = None,
     ) -> Any:
         """Fuse; see `fuse`."""
-        range_a, range_b = value_range_a or value_range, value_range_b or value_range
+        range_a = value_range if value_range_a is None else value_range_a
+        range_b = value_range if value_range_b is None else value_range_b
         options = {
             "plane": plane,
             "palette": palette,
@@ -173,8 +174,8 @@ class Fuser:
         on_card = getattr(self.runtime, "fuse_on_card", None)
         fused = on_card(a, b, range_a, range_b) if on_card else None
         if fused is not None:
-            return _as_tensor(fused, a) if _is_tensor(a) else fused
-        array_a, array_b = _as_array(a, "a"), _as_array(b, "b")
+            return _as_tensor(fused, a) if is_tensor(a) else fused
+        array_a, array_b = as_array(a, "a"), as_array(b, "b")
         fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
         return fused if isinstance(a, np.ndarray) else _as_tensor(fused, a)
 
@@ -234,8 +235,8 @@ def fuse(
         device), in the wider dtype of the two; RGB where b is RGB.
     Raises InputError, naming the argument or file, what was found and what is expected.
     """
-    with _loading:
-        fuser = _default_fuser(runtime, precision, network)
+    with _loading.setdefault(os.getpid(), threading.Lock()):
+        fuser = _default_fuser(os.getpid(), runtime, precision, network)
     return fuser(
         a,
         b,
@@ -264,7 +265,8 @@ def _refuse_for_pictures(options: dict[str, Any]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _default_fuser(runtime: str, precision: str, network: str) -> Fuser:
+def _default_fuser(process: int, runtime: str, precision: str, network: str) -> Fuser:
+    """process: whose; a Fuser is of no use after a fork."""
     return Fuser(runtime, precision, network=network)
 
 
@@ -286,7 +288,7 @@ def _as_image(x: Any, name: str, value_range: ValueRange | None) -> Image:
         x = read(x)
     if isinstance(x, Image):
         return x if value_range is None else x.with_data(x.data, value_range=value_range)
-    return Image(_as_array(x, name), value_range, source=name)
+    return Image(as_array(x, name), value_range, source=name)
 
 
 def _as_registration(x: Any, a: Image, b: Image) -> Any:
@@ -298,24 +300,6 @@ def _as_registration(x: Any, a: Image, b: Image) -> Any:
     if isinstance(x, (str, os.PathLike)) and x not in geometry.REGISTRATIONS and os.path.isfile(x):
         return geometry.Stated(*io.read_registration(x, a, b))
     return x
-
-
-def _as_array(x: Any, name: str) -> np.ndarray:
-    if isinstance(x, np.ndarray):
-        return x
-    if _is_tensor(x):
-        try:
-            array: np.ndarray = x.detach().cpu().numpy()
-        except TypeError:  # bfloat16 and other types that NumPy lacks
-            raise InputError(f"{name}: dtype {x.dtype}; expected uint8, uint16 or float32") from None
-        return array
-    raise InputError(
-        f"{name}: {type(x).__name__}; expected a NumPy array, a torch tensor, a path or an mmif_trt.Image"
-    )
-
-
-def _is_tensor(x: Any) -> bool:
-    return type(x).__module__.split(".")[0] == "torch" and hasattr(x, "detach")
 
 
 def _as_tensor(fused: Any, like: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ MAX_VOXELS = 1 << 28  # of a volume: 512 x 512 x 1024
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # towards which an axis runs, along x, y, z of RAS+
 # Black and white by default: the whole range of the type, never the image's own extremes.
 DTYPE_RANGE: dict[str, tuple[float, float]] = {"uint8": (0, 255), "uint16": (0, 65535), "float32": (0, 1)}
+
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class InputError(ValueError):
@@ -53,8 +56,8 @@ class Image:
         `sha256sum FILES | cut -c1-64 | sort | sha256sum` has it. "" where there is no file.
     label: of a fused image, how it was made, as (keyword, text); see label.py. () for others.
 
-    Raises InputError for another shape, type or size, for NaN or infinity, for an empty value range, and for
-    a volume without invertible geometry.
+    Raises InputError for another shape, type or size, for NaN, infinity or masked pixels, for a value range
+    that is empty in float32, and for a volume without invertible geometry.
     """
 
     data: np.ndarray
@@ -76,6 +79,13 @@ class Image:
         if not isinstance(data, np.ndarray) or data.dtype.name not in DTYPE_RANGE:
             received = f"dtype {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
             raise InputError(f"{self.source}: {received}; expected an array of uint8, uint16 or float32")
+        if isinstance(data, np.ma.MaskedArray):
+            if np.ma.is_masked(data):
+                masked = np.ma.count_masked(data)
+                raise InputError(
+                    f"{self.source}: {masked} masked pixels; expected a value for each, such as x.filled(0)"
+                )
+            object.__setattr__(self, "data", data := data.data)
         if not (data.ndim == 2 or (data.ndim == 3 and data.shape[2] == 3)):
             if self.affine is None or data.ndim not in (3, 4) or (data.ndim == 4 and data.shape[3] != 3):
                 raise InputError(
@@ -97,18 +107,23 @@ class Image:
         given = DTYPE_RANGE[data.dtype.name] if self.value_range is None else self.value_range
         try:
             low, high = (float(value) for value in given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             low = high = 0.0
-        if not (np.isfinite([low, high]).all() and low < high):
+        if not (low < high and high - low >= _TINY and max(-low, high, high - low) <= _HUGE):
             raise InputError(
-                f"{self.source}: value range {given}; expected a finite (black, white), black < white"
+                f"{self.source}: value range {given}; expected a finite (black, white), black < white, in "
+                "float32"
             )
         object.__setattr__(self, "value_range", (low, high))
 
     def _check_volume(self) -> None:
-        affine = np.array(self.affine, np.float64)
+        try:
+            affine = np.array(self.affine, np.float64)
+        except (TypeError, ValueError):  # text, or rows of different lengths
+            affine = np.empty(0)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or (affine[3] != (0, 0, 0, 1)).any():
-            raise InputError(f"{self.source}: affine {affine.tolist()}; expected a finite [4, 4] of RAS+ mm")
+            found = self.affine.tolist() if isinstance(self.affine, np.ndarray) else self.affine
+            raise InputError(f"{self.source}: affine {found}; expected a finite [4, 4] of RAS+ mm")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
             raise InputError(f"{self.source}: affine axes do not span space; expected an invertible affine")
@@ -183,6 +198,30 @@ class Image:
         if self.is_volume:
             parts += [f"axes to {self.orientation}", self.units or "units unknown"]
         return f"Image({', '.join(parts)}; {self.source})"
+
+
+def is_tensor(x: Any) -> bool:
+    """torch's, or of a subclass (MONAI's MetaTensor, torchvision's Image); does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def as_array(x: Any, name: str, others: str = "a path or an mmif_trt.Image") -> np.ndarray:
+    """A NumPy array as it is; a torch tensor on the host, without a copy if it is there. others: what else
+    the caller takes. Raises InputError."""
+    if isinstance(x, np.ndarray):
+        return x
+    if is_tensor(x):
+        try:
+            array: np.ndarray = x.detach().cpu().resolve_conj().resolve_neg().numpy()
+        except (TypeError, NotImplementedError):  # bfloat16 and others that NumPy lacks; sparse; "meta"
+            raise InputError(
+                f"{name}: dtype {x.dtype}, {x.layout}, on {x.device}; expected a dense tensor of uint8, "
+                "uint16 or float32"
+            ) from None
+        return array
+    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    raise InputError(f"{name}: {kind}; expected a NumPy array, a torch tensor, {others}")
 
 
 def stored_text(header: Any, keyword: str) -> str:

@@ -48,7 +48,10 @@ class Options:
 
     def changed(self) -> list[str]:
         """The names of the fields that are not at their default."""
-        return [f.name for f in fields(self) if getattr(self, f.name) is not f.default]
+        values = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return [
+            name for name, value, default in values if type(value) is not type(default) or value != default
+        ]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from pictures import picture
 
@@ -116,9 +118,21 @@ def test_tensors(fuser: Fuser) -> None:
     with_grad = torch.rand(20, 20, requires_grad=True)
     assert not fuser(with_grad, torch.rand(20, 20)).requires_grad
     for dtype in (torch.bfloat16, torch.float64, torch.int64):
-        with pytest.raises(InputError, match=r"a: dtype .*(bfloat16|float64|int64); expected"):
+        with pytest.raises(InputError, match=r"a: dtype .*(bfloat16|float64|int64).*; expected"):
             fuser(torch.zeros(20, 20, dtype=dtype), b)
+    for tensor in (torch.zeros(20, 20, device="meta"), torch.zeros(20, 20).to_sparse()):
+        with pytest.raises(InputError, match=r"a: dtype .*(sparse_coo|on meta).*; expected a dense"):
+            fuser(tensor, b)
+    a, b = (torch.from_numpy(x) for x in pair("float32"))
+
+    class MetaTensor(torch.Tensor): ...  # type: ignore[misc]  # MONAI's
+
+    for same in (a.as_subclass(MetaTensor), torch._neg_view(-a)):
+        result = fuser(same, b)
+        assert isinstance(result, torch.Tensor) and torch.equal(result.as_subclass(torch.Tensor), fuser(a, b))
     if torch.cuda.is_available():
+        a, b = (x.numpy() for x in (a, b))
+        expected = fuser(a, b)
         on_gpu = fuser(torch.from_numpy(a).cuda(), torch.from_numpy(b).cuda())
         assert on_gpu.is_cuda and np.array_equal(on_gpu.cpu().numpy(), expected)
 
@@ -219,6 +233,16 @@ def test_value_range(fuser: Fuser) -> None:
     np.testing.assert_array_equal(
         fuser(Image(a, (0, 9)), Image(b), value_range=(0, 4095)).data, stated, "said in the call, it wins"
     )
+
+
+def test_value_ranges_and_options_that_a_configuration_holds(fuser: Fuser) -> None:
+    a, b = pair("uint16")
+    expected = fuser(a, b, value_range=(0, 4095))
+    given = {"value_range_a": np.array([0, 4095]), "value_range_b": [0, 4095]}
+    given |= json.loads('{"registration": "header"}')  # a string, but not the default itself
+    np.testing.assert_array_equal(fuser(a, b, **given), expected)
+    with pytest.raises(InputError, match=r"a: value range \(\); expected"):
+        fuser(a, b, value_range_a=(), value_range=(0, 4095))
 
 
 def test_value_range_of_the_wider_source(fuser: Fuser) -> None:
@@ -348,6 +372,7 @@ WIDE = np.broadcast_to(np.uint8(0), (16, 4097))
         (A, None, r"b: NoneType; expected a NumPy array"),
         ("no such file.png", B, r"no such file\.png: no such file; expected one of"),
         (A, "", r"path: ''; expected"),
+        (PIL.Image.new("L", (53, 40)), B, r"a: PIL\.Image\.Image; expected a NumPy array, .*mmif_trt\.Image"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(fuser: Fuser, a: Any, b: Any, message: str) -> None:
@@ -376,7 +401,9 @@ def test_files_are_named(fuser: Fuser, tmp_path: Path) -> None:
     [
         ({"runtime": "cuda"}, r"runtime 'cuda'; expected auto, tensorrt, openvino, torch"),
         ({"precision": "int8"}, r"precision 'int8'; expected auto, fp32, bf16"),
-        ({"threads": 0}, r"threads 0; expected 1 or more"),
+        ({"threads": 0}, r"threads 0; expected a whole number, 1 or more"),
+        ({"threads": "2"}, r"threads '2'; expected a whole number"),
+        ({"streams": 0}, r"streams 0; expected a whole number, 1 or more"),
         ({"runtime": "torch", "precision": "bf16"}, r"precision 'bf16': .*; expected auto, fp32"),
     ],
 )
@@ -385,6 +412,6 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         pytest.importorskip("torch")
     with pytest.raises(InputError, match="^" + message):
         Fuser(**options)
-    if "threads" not in options:
+    if not {"threads", "streams"} & set(options):
         with pytest.raises(InputError, match="^" + message):
             fuse(A, B, **options)

@@ -33,11 +33,21 @@ NAN = np.full((16, 16), np.nan, np.float32)
         (np.broadcast_to(np.uint8(0), (16, 4097)), {}, r"scan: 16 x 4097 px; expected 16 to 4096 px"),
         (NAN, {}, r"scan: NaN or infinite pixels; expected finite values"),
         (np.full((16, 16, 3), np.inf, np.float32), {}, r"scan: NaN or infinite pixels"),
+        (
+            np.ma.masked_invalid(np.where(np.eye(16) > 0, np.float32(1), np.float32(np.nan))),
+            {},
+            r"scan: 240 masked pixels; expected a value for each",
+        ),
+        (np.zeros((2, 16, 16), np.uint8), {"affine": "eye"}, r"scan: affine eye; expected a finite \[4, 4\]"),
         (GREY, {"modality": "MR"}, r"scan: modality 'MR'; expected mri, ct, pet, spect"),
         (GREY, {"value_range": (5, 5)}, r"scan: value range \(5, 5\); expected .*black < white"),
         (GREY, {"value_range": (9, 5)}, r"scan: value range \(9, 5\)"),
         (GREY, {"value_range": (0, np.inf)}, r"scan: value range \(0, inf\)"),
         (GREY, {"value_range": (np.nan, 1)}, r"scan: value range \(nan, 1\)"),
+        (GREY, {"value_range": (0, 1e39)}, r"scan: value range \(0, 1e\+39\); .*in float32"),
+        (GREY, {"value_range": (-3e38, 3e38)}, r"scan: value range .*in float32"),
+        (GREY, {"value_range": (0, 1e-46)}, r"scan: value range \(0, 1e-46\)"),
+        (GREY, {"value_range": (0, 10**400)}, r"scan: value range \(0, 10"),
     ],
 )
 def test_a_wrong_image_is_refused_in_one_line(data: Any, options: dict[str, Any], message: str) -> None:
@@ -57,6 +67,11 @@ def test_value_range_follows_the_type_unless_stated() -> None:
     assert Image(GREY + 7).value_range == (0, 255), "never the image's own extremes"
     assert Image(GREY, (-1024, 3071)).value_range == (-1024.0, 3071.0)
     assert set(DTYPE_RANGE) == {"uint8", "uint16", "float32"}
+
+
+def test_an_array_without_masked_pixels_is_plain() -> None:
+    image = Image(np.ma.MaskedArray(GREY))
+    assert type(image.data) is np.ndarray and np.shares_memory(image.data, GREY)
 
 
 def test_frozen() -> None:

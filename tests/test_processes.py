@@ -54,6 +54,48 @@ def test_a_fuser_says_so_after_a_fork() -> None:
     assert "made before a fork; expected one made in each process" in said and "\n" not in said
 
 
+FORKED = """
+import os, signal, sys, numpy as np, mmif_trt
+x = np.zeros((64, 64), np.uint8)
+runtime = {runtime!r}
+{before}
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    try:
+        {within}
+        print("fused")
+    except mmif_trt.InputError as error:
+        print(error)
+    sys.exit()  # as a server's worker ends, and not by os._exit
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+OURS = "fuser = mmif_trt.Fuser(runtime, 'fp32', threads=2, streams=2); fuser(x, x)"
+EACH = "mmif_trt.fuse(x, x, runtime=runtime, precision='fp32')"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "before", "within", "said"),
+    [
+        ("openvino", OURS + "; del fuser", "pass", "fused"),
+        ("openvino", OURS, "del fuser; " + OURS, "fused"),
+        ("openvino", EACH, EACH, "fused"),
+        ("openvino", OURS + "; del fuser", EACH, "has freed a Fuser; expected multiprocessing's"),
+        ("torch", OURS, OURS, "has used it; expected threads=1, or multiprocessing's"),
+    ],
+)
+def test_a_forked_child_fuses_or_says_why_not_and_ends(
+    runtime: str, before: str, within: str, said: str
+) -> None:
+    """It waited at its exit for the parent's threads for ever, or ended by a signal; and in a Fuser of its
+    own where the parent had freed one, or had used torch."""
+    pytest.importorskip(runtime)
+    code = FORKED.format(runtime=runtime, before=before, within=within)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, "\n" in done.stdout.strip()) == (0, False), done.stderr
+    assert said in done.stdout
+
+
 def test_signals_are_handled_after_fusers_are_freed() -> None:
     """Each OpenVINO core had put back the signal stack of one freed before it: a segmentation fault."""
     code = """

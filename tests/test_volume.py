@@ -170,6 +170,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         (pet(affine_of(), SHAPE), {"modality_b": "ct"}, "pet by its header"),
         (pet(affine_of(), SHAPE, value_range=None), {}, "no fixed black and white"),
         (pet(affine_of(), SHAPE), {"percentiles_b": (50, 50)}, "percentiles"),
+        (pet(affine_of(), SHAPE), {"percentiles_b": 5}, "percentiles 5; expected two numbers"),
         (mri().data[3], {}, "a picture"),
     ):
         with pytest.raises(InputError, match=words):

@@ -9,11 +9,12 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mmif_trt.files import kind_of_entry, name_of, open_regular, write_atomic
-from mmif_trt.image import DTYPE_RANGE, Image, InputError
+from mmif_trt.image import DTYPE_RANGE, Image, InputError, as_array
 from mmif_trt.io import dicom, neuro, nifti, raster
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.io.which import Which
@@ -166,13 +167,17 @@ def _is_nameless_dicom(name: str) -> bool:
     return dicom.begins_as_dicom(name)
 
 
-def write(path: str | os.PathLike[str], image: Image, *, durable: bool = True) -> None:
-    """Writes `image` in the format of the suffix, atomically. JPEG is lossy, the others are exact.
+def write(path: str | os.PathLike[str], image: Any, *, durable: bool = True) -> None:
+    """Writes `image`, an `Image`, or a picture as a NumPy array or torch tensor, in the format of the suffix,
+    atomically. JPEG is lossy, the others are exact. An array says nothing of its origin, nor does its file.
 
     Raises InputError for an unknown suffix and for a dtype that the format cannot hold (nothing is reduced
     silently), OutputError if the file cannot be written. durable: see write_atomic.
     """
-    name, form, dtype = name_of(path), format_of(path), image.data.dtype.name
+    name, form = name_of(path), format_of(path)
+    if not isinstance(image, Image):
+        image = Image(as_array(image, "image", "or an mmif_trt.Image"))
+    dtype = image.data.dtype.name
     if dtype not in form.dtypes:
         better = " ".join(suffix for suffix, other in FORMATS.items() if dtype in other.dtypes)
         raise InputError(

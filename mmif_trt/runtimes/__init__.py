@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import numbers
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,15 +61,16 @@ def load(
     streams: pictures to run at a time, at most one per thread; a runtime that cannot do that runs one.
     network: which of the shipped ones.
     Raises InputError for an unknown name, precision or network, for a runtime that is not installed, and for
-    less than one thread.
+    less than one thread or stream.
     """
     usable = available()
     if name != "auto" and name not in usable:
         raise InputError(f"runtime {name!r}; expected auto, {', '.join(usable)}")
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}; expected {', '.join(PRECISIONS)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads {threads}; expected 1 or more")
+    for what, count in (("threads", 1 if threads is None else threads), ("streams", streams)):
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise InputError(f"{what} {count!r}; expected a whole number, 1 or more")
     weights.refuse_unknown(network)
     how = (precision, threads, streams, network)
     if name != "auto":

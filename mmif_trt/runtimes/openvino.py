@@ -4,8 +4,10 @@ FP32's."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
+import weakref
 from functools import cache
 from typing import Any
 
@@ -29,6 +31,8 @@ _one_has_run = threading.Event()
 # Threads and streams change no number. A lock per process: a fork may copy one that another thread holds.
 _verdicts: dict[tuple[int, str], tuple[bool, str]] = {}
 _measuring: dict[int, threading.Lock] = {}
+_made: weakref.WeakSet[Any] = weakref.WeakSet()  # cores, and runtimes with their graphs
+_freed_in: set[int] = set()  # processes that freed a runtime
 
 
 @cache
@@ -41,12 +45,34 @@ def core_of(process: int) -> Any:
     """
     import openvino
 
-    return openvino.Core()
+    core = openvino.Core()
+    _made.add(core)
+    return core
+
+
+def _keep_the_parents() -> None:
+    """In a forked child: never free what the parent loaded, not even at exit.
+
+    To free it waits for the parent's threads, which the child does not have: it hung, or ended by a signal.
+    """
+    for kept in list(_made):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_keep_the_parents)
 
 
 def load(
     precision: str, threads: int | None, streams: int = 1, network: str = weights.DEFAULT
 ) -> OpenVinoRuntime:
+    """Raises InputError in a child of a process that freed a runtime: OpenVINO keeps the threads of a freed
+    one for the next, and the child would wait for the parent's for ever."""
+    if _freed_in - {os.getpid()}:
+        raise InputError(
+            "runtime 'openvino' in a process forked from one that has freed a Fuser; expected "
+            "multiprocessing's start method 'spawn'"
+        )
     cores = usable_cores()
     return OpenVinoRuntime(precision, threads or cores, min(streams, threads or cores), network)
 
@@ -57,6 +83,8 @@ class OpenVinoRuntime:
 
     def __init__(self, precision: str, threads: int, streams: int, network: str) -> None:
         self._core = core_of(os.getpid())
+        _made.add(self)
+        weakref.finalize(self, _freed_in.add, os.getpid())
         self._path = str(weights.verified_path(network, "onnx"))
         self._threads, self.streams = threads, streams
         self._lock = threading.Lock()

@@ -3,6 +3,7 @@ So it turns off TF32 in convolutions, which torch allows by default."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,15 @@ from mmif_trt.runtimes import stacked
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ran_in: int | None = None  # the process, or the one that it is a fork of, that first ran a network
+
 
 def load(
     precision: str, threads: int | None, streams: int = 1, network: str = weights.DEFAULT
 ) -> TorchRuntime:
-    """streams: ignored; pictures run one after another."""
+    """streams: ignored; pictures run one after another. Raises InputError where several threads are asked for
+    in a child of a process that ran a network: OpenMP's threads exist only in the parent, and the child would
+    wait for them for ever."""
     if precision in ("bf16", "fp16"):
         raise InputError(
             f"precision {precision!r}: runtime 'torch' is the FP32 reference; expected auto, fp32"
@@ -33,6 +38,11 @@ def load(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is None and usable_cores() < torch.get_num_threads():  # a quota, which torch ignores
         threads = usable_cores()
+    if _ran_in not in (None, os.getpid()) and (threads or torch.get_num_threads()) > 1:
+        raise InputError(
+            "runtime 'torch' in a process forked from one that has used it; expected threads=1, or "
+            "multiprocessing's start method 'spawn'"
+        )
     return TorchRuntime(load_model(network, device), device, threads)
 
 
@@ -70,6 +80,8 @@ class TorchRuntime:
     def network(self, a: Tensor, b: Tensor) -> Tensor:
         import torch
 
+        global _ran_in
+        _ran_in = _ran_in or os.getpid()
         before = torch.get_num_threads()
         if self._threads is not None:  # the setting is the process's: the caller's is restored afterwards
             torch.set_num_threads(self._threads)

@@ -49,9 +49,12 @@ def volume_limits(
     Raises InputError where nothing is known.
     """
     if percentiles is not None:
-        low, high = percentiles
+        try:
+            low, high = (float(value) for value in percentiles)
+        except (TypeError, ValueError):
+            low = high = 0.0
         if not 0 <= low < high <= 100:
-            raise InputError(f"percentiles {low} {high}; expected 0 <= low < high <= 100")
+            raise InputError(f"percentiles {percentiles}; expected two numbers, 0 <= low < high <= 100")
         black, white = (float(x) for x in np.percentile(image.data, (low, high)))
         if not black < white:
             raise InputError(

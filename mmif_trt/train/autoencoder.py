@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmif_trt.models.autoencoder import KINDS, STRIDE, Autoencoder, AutoencoderConfig
 from mmif_trt.ops import reference
-from mmif_trt.train import data, loop
+from mmif_trt.train import data, flags, loop
 from mmif_trt.train.losses import FOREGROUND
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def load(path: Path) -> Autoencoder:
 
 def main(arguments: list[str] | None = None) -> int:
     defaults = AutoencoderTraining()
-    given = loop.parser("autoencoder", __doc__.splitlines()[0], defaults).parse_args(arguments)
-    config = AutoencoderTraining(**loop.shared(given))
+    given = flags.parser("autoencoder", __doc__.splitlines()[0], defaults).parse_args(arguments)
+    config = AutoencoderTraining(**flags.shared(given))
     return loop.main(
         given, config, lambda: train(config, given.data, given.out, given.stop_after, given.decode)
     )

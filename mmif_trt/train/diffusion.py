@@ -20,7 +20,7 @@ from torch import Tensor
 from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, both_halves
-from mmif_trt.train import autoencoder, data, loop
+from mmif_trt.train import autoencoder, data, flags, loop
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -196,10 +196,10 @@ def load(path: Path) -> Denoiser:
 
 def main(arguments: list[str] | None = None) -> int:
     defaults = DiffusionTraining()
-    parser = loop.parser("diffusion", __doc__.splitlines()[0], defaults)
+    parser = flags.parser("diffusion", __doc__.splitlines()[0], defaults)
     parser.add_argument("--autoencoder", type=Path, required=True, help="checkpoint of the first training")
     given = parser.parse_args(arguments)
-    config = DiffusionTraining(**loop.shared(given))
+    config = DiffusionTraining(**flags.shared(given))
 
     def run() -> Path:
         paths = (given.data, given.autoencoder, given.out)

@@ -116,7 +116,8 @@ def write(model: LAGN, folder: Path, name: str) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    about = "Release a trained LAGN: write its files and their record into mmif_trt/weights."
+    parser = argparse.ArgumentParser("python -m mmif_trt.train.export_onnx", description=about)
     parser.add_argument("--checkpoint", type=Path, required=True)
     what = f"of the network in the release; default: {weights.DEFAULT}"
     parser.add_argument("--name", choices=weights.NAMES, default=weights.DEFAULT, help=what)

@@ -23,7 +23,7 @@ from mmif_trt.image import InputError
 from mmif_trt.models import load_model
 from mmif_trt.models.lagn import BRANCHES, LAGN, REACHES, LAGNConfig
 from mmif_trt.ops.reference import ACTIVATIONS
-from mmif_trt.train import coloured, data, generate, loop
+from mmif_trt.train import coloured, data, flags, generate, loop
 from mmif_trt.train.captured import CapturedForward
 from mmif_trt.train.fidelity_losses import (
     FidelityWeights,
@@ -247,22 +247,21 @@ def train(
 
 def options(defaults: FusionConfig) -> argparse.ArgumentParser:
     """Those of every training and LAGN's own; each term of the loss has one for its weight."""
-    parser = loop.parser("fusion", __doc__.splitlines()[0], defaults)
+    parser = flags.parser("fusion", __doc__.splitlines()[0], defaults)
     parser.add_argument("--init", type=Path, help="checkpoint of an earlier stage to start from")
     parser.add_argument("--generated", type=Path, help="generated images of the training pairs")
     parser.add_argument("--branches", choices=BRANCHES, default="both", help="of the network, for ablations")
-    parser.add_argument("--crop-px", type=int, default=defaults.crop_px)
-    parser.add_argument("--randomised", type=float, default=0.0, help="share of crops as of other scanners")
-    parser.add_argument("--synthetic", type=float, default=0.0, help="share of crops of no patient")
+    parser.add_argument("--crop-px", type=int, default=defaults.crop_px, help="side of a crop")
+    parser.add_argument(
+        "--randomised", type=flags.share, default=0.0, help="share of crops as of other scanners"
+    )
+    parser.add_argument("--synthetic", type=flags.share, default=0.0, help="share of crops of no patient")
     parser.add_argument("--hold-out", nargs="+", default=[], metavar="MODALITY:CASE", help="as ct:case37")
     often = "modalities of successive crops, as ct pet ct spect; default: each in turn"
     parser.add_argument("--turns", nargs="+", default=[], choices=data.SETS, metavar="MODALITY", help=often)
-    parser.add_argument(
-        "--stride", type=int, choices=(4, 8), default=4, help="pixels per token, global branch"
-    )
-    parser.add_argument(
-        "--window", type=int, choices=(4, 8), default=8, help="tokens per side, global branch"
-    )
+    pixels, tokens = "pixels per token, global branch", "tokens per side, global branch"
+    parser.add_argument("--stride", type=int, choices=(4, 8), default=4, help=pixels)
+    parser.add_argument("--window", type=int, choices=(4, 8), default=8, help=tokens)
     parser.add_argument(
         "--below", type=float, default=1.0, help="r of the output formula stays above minus this"
     )
@@ -272,13 +271,14 @@ def options(defaults: FusionConfig) -> argparse.ArgumentParser:
     parser.add_argument(
         "--reach", choices=REACHES, default="luma", help="what of the other source r may add or take away"
     )
-    parser.add_argument("--taught", type=float, default=0.0, help="weight of the distance to the release")
-    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead")
+    parser.add_argument(
+        "--taught", type=flags.number, default=0.0, help="weight of the distance to the release"
+    )
+    parser.add_argument("--workers", type=flags.whole(0), default=0, help="processes that make batches ahead")
     parser.add_argument("--capture", action="store_true", help="run the network as CUDA graphs")
     for name, value in (asdict(defaults.loss) | asdict(defaults.fidelity)).items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=float, default=value, help="weight of the loss term"
-        )
+        told = f"weight of the loss term; default: {value:g}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=flags.number, default=value, help=told)
     return parser
 
 
@@ -288,7 +288,7 @@ def configured(given: argparse.Namespace) -> FusionConfig:
     loss = LossWeights(**{name: getattr(given, name) for name in asdict(defaults.loss)})
     fidelity = FidelityWeights(**{name: getattr(given, name) for name in asdict(defaults.fidelity)})
     return FusionConfig(
-        **loop.shared(given),
+        **flags.shared(given),
         crop_px=given.crop_px,
         randomised=given.randomised,
         synthetic=given.synthetic,

@@ -1,4 +1,4 @@
-"""Generate with the latent diffusion: python -m mmif_trt.train.generate (--help)
+"""Generate with the latent diffusion: python -m mmif_trt.train.generate --data HARVARD --out runs/generated
 
 For every pair, writes the MRI expected from the other image, and the other expected from the MRI, into
 DIR/SPLIT.safetensors for the training of LAGN; and contact sheets of those and of pairs drawn from the joint
@@ -29,6 +29,7 @@ from mmif_trt.machine import usable_cores
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
 from mmif_trt.train import autoencoder, data, diffusion, loop
+from mmif_trt.train.flags import whole
 from mmif_trt.weights import sha256, verified_diffusion
 
 STEPS = (10, 50)  # allowed numbers of DDIM steps, beside 1
@@ -235,11 +236,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", default="train")
     steps = f"1: the expectation, {STEPS[0]} to {STEPS[1]}: draws by DDIM"
     parser.add_argument("--steps", type=int, default=1, help=steps)
-    parser.add_argument("--samples", type=int, default=4, help="to take the mean of")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=whole(1), default=4, help="to take the mean of")
+    parser.add_argument("--seed", type=whole(0), default=0)
     slow = "fp32 is ten times faster on a processor that only emulates bfloat16"
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help=slow)
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
+    parser.add_argument("--threads", type=whole(1), default=usable_cores(), help="default: all usable cores")
     what = "the same bits by both"
     parser.add_argument("--decode", choices=data.DECODERS, default="opencv", help=what)
     given = parser.parse_args(arguments)

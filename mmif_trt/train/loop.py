@@ -13,8 +13,10 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +30,7 @@ from tqdm import tqdm
 
 from mmif_trt import ops
 from mmif_trt.image import InputError
-from mmif_trt.machine import usable_cores
-from mmif_trt.train.data import DECODERS
+from mmif_trt.running import Stop, stop_on_signal
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -246,34 +247,49 @@ def run(
     stop_after: int | None = None,
     checkpoint_every: int = 500,
 ) -> Path:
-    """Step until config.steps (or stop_after), with progress, TensorBoard and checkpoints at path."""
-    first = rank_and_world()[0] == 0
+    """Step until config.steps (or stop_after), with progress, TensorBoard and checkpoints at path.
+
+    Ctrl-C and SIGTERM end it after the step in hand, with a checkpoint: raises Interrupted. Not under
+    torchrun, whose processes would end at different steps and wait for one another, and not outside the main
+    thread, which alone receives signals.
+    """
+    rank, world = rank_and_world()
     writer: SummaryWriter | None = None
-    if first:
+    if rank == 0:
         from torch.utils.tensorboard import SummaryWriter  # takes long; --help and --dry-run need none
 
         writer = SummaryWriter(str(path.parent))
     last = min(config.steps, stop_after or config.steps)
-    bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=5, disable=not first)
-    try:
-        while state.step < last:
-            loss, terms = train_step(state, config, objective)
-            bar.update()
-            if writer is None:
-                continue
-            if state.step % 50 == 0:
-                bar.set_postfix(loss=f"{loss:.4f}")
-                writer.add_scalar("loss/total", loss, state.step)
-                for name, term in terms.items():
-                    writer.add_scalar(f"loss/{name}", term.item(), state.step)
-            if state.step % checkpoint_every == 0 or state.step == last:
-                pictures(writer)
-                save_checkpoint(path, state, config)
-    finally:
-        bar.close()
-        if writer is not None:
-            writer.close()
+    bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=5, disable=rank > 0)
+    alone = world == 1 and threading.current_thread() is threading.main_thread()
+    signals: AbstractContextManager[tuple[Stop, list[int]]] = nullcontext((Stop(), []))
+    with stop_on_signal() if alone else signals as (stop, received):
+        try:
+            while state.step < last and not stop.reason:
+                loss, terms = train_step(state, config, objective)
+                bar.update()
+                if writer is None:
+                    continue
+                if state.step % 50 == 0:
+                    bar.set_postfix(loss=f"{loss:.4f}")
+                    writer.add_scalar("loss/total", loss, state.step)
+                    for name, term in terms.items():
+                        writer.add_scalar(f"loss/{name}", term.item(), state.step)
+                if state.step % checkpoint_every == 0 or state.step == last:
+                    pictures(writer)
+                    save_checkpoint(path, state, config)
+        finally:
+            bar.close()
+            if writer is not None:
+                writer.close()
+        if received and state.step < last:
+            save_checkpoint(path, state, config)
+            raise Interrupted(f"{path}: stopped at step {state.step}; the same command goes on", received[0])
     return path
+
+
+class Interrupted(Exception):
+    """(what was saved, the number of the signal)"""
 
 
 def source_commit() -> str:
@@ -283,32 +299,9 @@ def source_commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def parser(module: str, about: str, defaults: Any) -> argparse.ArgumentParser:
-    """The options that all trainings share, with the defaults of their configuration."""
-    out = argparse.ArgumentParser(f"python -m mmif_trt.train.{module}", description=about)
-    out.add_argument("--data", type=Path, required=True, help="folder with mri-ct, mri-pet, mri-spect")
-    out.add_argument(
-        "--out", type=Path, required=True, help="run folder; an unfinished run in it is continued"
-    )
-    out.add_argument("--stop-after", type=int, help="end at this step of the schedule")
-    out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-    out.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
-    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("seed", int)):
-        out.add_argument(f"--{name}", type=kind, default=getattr(defaults, name.replace("-", "_")))
-    out.add_argument("--precision", choices=("bf16", "fp32"), default=defaults.precision)
-    out.add_argument("--decode", choices=DECODERS, default="opencv", help="the same bits by both")
-    return out
-
-
-def shared(given: argparse.Namespace) -> dict[str, Any]:
-    """The fields of Schedule that `parser` reads."""
-    names = ("steps", "batch_size", "learning_rate", "seed", "precision")
-    return {name: getattr(given, name) for name in names}
-
-
 def main(given: argparse.Namespace, config: Any, train: Callable[[], Path]) -> int:
     """Print what will run, run it, and return the exit code: 0, 1 for a loss that is not finite, 2 for bad
-    input."""
+    input, 128 and the signal's number where one ended it."""
     torch.set_num_threads(given.threads)
     told = {"data": str(given.data), "commit": source_commit(), "kernels": ops.KERNELS}
     told["device"] = str(device())
@@ -320,6 +313,9 @@ def main(given: argparse.Namespace, config: Any, train: Callable[[], Path]) -> i
     started = time.time()
     try:
         path = train()
+    except Interrupted as error:
+        print(error.args[0], file=sys.stderr)
+        return 128 + int(error.args[1])
     except (InputError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

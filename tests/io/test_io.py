@@ -61,6 +61,22 @@ def test_pixels_that_are_not_plain_memory(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mio.read(tmp_path / f"{name}.png").data, view)
 
 
+def test_arrays_and_tensors_are_written(tmp_path: Path) -> None:
+    """As `fuse` returns them where they were passed; the README writes what it returns."""
+    torch = pytest.importorskip("torch")
+    mio.write(tmp_path / "array.png", RGB)
+    mio.write(tmp_path / "tensor.png", torch.from_numpy(RGB.copy()))
+    for name in ("array.png", "tensor.png"):
+        np.testing.assert_array_equal(mio.read(tmp_path / name).data, RGB)
+    for wrong in ("other.png", RGB.tolist(), None):
+        with pytest.raises(
+            InputError, match="^image: .*; expected a NumPy array, a torch tensor, or an mmif"
+        ):
+            mio.write(tmp_path / "wrong.png", wrong)
+    with pytest.raises(InputError, match="^image: shape"):
+        mio.write(tmp_path / "wrong.png", np.stack([RGB, RGB]))
+
+
 def test_opencv_reads_what_we_write(tmp_path: Path) -> None:
     for suffix in [".png", ".tif", ".jp2", ".j2k"]:
         mio.write(tmp_path / f"x{suffix}", Image(RGB16))

@@ -4,6 +4,7 @@ line."""
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,36 @@ def test_init_starts_from_the_average_of_another_run(root: Path, tmp_path: Path)
         fusion.train(still, root, tmp_path / "third", init=tmp_path / "none.safetensors")
 
 
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C lost the steps since the last checkpoint, in a traceback."""
+    true_step = loop.train_step
+
+    def signalled(state: loop.State, *rest: Any) -> Any:
+        done = true_step(state, *rest)
+        if state.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return done
+
+    arguments = ["--data", str(root), "--out", str(tmp_path / "run"), "--threads", "1", "--steps", "4"]
+    arguments += ["--batch-size", "1", "--crop-px", "32", "--precision", "fp32"]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(loop, "train_step", signalled)
+    try:
+        assert fusion.main(arguments) == 128 + signal.SIGTERM
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "checkpoint.safetensors: stopped at step 2; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(loop, "train_step", true_step)
+    assert fusion.main(arguments) == 0
+    once = ["--out", str(tmp_path / "once")]
+    assert fusion.main([*arguments, *once]) == 0
+    parts, whole = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("run", "once"))
+    assert all(torch.equal(parts[key], whole[key]) for key in whole)
+
+
 def test_another_configuration_in_the_same_folder_is_refused(root: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, precision="bf16")  # the default
     path = fusion.train(replace(config, steps=1), root, tmp_path / "run")
@@ -354,6 +385,31 @@ def test_bad_data_gives_one_line_and_exit_code_2(
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1, lines
     assert lines[0].startswith("error: ") and message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--steps", "0", "a whole number, 1 or more"),
+        ("--steps", "-5", "a whole number, 1 or more"),
+        ("--batch-size", "0", "a whole number, 1 or more"),
+        ("--threads", "0", "a whole number, 1 or more"),
+        ("--seed", "-1", "a whole number, 0 or more"),
+        ("--workers", "-1", "a whole number, 0 or more"),
+        ("--learning-rate", "-1", "a number, 0 or more"),
+        ("--intensity", "nan", "a number, 0 or more"),
+        ("--synthetic", "2", "a number, 0 to 1"),
+    ],
+)
+def test_what_no_training_can_use_is_refused_at_once(
+    option: str, value: str, expected: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate below 0 trained, no steps claimed a checkpoint, and the others were tracebacks."""
+    with pytest.raises(SystemExit, match="^2$"):
+        fusion.main(["--data", str(root), "--out", str(tmp_path / "run"), option, value])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: argument {option}: {value!r}; expected {expected}" in last
     assert not (tmp_path / "run").exists()
 
 

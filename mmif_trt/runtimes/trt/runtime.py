@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmif_trt import weights
-from mmif_trt.image import DTYPE_RANGE, InputError
+from mmif_trt.image import DTYPE_RANGE, InputError, is_tensor
 from mmif_trt.models.pixels import LUMA, Form
 from mmif_trt.runtimes import stacked
 from mmif_trt.runtimes.trt import build as engine_build
@@ -125,7 +125,7 @@ class TensorRtRuntime:
         types, shapes = zip(*(_seen(x, name) for x, name in ((a, "a"), (b, "b"))), strict=True)
         if is_colour(shapes[0]):
             raise InputError(f"a has shape {shapes[0]}, in colour; expected a grey MRI on the card")
-        by_host = all(type(x).__module__.split(".")[0] == "torch" for x in (a, b))  # the host path works too
+        by_host = all(is_tensor(x) for x in (a, b))  # the host path works too
         given = [x for x in (range_a, range_b) if x is not None]
         whole = all(tuple(x) == DTYPE_RANGE["uint8"] for x in given)
         if types not in (("uint8", "uint8"), ("float32", "float32")) or (types[0] == "uint8" and not whole):
