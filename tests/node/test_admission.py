@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import stat
 import struct
 import subprocess
@@ -132,7 +133,9 @@ def test_dripping_http_takes_no_descriptors_and_no_turn(node: Node) -> None:
     assert node.metric("queue_length") == 0
 
 
-def test_a_certificate_is_bound_to_its_ae_title(tmp_path: Path) -> None:
+def test_a_certificate_is_bound_to_its_ae_title_and_silence_before_tls_locks_nobody_out(
+    tmp_path: Path,
+) -> None:
     made = Certificates(tmp_path / "tls")
     (made.folder / "node.key").chmod(0o644)
     options = ("--peer", "SCANNER", "--peer", "PACS", "--tls", *made.ours("node"), "--http-tls")
@@ -150,6 +153,18 @@ def test_a_certificate_is_bound_to_its_ae_title(tmp_path: Path) -> None:
         assert "certificate names neither" in one.log and "key can be read by other users" in one.log
         with pytest.raises(OSError):  # /health asks for a certificate too
             one.web("/health")
+        certificate, key, authority = made.ours("scanner")
+        context = ssl.create_default_context(cafile=authority)
+        context.load_cert_chain(certificate, key)
+        assert one.process is not None
+        with contextlib.ExitStack() as stack:
+            for _ in range(150):
+                stack.enter_context(socket.create_connection(("127.0.0.1", one.http)))
+            url = f"https://127.0.0.1:{one.http}/health"
+            for _ in range(10):
+                assert urllib.request.urlopen(url, timeout=10, context=context).status == 200
+            assert len(list(Path(f"/proc/{one.process.pid}/fd").iterdir())) < 150
+            assert echo("scanner", "SCANNER") == 0
     finally:
         one.kill()
 
