@@ -9,11 +9,13 @@ import ssl
 import stat
 import struct
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peers import Certificates, Node, echoscu, needs, until
@@ -200,7 +202,8 @@ def test_places_are_kept_for_the_known_and_shared_out_by_address() -> None:
 
     def reason(asked: Asked, open_from: list[str]) -> str:
         try:
-            door.judge(asked, open_from)
+            door.judge(asked)
+            door.find_place(asked, open_from)
         except Refused as refused:
             return refused.reason
         return ""
@@ -211,9 +214,48 @@ def test_places_are_kept_for_the_known_and_shared_out_by_address() -> None:
     assert reason(other, ["192.0.2.2"] * 8) == "full" and reason(other, ["192.0.2.2"] * 7) == ""
     assert reason(Asked("A", "MMIF", "192.0.2.2"), []) == "address"
     bound = Admission("MMIF", None, 16, bind_certificates=True)
-    bound.judge(Asked("CT1", "MMIF", "x", frozenset({"CT1"})), [])
+    bound.judge(Asked("CT1", "MMIF", "x", frozenset({"CT1"})))
     with pytest.raises(Refused, match="certificate"):
-        bound.judge(Asked("MR1", "MMIF", "x", frozenset({"CT1"})), [])
+        bound.judge(Asked("MR1", "MMIF", "x", frozenset({"CT1"})))
+
+
+def test_a_name_server_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the named peer at the address it had; and a changed name is found when the server is back."""
+    away, asked_for, answers = (
+        threading.Event(),
+        list[str](),
+        {"ct.local": "192.0.2.1", "mr.local": "192.0.2.2"},
+    )
+
+    def look_up(host: str, *_: Any, **__: Any) -> Any:
+        asked_for.append(host)
+        if away.is_set():
+            waits.wait(60)
+            raise OSError("no answer")
+        return [(0, 0, 0, "", (answers[host], 0))]
+
+    monkeypatch.setattr(admission.socket, "getaddrinfo", look_up)
+    waits = threading.Event()
+    door = Admission("MMIF", (Peer("CT", "ct.local"), Peer("MR", "mr.local")), 16, bind_certificates=False)
+    monkeypatch.setattr(admission, "RESOLVED_S", 0.0)
+    away.set()
+    threads = [
+        threading.Thread(target=door.judge, args=(Asked("CT", "MMIF", "192.0.2.1"),)) for _ in range(9)
+    ]
+    for thread in threads:
+        thread.start()
+    for title, address in (("MR", "192.0.2.2"), ("CT", "192.0.2.1")):
+        door.judge(Asked(title, "MMIF", address))
+    with pytest.raises(Refused, match="address"):
+        door.judge(Asked("CT", "MMIF", "192.0.2.9"))
+    until(lambda: sum(thread.is_alive() for thread in threads) == 1, 10)
+    assert len(asked_for) == 3
+    waits.set()
+    for thread in threads:
+        thread.join()
+    away.clear()
+    answers["ct.local"] = "192.0.2.9"
+    door.judge(Asked("CT", "MMIF", "192.0.2.9"))
 
 
 def test_the_first_pdu_has_one_deadline_however_it_drips() -> None:

@@ -348,7 +348,12 @@ def test_a_limit_is_a_clear_status(study: Path, node: Node) -> None:
     assert echoscu(node.port) == 0 and node.log.count("was refused") == refused
 
 
-@pytest.mark.parametrize("node", [("--max-associations", "2")], indirect=True)
+@pytest.mark.parametrize(
+    "node",
+    [("--max-associations", "2"), ("--max-associations", "5", "--host", "::")],
+    indirect=True,
+    ids=["all", "of an address that a listener for both families sees as IPv6"],
+)
 def test_associations_over_the_limit_are_rejected(study: Path, node: Node) -> None:
     open_ones = [associate(node) for _ in range(2)]
     assert echoscu(node.port) != 0
