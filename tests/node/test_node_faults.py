@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -24,10 +25,14 @@ from peers import Node, needs, run_storescu, storescu, until
 from phantoms import affine_of, grid, slices, uptake, write_mr, write_series
 from ports import free_port
 
+from mmif_trt import dicomweb
 from mmif_trt.node import run, sending
+from mmif_trt.node.audit import Audit
 from mmif_trt.node.send import FIND
+from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
+from mmif_trt.node.web import Pulse
 from mmif_trt.running import Stop
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs the clinical extra")
@@ -303,6 +308,37 @@ def test_a_thread_that_ends_is_seen_and_ends_the_node(
     assert until(failing) == (503, ["send"])
     node.join(timeout=30)
     assert ended == [False] and len(Spool(tmp_path).waiting()) == 1, "it stopped, and lost nothing"
+
+
+def test_one_that_cannot_be_sent_or_marked_floods_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged file, the first in the queue, and one that is sent where nothing can be renamed any more."""
+    sent, turns, stop = list[str](), list[float](), Stop()
+
+    def send(settings: Any, path: Path, *rest: Any) -> tuple[str, str]:
+        pydicom.dcmread(path)
+        sent.append(path.stem)
+        return dicomweb.SENT, "1.2"
+
+    def sleep(seconds: float) -> None:
+        turns.append(seconds)
+        stop.reason = "enough" if len(turns) == 5 else ""
+
+    def read_only(path: Path, uid: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(sending, "send", send)
+    monkeypatch.setattr(sending.time, "sleep", sleep)
+    write_mr(tmp_path / "mr", AFFINE, SHAPE)
+    with Spool(tmp_path / "spool") as spool:
+        queue(spool, "a_1_x", b"damaged")
+        for name in ("b_1_x", "c_1_x"):
+            queue(spool, name, next((tmp_path / "mr").iterdir()).read_bytes())
+        monkeypatch.setattr(spool, "mark_sent", read_only)
+        settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 1), retry_s=3600.0)
+        sending.send_all(settings, spool, Counters(), Audit(None, "MMIF"), Pulse(), stop)
+        assert sent == ["b_1_x", "c_1_x"] and len(spool.waiting()) == 3
 
 
 def test_a_full_disk_postpones_and_loses_nothing(study: Path, tmp_path: Path) -> None:
