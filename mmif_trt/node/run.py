@@ -100,16 +100,20 @@ def _fuse_all(
 ) -> None:
     """This thread's work until `stop` or a dead thread: the studies that are quiet, one after the other."""
     settled, again = dict[str, int](), Pauses(settings.retry_s)
-    with Decoder(folder=spool.root) as decoder, Fusing(settings, spool, counters, audit) as fusing:
+
+    def beat() -> None:
+        pulse.beat("fuse", settings.study_s + 60)
+
+    with Decoder(folder=spool.root) as decoder, Fusing(settings, spool, counters, audit, beat) as fusing:
         while not stop.reason and not dead:
-            pulse.beat("fuse", settings.study_s + 60)
+            beat()
             try:
                 spool.ensure()
                 suspects = spool.tries.studies()
                 for study in sorted(spool.studies(), key=lambda one: one.name in suspects):
                     arrivals = _ready(settings, spool, receiver, study, settled)
                     if arrivals is not None and again.due(study.name):
-                        pulse.beat("fuse", settings.study_s + 60)
+                        beat()
                         if fusing.study(decoder, study, stop):
                             settled[study.name] = arrivals
                             again.forget(study.name)

@@ -186,17 +186,18 @@ def test_acknowledged_means_that_the_folders_are_on_the_disk(
     assert synced[-1] == str(spool.root / "sent")
 
 
-def fusing(spool: Spool, counters: Counters) -> Fusing:
+def fusing(spool: Spool, counters: Counters, *beat: Any) -> Fusing:
     settings = Settings("MMIF", 1, spool.root, ("PACS", "127.0.0.1", 2), quiet_s=0)
-    return Fusing(settings, spool, counters, Audit(None, "MMIF"))
+    return Fusing(settings, spool, counters, Audit(None, "MMIF"), *beat)
 
 
 def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool, counters, asked = Spool(tmp_path), Counters(), list[str]()
+    spool, counters, asked, order = Spool(tmp_path), Counters(), list[str](), list[str]()
 
     def ask(self: Child, request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        order.append("ask")
         if "ready" in request:
             return {"outcome": "done", "message": ""}
         asked.append(request["a"][0])
@@ -210,11 +211,12 @@ def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
     monkeypatch.setattr(
         Spool, "cases", lambda self, *_: ([c for c in cases if self.state(self.name(c)) == "new"], [])
     )
-    one = fusing(spool, counters)
+    one = fusing(spool, counters, lambda: order.append("beat"))
     for attempt in range(MOST[DIED]):
         assert not one.study(None, tmp_path / "incoming" / "s", Stop()), attempt  # type: ignore[arg-type]
     assert [path.name[:4] for path in spool.waiting()] == ["good"], "at the first attempt already"
     assert one.study(None, tmp_path / "incoming" / "s", Stop())  # type: ignore[arg-type]
+    assert order == ["beat", "ask"] * (len(order) // 2), "/health counts the time of one request, not of all"
     assert asked.count("poison") == MOST[DIED] and spool.gauges()["cases_set_aside"] == 1
     assert counters.snapshot()["cases_set_aside_total"] == 1 == counters.snapshot()["fusions_total"]
 
