@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import phantoms
 import pydicom
 import pytest
@@ -29,7 +30,7 @@ from mmif_trt import dicomweb
 from mmif_trt.node import run, sending
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.send import FIND
-from mmif_trt.node.server import Counters
+from mmif_trt.node.server import Counters, Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.web import Pulse
@@ -207,6 +208,33 @@ def test_a_pause_within_an_association_ends_no_study(study: Path, tmp_path: Path
         assert node.metric("fusions_total") == 1
     finally:
         node.kill()
+
+
+def test_a_sender_that_hangs_up_holds_no_study(tmp_path: Path) -> None:
+    """It closes the connection with its last instance, without a release: that is stored after the close."""
+    settings = Settings("MMIF", free_port(), tmp_path, ("PACS", "127.0.0.1", 1), peers=None)
+    with Spool(tmp_path) as spool:
+        receiver = Receiver(settings, spool, counters := Counters(), Audit(None, "MMIF"))
+        receiver.start()
+        try:
+            for number in range(5):
+                (dataset,) = slices(np.zeros((1, 4, 4)), AFFINE, StudyInstanceUID=f"1.2.{number}")
+                ae: Any = pynetdicom.AE("SCANNER")
+                ae.add_requested_context(dataset.SOPClassUID)
+                association = ae.associate("127.0.0.1", settings.port, ae_title="MMIF")
+                channel, send = association.dul.socket, association.dul.socket.send
+
+                def last(data: bytes, channel: Any = channel, send: Any = send) -> None:
+                    send(data)
+                    if data[11] & 3 == 2:  # the last fragment of a data set (PS3.8, E.2)
+                        channel.socket.close()
+
+                channel.send = last
+                association.send_c_store(dataset)
+            until(lambda: counters.snapshot().get("instances_received_total") == 5, 20)
+            until(lambda: not receiver.sending(), 20)
+        finally:
+            receiver.stop()
 
 
 def test_an_association_that_stays_open_holds_a_study_only_so_long(study: Path, tmp_path: Path) -> None:
