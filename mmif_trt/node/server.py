@@ -75,7 +75,7 @@ class Receiver:
         ae.acse_timeout = ACSE_TIMEOUT_S
         ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
         ae.add_supported_context(Verification)
-        ae.add_supported_context(commitment.CLASS)
+        ae.add_supported_context(commitment.CLASS, commitment.SYNTAXES)
         syntaxes = [str(syntax) for syntax in readable()]  # what could not be fused is not accepted
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax, syntaxes)
