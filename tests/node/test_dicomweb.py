@@ -302,6 +302,42 @@ def test_results_of_a_folder_are_stored_once(
     assert "unreachable" in capsys.readouterr().err
 
 
+def test_a_folder_is_stored_whatever_else_is_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe, which never ends; a deflated object, which is not ours and may be a bomb; ours, damaged."""
+    from pynetdicom import AE, evt
+
+    got: list[str] = []
+
+    def on_store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0
+
+    write_mr(tmp_path / "mr", affine_of(shape=SHAPE), SHAPE)
+    out, (first, *rest) = tmp_path / "out", contents(tmp_path / "mr").values()
+    out.mkdir()
+    os.mkfifo(out / "a.dcm")
+    for name, fused in (("b", first), ("c", rest[0]), ("d", rest[1])):
+        fused.ImageComments = MARK
+        if name == "b":
+            fused.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+        if name == "c":
+            del fused.SeriesInstanceUID
+        fused.save_as(out / f"{name}.dcm")
+    ae: Any = AE("PACS")
+    ae.add_supported_context(first.SOPClassUID)
+    port = free_port()
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
+    try:
+        assert cli.main(["store", str(out), "--to", f"PACS@127.0.0.1:{port}"]) == 1
+    finally:
+        server.shutdown()
+    assert got == [rest[1].SOPInstanceUID]
+    said = capsys.readouterr().err
+    assert "c.dcm: failed (an entry is missing)" in said and "1 failed, 2 passed over, 1 sent" in said
+
+
 @pytest.mark.nightly
 def test_the_whole_node_by_web(orthanc: Orthanc, login: str, tmp_path: Path) -> None:
     affine = affine_of(shape=SHAPE, spacing=(5.0, 6.0, 6.0))
