@@ -16,10 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from peers import Certificates, Node, Orthanc, needs, storescu, until
-from phantoms import PLANTED, STUDY, affine_of, write_mr, write_pet
+from phantoms import PLANTED, STUDY, affine_of, encoded, slices, write_mr, write_pet
 from ports import free_port
 from pydicom.uid import UID
 from pynetdicom.dsutils import encode
@@ -443,9 +444,11 @@ def as_file(body: bytes, syntax: str) -> bytes:
         ({"Content-Type": "application/dicom"}, [b"\0" * 65_536] * 400, "outside a multipart message"),
         (RELATED, multipart(b"no DICOM"), "without a transfer syntax"),
         ({"Content-Type": "text/html"}, [b"<p>"], "expected the complete study"),
+        (RELATED, multipart(encoded(slices(np.zeros((1, 8, 8)), affine_of())[0]))[:1], "that is cut off"),
         (RELATED, multipart(as_file(b"\x08\0\x05\0SQ\0\0\xff\xff\xff\xff" * 9, "1.2.840.10008.1.2.1")), ""),
     ],
-    ids=["no boundary", "another boundary", "none stated", "bomb", "no multipart", "noise", "a page", "cut"],
+    ids=["no boundary", "another boundary", "none stated", "bomb", "no multipart", "noise", "a page"]
+    + ["no last boundary", "cut"],
 )
 def test_a_study_from_a_service_that_lies(
     headers: dict[str, str],
