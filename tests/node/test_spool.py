@@ -126,6 +126,17 @@ def test_an_audit_trail_without_room_is_seen_and_stays_whole(
         assert audit.fails is not has_room
     assert [line["address"] for line in lines(tmp_path / "audit")] == ["True", "True"]
     assert caplog.text.count("the audit trail cannot be written") == 1
+    (tmp_path / "audit").rename(tmp_path / "audit.1")
+    for number in (1, 2):
+        audit("start", address=f"rotated {number}")
+        assert not audit.fails
+    assert len(lines(tmp_path / "audit")) == 2 == len(lines(tmp_path / "audit.1"))
+    (tmp_path / "audit").unlink()
+    os.mkfifo(tmp_path / "audit")
+    audit("start", address="to nowhere")
+    assert audit.fails and not (tmp_path / "audit").unlink()
+    audit("start", address="rotated 3")
+    assert not audit.fails and len(lines(tmp_path / "audit")) == 1
     audit.close()
     with pytest.raises(InputError, match="--audit .*a folder; expected a regular file"):
         Audit(str(tmp_path), "MMIF")
@@ -453,3 +464,11 @@ def test_power_cuts_lose_nothing_acknowledged(tmp_path: Path) -> None:
             assert (mount / "spool" / ".pseudonym-key").stat().st_size == 65
     finally:
         subprocess.run(["umount", "-l", str(mount)], capture_output=True)
+
+
+def test_metrics_keep_every_digit() -> None:
+    from mmif_trt.node.web import _prometheus
+
+    assert "mmif_instances_received_total 12345678.0\n" in _prometheus(
+        {"instances_received_total": 12345678.0}, {}
+    )
