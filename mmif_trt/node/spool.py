@@ -24,8 +24,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import threading
 import time
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,8 @@ class Spool:
         sync_folder(root)
         self._used, self._counted = 0, -RECOUNT_S
         self._arrived: dict[str, float] = {}  # study -> monotonic time of its last instance
+        self._arriving: Counter[str] = Counter()  # study -> instances that are being stored now
+        self._turn = threading.Lock()
         self._started = time.monotonic()
 
     def __enter__(self) -> Spool:
@@ -119,6 +123,16 @@ class Spool:
         already; DIFFERENT if it exists with different content: the first stays; CORRECTED if so and the study
         was fused: then the new one replaces it."""
         folder = self.folder(study)
+        with self._turn:
+            self._arriving[folder.name] += 1
+        try:
+            return self._put(folder, instance, head, body)
+        finally:
+            with self._turn:
+                self._arriving[folder.name] -= 1
+                self._arriving += Counter()  # without those at 0
+
+    def _put(self, folder: Path, instance: str, head: bytes, body: memoryview) -> str:
         make_folder(folder)
         name, outcome = pseudonym.name_of(self._key, instance, NAME_DIGITS), NEW
         first = next(iter(sorted(folder.glob(f"{name}*.dcm"))), None)
@@ -265,12 +279,17 @@ class Spool:
         if not mark.exists():
             write_atomic(mark, b"")
 
-    def forget(self, keep_s: float, settled: Container[str]) -> list[str]:
-        """Removes the sources of settled studies that have been quiet for keep_s; returns which."""
+    def forget(self, keep_s: float, settled: Mapping[str, int]) -> list[str]:
+        """Removes the sources of studies that have been quiet for keep_s, and are settled with the `arrivals`
+        that they have now; returns which. Not while an instance is stored: it may be in its place, and be
+        acknowledged, before anything else shows it."""
         gone = []
         for study in self.studies():
-            if study.name in settled and self.quiet_s(study) > keep_s:
-                with contextlib.suppress(OSError):  # something is arriving: then it stays
+            with self._turn:
+                is_settled = settled.get(study.name) == self.arrivals(study)
+                if not is_settled or self._arriving[study.name] or self.quiet_s(study) <= keep_s:
+                    continue
+                with contextlib.suppress(OSError):  # what cannot be removed stays
                     for path in study.iterdir():
                         path.unlink()
                     study.rmdir()

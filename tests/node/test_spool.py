@@ -162,6 +162,28 @@ def test_a_syslog_that_goes_away_prints_no_event(
     assert trail.fails and "zz-event" not in capsys.readouterr().err
 
 
+def test_an_instance_that_arrives_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study is due to be forgotten while it is in its place already, and not yet acknowledged; or after
+    that and before it is fused, with a --keep-s below --quiet-s."""
+    spool = Spool(tmp_path)
+    put(spool, b"old")
+    study = spool.folder(STUDY)
+    fused = {study.name: spool.arrivals(study)}
+    time.sleep(0.02)  # the clock of file systems has ticks
+    sync, seen = files.sync_folder, list[Any]()
+
+    def synced(folder: Any) -> None:
+        sync(folder)
+        if Path(folder) == study:
+            seen.append((len(list(study.iterdir())), spool.forget(-1.0, {study.name: spool.arrivals(study)})))
+
+    monkeypatch.setattr(files, "sync_folder", synced)
+    assert spool.put(STUDY, "1.2.9", b"", memoryview(b"new")) == NEW
+    assert seen == [(2, [])] and len(list(study.iterdir())) == 2
+    assert not spool.forget(-1.0, fused) and study.exists()
+    assert spool.forget(-1.0, {study.name: spool.arrivals(study)}) == [study.name] and not study.exists()
+
+
 def test_quiet_is_by_the_monotonic_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(tmp_path)
     put(spool, b"x")
