@@ -135,11 +135,14 @@ class Spool:
     def _put(self, folder: Path, instance: str, head: bytes, body: memoryview) -> str:
         make_folder(folder)
         name, outcome = pseudonym.name_of(self._key, instance, NAME_DIGITS), NEW
-        first = next(iter(sorted(folder.glob(f"{name}*.dcm"))), None)
+        is_fused = (self.root / "fused" / folder.name).exists()
+        # Only then may a corrected one be there: to look for it always takes the square of a study's size.
+        known = sorted(folder.glob(f"{name}*.dcm")) if is_fused else [folder / f"{name}.dcm"]
+        first = next((path for path in known if os.path.lexists(path)), None)
         if first is not None:
             if _holds(first, body):
                 return SAME
-            if not (self.root / "fused" / folder.name).exists():
+            if not is_fused:
                 return DIFFERENT
             outcome, name = CORRECTED, f"{name}-{hashlib.sha256(body).hexdigest()[:8]}"
         write_atomic(folder / f"{name}.dcm", head, body)
