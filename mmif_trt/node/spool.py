@@ -283,16 +283,13 @@ class Spool:
             write_atomic(mark, b"")
 
     def forget(self, keep_s: float, settled: Mapping[str, int]) -> list[str]:
-        """Removes the sources of studies that have been quiet for keep_s, and are settled with the `arrivals`
-        that they have now; returns which. Not while an instance is stored: it may be in its place, and be
-        acknowledged, before anything else shows it."""
+        """Removes the sources of studies that have been quiet for keep_s, and are settled with their present
+        `arrivals`; returns which. Not while one is stored: it may be in its place before it shows."""
         gone = []
         for study in self.studies():
-            with self._turn:
-                is_settled = settled.get(study.name) == self.arrivals(study)
-                if not is_settled or self._arriving[study.name] or self.quiet_s(study) <= keep_s:
-                    continue
-                with contextlib.suppress(OSError):  # what cannot be removed stays
+            with self._turn, contextlib.suppress(OSError):  # what cannot be removed stays
+                is_quiet = self.quiet_s(study) > keep_s and not self._arriving[study.name]
+                if is_quiet and settled.get(study.name) == self.arrivals(study):
                     for path in study.iterdir():
                         path.unlink()
                     study.rmdir()
