@@ -140,6 +140,8 @@ def test_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--tls-any-peer"], "expected with --tls"),
         (["--max-mb", "0"], "expected numbers above 0"),
         (["--max-associations", "-3"], "expected numbers above 0"),
+        (["--quiet-s", "nan"], "expected seconds, 0 or more"),
+        (["--keep-s", "-1"], "expected seconds, 0 or more"),
     ):
         with contextlib.suppress(SystemExit):
             assert main([*words, "--spool", str(tmp_path / "s"), *wrong]) == 2
