@@ -26,6 +26,7 @@ TIMEOUT_S = (10.0, 60.0)  # to connect; between two parts of an answer
 MAX_ANSWER_S = 3600.0
 MAX_QUERY_BYTES, MAX_STUDY_BYTES = 64 << 20, 16 << 30
 MAX_INSTANCE_BYTES = 512 << 20
+TAIL_BYTES = 1024  # a boundary is shorter, and little follows the last
 SENT, REFUSED, UNREACHABLE = "sent", "refused", "unreachable"
 # The instance is at fault, not the service, its load or our credentials (PS3.18 10.5.3).
 FOR_THE_INSTANCE = {400, 409, 411, 413, 415, 422}
@@ -96,7 +97,8 @@ class _Refused(OSError):
 
 class _Bounded:
     """urllib3's response, with limits on its body and, if it is multipart, on each part: a part is collected
-    in memory."""
+    in memory. A multipart body without its last boundary was cut off: dicomweb-client would take what there
+    is of a part for a whole one."""
 
     def __init__(self, raw: Any, most: int, boundary: bytes) -> None:
         self._raw, self._most, self._boundary = raw, most, boundary
@@ -111,11 +113,13 @@ class _Bounded:
             seen = tail + data  # a boundary may lie across two
             at = seen.rfind(self._boundary) if self._boundary else -1
             in_part = len(seen) - at if at >= 0 else in_part + len(data)
-            tail = seen[-len(self._boundary) :] if self._boundary else b""
+            tail = seen[-TAIL_BYTES:] if self._boundary else b""
             if got > self._most or in_part > MAX_INSTANCE_BYTES or time.monotonic() > end:
                 self._raw.close()
                 raise _Refused("an answer without an end")
             yield data
+        if self._boundary and self._boundary + b"--" not in tail:
+            raise _Refused("an answer that is cut off")
 
 
 def _boundary(kind: str) -> bytes:

@@ -3,13 +3,13 @@
 Above a number of open connections, uvicorn answers 503 to everybody, and it waits for ever for an unfinished
 request. Here a connection has HEAD_S for a whole request, counted from its opening or the last answer,
 however slowly the bytes arrive; if there are too many, the longest idle one of the same address is closed,
-then the longest idle one of all. A connection that is being answered is never closed for another.
+then the longest idle one of all. A connection that is being answered is never closed for another. With TLS
+all of this counts from before the handshake, which asyncio's own servers leave unbounded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import time
 from collections.abc import Callable
@@ -30,9 +30,9 @@ class Doors:
 
     def __init__(self, most: int, per_address: int, refused: Callable[[str], None]) -> None:
         self.most, self.per_address, self.refused = most, per_address, refused
-        self.open: dict[Bounded, float] = {}  # when each was last used
+        self.open: dict[Bounded | Handshake, float] = {}  # when each was last used
 
-    def enter(self, protocol: Bounded) -> None:
+    def enter(self, protocol: Bounded | Handshake) -> None:
         self.open[protocol] = time.monotonic()
         same = [other for other in self.open if other.address == protocol.address]
         crowd = same if len(same) > self.per_address else list(self.open)
@@ -40,7 +40,7 @@ class Doors:
             idle = [other for other in crowd if other is not protocol and not other.is_busy()]
             self.close(min(idle, key=self.open.__getitem__, default=protocol), "full")
 
-    def close(self, protocol: Bounded, reason: str) -> None:
+    def close(self, protocol: Bounded | Handshake, reason: str) -> None:
         self.open.pop(protocol, None)
         self.refused(reason)
         protocol.transport.abort()
@@ -87,6 +87,49 @@ class Bounded(H11Protocol):
             self._doors.close(self, "slow")
 
 
+class Handshake(asyncio.Protocol):
+    """A connection before TLS: within the same bounds, and at most HEAD_S. Then `inner` has it."""
+
+    def __init__(self, inner: Bounded, context: Any, doors: Doors) -> None:
+        self.inner, self.address = inner, ""
+        self.transport: Any = None
+        self._context, self._doors = context, doors
+        self._early = bytearray()  # a request may come with the last part of the handshake
+
+    def connection_made(self, transport: Any) -> None:
+        transport.pause_reading()  # the first bytes are for TLS
+        self.transport, peer = transport, transport.get_extra_info("peername")
+        self.address = peer[0] if peer else ""
+        self._task = asyncio.get_running_loop().create_task(self._shake_hands(transport))
+        self._doors.enter(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+
+    def is_busy(self) -> bool:
+        return False
+
+    async def _shake_hands(self, transport: Any) -> None:
+        loop, secured = asyncio.get_running_loop(), None
+        try:
+            if not transport.is_closing():
+                secured = await loop.start_tls(
+                    transport, self, self._context, server_side=True, ssl_handshake_timeout=HEAD_S
+                )
+        except OSError:  # SSLError, a time limit, a peer that leaves
+            pass
+        if self not in self._doors.open:  # closed for another one
+            return
+        if secured is None or secured.is_closing():
+            self._doors.close(self, "tls")
+            return
+        del self._doors.open[self]
+        secured.set_protocol(self.inner)
+        self.inner.connection_made(secured)
+        if self._early:
+            self.inner.data_received(bytes(self._early))
+
+
 def listening(host: str, port: int, option: str) -> socket.socket:
     """A listening socket. Raises InputError if it cannot listen. option: for the message."""
     channel = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -116,10 +159,16 @@ def server(
 
     Raises InputError if certificate and key do not load.
     """
-    doors = Doors(connections, per_address, refused)
+    doors, secured = Doors(connections, per_address, refused), ssl_context
+
+    def accept(*args: Any, **more: Any) -> asyncio.Protocol:
+        inner = Bounded(*args, doors=doors, **more)
+        return inner if secured is None else Handshake(inner, secured, doors)
+
     config = uvicorn.Config(
         application,
-        http=functools.partial(Bounded, doors=doors),  # type: ignore[arg-type]
+        http=accept,  # type: ignore[arg-type]
+        loop="asyncio",
         interface="asgi3",
         ws="none",
         lifespan="off",
@@ -140,6 +189,5 @@ def server(
         config.load()
     except OSError as error:
         raise InputError(f"--certificate, --key: {error.strerror}; expected PEM files") from error
-    if ssl_context is not None:
-        config.ssl = ssl_context
+    secured, config.ssl = secured or config.ssl, None
     return uvicorn.Server(config)

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--peer", action="append", default=[], metavar="AET[@HOST[:PORT]]", help=what)
     parser.add_argument("--any-peer", action="store_true", help="every AE title may store")
     parser.add_argument(
-        "--quiet-s", type=float, default=10.0, help="quiet time that ends a study; default: 10"
+        "--quiet-s", type=_seconds, default=10.0, help="quiet time that ends a study; default: 10"
     )
     what = "longest wait for an open association; default: 600"
     parser.add_argument("--hold-s", type=_positive, default=600.0, help=what)
@@ -72,7 +72,7 @@ def add(commands: Any) -> None:
     what = "time limit for fusing a case; default: 1800"
     parser.add_argument("--study-s", type=_positive, default=1800.0, metavar="S", help=what)
     parser.add_argument("--max-associations", type=_positive, default=16, help="at one time; default: 16")
-    parser.add_argument("--keep-s", type=float, default=86_400.0, help="sources are kept; default: a day")
+    parser.add_argument("--keep-s", type=_seconds, default=86_400.0, help="sources are kept; default: a day")
     parser.add_argument("--retry-s", type=_positive, default=5.0, help="first pause when the PACS is down")
     what = "PEM files; TLS for peers (who must show a certificate of CA) and to the PACS"
     parser.add_argument("--tls", nargs=3, metavar=("CERT", "KEY", "CA"), help=what)
@@ -94,6 +94,17 @@ def _positive(text: str) -> float:
         number = 0.0
     if not 0 < number < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r}; expected numbers above 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    """0 too. Not nan, which no time reaches: no study would ever be quiet."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected seconds, 0 or more")
     return number
 
 

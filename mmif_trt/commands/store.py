@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mmif_trt.commands.arguments import add_dicomweb, dicomweb_of, pacs_of, say
+from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
-from mmif_trt.running import stop_on_signal
+from mmif_trt.running import one_line, stop_on_signal, why
+
+META_BYTES = 65_536  # the file meta information, and more
 
 
 def add(commands: Any) -> None:
@@ -57,10 +60,15 @@ def run(args: argparse.Namespace) -> int:
             if not _is_fused(path):
                 count["passed over"] += 1
                 continue
-            answer, _ = send(settings, path, True, lambda: None, stop)
-            count[answer] += 1
-            if answer in ("refused", "unreachable"):
-                say(f"{path}: {answer}")
+            try:
+                answer, _ = send(settings, path, True, lambda: None, stop)
+            except InputError:  # the certificates, say
+                raise
+            except Exception as error:  # of this object alone: pydicom may raise anything on bad bytes
+                answer = f"failed ({why(error)})"
+            count[answer.partition(" ")[0]] += 1
+            if answer not in ("sent", "there"):
+                say(one_line(f"{path}: {answer}"))
     words = ", ".join(f"{number} {what}" for what, number in sorted(count.items())) or "nothing to store"
     say(f"{words} -> {settings.pacs}")
     if received:
@@ -79,12 +87,18 @@ def _files(sources: list[str]) -> Iterator[Path]:
 
 
 def _is_fused(path: Path) -> bool:
-    """Whether we made it: sources are never sent."""
+    """Whether we made it: sources are never sent. Nothing is inflated: ours are not deflated."""
     import pydicom
 
+    from mmif_trt.io.dicom import meta
     from mmif_trt.io.dicom.write import MARK
 
     try:
-        return str(pydicom.dcmread(path, stop_before_pixels=True).get("ImageComments", "")) == MARK
+        with open_regular(path) as file:
+            if meta.transfer_syntax(file.read(META_BYTES), "")[0] == meta.DEFLATED:
+                return False
+            file.seek(0)
+            found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["ImageComments"])
+            return str(found.get("ImageComments", "")) == MARK
     except Exception:  # pydicom may raise anything on bad bytes
         return False

@@ -22,6 +22,7 @@ FIRST_PDU_S = 10.0  # for the TLS handshake and the complete request together
 MAX_FIRST_BYTES = 131_072  # 128 presentation contexts of 30 transfer syntaxes each take 90,000
 MAX_WAITING = 64  # connections without a request yet
 MAX_WAITING_PER_ADDRESS = 32
+RESOLVED_S = 30.0  # how long a name's addresses are good for
 RESERVED = 4  # one place in this many is reserved for the addresses that --peer names
 # (result, source, reason) of an A-ASSOCIATE-RJ (PS3.8, 9.3.4).
 NO_SUCH_CALLING, NO_SUCH_CALLED, NO_ROOM = (1, 1, 3), (1, 1, 7), (2, 3, 2)
@@ -63,7 +64,10 @@ class Admission:
     ) -> None:
         self.aet, self.peers, self.associations = aet, peers, associations
         self.bind_certificates = bind_certificates
-        self.known = {address for peer in peers or () if peer.host for address in _addresses(peer.host)}
+        self._resolved: dict[str, tuple[set[str], float]] = {}  # host -> addresses, when they were asked for
+        self._resolving = threading.Lock()
+        for peer in peers or ():
+            self._addresses(peer.host)
         self._waiting: dict[int, tuple[str, socket.socket]] = {}  # in order of arrival
         self._turn = threading.Lock()
 
@@ -83,23 +87,38 @@ class Admission:
             with self._turn:
                 self._waiting.pop(id(channel), None)
 
-    def judge(self, asked: Asked, open_from: list[str]) -> None:
-        """open_from: the addresses of the open associations. Raises Refused."""
+    def judge(self, asked: Asked) -> None:
+        """Whether the peer may have an association; may wait for a name server. Raises Refused."""
         if asked.called != self.aet:
             raise Refused("called_aet", NO_SUCH_CALLED)
         if self.peers is not None:
             titles = [peer for peer in self.peers if peer.aet == asked.calling]
             if not titles:
                 raise Refused("calling_aet", NO_SUCH_CALLING)
-            if not any(not peer.host or asked.address in _addresses(peer.host) for peer in titles):
+            if not any(not peer.host or asked.address in self._addresses(peer.host) for peer in titles):
                 raise Refused("address", NO_SUCH_CALLING)
         if self.bind_certificates and not asked.names & _certified(asked.calling, self.peers):
             raise Refused("certificate", NO_SUCH_CALLING)
-        room = self.associations
-        if self.known and asked.address not in self.known:
+
+    def find_place(self, asked: Asked, open_from: list[str]) -> None:
+        """open_from: the addresses of the open associations. Raises Refused."""
+        room, known = self.associations, {x for found, _ in self._resolved.values() for x in found}
+        if known and asked.address not in known:
             room -= room // RESERVED
         if len(open_from) >= room or open_from.count(asked.address) >= per_address(self.associations):
             raise Refused("full", NO_ROOM)
+
+    def _addresses(self, host: str) -> set[str]:
+        """Of a peer's host: looked up by one thread at a time, and at most every RESOLVED_S; otherwise, and
+        while the name server is away, the last ones. Strangers who use the peer's title hold nobody up."""
+        found, at = self._resolved.get(host, (set[str](), -RESOLVED_S))
+        if host and time.monotonic() - at >= RESOLVED_S and self._resolving.acquire(blocking=False):
+            try:
+                found = _looked_up(host) or found
+                self._resolved[host] = (found, time.monotonic())
+            finally:
+                self._resolving.release()
+        return found
 
 
 def per_address(associations: int) -> int:
@@ -138,7 +157,7 @@ def asked_by(request: bytes, address: str, channel: Any) -> Asked:
     names: frozenset[str] = frozenset()
     if isinstance(channel, ssl.SSLSocket):
         names = frozenset(name.upper() for name in _names(channel.getpeercert() or {}))
-    return Asked(calling, called, address.removeprefix("::ffff:"), names)
+    return Asked(calling, called, plain(address), names)
 
 
 def _names(certificate: dict[str, Any]) -> Iterator[str]:
@@ -152,13 +171,17 @@ def rejection(answer: tuple[int, int, int]) -> bytes:
     return struct.pack(">BBLBBBB", 3, 0, 4, 0, *answer)
 
 
-def _addresses(host: str) -> set[str]:
-    """Addresses of a host; resolved at the node's start, and again for each request of a name that
-    changes."""
+def plain(address: str) -> str:
+    """An IPv4 address as such, also where a listener of both families gives it as an IPv6 one."""
+    return address.removeprefix("::ffff:")
+
+
+def _looked_up(host: str) -> set[str]:
+    """The addresses of a host; none if no name server says."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return {host}
+        return set()
     return {str(entry[4][0]) for entry in found}
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -37,25 +38,29 @@ EVENTS = {
     "fusion": ("Fusion", "", "", ""),
 }
 MAX_TEXT = 200
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
 
 
 class Audit:
     """to: a file, which is appended to (mode 0600), "syslog", or None for nowhere. Raises InputError.
 
-    fails: the last event could not be written (a full disk). The node goes on, and says so in /health.
+    If the file is renamed (logrotate) or deleted, the next event begins a new one under its name. fails: the
+    last event could not be written (a full disk). The node goes on, and says so in /health.
     """
 
     def __init__(self, to: str | None, aet: str) -> None:
         self._aet, self._turn = aet, threading.Lock()
         self.fails = self._lost = False
         self._descriptor: int | None = None
+        self._path = ""
         self._syslog: logging.Logger | None = None
         if to == SYSLOG:
             self._syslog = _syslog(self._lose)
         elif to is not None:
             refuse_irregular(to, "--audit")
+            self._path = os.path.abspath(to)
             try:
-                self._descriptor = os.open(to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+                self._descriptor = os.open(self._path, FLAGS, 0o600)
             except OSError as error:
                 raise InputError(
                     f"--audit {to}: {error.strerror}; expected a writable file, or {SYSLOG}"
@@ -83,21 +88,38 @@ class Audit:
             self._lost = False
             if self._syslog is not None:
                 self._syslog.info(text)
-            elif self._descriptor is not None:
-                self._append(self._descriptor, text.encode() + b"\n")
+            else:
+                self._append(text.encode() + b"\n")
             if self._lost and not self.fails:
                 log.error("the audit trail cannot be written: events are lost; expected room, or a syslog")
             self.fails = self._lost
 
-    def _append(self, descriptor: int, line: bytes) -> None:
+    def _append(self, line: bytes) -> None:
         """A line that finds no room is cut off again, so that the next one begins a line."""
         try:
+            descriptor = self._opened()
             end = os.lseek(descriptor, 0, os.SEEK_END)
             if os.write(descriptor, line) < len(line):
                 os.ftruncate(descriptor, end)
                 self._lose()
         except OSError:
             self._lose()
+
+    def _opened(self) -> int:
+        """The file that has the name now."""
+        assert self._descriptor is not None
+        try:
+            if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+                return self._descriptor
+        except FileNotFoundError:
+            pass
+        fresh = os.open(self._path, FLAGS, 0o600)
+        if not stat.S_ISREG(os.fstat(fresh).st_mode):
+            os.close(fresh)
+            raise OSError("no regular file")
+        os.close(self._descriptor)
+        self._descriptor = fresh
+        return fresh
 
     def _lose(self) -> None:
         self._lost = True

@@ -22,6 +22,10 @@ REQUEST, ALL_SAFE, SOME_FAILED = 1, 1, 2  # action type; event types
 NO_SUCH_ACTION, INVALID_ARGUMENT, NO_SUCH_INSTANCE, NO_ROOM = 0x0123, 0x0115, 0x0112, 0x0213
 TIMEOUT_S = 30
 MAX_REFERENCES = 20_000
+MAX_BYTES = 256 * MAX_REFERENCES  # two UIDs of 64 characters, with their tags
+# Not deflated: pydicom would inflate a question without bounds.
+SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
+ITEM = b"\xfe\xff\x00\xe0"  # the tag of a sequence's item
 MAX_OPEN = 16  # answers under way: one to a peer that is away takes TIMEOUT_S
 
 
@@ -34,6 +38,10 @@ class Commitment:
         """The status of an N-ACTION; the answer follows from another thread."""
         if event.action_type != REQUEST:
             return NO_SUCH_ACTION, None
+        held = event.request.ActionInformation
+        data = held.getvalue() if held else b""
+        if len(data) > MAX_BYTES or data.count(ITEM) > MAX_REFERENCES:  # pydicom takes 1 kB for an empty item
+            return INVALID_ARGUMENT, None
         try:
             asked = event.action_information
             references = list(asked.ReferencedSOPSequence)
@@ -109,7 +117,7 @@ class Commitment:
 
         ae = AE(self.settings.aet)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = TIMEOUT_S
-        ae.add_requested_context(CLASS)
+        ae.add_requested_context(CLASS, SYNTAXES)
         role = build_role(CLASS, scp_role=True)  # we answer, though we open the association
         handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
         secured = tls.for_pacs(self.settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,19 @@ log = logging.getLogger("mmif_trt.node")
 
 
 class Fusing:
-    """Close it, or use `with`. For one thread."""
+    """Close it, or use `with`. For one thread. beat: called before each request to the worker, which takes
+    study_s at most: a study may have many cases."""
 
-    def __init__(self, settings: Settings, spool: Spool, counters: Counters, audit: Audit) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spool: Spool,
+        counters: Counters,
+        audit: Audit,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.settings, self.spool, self.counters, self.audit = settings, spool, counters, audit
+        self._beat = beat
         megabytes = settings.max_fusion_bytes >> 20
         where = str(spool.root.absolute())
         self._child = Child("mmif_trt.node.worker", str(megabytes), where, settings.network)
@@ -106,6 +116,7 @@ class Fusing:
 
     def _is_ready(self, stop: Stop) -> bool:
         """Whether the process has loaded the network: a death until then is not the case's."""
+        self._beat()
         try:
             answer = self._child.ask({"ready": True}, self.settings.study_s, lambda: stop.reason)
         except InterruptedError:
@@ -133,6 +144,7 @@ class Fusing:
             "replaces": [uid for mark in before if (uid := self.spool.uid_of(mark))],
             "result": str(result),
         }
+        self._beat()
         try:
             return self._child.ask(request, self.settings.study_s, lambda: stop.reason)
         except InterruptedError:

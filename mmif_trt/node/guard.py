@@ -29,6 +29,7 @@ from mmif_trt.node.admission import (
     Refusal,
     Refused,
     asked_by,
+    plain,
     rejection,
     request_of,
 )
@@ -197,8 +198,9 @@ class Handler(RequestHandler):
                 self._shake_hands()
                 request = request_of(self.request, end)
             asked = asked_by(request, address, self.request)
+            server.admission.judge(asked)
             with server.judging:
-                server.admission.judge(asked, server.addresses())
+                server.admission.find_place(asked, server.addresses())
                 association = self._create_association()
                 association.dul.socket.first = bytearray(request)
                 evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
@@ -249,7 +251,7 @@ class Server(ThreadedAssociationServer):
     def addresses(self) -> list[str]:
         """The addresses of the open associations."""
         infos = [association.requestor.address_info for association in self.active_associations]
-        return [info.address for info in infos if info is not None]
+        return [plain(info.address) for info in infos if info is not None]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Logs an error in a connection's thread by its type alone, without a traceback."""

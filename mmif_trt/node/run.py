@@ -20,7 +20,7 @@ from mmif_trt.node.server import Counters, Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.web import Pulse
-from mmif_trt.running import Stop, why
+from mmif_trt.running import Stop, explain, why
 
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
@@ -100,27 +100,44 @@ def _fuse_all(
 ) -> None:
     """This thread's work until `stop` or a dead thread: the studies that are quiet, one after the other."""
     settled, again = dict[str, int](), Pauses(settings.retry_s)
-    with Decoder(folder=spool.root) as decoder, Fusing(settings, spool, counters, audit) as fusing:
+
+    def beat() -> None:
+        pulse.beat("fuse", settings.study_s + 60)
+
+    with Decoder(folder=spool.root) as decoder, Fusing(settings, spool, counters, audit, beat) as fusing:
         while not stop.reason and not dead:
-            pulse.beat("fuse", settings.study_s + 60)
+            beat()
             try:
                 spool.ensure()
                 suspects = spool.tries.studies()
                 for study in sorted(spool.studies(), key=lambda one: one.name in suspects):
                     arrivals = _ready(settings, spool, receiver, study, settled)
                     if arrivals is not None and again.due(study.name):
-                        pulse.beat("fuse", settings.study_s + 60)
-                        if fusing.study(decoder, study, stop):
+                        beat()
+                        if _fuse(fusing, decoder, study, stop):
                             settled[study.name] = arrivals
                             again.forget(study.name)
                         elif not stop.reason:
                             log.warning("a study will be retried in %.0f s", again.later(study.name))
                 for name in spool.forget(settings.keep_s, settled):
                     audit("delete", study=name)
+                    settled.pop(name)
             except OSError as error:  # the disk: stored files stay, and are processed later
                 log.error("the spool cannot be read or written: %s", why(error))
             time.sleep(POLL_S)
             dead += ended()
+
+
+def _fuse(fusing: Fusing, decoder: Decoder, study: Path, stop: Stop) -> bool:
+    """See Fusing.study. An error that nobody expected is one study's: it ends neither the node, nor the next
+    one after a restart."""
+    try:
+        return fusing.study(decoder, study, stop)
+    except OSError:  # the disk, or memory for a process: everybody's
+        raise
+    except Exception as error:
+        log.error("study %s: %s", study.name, explain(error))
+        return False
 
 
 def _ready(

@@ -20,6 +20,7 @@ TIMEOUT_S = 30
 FIND_S, MAX_ANSWERS = 60.0, 100  # a C-FIND by instance has one answer
 MAX_SEND_S = 900.0  # of one case, asking included
 THERE = "there"
+EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model (PS3.4 C.6.2)
 
 
@@ -44,7 +45,9 @@ def send(
         return dicomweb.store(settings.dicomweb, dataset), uid
     if in_doubt and _is_there(settings, dataset, stop):
         return THERE, uid
-    association = _associate(settings, dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+    # Implicit VR too, which every peer must accept and some accept alone (PS3.5, 10.1).
+    syntaxes = dict.fromkeys((str(dataset.file_meta.TransferSyntaxUID), IMPLICIT))
+    association = _associate(settings, dataset.SOPClassUID, *syntaxes)
     if not association.is_established:
         return REFUSED if association.rejected_contexts else UNREACHABLE, uid
     try:
@@ -58,8 +61,9 @@ def send(
     return SENT if code == 0 or code >> 12 == 0xB else REFUSED, uid
 
 
-def _associate(settings: Settings, *context: str) -> Any:
-    """An association with the PACS, established or not. context: an abstract syntax, its transfer syntax."""
+def _associate(settings: Settings, of: str, *syntaxes: str) -> Any:
+    """An association with the PACS, established or not. of: an abstract syntax. syntaxes: each is offered in
+    a context of its own, so that the PACS accepts all that it can and a data set keeps its own, if it may."""
     from pynetdicom import AE, evt
 
     from mmif_trt.node import guard
@@ -67,7 +71,8 @@ def _associate(settings: Settings, *context: str) -> Any:
     ae = AE(settings.aet)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
     ae.connection_timeout = TIMEOUT_S
-    ae.add_requested_context(*context)
+    for syntax in syntaxes:
+        ae.add_requested_context(of, syntax)
     assert settings.send_to is not None
     title, host, port = settings.send_to
     handlers: Any = [(evt.EVT_CONN_OPEN, guard.bound)]
@@ -84,7 +89,7 @@ def _is_there(settings: Settings, dataset: Any, stop: Stop) -> bool:
     query.QueryRetrieveLevel = "IMAGE"
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         setattr(query, keyword, dataset[keyword].value)
-    association = _associate(settings, FIND)
+    association = _associate(settings, FIND, EXPLICIT, IMPLICIT)  # deflated, an answer may be a bomb
     if not association.is_established:
         return False
     try:

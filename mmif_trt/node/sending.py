@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmif_trt.running import Stop, why
 
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
+FAULTY = "faulty"
 
 
 def send_all(
@@ -54,9 +54,9 @@ def _send_one(
         answer, uid = send(settings, path, spool.in_doubt(path), lambda: spool.mark_doubt(path), stop)
     except FileNotFoundError:  # a larger set replaced it
         return True
-    except Exception as error:
-        log.error("sending failed: %s", why(error))
-        answer, uid = UNREACHABLE, ""
+    except Exception as error:  # its file, or ours alone: the PACS was not even asked, or has answered
+        log.error("case %s cannot be sent: %s", path.stem, why(error))
+        answer, uid = FAULTY, ""
     done = answer in (SENT, THERE)
     counters.add("sent_total" if done else "send_errors_total")
     title, host, _ = settings.send_to or ("", settings.pacs, 0)
@@ -64,13 +64,20 @@ def _send_one(
     if answer == UNREACHABLE:
         log.warning("the PACS does not answer, next try in %.0f s", again.later(UNREACHABLE))
         return False
+    if answer == FAULTY:  # it holds up no other
+        log.warning("case %s: next try in %.0f s", path.stem, again.later(path.stem))
+        return True
     again.forget(UNREACHABLE)
     if done:
-        with contextlib.suppress(OSError):  # otherwise it is asked for, or sent again
+        log.info("case %s %s", path.stem, "sent" if answer == SENT else "was there already, not sent again")
+        try:
             spool.mark_sent(path, uid)
             spool.answered(path)
-        again.forget(path.stem)
-        log.info("case %s %s", path.stem, "sent" if answer == SENT else "was there already, not sent again")
+        except OSError as error:  # it is asked for, or sent again: not at every turn
+            pause = again.later(path.stem)
+            log.error("case %s is sent, and not marked: %s, next try in %.0f s", path.stem, why(error), pause)
+        else:
+            again.forget(path.stem)
     else:
         spool.answered(path)
         log.warning("the PACS refused %s, next try in %.0f s", path.stem, again.later(path.stem))

@@ -60,7 +60,7 @@ class Receiver:
         self.settings, self.spool, self.counters, self.audit = settings, spool, counters, audit
         self._recent: deque[float] = deque()
         self._turn = threading.Lock()
-        self._open: dict[int, set[str]] = {}  # association -> its studies
+        self._open: dict[Any, set[str]] = {}  # association, a thread -> its studies
         self._server: Any = None
 
     def start(self) -> threading.Thread:
@@ -75,7 +75,7 @@ class Receiver:
         ae.acse_timeout = ACSE_TIMEOUT_S
         ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
         ae.add_supported_context(Verification)
-        ae.add_supported_context(commitment.CLASS)
+        ae.add_supported_context(commitment.CLASS, commitment.SYNTAXES)
         syntaxes = [str(syntax) for syntax in readable()]  # what could not be fused is not accepted
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax, syntaxes)
@@ -122,8 +122,10 @@ class Receiver:
             self._server.shutdown()
 
     def sending(self) -> set[str]:
-        """The studies (by folder name) of which an open association has sent something."""
+        """The studies (by folder name) of which an open association has sent something. A connection may
+        close before what it brought is stored: so the thread that stores tells, not the connection."""
         with self._turn:
+            self._open = {one: studies for one, studies in self._open.items() if one.is_alive()}
             return {study for studies in self._open.values() for study in studies}
 
     def _on_echo(self, event: Any) -> int:
@@ -156,8 +158,6 @@ class Receiver:
         event.assoc.dimse.drop()
         if event.assoc.requestor.primitive is not None:
             self.audit("association_end", **_who(event.assoc))
-        with self._turn:
-            self._open.pop(id(event.assoc), None)
 
     def _on_store(self, event: Any) -> int:
         """Size, rate and room are checked on the bytes, before anything is decoded."""
@@ -197,7 +197,7 @@ class Receiver:
             return CANNOT_UNDERSTAND, ""
         name = self.spool.folder(study).name
         with self._turn:  # before it is stored: the study may look quiet
-            self._open.setdefault(id(event.assoc), set()).add(name)
+            self._open.setdefault(event.assoc, set()).add(name)
         with held.getbuffer() as body:  # no copy: an instance may take half of the allowed memory
             kept = self.spool.put(study, uid, _file_start(event), body)
         if kept in (DIFFERENT, CORRECTED):

@@ -24,8 +24,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import threading
 import time
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,8 @@ class Spool:
         sync_folder(root)
         self._used, self._counted = 0, -RECOUNT_S
         self._arrived: dict[str, float] = {}  # study -> monotonic time of its last instance
+        self._arriving: Counter[str] = Counter()  # study -> instances that are being stored now
+        self._turn = threading.Lock()
         self._started = time.monotonic()
 
     def __enter__(self) -> Spool:
@@ -119,13 +123,26 @@ class Spool:
         already; DIFFERENT if it exists with different content: the first stays; CORRECTED if so and the study
         was fused: then the new one replaces it."""
         folder = self.folder(study)
+        with self._turn:
+            self._arriving[folder.name] += 1
+        try:
+            return self._put(folder, instance, head, body)
+        finally:
+            with self._turn:
+                self._arriving[folder.name] -= 1
+                self._arriving += Counter()  # without those at 0
+
+    def _put(self, folder: Path, instance: str, head: bytes, body: memoryview) -> str:
         make_folder(folder)
         name, outcome = pseudonym.name_of(self._key, instance, NAME_DIGITS), NEW
-        first = next(iter(sorted(folder.glob(f"{name}*.dcm"))), None)
+        is_fused = (self.root / "fused" / folder.name).exists()
+        # Only then may a corrected one be there: to look for it always takes the square of a study's size.
+        known = sorted(folder.glob(f"{name}*.dcm")) if is_fused else [folder / f"{name}.dcm"]
+        first = next((path for path in known if os.path.lexists(path)), None)
         if first is not None:
             if _holds(first, body):
                 return SAME
-            if not (self.root / "fused" / folder.name).exists():
+            if not is_fused:
                 return DIFFERENT
             outcome, name = CORRECTED, f"{name}-{hashlib.sha256(body).hexdigest()[:8]}"
         write_atomic(folder / f"{name}.dcm", head, body)
@@ -265,12 +282,14 @@ class Spool:
         if not mark.exists():
             write_atomic(mark, b"")
 
-    def forget(self, keep_s: float, settled: Container[str]) -> list[str]:
-        """Removes the sources of settled studies that have been quiet for keep_s; returns which."""
+    def forget(self, keep_s: float, settled: Mapping[str, int]) -> list[str]:
+        """Removes the sources of studies that have been quiet for keep_s, and are settled with their present
+        `arrivals`; returns which. Not while one is stored: it may be in its place before it shows."""
         gone = []
         for study in self.studies():
-            if study.name in settled and self.quiet_s(study) > keep_s:
-                with contextlib.suppress(OSError):  # something is arriving: then it stays
+            with self._turn, contextlib.suppress(OSError):  # what cannot be removed stays
+                is_quiet = self.quiet_s(study) > keep_s and not self._arriving[study.name]
+                if is_quiet and settled.get(study.name) == self.arrivals(study):
                     for path in study.iterdir():
                         path.unlink()
                     study.rmdir()

@@ -151,5 +151,5 @@ def _prometheus(counters: dict[str, float], gauges: dict[str, int]) -> str:
     lines = []
     for kind, values in (("counter", counters), ("gauge", gauges)):
         for name, value in sorted(values.items()):
-            lines += [f"# TYPE mmif_{name} {kind}", f"mmif_{name} {value:g}"]
+            lines += [f"# TYPE mmif_{name} {kind}", f"mmif_{name} {value!r}"]  # all digits: it counts
     return "\n".join(lines) + "\n"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import stat
 import struct
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peers import Certificates, Node, echoscu, needs, until
@@ -132,7 +135,9 @@ def test_dripping_http_takes_no_descriptors_and_no_turn(node: Node) -> None:
     assert node.metric("queue_length") == 0
 
 
-def test_a_certificate_is_bound_to_its_ae_title(tmp_path: Path) -> None:
+def test_a_certificate_is_bound_to_its_ae_title_and_silence_before_tls_locks_nobody_out(
+    tmp_path: Path,
+) -> None:
     made = Certificates(tmp_path / "tls")
     (made.folder / "node.key").chmod(0o644)
     options = ("--peer", "SCANNER", "--peer", "PACS", "--tls", *made.ours("node"), "--http-tls")
@@ -150,6 +155,18 @@ def test_a_certificate_is_bound_to_its_ae_title(tmp_path: Path) -> None:
         assert "certificate names neither" in one.log and "key can be read by other users" in one.log
         with pytest.raises(OSError):  # /health asks for a certificate too
             one.web("/health")
+        certificate, key, authority = made.ours("scanner")
+        context = ssl.create_default_context(cafile=authority)
+        context.load_cert_chain(certificate, key)
+        assert one.process is not None
+        with contextlib.ExitStack() as stack:
+            for _ in range(150):
+                stack.enter_context(socket.create_connection(("127.0.0.1", one.http)))
+            url = f"https://127.0.0.1:{one.http}/health"
+            for _ in range(10):
+                assert urllib.request.urlopen(url, timeout=10, context=context).status == 200
+            assert len(list(Path(f"/proc/{one.process.pid}/fd").iterdir())) < 150
+            assert echo("scanner", "SCANNER") == 0
     finally:
         one.kill()
 
@@ -185,7 +202,8 @@ def test_places_are_kept_for_the_known_and_shared_out_by_address() -> None:
 
     def reason(asked: Asked, open_from: list[str]) -> str:
         try:
-            door.judge(asked, open_from)
+            door.judge(asked)
+            door.find_place(asked, open_from)
         except Refused as refused:
             return refused.reason
         return ""
@@ -196,9 +214,48 @@ def test_places_are_kept_for_the_known_and_shared_out_by_address() -> None:
     assert reason(other, ["192.0.2.2"] * 8) == "full" and reason(other, ["192.0.2.2"] * 7) == ""
     assert reason(Asked("A", "MMIF", "192.0.2.2"), []) == "address"
     bound = Admission("MMIF", None, 16, bind_certificates=True)
-    bound.judge(Asked("CT1", "MMIF", "x", frozenset({"CT1"})), [])
+    bound.judge(Asked("CT1", "MMIF", "x", frozenset({"CT1"})))
     with pytest.raises(Refused, match="certificate"):
-        bound.judge(Asked("MR1", "MMIF", "x", frozenset({"CT1"})), [])
+        bound.judge(Asked("MR1", "MMIF", "x", frozenset({"CT1"})))
+
+
+def test_a_name_server_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the named peer at the address it had; and a changed name is found when the server is back."""
+    away, asked_for, answers = (
+        threading.Event(),
+        list[str](),
+        {"ct.local": "192.0.2.1", "mr.local": "192.0.2.2"},
+    )
+
+    def look_up(host: str, *_: Any, **__: Any) -> Any:
+        asked_for.append(host)
+        if away.is_set():
+            waits.wait(60)
+            raise OSError("no answer")
+        return [(0, 0, 0, "", (answers[host], 0))]
+
+    monkeypatch.setattr(admission.socket, "getaddrinfo", look_up)
+    waits = threading.Event()
+    door = Admission("MMIF", (Peer("CT", "ct.local"), Peer("MR", "mr.local")), 16, bind_certificates=False)
+    monkeypatch.setattr(admission, "RESOLVED_S", 0.0)
+    away.set()
+    threads = [
+        threading.Thread(target=door.judge, args=(Asked("CT", "MMIF", "192.0.2.1"),)) for _ in range(9)
+    ]
+    for thread in threads:
+        thread.start()
+    for title, address in (("MR", "192.0.2.2"), ("CT", "192.0.2.1")):
+        door.judge(Asked(title, "MMIF", address))
+    with pytest.raises(Refused, match="address"):
+        door.judge(Asked("CT", "MMIF", "192.0.2.9"))
+    until(lambda: sum(thread.is_alive() for thread in threads) == 1, 10)
+    assert len(asked_for) == 3
+    waits.set()
+    for thread in threads:
+        thread.join()
+    away.clear()
+    answers["ct.local"] = "192.0.2.9"
+    door.judge(Asked("CT", "MMIF", "192.0.2.9"))
 
 
 def test_the_first_pdu_has_one_deadline_however_it_drips() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,10 @@ from mmif_trt.node.commitment import (
     ALL_SAFE,
     CLASS,
     INSTANCE,
+    ITEM,
+    MAX_BYTES,
     MAX_OPEN,
+    MAX_REFERENCES,
     NO_ROOM,
     SOME_FAILED,
     Commitment,
@@ -83,9 +87,20 @@ def test_what_is_safe_is_reported(tmp_path: Path, how: str) -> None:
         assert association.send_n_action(request("1.2"), 2, CLASS, INSTANCE)[0].Status == 0x0123
         assert association.send_n_action(request(), 1, CLASS, INSTANCE)[0].Status == 0x0115
         association.release()
+        bomb: Any = pynetdicom.AE("SCANNER")
+        bomb.add_requested_context(CLASS, "1.2.840.10008.1.2.1.99")
+        assert not bomb.associate("127.0.0.1", settings.port, ae_title="MMIF").is_established
     finally:
         receiver.stop()
         listener.shutdown()
+
+
+@pytest.mark.parametrize("data", [ITEM * (MAX_REFERENCES + 1), b"\0" * (MAX_BYTES + 1)])
+def test_a_question_without_an_end_is_not_decoded(data: bytes, tmp_path: Path) -> None:
+    asked = Commitment(Settings("MMIF", 1, tmp_path, None), Spool(tmp_path), Audit(None, "MMIF"))
+    sent = SimpleNamespace(ActionInformation=io.BytesIO(data))
+    event = SimpleNamespace(action_type=1, action_information=request("1.2"), assoc=None, request=sent)
+    assert asked.on_action(event)[0] == 0x0115
 
 
 def test_a_crowd_of_questions_takes_no_crowd_of_threads(
@@ -95,7 +110,8 @@ def test_a_crowd_of_questions_takes_no_crowd_of_threads(
     asked = Commitment(Settings("MMIF", 1, tmp_path, None), Spool(tmp_path), Audit(None, "MMIF"))
     away = threading.Event()
     monkeypatch.setattr(Commitment, "_report", lambda *_: away.wait(60))
-    event = SimpleNamespace(action_type=1, action_information=request("1.2"), assoc=None)
+    sent = SimpleNamespace(ActionInformation=io.BytesIO())
+    event = SimpleNamespace(action_type=1, action_information=request("1.2"), assoc=None, request=sent)
     assert [asked.on_action(event)[0] for _ in range(MAX_OPEN + 3)] == [0] * MAX_OPEN + [NO_ROOM] * 3
     away.set()
     until(lambda: asked.on_action(event)[0] == 0)

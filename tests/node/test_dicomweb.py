@@ -16,10 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from peers import Certificates, Node, Orthanc, needs, storescu, until
-from phantoms import PLANTED, STUDY, affine_of, write_mr, write_pet
+from phantoms import PLANTED, STUDY, affine_of, encoded, slices, write_mr, write_pet
 from ports import free_port
 from pydicom.uid import UID
 from pynetdicom.dsutils import encode
@@ -302,6 +303,42 @@ def test_results_of_a_folder_are_stored_once(
     assert "unreachable" in capsys.readouterr().err
 
 
+def test_a_folder_is_stored_whatever_else_is_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe, which never ends; a deflated object, which is not ours and may be a bomb; ours, damaged."""
+    from pynetdicom import AE, evt
+
+    got: list[str] = []
+
+    def on_store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0
+
+    write_mr(tmp_path / "mr", affine_of(shape=SHAPE), SHAPE)
+    out, (first, *rest) = tmp_path / "out", contents(tmp_path / "mr").values()
+    out.mkdir()
+    os.mkfifo(out / "a.dcm")
+    for name, fused in (("b", first), ("c", rest[0]), ("d", rest[1])):
+        fused.ImageComments = MARK
+        if name == "b":
+            fused.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+        if name == "c":
+            del fused.SeriesInstanceUID
+        fused.save_as(out / f"{name}.dcm")
+    ae: Any = AE("PACS")
+    ae.add_supported_context(first.SOPClassUID)
+    port = free_port()
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
+    try:
+        assert cli.main(["store", str(out), "--to", f"PACS@127.0.0.1:{port}"]) == 1
+    finally:
+        server.shutdown()
+    assert got == [rest[1].SOPInstanceUID]
+    said = capsys.readouterr().err
+    assert "c.dcm: failed (an entry is missing)" in said and "1 failed, 2 passed over, 1 sent" in said
+
+
 @pytest.mark.nightly
 def test_the_whole_node_by_web(orthanc: Orthanc, login: str, tmp_path: Path) -> None:
     affine = affine_of(shape=SHAPE, spacing=(5.0, 6.0, 6.0))
@@ -407,9 +444,11 @@ def as_file(body: bytes, syntax: str) -> bytes:
         ({"Content-Type": "application/dicom"}, [b"\0" * 65_536] * 400, "outside a multipart message"),
         (RELATED, multipart(b"no DICOM"), "without a transfer syntax"),
         ({"Content-Type": "text/html"}, [b"<p>"], "expected the complete study"),
+        (RELATED, multipart(encoded(slices(np.zeros((1, 8, 8)), affine_of())[0]))[:1], "that is cut off"),
         (RELATED, multipart(as_file(b"\x08\0\x05\0SQ\0\0\xff\xff\xff\xff" * 9, "1.2.840.10008.1.2.1")), ""),
     ],
-    ids=["no boundary", "another boundary", "none stated", "bomb", "no multipart", "noise", "a page", "cut"],
+    ids=["no boundary", "another boundary", "none stated", "bomb", "no multipart", "noise", "a page"]
+    + ["no last boundary", "cut"],
 )
 def test_a_study_from_a_service_that_lies(
     headers: dict[str, str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import phantoms
 import pydicom
 import pytest
@@ -24,10 +26,14 @@ from peers import Node, needs, run_storescu, storescu, until
 from phantoms import affine_of, grid, slices, uptake, write_mr, write_series
 from ports import free_port
 
+from mmif_trt import dicomweb
 from mmif_trt.node import run, sending
+from mmif_trt.node.audit import Audit
 from mmif_trt.node.send import FIND
+from mmif_trt.node.server import Counters, Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
+from mmif_trt.node.web import Pulse
 from mmif_trt.running import Stop
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="needs the clinical extra")
@@ -204,6 +210,33 @@ def test_a_pause_within_an_association_ends_no_study(study: Path, tmp_path: Path
         node.kill()
 
 
+def test_a_sender_that_hangs_up_holds_no_study(tmp_path: Path) -> None:
+    """It closes the connection with its last instance, without a release: that is stored after the close."""
+    settings = Settings("MMIF", free_port(), tmp_path, ("PACS", "127.0.0.1", 1), peers=None)
+    with Spool(tmp_path) as spool:
+        receiver = Receiver(settings, spool, counters := Counters(), Audit(None, "MMIF"))
+        receiver.start()
+        try:
+            for number in range(5):
+                (dataset,) = slices(np.zeros((1, 4, 4)), AFFINE, StudyInstanceUID=f"1.2.{number}")
+                ae: Any = pynetdicom.AE("SCANNER")
+                ae.add_requested_context(dataset.SOPClassUID)
+                association = ae.associate("127.0.0.1", settings.port, ae_title="MMIF")
+                channel, send = association.dul.socket, association.dul.socket.send
+
+                def last(data: bytes, channel: Any = channel, send: Any = send) -> None:
+                    send(data)
+                    if data[11] & 3 == 2:  # the last fragment of a data set (PS3.8, E.2)
+                        channel.socket.close()
+
+                channel.send = last
+                association.send_c_store(dataset)
+            until(lambda: counters.snapshot().get("instances_received_total") == 5, 20)
+            until(lambda: not receiver.sending(), 20)
+        finally:
+            receiver.stop()
+
+
 def test_an_association_that_stays_open_holds_a_study_only_so_long(study: Path, tmp_path: Path) -> None:
     node = Node(tmp_path / "node", free_port(), *QUICK, "--hold-s", "5")
     node.start()
@@ -303,6 +336,37 @@ def test_a_thread_that_ends_is_seen_and_ends_the_node(
     assert until(failing) == (503, ["send"])
     node.join(timeout=30)
     assert ended == [False] and len(Spool(tmp_path).waiting()) == 1, "it stopped, and lost nothing"
+
+
+def test_one_that_cannot_be_sent_or_marked_floods_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged file, the first in the queue, and one that is sent where nothing can be renamed any more."""
+    sent, turns, stop = list[str](), list[float](), Stop()
+
+    def send(settings: Any, path: Path, *rest: Any) -> tuple[str, str]:
+        pydicom.dcmread(path)
+        sent.append(path.stem)
+        return dicomweb.SENT, "1.2"
+
+    def sleep(seconds: float) -> None:
+        turns.append(seconds)
+        stop.reason = "enough" if len(turns) == 5 else ""
+
+    def read_only(path: Path, uid: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(sending, "send", send)
+    monkeypatch.setattr(sending.time, "sleep", sleep)
+    write_mr(tmp_path / "mr", AFFINE, SHAPE)
+    with Spool(tmp_path / "spool") as spool:
+        queue(spool, "a_1_x", b"damaged")
+        for name in ("b_1_x", "c_1_x"):
+            queue(spool, name, next((tmp_path / "mr").iterdir()).read_bytes())
+        monkeypatch.setattr(spool, "mark_sent", read_only)
+        settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 1), retry_s=3600.0)
+        sending.send_all(settings, spool, Counters(), Audit(None, "MMIF"), Pulse(), stop)
+        assert sent == ["b_1_x", "c_1_x"] and len(spool.waiting()) == 3
 
 
 def test_a_full_disk_postpones_and_loses_nothing(study: Path, tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--tls-any-peer"], "expected with --tls"),
         (["--max-mb", "0"], "expected numbers above 0"),
         (["--max-associations", "-3"], "expected numbers above 0"),
+        (["--quiet-s", "nan"], "expected seconds, 0 or more"),
+        (["--keep-s", "-1"], "expected seconds, 0 or more"),
     ):
         with contextlib.suppress(SystemExit):
             assert main([*words, "--spool", str(tmp_path / "s"), *wrong]) == 2
@@ -348,7 +350,12 @@ def test_a_limit_is_a_clear_status(study: Path, node: Node) -> None:
     assert echoscu(node.port) == 0 and node.log.count("was refused") == refused
 
 
-@pytest.mark.parametrize("node", [("--max-associations", "2")], indirect=True)
+@pytest.mark.parametrize(
+    "node",
+    [("--max-associations", "2"), ("--max-associations", "5", "--host", "::")],
+    indirect=True,
+    ids=["all", "of an address that a listener for both families sees as IPv6"],
+)
 def test_associations_over_the_limit_are_rejected(study: Path, node: Node) -> None:
     open_ones = [associate(node) for _ in range(2)]
     assert echoscu(node.port) != 0

@@ -126,6 +126,17 @@ def test_an_audit_trail_without_room_is_seen_and_stays_whole(
         assert audit.fails is not has_room
     assert [line["address"] for line in lines(tmp_path / "audit")] == ["True", "True"]
     assert caplog.text.count("the audit trail cannot be written") == 1
+    (tmp_path / "audit").rename(tmp_path / "audit.1")
+    for number in (1, 2):
+        audit("start", address=f"rotated {number}")
+        assert not audit.fails
+    assert len(lines(tmp_path / "audit")) == 2 == len(lines(tmp_path / "audit.1"))
+    (tmp_path / "audit").unlink()
+    os.mkfifo(tmp_path / "audit")
+    audit("start", address="to nowhere")
+    assert audit.fails and not (tmp_path / "audit").unlink()
+    audit("start", address="rotated 3")
+    assert not audit.fails and len(lines(tmp_path / "audit")) == 1
     audit.close()
     with pytest.raises(InputError, match="--audit .*a folder; expected a regular file"):
         Audit(str(tmp_path), "MMIF")
@@ -149,6 +160,28 @@ def test_a_syslog_that_goes_away_prints_no_event(
     path.unlink()
     trail("stop", reason="zz-event")
     assert trail.fails and "zz-event" not in capsys.readouterr().err
+
+
+def test_an_instance_that_arrives_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study is due to be forgotten while it is in its place already, and not yet acknowledged; or after
+    that and before it is fused, with a --keep-s below --quiet-s."""
+    spool = Spool(tmp_path)
+    put(spool, b"old")
+    study = spool.folder(STUDY)
+    fused = {study.name: spool.arrivals(study)}
+    time.sleep(0.02)  # the clock of file systems has ticks
+    sync, seen = files.sync_folder, list[Any]()
+
+    def synced(folder: Any) -> None:
+        sync(folder)
+        if Path(folder) == study:
+            seen.append((len(list(study.iterdir())), spool.forget(-1.0, {study.name: spool.arrivals(study)})))
+
+    monkeypatch.setattr(files, "sync_folder", synced)
+    assert spool.put(STUDY, "1.2.9", b"", memoryview(b"new")) == NEW
+    assert seen == [(2, [])] and len(list(study.iterdir())) == 2
+    assert not spool.forget(-1.0, fused) and study.exists()
+    assert spool.forget(-1.0, {study.name: spool.arrivals(study)}) == [study.name] and not study.exists()
 
 
 def test_quiet_is_by_the_monotonic_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,17 +219,18 @@ def test_acknowledged_means_that_the_folders_are_on_the_disk(
     assert synced[-1] == str(spool.root / "sent")
 
 
-def fusing(spool: Spool, counters: Counters) -> Fusing:
+def fusing(spool: Spool, counters: Counters, *beat: Any) -> Fusing:
     settings = Settings("MMIF", 1, spool.root, ("PACS", "127.0.0.1", 2), quiet_s=0)
-    return Fusing(settings, spool, counters, Audit(None, "MMIF"))
+    return Fusing(settings, spool, counters, Audit(None, "MMIF"), *beat)
 
 
 def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool, counters, asked = Spool(tmp_path), Counters(), list[str]()
+    spool, counters, asked, order = Spool(tmp_path), Counters(), list[str](), list[str]()
 
     def ask(self: Child, request: dict[str, Any], *_: Any) -> dict[str, Any]:
+        order.append("ask")
         if "ready" in request:
             return {"outcome": "done", "message": ""}
         asked.append(request["a"][0])
@@ -210,11 +244,12 @@ def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
     monkeypatch.setattr(
         Spool, "cases", lambda self, *_: ([c for c in cases if self.state(self.name(c)) == "new"], [])
     )
-    one = fusing(spool, counters)
+    one = fusing(spool, counters, lambda: order.append("beat"))
     for attempt in range(MOST[DIED]):
         assert not one.study(None, tmp_path / "incoming" / "s", Stop()), attempt  # type: ignore[arg-type]
     assert [path.name[:4] for path in spool.waiting()] == ["good"], "at the first attempt already"
     assert one.study(None, tmp_path / "incoming" / "s", Stop())  # type: ignore[arg-type]
+    assert order == ["beat", "ask"] * (len(order) // 2), "/health counts the time of one request, not of all"
     assert asked.count("poison") == MOST[DIED] and spool.gauges()["cases_set_aside"] == 1
     assert counters.snapshot()["cases_set_aside_total"] == 1 == counters.snapshot()["fusions_total"]
 
@@ -308,6 +343,8 @@ def test_a_study_that_ended_the_node_waits_for_the_others(
     def study(self: Fusing, decoder: Any, folder: Path, stop: Stop) -> bool:
         seen.append(folder.name)
         stop.reason = "" if len(seen) < 3 else "enough"
+        if folder.name == "b":
+            raise ValueError("a bug of ours")  # nor does it end the node
         return True
 
     monkeypatch.setattr(Fusing, "study", study)
@@ -451,3 +488,11 @@ def test_power_cuts_lose_nothing_acknowledged(tmp_path: Path) -> None:
             assert (mount / "spool" / ".pseudonym-key").stat().st_size == 65
     finally:
         subprocess.run(["umount", "-l", str(mount)], capture_output=True)
+
+
+def test_metrics_keep_every_digit() -> None:
+    from mmif_trt.node.web import _prometheus
+
+    assert "mmif_instances_received_total 12345678.0\n" in _prometheus(
+        {"instances_received_total": 12345678.0}, {}
+    )
