@@ -1,0 +1,47 @@
+"""make train-all, read and not run: networks of the released shape, each stage from one before it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmif_trt import weights
+from mmif_trt.train import fusion
+
+REPO = Path(__file__).resolve().parents[2]
+CHECKPOINT = "/checkpoint.safetensors"
+
+
+@pytest.fixture(scope="module")
+def started() -> list[list[str]]:
+    """Module and arguments of each training that make would start."""
+    make = [
+        "make",
+        "--dry-run",
+        "--always-make",
+        "--directory",
+        str(REPO),
+        "train-all",
+        "DATA=data",
+        "RUNS=r",
+    ]
+    printed = subprocess.run(make, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    lines = [shlex.split(line) for line in printed.splitlines() if "mmif_trt.train." in line]
+    return [words[words.index("-m") + 1 :] for words in lines]
+
+
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_the_networks_have_the_released_shape(started: list[list[str]], name: str) -> None:
+    (words,) = [words for _, *words in started if words[words.index("--out") + 1] == f"r/{name}"]
+    config = fusion.configured(fusion.options(fusion.FusionConfig()).parse_args(words))
+    assert config.model.as_dict() == weights.manifest()["models"][name]["config"]
+
+
+def test_every_stage_begins_at_one_before_it(started: list[list[str]]) -> None:
+    made: set[str] = set()
+    for _, *words in started:
+        assert {word for word in words if word.endswith(CHECKPOINT)} <= made, words
+        made.add(words[words.index("--out") + 1] + CHECKPOINT)
