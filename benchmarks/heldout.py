@@ -1,12 +1,13 @@
 """Weights chosen on training cases: one row per set for each checkpoint, on cases that its training left out.
 
     python benchmarks/heldout.py score --data HARVARD NAME=CHECKPOINT [NAME=0.5*CHECKPOINT+0.5*OTHER ...]
+    python benchmarks/heldout.py score --data HARVARD --validation NAME=CHECKPOINT
     python benchmarks/heldout.py table
 
 HARVARD holds SET/train/{mri,ct|pet|spect}/NAME.png. A checkpoint is one of train/fusion.py (its running
 average) or a released .safetensors; a weighted sum of several is a network of interpolated weights. The
-validation cases are for the end and are not read here. Rows of other names stay in --out
-(benchmarks/results/heldout.json).
+validation cases are for the end: with --validation the rows are of as many of their pairs and say so in
+their names. Rows of other names stay in --out (benchmarks/results/heldout.json).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from mmif_trt.train.data import case
 
 CASES = {"mri-ct": ("case34", "case37"), "mri-pet": ("case25",), "mri-spect": ("case15", "case40")}
 PAIRS, PER_KIND = 14, 40  # of a set; lesions of a kind
+VALIDATION = ", validation"  # at the end of such a row's name
 END_SLICES = {"mri-pet": 8}  # of a case at either end, almost empty
 
 
@@ -107,9 +109,9 @@ def pairs_of(data: Path, name: str, count: int, held_out: bool = True) -> list[P
     return pairs
 
 
-def planted_of(data: Path, name: str) -> list[Planted]:
-    """PAIRS of the set's held-out cases, with lesions."""
-    return plant(pairs_of(data, name, PAIRS), name.removeprefix("mri-"), per_kind=PER_KIND)
+def planted_of(data: Path, name: str, held_out: bool = True) -> list[Planted]:
+    """PAIRS of the set's held-out cases, or of those for validation, with lesions."""
+    return plant(pairs_of(data, name, PAIRS, held_out), name.removeprefix("mri-"), per_kind=PER_KIND)
 
 
 def row(fuse: Fuse, planted: Sequence[Planted]) -> dict[str, Any]:
@@ -156,8 +158,9 @@ def score(args: argparse.Namespace) -> None:
         methods[name] = fuse_of(files)
     report = load(args.out)
     for name in SETS:
-        planted = planted_of(args.data, name)
+        planted = planted_of(args.data, name, not args.validation)
         for method, fuse in methods.items():
+            method += VALIDATION if args.validation else ""
             report["rows"].setdefault(method, {})[name] = row(fuse, planted)
             report["rows"][method]["commit"] = commit()
             write_atomic(args.out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
@@ -171,7 +174,8 @@ def show(args: argparse.Namespace) -> None:
             if name not in sets:
                 continue
             values = sets[name]
-            wins = [key for key in RANKED if values[key] > rows["max"][name][key]]
+            largest = rows["max" + (VALIDATION if method.endswith(VALIDATION) else "")][name]
+            wins = [key for key in RANKED if values[key] > largest[key]]
             cells = [f"{k} {v:.3f}" for k, v in values.items() if isinstance(v, float)]
             print(f"{name} {method}: {', '.join(cells)}; {len(wins)} over the maximum: {' '.join(wins)}")
 
@@ -184,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one = commands.add_parser("score", parents=[shared], help="measure networks and the maximum")
     results_command.add_data(one)
     one.add_argument("networks", nargs="+", metavar="NAME=CHECKPOINT")
+    one.add_argument("--validation", action="store_true", help="the validation cases, not those held out")
     one.add_argument("--threads", type=int, default=1)
     one.set_defaults(run=score)
     page = commands.add_parser("table", parents=[shared], help="print all rows")

@@ -36,9 +36,10 @@ def test_weights_are_mixed_in_the_given_shares(tmp_path: Path) -> None:
 def test_a_row_covers_the_held_out_cases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, name in enumerate(("case34_1", "case37_1", "case20_1")):
+    files = ("train/case34_1", "train/case37_1", "train/case20_1", "val/case41_1")
+    for number, (split, name) in enumerate(file.split("/") for file in files):
         for kind, pixels in (("mri", scenery.mri(number)), ("ct", scenery.ct(number))):
-            folder = tmp_path / "data/mri-ct/train" / kind
+            folder = tmp_path / "data/mri-ct" / split / kind
             folder.mkdir(parents=True, exist_ok=True)
             io.write(folder / f"{name}.png", Image(pixels), durable=False)
     for name, value in (("SETS", ("mri-ct",)), ("PAIRS", 2), ("PER_KIND", 1)):
@@ -49,6 +50,13 @@ def test_a_row_covers_the_held_out_cases(
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert rows.keys() == {"max", "ours"} and rows["max"]["mri-ct"] != rows["ours"]["mri-ct"]
     assert np.isfinite([rows["ours"]["mri-ct"][key] for key in ("lesions", "soft", "SSIM2")]).all()
+    ours = ["--validation", "--data", str(tmp_path / "data"), f"ours={RELEASED}"]
+    assert heldout.main(["score", *ours, *out]) == 0
+    both = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (
+        both.keys() == rows.keys() | {"max, validation", "ours, validation"} and both["ours"] == rows["ours"]
+    )
+    assert both["ours, validation"]["mri-ct"] != rows["ours"]["mri-ct"]
     assert heldout.main(["table", *out]) == 0 and "over the maximum" in capsys.readouterr().out
     (tmp_path / "data/mri-ct/train/mri/case34_1.png").unlink()
     (tmp_path / "data/mri-ct/train/mri/case37_1.png").unlink()
