@@ -119,7 +119,7 @@ def torchrun(args: list[str]) -> int:
 
 
 def make(args: list[str]) -> int:
-    targets = [arg for arg in args if "=" not in arg]
+    targets = [arg for arg in args if "=" not in arg and not arg.startswith("-")]
     makefile = (REPO / "Makefile").read_text()
     return 0 if all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets) else 1
 
