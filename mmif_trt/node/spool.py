@@ -26,7 +26,6 @@ import hashlib
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,8 @@ class Spool:
         sync_folder(root)
         self._used, self._counted = 0, -RECOUNT_S
         self._arrived: dict[str, float] = {}  # study -> monotonic time of its last instance
-        self._arriving: Counter[str] = Counter()  # study -> instances that are being stored now
-        self._turn = threading.Lock()
+        self._arriving: set[tuple[str, str]] = set()  # study and instance of those being stored now
+        self._turn = threading.Condition()
         self._started = time.monotonic()
 
     def __enter__(self) -> Spool:
@@ -122,15 +121,16 @@ class Spool:
         """Stores one instance durably: only then may the peer be told Success. NEW; SAME if it exists
         already; DIFFERENT if it exists with different content: the first stays; CORRECTED if so and the study
         was fused: then the new one replaces it."""
-        folder = self.folder(study)
-        with self._turn:
-            self._arriving[folder.name] += 1
+        this = ((folder := self.folder(study)).name, instance)
+        with self._turn:  # a twin waits: side by side, both would be the first, and the last one stay
+            self._turn.wait_for(lambda: this not in self._arriving)
+            self._arriving.add(this)
         try:
             return self._put(folder, instance, head, body)
         finally:
             with self._turn:
-                self._arriving[folder.name] -= 1
-                self._arriving += Counter()  # without those at 0
+                self._arriving.discard(this)
+                self._turn.notify_all()
 
     def _put(self, folder: Path, instance: str, head: bytes, body: memoryview) -> str:
         make_folder(folder)
@@ -288,7 +288,7 @@ class Spool:
         gone = []
         for study in self.studies():
             with self._turn, contextlib.suppress(OSError):  # what cannot be removed stays
-                is_quiet = self.quiet_s(study) > keep_s and not self._arriving[study.name]
+                is_quiet = self.quiet_s(study) > keep_s and study.name not in dict(self._arriving)
                 if is_quiet and settled.get(study.name) == self.arrivals(study):
                     for path in study.iterdir():
                         path.unlink()

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,22 @@ def test_the_first_of_two_is_kept_until_it_is_fused(tmp_path: Path) -> None:
     corrected = spool.name(Case("pair", tuple(map(str, spool.folder(STUDY).iterdir())), ()))
     assert corrected != name and not spool.larger(corrected), "a case of its own, of as many instances"
     assert put(spool, b"other") == SAME and put(spool, b"x", "1.2.3.5") == NEW
+
+
+def test_of_two_at_the_same_time_one_is_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, begun, write, answers = Spool(tmp_path), threading.Event(), files.write_atomic, list[str]()
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        time.sleep(0.2)
+        write(*args)
+
+    monkeypatch.setattr("mmif_trt.node.spool.write_atomic", slow)
+    first = threading.Thread(target=lambda: answers.append(put(spool, b"first")))
+    first.start()
+    assert begun.wait(10) and put(spool, b"other") == DIFFERENT
+    first.join()
+    assert answers == [NEW] and kept(spool) == [b"first"]
 
 
 def test_one_node_at_a_time(tmp_path: Path) -> None:
