@@ -110,7 +110,7 @@ RECIPE = --generated $(RUNS)/generated/train.safetensors --predictability 4 --be
 # Then half of the crops are of CT, with more weight on its soft tissue, and bfloat16 comes nearer to FP32.
 SETTLED = $(RECIPE) --learning-rate 1e-3 --turns ct pet spect ct --synthetic 0.25 --complement 16 --soft-ct 38 \
 	--colour-pet 18 --lesions-ct 25 --lesions-pet 19 --rounding 250
-# Last, more weight on CT's soft tissue and on the correlation of differences; the result is a mean with the stage before.
+# Last, more weight on CT's soft tissue and the correlation of differences. A mean with the stage before is the result.
 SHARP = $(SETTLED) --learning-rate 8e-4 --soft-ct 75 --complement 22 --rounding 500
 LAGN = --stride 8 --window 4 --activation hardswish
 FUSION = .venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)
@@ -122,7 +122,8 @@ train-all: $(RUNS)/generated/train.safetensors
 	$(MEAN)/lagn 0.5=$(RUNS)/settled/checkpoint.safetensors 0.5=$(RUNS)/sharp/checkpoint.safetensors
 	$(FUSION)/begun-quality $(RECIPE) --steps 10500 --seed 202
 	$(FUSION)/settled-quality $(SETTLED) --steps 4600 --seed 204 --init $(RUNS)/begun-quality/checkpoint.safetensors
-	$(FUSION)/sharp-quality $(SHARP) --lesions-ct 30 --steps 2400 --seed 206 --init $(RUNS)/settled-quality/checkpoint.safetensors
+	$(FUSION)/sharp-quality $(SHARP) --lesions-ct 30 --steps 2400 --seed 206 \
+		--init $(RUNS)/settled-quality/checkpoint.safetensors
 	$(MEAN)/lagn-quality 0.5=$(RUNS)/settled-quality/checkpoint.safetensors \
 		0.5=$(RUNS)/sharp-quality/checkpoint.safetensors
 
