@@ -13,6 +13,7 @@ import numpy as np
 
 from mmif_trt.clinical import choice, keys, pseudonym
 from mmif_trt.clinical.case import Case
+from mmif_trt.io.dicom.objects import is_localizer
 from mmif_trt.io.dicom.values import MODALITY
 
 STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
@@ -102,7 +103,7 @@ def collect(found: Iterable[tuple[str, Any]], secret: bytes) -> Found:
             continue
         modality = MODALITY.get(str(header.get("Modality")))
         kind = tuple(str(value) for value in header.get("ImageType", None) or [])
-        if header.get(keys.NO_IMAGE) or modality is None or "LOCALIZER" in kind:
+        if header.get(keys.NO_IMAGE) or modality is None or is_localizer(header):
             others[
                 header.get(keys.NO_IMAGE) or ("localizer" if modality else "image of another modality")
             ] += 1

@@ -88,10 +88,7 @@ def add(commands: Any) -> None:
 
 
 def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
+    number = _number(text)
     if not 0 < number < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r}; expected numbers above 0")
     return number
@@ -99,13 +96,17 @@ def _positive(text: str) -> float:
 
 def _seconds(text: str) -> float:
     """0 too. Not nan, which no time reaches: no study would ever be quiet."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
+    number = _number(text)
     if not 0 <= number < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r}; expected seconds, 0 or more")
     return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")  # which is in no range
 
 
 def _peer(text: str) -> Any:
