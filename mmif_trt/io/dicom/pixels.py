@@ -90,13 +90,15 @@ def without_padding(values: np.ndarray, masks: dict[int, np.ndarray], units: str
 
     What lies among the other values is no padding, whatever the header says: it would make holes.
     """
+    if not masks:  # of most series: their values are not read once more
+        return ()
     rest, filled = list[Any](), list[Any]()
     for i, plane in enumerate(values):
         mask = masks.get(i)
         inside = plane if mask is None else plane[~mask]
         rest += [inside.min(), inside.max()] if inside.size else []
         filled += [] if mask is None else [plane[mask].min(), plane[mask].max()]
-    if not (rest and filled):
+    if not rest:
         return ()
     if max(filled) >= min(rest) and min(filled) <= max(rest):
         return ("Pixel Padding Value lies among the other values: not taken for padding",)
@@ -205,9 +207,8 @@ def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
 
     syntax = dataset.file_meta.TransferSyntaxUID
     shift = _shift(dataset)
-    bits: dict[str, Any] = (
-        {"bits_stored": int(dataset.HighBit) + 1} if shift else {}
-    )  # pydicom takes High Bit for that
+    # pydicom takes High Bit for that.
+    bits: dict[str, Any] = {"bits_stored": int(dataset.HighBit) + 1} if shift else {}
     if syntax.is_transfer_syntax and not syntax.is_encapsulated:
         return _lowered(pixel_array(dataset, **bits), shift, dataset)
     try:
@@ -261,7 +262,7 @@ def _signed(samples: np.ndarray, dataset: Any) -> np.ndarray:
     if (
         samples.dtype.kind != "i"
         or spare <= 0
-        or dataset.file_meta.TransferSyntaxUID not in (JPEGLSTransferSyntaxes)
+        or dataset.file_meta.TransferSyntaxUID not in JPEGLSTransferSyntaxes
     ):
         return samples
     if samples.min() < 0 or samples.max() >= 1 << stored:  # it has its sign, or more bits than stated
