@@ -3,13 +3,14 @@
     python benchmarks/lesions.py score --data HARVARD
     python benchmarks/lesions.py score --data HARVARD --network lagn-quality
     python benchmarks/lesions.py score --data HARVARD --peer NAME=FILE.py:CALLABLE [--every 4]
+    python benchmarks/lesions.py score --data HARVARD --places 1 --out lesions_anywhere.json
     python benchmarks/lesions.py table [--write [PAGE ...]]
 
 HARVARD holds SET/val/{mri,ct|pet|spect}/NAME.png. The first line measures the installed LAGN, the 50 % and
 70 % overlays and the maximum; the second the other installed network alone; the third a peer's network, whose
-callable returns a torch module (mri, other) -> luma, [B, 1, H, W] in [0, 1], on every fourth pair. Rows of
-other methods stay unchanged in --out (benchmarks/results/lesions.json), as long as the planted lesions are
-the same.
+callable returns a torch module (mri, other) -> luma, [B, 1, H, W] in [0, 1], on every fourth pair. With
+--places 1 a lesion lies anywhere in its region; else it is the faintest of five. Rows of other methods stay
+unchanged in --out (benchmarks/results/lesions.json), as long as the planted lesions are the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mmif_trt.machine import conditions
 from mmif_trt.measure.baselines import PICTURES, Fuse
 from mmif_trt.measure.fidelity import LOWER_IS_BETTER, NEITHER, fidelity, names_for
 from mmif_trt.measure.lesions import Kept, read, summarise
-from mmif_trt.measure.planting import PER_KIND, Planted, plant
+from mmif_trt.measure.planting import PER_KIND, PLACES, Planted, plant
 from mmif_trt.measure.scores import match_folders, source_folders
 from mmif_trt.stages.colour import luma
 
@@ -62,10 +63,10 @@ def peer(module: Any) -> Fuse:
     return fuse
 
 
-def planted_of(data: Path, name: str, per_kind: int) -> list[Planted]:
+def planted_of(data: Path, name: str, per_kind: int, places: int) -> list[Planted]:
     a_folder, b_folder = source_folders(data / name / SPLIT)
     pairs = [(stem, io.read(a).data, io.read(b).data) for stem, a, b in match_folders([a_folder, b_folder])]
-    return plant(pairs, b_folder.name, per_kind=per_kind)
+    return plant(pairs, b_folder.name, per_kind=per_kind, places=places)
 
 
 def score_method(fuse: Fuse, planted: Sequence[Planted], every: int) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def score(args: argparse.Namespace) -> None:
         methods |= {name: ("baseline", fuse) for name, fuse in PICTURES.items()}
     report = load(args.out)
     for name in args.sets or SETS:
-        planted = planted_of(args.data, name, args.per_kind)
+        planted = planted_of(args.data, name, args.per_kind, args.places)
         entry = report["sets"].setdefault(name, {"planted": where(planted), "methods": {}})
         if entry["planted"] != where(planted):
             if alone:
@@ -276,6 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("--peer", metavar="NAME=FILE.py:CALLABLE", help="a peer's network instead")
     one.add_argument("--every", type=int, default=1, help="for a peer: every N-th pair; default: all")
     one.add_argument("--per-kind", type=int, default=PER_KIND, help=f"lesions; default: {PER_KIND}")
+    text = f"tried for a lesion, which takes the faintest; 1: anywhere; default: {PLACES}"
+    one.add_argument("--places", type=int, default=PLACES, help=text)
     one.add_argument("--precision", default="auto", help="of LAGN")
     one.add_argument("--threads", type=int, default=1, help="of the network; default: 1")
     one.set_defaults(run=score)

@@ -28,7 +28,7 @@ APART_PX = 40  # between centres in one picture: neither is in the other's windo
 BESIDE_PX = 3.0  # between a lesion's edge and the bone beside it
 PER_KIND = 150
 PER_PAIR = 12  # of a kind: more would reuse places
-_PLACES = 5  # tried for one lesion; the place with the least contrast wins
+PLACES = 5  # tried for one lesion; the one where the least contrast suffices wins, so lesions are faint
 MOST_LEVELS, MOST_PLACES = 64.0, 0.3  # of contrast: a lesion that needs more is lost in its surroundings
 _STEPS = 6  # of the calibration
 
@@ -95,19 +95,23 @@ class Planted:
 Pair = tuple[str, ndarray, ndarray]  # name, a, b
 
 
-def plant(pairs: Iterable[Pair], modality: str, *, per_kind: int = PER_KIND, seed: int = 0) -> list[Planted]:
+def plant(
+    pairs: Iterable[Pair], modality: str, *, per_kind: int = PER_KIND, seed: int = 0, places: int = PLACES
+) -> list[Planted]:
     """Lesions of every kind, spread over the pairs, per_kind of each or as many as find a place.
 
     pairs: (name, a uint8 [H, W], b uint8 [H, W] or [H, W, 3] RGB) of about 256 px per side: lesions and
-    window are in pixels. The same pairs and seed give the same lesions. A pair's lesions depend on its name
-    and picture, their number on the number of pairs. Raises InputError for other types or sizes.
+    window are in pixels. places: tried for each lesion; the one where the least contrast gives d' = 4 is
+    taken, so with 1 it is anywhere in its region. The same pairs, seed and places give the same lesions. A
+    pair's lesions depend on its name and picture, their number on the number of pairs. Raises InputError for
+    other types or sizes.
     """
     planted = [Planted(name, modality, *_checked(name, a, b)) for name, a, b in pairs]
     kinds = kinds_for(modality)
-    places = {}
+    regions = {}
     for one in planted:
         one.palette = None if modality == "ct" else recover(one.b)
-        places[one.name] = _regions(one)
+        regions[one.name] = _regions(one)
     counts = dict.fromkeys(kinds, 0)
     order = np.random.default_rng(seed).permutation(len(planted))  # neighbouring slices are alike
     for turn in range(PER_PAIR):
@@ -116,7 +120,8 @@ def plant(pairs: Iterable[Pair], modality: str, *, per_kind: int = PER_KIND, see
                 if counts[kind] >= per_kind:
                     continue
                 key = zlib.crc32(f"{one.name}/{kind.name}/{turn}".encode())
-                counts[kind] += _plant_one(one, kind, places[one.name], np.random.default_rng([seed, key]))
+                rng = np.random.default_rng([seed, key])
+                counts[kind] += _plant_one(one, kind, regions[one.name], places, rng)
     return planted
 
 
@@ -142,13 +147,15 @@ def _regions(one: Planted) -> dict[str, ndarray]:
     return {"uptake": inside, "top": top_of(place, inside)}
 
 
-def _plant_one(one: Planted, kind: Kind, places: dict[str, ndarray], rng: np.random.Generator) -> bool:
+def _plant_one(
+    one: Planted, kind: Kind, regions: dict[str, ndarray], places: int, rng: np.random.Generator
+) -> bool:
     """Adds a lesion to the pair's first picture that has room, or to a new one; False: no place."""
     shape, radius_px = SHAPES[rng.integers(len(SHAPES))], float(np.exp(rng.uniform(*np.log(RADIUS_PX))))
     mask = footprint(shape, radius_px, rng)
-    centres = _centres(places, kind, radius_px, mask)
+    centres = _centres(regions, kind, radius_px, mask)
     best: tuple[float, float, Centre] | None = None
-    for row, column in centres[rng.permutation(len(centres))[:_PLACES]].tolist():
+    for row, column in centres[rng.permutation(len(centres))[:places]].tolist():
         contrast, d_source = _calibrated(one, kind, (row, column), mask)
         if LEAST <= d_source <= MOST and (best is None or contrast / d_source < best[0] / best[1]):
             best = contrast, d_source, (row, column)
@@ -162,13 +169,13 @@ def _plant_one(one: Planted, kind: Kind, places: dict[str, ndarray], rng: np.ran
     return True
 
 
-def _centres(places: dict[str, ndarray], kind: Kind, radius_px: float, mask: ndarray) -> ndarray:
+def _centres(regions: dict[str, ndarray], kind: Kind, radius_px: float, mask: ndarray) -> ndarray:
     """[N, 2] row, column of the centres at which enough of the footprint is in the region."""
-    region = places[kind.region]
+    region = regions[kind.region]
     fits = cv2.filter2D(region.astype(np.float64), -1, mask / mask.sum(), borderType=cv2.BORDER_CONSTANT)
     allowed = region & (fits >= kind.fits)
     if kind.region == "beside":
-        allowed &= places["bone px"] <= radius_px + BESIDE_PX
+        allowed &= regions["bone px"] <= radius_px + BESIDE_PX
     allowed[:MARGIN_PX] = allowed[-MARGIN_PX:] = allowed[:, :MARGIN_PX] = allowed[:, -MARGIN_PX:] = False
     return np.argwhere(allowed)
 

@@ -96,6 +96,18 @@ def test_same_seed_same_lesions_another_seed_others(with_ct: list[Planted]) -> N
     assert [x.centre for x in first.lesions] != [x.centre for x in other.lesions]
 
 
+def test_of_more_places_a_lesion_takes_one_where_it_is_fainter() -> None:
+    pairs = [(f"case{i}", scenery.mri(i), scenery.ct(i)) for i in range(2)]
+    anywhere, faint = (
+        {(x.kind, x.shape, x.radius_px): x.contrast / x.d_source for one in planted for x in one.lesions}
+        for planted in (plant(pairs, "ct", per_kind=6, places=n) for n in (1, 5))
+    )
+    both = anywhere.keys() & faint.keys()  # the same shape and size, at another place
+    assert len(both) > 10
+    assert all(faint[x] <= anywhere[x] + 1e-9 for x in both)
+    assert any(faint[x] < anywhere[x] for x in both)
+
+
 def shares(kept: list[Kept], start: str) -> list[float]:
     found = [one.share for one in kept if one.kind.startswith(start)]
     assert found
