@@ -155,7 +155,7 @@ def _nrrd(name: str, which: Which) -> Image:
 def _judge(shape: Any, more: Any) -> None:
     voxels = int(np.prod([*map(int, shape)], dtype=object))
     if min(map(int, shape)) < 1 or voxels > MAX_VOXELS:
-        raise InputError(f"{tuple(map(int, shape))} voxels announced; expected {MAX_VOXELS} in all")
+        raise InputError(f"{tuple(map(int, shape))} voxels announced; expected 1 to {MAX_VOXELS} in all")
     if voxels * int(np.prod([*map(int, more)], dtype=object)) > nifti.MAX_SERIES_VOXELS:
         raise InputError(
             f"{len(more)} further axes of {tuple(more)}; expected {nifti.MAX_SERIES_VOXELS} in all"

@@ -195,7 +195,7 @@ def _shape(header: Any) -> tuple[int, ...]:
         or voxels * int(np.prod(shape[3:], dtype=object)) > MAX_SERIES_VOXELS
     ):
         more = f" x {' x '.join(map(str, shape[3:]))} volumes" if shape[3:] else ""
-        raise InputError(f"NIfTI that announces {shape[:3]} voxels{more}; expected {MAX_VOXELS} in all")
+        raise InputError(f"NIfTI that announces {shape[:3]} voxels{more}; expected 1 to {MAX_VOXELS} in all")
     return shape
 
 

@@ -313,7 +313,7 @@ def test_declared_sizes_are_checked_before_anything_is_allocated(tmp_path: Path)
     picture = slices(np.zeros((1, 48, 40)), AFFINE)[0]
     del picture.ImagePositionPatient
     for keyword, value, words in (
-        ("Rows", 65_535, "announces 1 x 65535 x 40"),
+        ("Rows", 65_535, "announces 1 x 65535 x 40; expected at most 4096 px per side"),
         ("NumberOfFrames", 2_000_000_000, "announces 2000000000 x"),
         ("BitsAllocated", 65_528, "bits per pixel"),
     ):

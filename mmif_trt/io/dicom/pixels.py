@@ -131,7 +131,7 @@ def announced(dataset: Any) -> tuple[int, int, int]:
     if not fits:
         raise InputError(
             f"{dataset.filename}: announces {count} x {rows} x {columns}; "
-            f"expected at most {MAX_VOXELS} voxels"
+            f"expected at most {MAX_SIDE_PX} px per side and {MAX_VOXELS} voxels"
         )
     if not 0 < bits <= 64:
         raise InputError(f"{dataset.filename}: announces {bits} bits per pixel; expected at most 64")
