@@ -41,8 +41,11 @@ from mmif_trt.measure.scores import match_folders, source_folders
 from mmif_trt.stages.colour import luma
 
 REPO = Path(__file__).resolve().parent.parent
-# The markers say which tables a page shows: one per set, or the brief one.
-MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("lesions", "lesions-brief")}
+# The markers say which tables a page shows: one per set, the brief one, or that of lesions anywhere.
+MARKERS = {
+    name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
+    for name in ("lesions", "lesions-brief", "lesions-anywhere")
+}
 PAGES = (REPO / "README.md", REPO / "docs/benchmarks.md")
 SHOWN = {"average": "50 % overlay", "overlay70": "70 % overlay", "max": "maximum"}
 
@@ -143,6 +146,7 @@ def score(args: argparse.Namespace) -> None:
     if not alone:
         methods |= {name: ("baseline", fuse) for name, fuse in PICTURES.items()}
     report = load(args.out)
+    report["places"] = args.places
     for name in args.sets or SETS:
         planted = planted_of(args.data, name, args.per_kind, args.places)
         entry = report["sets"].setdefault(name, {"planted": where(planted), "methods": {}})
@@ -163,11 +167,9 @@ def score(args: argparse.Namespace) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """{"conditions": {method: ...}, "sets": {set: {"planted": [...], "methods": {method: ...}}}}."""
-    if not path.exists():
-        return {"conditions": {}, "sets": {}}
-    report: dict[str, Any] = json.loads(path.read_text())
-    return report
+    """{"places": N, "conditions": {method: ...}, "sets": {set: {"planted": [...], "methods": {...}}}}."""
+    empty = {"places": PLACES, "conditions": {}, "sets": {}}
+    return {**empty, **json.loads(path.read_text())} if path.exists() else empty
 
 
 def save(path: Path, report: dict[str, Any]) -> None:
@@ -249,8 +251,9 @@ def table(name: str, entry: dict[str, Any], made: dict[str, Any]) -> list[str]:
 
 def filled(page: str, report: dict[str, Any], path: Path) -> str:
     """page with its tables: the brief one if it has the brief markers. Raises InputError without any."""
-    brief = MARKERS["lesions-brief"][0] in page
-    return replaced(page, tables(report, brief), path, MARKERS["lesions-brief" if brief else "lesions"])
+    anywhere, brief = report["places"] == 1, MARKERS["lesions-brief"][0] in page
+    name = "lesions-anywhere" if anywhere else "lesions-brief" if brief else "lesions"
+    return replaced(page, tables(report, brief or anywhere), path, MARKERS[name])
 
 
 def show(args: argparse.Namespace) -> None:
@@ -260,7 +263,7 @@ def show(args: argparse.Namespace) -> None:
     if args.write is None:
         print(tables(report))
         return
-    for path in args.write or PAGES:
+    for path in args.write or (PAGES[1:] if report["places"] == 1 else PAGES):
         write_atomic(path, filled(path.read_text(), report, path).encode())
 
 
