@@ -41,11 +41,11 @@ CUDA_SOURCES = [
 
 
 class SourceDistribution(sdist):
-    """With all of csrc: setuptools takes the listed sources alone, and without torch not even those."""
+    """With all of csrc (setuptools takes the listed sources, with torch) and no tests (it takes some)."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        sources = {str(path) for path in Path("csrc").rglob("*.*")}
-        super().make_release_tree(base_dir, sorted(sources.union(files)))
+        held = {file for file in (*files, *map(str, Path("csrc").rglob("*.*"))) if file[:6] != "tests/"}
+        super().make_release_tree(base_dir, sorted(held))
 
 
 def toolkit() -> str | None:

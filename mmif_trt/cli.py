@@ -14,7 +14,8 @@ import io as text_io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.commands import (
@@ -40,7 +41,24 @@ from mmif_trt.running import explain
 COMMANDS = (fuse, eval, info, batch, plan, status, node, fetch, store, demo, engine, report, study, view)
 
 
+def _text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty (an unset variable of the shell?); expected a value")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # An empty path would be the working folder.
+        self.register("type", None, _text)
+        self.register("type", Path, lambda text: Path(_text(text)))
+
+    def add_subparsers(self, **kwargs: Any) -> Any:
+        commands = super().add_subparsers(**kwargs)
+        commands.type = str  # it takes all words that follow: the command's own parser names the empty one
+        return commands
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
@@ -59,17 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Without a standard stream (2>&-, pythonw, a service), output is discarded, and no file opened later
-    gets its number. A file name outside the terminal's encoding is shown escaped."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    """Without a standard stream (<&-, 2>&-, pythonw, a service), input is empty, output is discarded, and no
+    file opened later gets its number: a child has a stream of its own there. A file name outside the
+    terminal's encoding is shown escaped."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
-            silent = os.open(os.devnull, os.O_WRONLY)
+            silent = os.open(os.devnull, os.O_RDWR)
             try:
                 os.fstat(number)
             except OSError:
                 os.dup2(silent, number)
-            setattr(sys, name, os.fdopen(silent, "w", encoding="utf-8"))
+            if silent == number:
+                os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(silent, mode, encoding="utf-8"))
         elif isinstance(stream, text_io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

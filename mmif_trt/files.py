@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 import time
@@ -194,7 +195,8 @@ def prove_writable(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files of `write_atomic` whose process is gone; those of other active runs stay.
+    """Delete temporary files of `write_atomic`, and temporary folders, whose process is gone; those of other
+    active runs stay.
 
     For a process of another machine (on a shared file system), the file's age decides. Containers reuse
     process numbers: a file with our number that is older than this process is a leftover.
@@ -211,5 +213,7 @@ def remove_leftovers(folder: Path) -> None:
                     left = written < _STARTED
                 else:
                     left |= not processes.is_running(int(number))
-            if left:
+            if left and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif left:
                 os.unlink(entry)

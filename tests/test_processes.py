@@ -3,6 +3,7 @@ what a message says of an error."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -11,11 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
+import phantoms
 import pytest
+import scenery
 from conftest import REPO
+from shell import mmif
 
 import mmif_trt
+from mmif_trt import __main__ as program
+from mmif_trt.clinical import pseudonym
 from mmif_trt.files import OutputError
 from mmif_trt.image import InputError
 from mmif_trt.machine import address, cpu_quota
@@ -125,6 +132,15 @@ def test_closed_streams_fail_no_run(tmp_path: Path) -> None:
         mmif_trt.write(tmp_path / f"{name}.png", mmif_trt.Image(pixels))
     done = shell(f"cd {tmp_path}; $MMIF fuse a.png b.png -o f.png --quiet >&- 2>&-")
     assert done.returncode == 0 and (tmp_path / "f.png").exists()
+    affine = phantoms.affine_of(shape=(4, 32, 32), spacing=(5.0, 6.0, 6.0))
+    points = phantoms.grid(affine, (4, 32, 32))
+    for name, values in (("a", phantoms.head), ("b", phantoms.uptake)):
+        phantoms.write_nifti(tmp_path / f"{name}.nii", np.rint(values(points)), affine, "<u2")
+    ranges = (
+        "--value-range 0 1000 --modality-b pet"  # the reading process has its own streams in their places
+    )
+    done = shell(f"cd {tmp_path}; $MMIF fuse a.nii b.nii -o f.nii {ranges} <&- >&- 2>&-")
+    assert done.returncode == 0 and (tmp_path / "f.nii").exists()
     gone = shell("$MMIF info | true; echo ${PIPESTATUS[0]}")
     assert gone.stdout.strip() in ("0", "1") and "Exception ignored" not in gone.stderr, gone.stderr
     gone = shell("$MMIF --help | true; echo ${PIPESTATUS[0]}")
@@ -138,6 +154,55 @@ def test_a_name_of_other_bytes_gets_its_table(tmp_path: Path, suffix: str) -> No
     write_scores(tmp_path / f"t{suffix}", scores)
     written = (tmp_path / f"t{suffix}").read_bytes()
     assert (b"M\xfcller.png" if suffix == ".csv" else rb"M\udcfcller.png") in written
+
+
+def test_names_of_other_bytes_are_shown_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from an old share, or any umlaut under LANG=C: each such name was an internal error."""
+    for module in ("jinja2", "matplotlib"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"M\xfcller")
+    for path, pixels in (
+        (f"{name}/mri/{name}.png", scenery.mri()),
+        (f"{name}/ct/{name}.png", scenery.ct()),
+        (f"fused/{name}.png", scenery.ct()),
+    ):
+        Path(path).parent.mkdir(parents=True)
+        assert cv2.imwrite("x.png", pixels)
+        os.rename("x.png", path)
+    one = [f"{name}/mri/{name}.png", f"{name}/ct/{name}.png", f"fused/{name}.png"]
+    mmif("view", *one, "-o", f"{name}.html", "--title", name)
+    mmif("eval", name, "--plant", "planted", "--per-kind", "1")
+    mmif("report", name, "--method", f"{name}=fused", "-o", "report.html", "--no-baselines")
+    sets = [{"modality": "ct", "sources": name, "methods": {"a": "fused", "b": "fused"}}]
+    Path("study.json").write_text(json.dumps({"title": "x", "readers": 1, "sets": sets}))
+    mmif("study", "create", "study.json", "study")
+    for page in (f"{name}.html", "report.html"):
+        assert "M?ller" in Path(page).read_text()
+
+
+def test_ctrl_c_while_the_command_line_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.__import__", interrupt)
+    assert program.main() == 130
+    monkeypatch.undo()
+    assert capsys.readouterr().err == "mmif-trt: interrupted\n"
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_key_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(InputError, match=r"\.pseudonym-key: cannot be written \(No space left on device\)"):
+        pseudonym.key_in(tmp_path)
 
 
 V2, V1 = "0::/a/b\n", "4:cpu,cpuacct:/a/b\n3:memory:/a/b\n0::/\n"

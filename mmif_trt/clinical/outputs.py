@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,20 @@ import numpy as np
 from mmif_trt import __version__, io, weights
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.clinical import preview
-from mmif_trt.files import TMP_SUFFIX, OutputError, make_folder, sync_folder, write_atomic
+from mmif_trt.files import (
+    TMP_SUFFIX,
+    OutputError,
+    make_folder,
+    remove_leftovers,
+    sync_folder,
+    temporary_prefix,
+    write_atomic,
+)
 from mmif_trt.image import Image, InputError
 from mmif_trt.io import raster
 from mmif_trt.io.dicom import write as dicom_write
 from mmif_trt.io.dicom.deidentify import deidentified
+from mmif_trt.running import why
 from mmif_trt.volume import Fused, orient
 
 LUMA = "_luma"
@@ -83,22 +93,25 @@ def save(
 
 
 def _save_slices(folder: Path, picture: Image) -> list[str]:
-    """slice_0001.png and so on, in a folder that gets its name once all are in it."""
-    unfinished = folder.with_name(f".{folder.name}{TMP_SUFFIX}")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    """slice_0001.png and so on, in a folder that gets its name once all are in it. Of two runs at once, the
+    second to end is refused."""
+    make_folder(folder.parent)
+    remove_leftovers(folder.parent)
+    unfinished = folder.with_name(f"{temporary_prefix()}{secrets.token_hex(8)}{TMP_SUFFIX}")
     names = [f"slice_{index + 1:04}.png" for index in range(len(picture.data))]
     try:
-        make_folder(unfinished)
+        unfinished.mkdir()
         for index, name in enumerate(names):
             io.write(unfinished / name, _slice(picture, index))
         sync_folder(unfinished)
         os.replace(unfinished, folder)  # replaces an empty folder too, but never one with files
         sync_folder(folder.parent)
     except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written ({why(error)}); expected a new or empty folder, with room"
+        ) from error
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, OutputError):
-            raise
-        raise InputError(f"{folder}: {error.strerror}; expected a new or empty folder") from error
     return [str(folder / name) for name in names]
 
 
@@ -140,8 +153,6 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
 
 
 def save_preview(path: str, fused: Fused) -> None:
-    if not path.lower().endswith(".png"):
-        raise InputError(f"--preview {path}: expected a name ending in .png")
     drawn = preview.sheet(displayed(fused), f"mmif_trt {__version__}, {fused.plane}")
     write_atomic(path, raster.png.labelled(drawn, fused.image.label))
 

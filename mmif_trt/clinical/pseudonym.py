@@ -37,23 +37,14 @@ def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes 
     """
     path = Path(given) if given else root / FILE
     if not given and make and not path.exists():
-        make_folder(root)
-        # Written aside and linked: an existing name has a complete key, and the first of several wins.
-        aside = root / f"{FILE}.{secrets.token_hex(8)}"
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with open(descriptor, "w") as file:
-                file.write(fresh_key().hex() + "\n")
-                file.flush()
-                os.fsync(descriptor)
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        finally:
-            aside.unlink()
-            sync_folder(root)
+            _make(root, path)
+        except OSError as error:
+            expected = "expected a writable folder with room"
+            raise InputError(f"{path}: cannot be written ({error.strerror}); {expected}") from error
     try:
         key = bytes.fromhex(read_regular(path).decode().strip())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if not given:
             return None
         raise InputError(f"--pseudonym-key {path}: no such file; expected a file with a key") from None
@@ -64,3 +55,20 @@ def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes 
     if len(key) < KEY_BYTES:
         raise InputError(f"{path}: {len(key)} bytes; expected {2 * KEY_BYTES} hex digits or more")
     return key
+
+
+def _make(root: Path, path: Path) -> None:
+    make_folder(root)
+    # Written aside and linked: an existing name has a complete key, and the first of several wins.
+    aside = root / f"{FILE}.{secrets.token_hex(8)}"
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(fresh_key().hex() + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink()
+        sync_folder(root)

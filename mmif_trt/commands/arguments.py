@@ -52,10 +52,10 @@ def add_of_b(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--modality-b", type=str.lower, choices=MODALITIES[1:], help=modality)
 
 
-def count_to(most: int) -> Any:
+def count_to(most: int, least: int = 1) -> Any:
     def count(text: str) -> int:
-        if not (text.isdecimal() and 1 <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected whole numbers from 1 to {most}")
+        if not (text.isdecimal() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected whole numbers from {least} to {most}")
         return int(text)
 
     return count
@@ -155,11 +155,19 @@ def cluster_of(args: argparse.Namespace) -> Size | None:
 
 def options_of(args: argparse.Namespace, **given: Any) -> Options:
     """The options that a command line states, under the names that it shares with `volume.Options`; given:
-    those under other names."""
+    those under other names. Raises InputError for a palette or percentiles that no volume can have: here, not
+    at each of ten thousand cases."""
+    from mmif_trt.stages import normalise, palettes
     from mmif_trt.volume import Options
 
     stated = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
-    return Options(**{**stated, **given})
+    options = Options(**{**stated, **given})
+    if options.palette is not None:
+        palettes.uid(options.palette)
+    for percentiles in (options.percentiles_a, options.percentiles_b):
+        if percentiles is not None:
+            normalise.checked_percentiles(percentiles)
+    return options
 
 
 def pacs_of(option: str, text: str) -> tuple[str, str, int]:

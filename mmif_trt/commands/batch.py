@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--workers: expected with --on only")
     from mmif_trt.clinical import records
 
+    how = records.Run(options_of(args), args.runtime, args.precision, args.network)
     with plan_of(args) as plan:
-        how = records.Run(options_of(args), args.runtime, args.precision, args.network)
         network = Network(_run_of(plan, how, args))
         if size is not None:
             args.output = absolute(args.output)
@@ -238,7 +238,8 @@ class _Progress:
             with self._bar.external_write_mode(file=sys.stderr):
                 print(f"mmif-trt: failed: {settled.name}: {error}", file=sys.stderr)
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {settled.name} {error or settled.status}\n"
-        self._log.write(line.encode(errors="replace"))
+        with suppress(OSError):  # a full disk, which ends the run with a message of its own
+            self._log.write(line.encode(errors="replace"))
 
 
 def _say_totals(total: Counter[str], skipped: int, seconds: float) -> None:

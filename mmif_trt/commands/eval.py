@@ -53,7 +53,9 @@ def add(commands: Any) -> None:
     lesions.add_argument("--plant", type=Path, metavar="PLANTED", help="write SOURCES with lesions, and stop")
     lesions.add_argument("--lesions", action="store_true", help="score what remains of the lesions")
     lesions.add_argument("--per-kind", type=count_to(10_000), metavar="N", help=f"default: {PER_KIND}")
-    lesions.add_argument("--seed", type=count_to(2**31), metavar="N", help="of places and shapes; default: 0")
+    lesions.add_argument(
+        "--seed", type=count_to(2**31, 0), metavar="N", help="of places and shapes; default: 0"
+    )
     add_runtime(lesions)
     score.set_defaults(run=run)
 
@@ -75,7 +77,7 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--plant: with FUSED, --lesions, --baselines or --output; expected SOURCES alone")
     if not (args.fused or args.plant or args.lesions):
         raise InputError("FUSED: missing; expected a folder of fused pictures, or --plant or --lesions")
-    if (args.per_kind or args.seed) and not (args.plant or args.lesions):
+    if (args.per_kind, args.seed) != (None, None) and not (args.plant or args.lesions):
         raise InputError("--per-kind, --seed: expected with --plant or --lesions only")
 
 
@@ -106,8 +108,9 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _plant(args: argparse.Namespace) -> int:
-    from mmif_trt.measure.lesion_folder import plant_folder, write_planted
+    from mmif_trt.measure.lesion_folder import plant_folder, refuse_used, write_planted
 
+    refuse_used(args.plant)  # before planting, which may take minutes
     seed = args.seed or 0
     planted = plant_folder(args.sources, per_kind=args.per_kind or PER_KIND, seed=seed)
     pictures = write_planted(args.plant, planted, seed=seed)
@@ -127,7 +130,7 @@ def _lesions(args: argparse.Namespace) -> int:
     from mmif_trt.measure.lesions import judge
 
     if is_planted(args.sources):
-        if args.per_kind or args.seed:
+        if (args.per_kind, args.seed) != (None, None):
             raise InputError(f"--per-kind, --seed: {args.sources} is planted; expected with --plant")
         planted = read_planted(args.sources)
     elif args.fused:

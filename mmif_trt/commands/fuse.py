@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.folders import run as batch
     from mmif_trt.folders.pairs import plan_pairs, prepare_output
 
+    volumes.refuse_others(args, are_volumes=False)
     suffix = f".{args.format}" if args.format else None
     plan = plan_pairs(args.a, args.b, args.output, suffix=suffix, overwrite=args.overwrite)
     if args.view and (os.path.isdir(args.a) or os.path.isdir(args.b)):
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     if args.view and all(result.status != "failed" for result in results):
         pair = plan.pairs[0]
         a, b, fused = (io.read(path) for path in (pair.a, pair.b, pair.out))
-        shown = look.of_pictures(a, b, fused, range_a, range_b)
+        shown = look.of_pictures(a, b, fused, range_a, range_b, args.modality_b)
         look.save(args.view, shown, (pair.a, pair.b, pair.out))
     if stop.reason:
         say(f"stopped: {stop.reason}; {total['not_started']} of {total['pairs']} pairs were not started")

@@ -48,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
     from mmif_trt.clinical.records import Run
     from mmif_trt.clinical.spill import Spill
 
-    store = store_of(args.output)
+    options, store = options_of(args), store_of(args.output)
+    if os.path.isfile(args.output):
+        raise InputError(f"{args.output}: a file; expected a new folder for a plan")
     if not is_url(args.output) and not os.path.exists(args.output):
         os.makedirs(args.output, mode=0o700, exist_ok=True)  # private: it contains paths and names of series
     plan_folder.refuse(store, part)
     store.prove_writable()
     key = secret_of(args.source, args.output, args.pseudonym_key, make=True)
-    how = Network(Run(options_of(args), args.runtime, args.precision, args.network)).run
+    how = Network(Run(options, args.runtime, args.precision, args.network)).run
     with Spill() as spill:
         with look.steps(2, args.quiet) as step:
             step("reading headers")

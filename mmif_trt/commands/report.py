@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     )
     what = "lesions of each kind to plant for commands; default: 20"
     report.add_argument("--per-kind", type=count_to(10_000), default=20, metavar="N", help=what)
-    report.add_argument("--seed", type=count_to(2**31), metavar="N", help="of the lesions; default: 0")
+    report.add_argument("--seed", type=count_to(2**31, 0), metavar="N", help="of the lesions; default: 0")
     report.add_argument(
         "--no-baselines", action="store_true", help="leave out pixel-wise average and maximum"
     )

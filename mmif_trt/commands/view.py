@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         what = f"where the window of {side.upper()} opens; default: as fused"
         view.add_argument(f"--value-range-{side}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
         what = f"of several series in {side.upper()}: its UID, number or description"
-        view.add_argument(f"--series-{side}", default="", metavar="SERIES", help=what)
+        view.add_argument(f"--series-{side}", metavar="SERIES", help=what)
         what = f"of several volumes in {side.upper()}: which, from 1"
         view.add_argument(f"--volume-{side}", type=count_to(1_000_000), metavar="N", help=what)
     view.add_argument("--title", help="heading of the page; default: the name of FUSED")
@@ -92,7 +92,7 @@ def _of_volumes(args: argparse.Namespace) -> Triple:
     options, tie = options_of(args, **ranges), ""
     if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):
         options, tie = replace(options, registration="header"), args.registration
-    which = [Which(getattr(args, f"series_{side}"), getattr(args, f"volume_{side}")) for side in "ab"]
+    which = [Which(getattr(args, f"series_{side}") or "", getattr(args, f"volume_{side}")) for side in "ab"]
     case = Case("", (args.a,), (args.b,), registration=tie, which_a=which[0], which_b=which[1])
     with Decoder() as decoder:
         loaded = load(case, decoder, options)

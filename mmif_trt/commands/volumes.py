@@ -12,7 +12,15 @@ from typing import Any
 
 from mmif_trt import io, overwriting
 from mmif_trt.commands import look
-from mmif_trt.commands.arguments import REGISTRATIONS, add_how, add_of_b, count_to, options_of, say
+from mmif_trt.commands.arguments import (
+    REGISTRATIONS,
+    add_how,
+    add_of_b,
+    check_text_output,
+    count_to,
+    options_of,
+    say,
+)
 from mmif_trt.files import prove_writable, write_atomic
 from mmif_trt.image import InputError
 from mmif_trt.io import FORMATS
@@ -22,6 +30,30 @@ from mmif_trt.io.which import Which
 from mmif_trt.stages import normalise
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")
+# Options of `fuse` that mean nothing for the other kind of source, each with the values that state nothing.
+OF_VOLUMES: dict[str, tuple[Any, ...]] = {
+    "plane": (None,),
+    "palette": (None,),
+    "percentiles_a": (None,),
+    "percentiles_b": (None,),
+    "registration": ("header", "none"),
+    "series_a": (None,),
+    "volume_a": (None,),
+    "series_b": (None,),
+    "volume_b": (None,),
+    "preview": (None,),
+    "burn_in": (False,),
+    "deidentify": (False,),
+}
+OF_PICTURES: dict[str, tuple[Any, ...]] = {
+    "format": (None,),
+    "workers": (None,),
+    "decode": ("auto",),
+    "on": (None,),
+    "address": (None,),
+    "cpus_per_worker": (1,),
+    "gpus_per_worker": (0,),
+}
 WARN_BELOW = 0.5  # share of A that B covers
 
 
@@ -33,7 +65,7 @@ def add_options(fuse: argparse.ArgumentParser) -> None:
     add_of_b(group)
     for side in "ab":
         what = f"of several series in {side.upper()}: its UID, number or description"
-        group.add_argument(f"--series-{side}", default="", metavar="SERIES", help=what)
+        group.add_argument(f"--series-{side}", metavar="SERIES", help=what)
         what = f"of several volumes in {side.upper()} (echoes, times, b-values, 4-D): which, from 1"
         group.add_argument(f"--volume-{side}", type=count_to(1_000_000), metavar="N", help=what)
     group.add_argument("--preview", metavar="SHEET.png", help="also draw a contact sheet")
@@ -68,6 +100,38 @@ def _begins_as_dicom(path: str) -> bool:
         return False
 
 
+def refuse_others(args: argparse.Namespace, are_volumes: bool) -> None:
+    """An option that would be passed over changes the result that the user expects. Raises InputError."""
+    others = OF_PICTURES if are_volumes else OF_VOLUMES
+    stated = [name for name, unstated in others.items() if getattr(args, name) not in unstated]
+    if stated:
+        what = ", ".join(f"--{name.replace('_', '-')}" for name in stated)
+        kinds = ("pictures", "volumes") if are_volumes else ("volumes", "pictures")
+        raise InputError(f"{what}: expected with {kinds[0]} only; {args.a} and {args.b} hold {kinds[1]}")
+
+
+def _check(args: argparse.Namespace, kind: str) -> tuple[list[str], list[str]]:
+    """Raises InputError for what cannot be done, before any work; returns the inputs and the outputs."""
+    from mmif_trt.clinical import outputs
+
+    refuse_others(args, are_volumes=True)
+    if (args.burn_in or args.deidentify) and kind != "dicom":
+        raise InputError(f"--burn-in and --deidentify: expected only with -o NAME.dcm, not {args.output}")
+    made = [*outputs.names(args.output), *filter(None, (args.preview, args.report, args.view))]
+    inputs = [args.a, args.b, *([args.registration] if os.path.isfile(args.registration) else [])]
+    overwriting.check(inputs, made)
+    if kind == "dicom":
+        _refuse_among_sources(args.output, (args.a, args.b))
+    if args.preview and not args.preview.lower().endswith(".png"):
+        raise InputError(f"--preview {args.preview}: expected a name ending in .png")
+    if args.report:
+        check_text_output("--report", args.report, ".json")
+    for path in (args.output, args.preview, args.view):
+        if path:
+            prove_writable(Path(path).absolute().parent)
+    return inputs, made
+
+
 def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int:
     """fuser: creates the Fuser, once the inputs are read. Returns exit code 0; errors raise InputError."""
     from mmif_trt.clinical import outputs
@@ -75,16 +139,10 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     from mmif_trt.clinical.decoder import Decoder
 
     kind = outputs.kind_of(args.output)
-    if (args.burn_in or args.deidentify) and kind != "dicom":
-        raise InputError(f"--burn-in and --deidentify: expected only with -o NAME.dcm, not {args.output}")
-    for path in (args.output, args.preview, args.report, args.view):
-        if path:
-            prove_writable(Path(path).absolute().parent)
+    inputs, made = _check(args, kind)
     if _is_there(args.output) and not args.overwrite:
         print(f"mmif-trt: {args.output}: exists, skipped; --overwrite fuses it again", file=sys.stderr)
         return 0
-    made = [*outputs.names(args.output), *filter(None, (args.preview, args.report, args.view))]
-    inputs = [args.a, args.b, *([args.registration] if os.path.isfile(args.registration) else [])]
     overwriting.check(
         inputs,
         made,
@@ -99,7 +157,7 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
     tie = ""
     if args.registration not in REGISTRATIONS and os.path.isfile(args.registration):
         run_options, tie = replace(run_options, registration="header"), args.registration
-    which_a, which_b = Which(args.series_a, args.volume_a), Which(args.series_b, args.volume_b)
+    which_a, which_b = Which(args.series_a or "", args.volume_a), Which(args.series_b or "", args.volume_b)
     case = Case("", (args.a,), (args.b,), registration=tie, which_a=which_a, which_b=which_b)
     with Decoder() as decoder:  # in a child with limits: a file that needs too much is an error, not a kill
         loaded = load(case, decoder, run_options)
@@ -107,6 +165,11 @@ def run(args: argparse.Namespace, fuser: Any, range_a: Any, range_b: Any) -> int
         return _fuse_pictures(args, loaded, fuser)
     if kind == "picture" and loaded.a.is_volume and len(loaded.a.data) > 1:
         outputs.refuse_picture(args.output)
+    if kind == "dicom" and not (loaded.a.headers or loaded.b.headers):
+        raise InputError(
+            f"{args.output}: no DICOM among {args.a} and {args.b}; expected at least one, for its patient "
+            "and study, or -o NAME.nii.gz"
+        )
     fused = _fuse(loaded, fuser(), args.quiet)
     files = outputs.save(
         args.output, fused, loaded.a, loaded.b, burn_in=args.burn_in, deidentify=args.deidentify
@@ -188,6 +251,14 @@ def _as_picture(image: Any, limits: Any) -> Any:
         return image
     shown = normalise.from_unit(normalise.to_unit(image), np.dtype(np.uint16), (0, 65535))
     return image.with_data(shown, value_range=(0.0, 65535.0))
+
+
+def _refuse_among_sources(output: str, sources: tuple[str, ...]) -> None:
+    """A DICOM file in the folder of a source would be a second series of it."""
+    place = Path(output).resolve().parent
+    for source in sources:
+        if os.path.isdir(source) and place.is_relative_to(Path(source).resolve()):
+            raise InputError(f"{output}: in the source folder {source}; expected a place outside it")
 
 
 def _is_there(path: str) -> bool:

@@ -16,6 +16,7 @@ from mmif_trt.files import is_regular, prove_writable, remove_leftovers
 from mmif_trt.image import InputError
 
 SHOWN_NAMES = 5  # of files without a partner
+PICTURES = tuple(suffix for suffix, form in io.FORMATS.items() if not form.is_volume)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def plan_pairs(
     Two folders: files match by stem, the suffix may differ; hidden files, other file types and subfolders
     are ignored; a name on one side only gives a warning.
     Raises InputError for a missing input, a file beside a folder, an empty folder, two files with one stem in
-    a folder, no common name, and an output that is an input.
+    a folder, no common name, and an output that is an input or cannot hold the result.
     """
     for path in (a, b):
         if not (os.path.isfile(path) or os.path.isdir(path)):
@@ -62,6 +63,10 @@ def plan_pairs(
         raise InputError(f"{a} is a {kinds[0]}, {b} a {kinds[1]}; expected two files or two folders")
     warnings: list[str] = []
     if os.path.isdir(a):
+        if _split(Path(out).name)[1] and not os.path.isdir(out) and not str(out).endswith(("/", os.sep)):
+            raise InputError(
+                f"{out}: the name of a file; expected that of a folder, as {a} and {b} are folders"
+            )
         folder, triples = Path(out), _match_folders(Path(a), Path(b), Path(out), suffix, warnings)
         if os.path.exists(out) and any(os.path.samefile(out, source) for source in (a, b)):
             raise InputError(f"{out}: is also an input folder; expected a different output folder")
@@ -83,7 +88,9 @@ def _match_files(a: Path, b: Path, out: str | Path, suffix: str | None) -> tuple
     own = _split(path.name)[1]
     if suffix and own.lower() != suffix:
         raise InputError(f"{out}: suffix {own or 'none'}; expected {suffix}, by --format")
-    io.format_of(path)  # refuses a suffix that the table lacks
+    if own.lower() not in PICTURES:
+        received = own or os.path.splitext(path.name)[1] or "none"
+        raise InputError(f"{out}: suffix {received}; expected one of {' '.join(PICTURES)}: {a} is a picture")
     return a, b, path
 
 

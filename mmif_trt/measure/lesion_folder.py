@@ -49,13 +49,18 @@ def plant_folder(sources: Path, *, per_kind: int, seed: int) -> list[Planted]:
     return planted
 
 
+def refuse_used(folder: Path) -> None:
+    """Raises InputError if something is there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not empty; expected a new or empty folder")
+
+
 def write_planted(folder: Path, planted: Sequence[Planted], *, seed: int) -> int:
     """Writes the pictures, the list last; returns how many pairs of pictures a method has to fuse.
 
     Raises InputError if the folder is not empty, and for a pair named like a picture with lesions.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists and is not empty; expected a new or empty folder")
+    refuse_used(folder)
     modality = planted[0].modality
     pictures: dict[str, tuple[ndarray, ndarray]] = {}
     for one in planted:

@@ -98,7 +98,10 @@ class Receiver:
                 request_handler=guard.Handler,
             )
         except OSError as error:
-            raise InputError(f"--port {self.settings.port}: {error.strerror}; expected a free port") from None
+            raise InputError(
+                f"--host {self.settings.host}, --port {self.settings.port}: {error.strerror}; expected an "
+                "address of this machine and a free port"
+            ) from None
         server.limits = guard.Limits(
             self.settings.max_associations,
             self.settings.max_instance_bytes,

@@ -36,7 +36,10 @@ def run(name: str, command: str, mri: Path, other: Path, out: Path) -> None:
                 f"--method {name}={command}: no {place}; expected {', '.join(PLACES)} in a command"
             )
     given = dict(zip(PLACES, map(str, (mri, other, out)), strict=True))
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        raise InputError(f"--method {name}={command}: a quote without its end; expected it closed") from None
     for place, path in given.items():
         words = [word.replace(place, path) for word in words]
     out.mkdir(parents=True)
@@ -52,6 +55,8 @@ def run(name: str, command: str, mri: Path, other: Path, out: Path) -> None:
             f"--method {name}: exit code {done.returncode} ({said}); expected 0: try it by itself, with "
             "folders of pictures for {mri} and {other} and a new one for {out}"
         )
+    if not any(out.iterdir()):
+        raise InputError(f"--method {name}: it wrote nothing; expected a picture per pair in {{out}}")
 
 
 @dataclass(frozen=True)

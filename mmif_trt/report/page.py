@@ -46,7 +46,8 @@ def write(
     """
     pictures = collect(figures, out, ranges or {}, budget)
     extra: dict[str, Any] = {"gallery": gallery, "places": places or {}}
-    data = render(figures, pictures, lesions or {}, title=title, sources=sources, **extra).encode()
+    text = render(figures, pictures, lesions or {}, title=title, sources=sources, **extra)
+    data = text.encode(errors="replace")  # of names in another encoding
     write_atomic(out, data)
     return len(data)
 

@@ -133,4 +133,4 @@ def boxes(values: Mapping[str, Sequence[float]], title: str, words: str) -> str:
 
 def _plain(name: str) -> str:
     """matplotlib reads $...$ as mathematics."""
-    return name.replace("$", r"\$")
+    return name.encode(errors="replace").decode().replace("$", r"\$")

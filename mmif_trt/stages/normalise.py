@@ -39,6 +39,21 @@ def from_unit(unit: np.ndarray, dtype: np.dtype, value_range: tuple[float, float
     return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
 
 
+def checked_percentiles(percentiles: tuple[float, float]) -> tuple[float, float]:
+    """(low, high) as numbers. Raises InputError, also for fractions: with white at 0.99 percent nearly every
+    voxel would be white."""
+    try:
+        low, high = (float(value) for value in percentiles)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not (0 <= low < high <= 100 and high > 1):
+        shown = " ".join(f"{value}" for value in percentiles) if np.iterable(percentiles) else percentiles
+        raise InputError(
+            f"percentiles {shown}; expected two numbers, 0 <= low < high <= 100, high over 1, such as 1 99.5"
+        )
+    return low, high
+
+
 def volume_limits(
     image: Image, percentiles: tuple[float, float] | None, side: str = "a"
 ) -> tuple[tuple[float, float], str]:
@@ -49,12 +64,7 @@ def volume_limits(
     Raises InputError where nothing is known.
     """
     if percentiles is not None:
-        try:
-            low, high = (float(value) for value in percentiles)
-        except (TypeError, ValueError):
-            low = high = 0.0
-        if not 0 <= low < high <= 100:
-            raise InputError(f"percentiles {percentiles}; expected two numbers, 0 <= low < high <= 100")
+        low, high = checked_percentiles(percentiles)
         black, white = (float(x) for x in np.percentile(image.data, (low, high)))
         if not black < white:
             raise InputError(

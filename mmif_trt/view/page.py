@@ -29,7 +29,7 @@ Block = tuple[str, str]  # id and text of an inert script element
 def write(path: str | Path, triple: Triple, title: str, files: dict[str, str]) -> int:
     """Writes the page, whole or not at all; returns its bytes. files: of a, b and fused, as the page names
     them. Raises OutputError."""
-    data = render(triple, title, files).encode()
+    data = render(triple, title, files).encode(errors="replace")  # of names in another encoding
     write_atomic(path, data)
     return len(data)
 

@@ -226,7 +226,7 @@ def test_usage_errors_write_nothing(tmp_path: Path) -> None:
         (mri, tmp_path / "gone", "-o", out): "gone: no such file",
         (mri, pet, "-o", mri): "input folder",
         (file, pet / "p000.png", "-o", file): "same file",
-        (mri, pet, "-o", file): "p000.png: cannot write there",
+        (mri, pet, "-o", file): "p000.png: the name of a file; expected that of a folder",
         (mri, pet, "-o", file / "below"): "below: cannot write there",
         (mri, pet, "-o", out, "--value-range", "9", "1"): "--value-range of A: 9 1",
         (mri, pet, "-o", out, "--value-range-b", "0", "nan"): "--value-range of B: 0 nan",

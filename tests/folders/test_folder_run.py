@@ -279,6 +279,9 @@ def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path: Path) -> None:
     ]
     for name in (*gone, *kept, elsewhere[1]):
         (tmp_path / name).write_bytes(b"half")
+    folder = f"{temporary_prefix(dead.pid)}04ff{TMP_SUFFIX}"
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "slice_0001.png").write_bytes(b"half")
     os.utime(tmp_path / gone[1], (1, 1))  # our number, but before our time
     os.utime(tmp_path / elsewhere[1], (old, old))
     remove_leftovers(tmp_path)

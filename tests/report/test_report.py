@@ -349,7 +349,11 @@ def test_bad_commands(scene: Path, tmp_path: Path) -> None:
             f"{sys.executable} -c 'import sys; sys.exit(\"why\")' {{mri}} {{other}} {{out}}",
             "exit code 1 (why)",
         ),
-        (f"{sys.executable} -c pass {{mri}} {{other}} {{out}}", "expected"),
+        (
+            f"{sys.executable} -c pass {{mri}} {{other}} {{out}}",
+            "it wrote nothing; expected a picture per pair",
+        ),
+        ("'a program {mri} {other} {out}", "a quote without its end"),
     ):
         args = (f"--method=m={command}", "--per-kind", "1", "-o", tmp_path / "r.html")
         assert word in mmif("report", scene / "sources", *args, code=2).stderr
