@@ -172,6 +172,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         (pet(affine_of(), SHAPE), {"percentiles_b": (50, 50)}, "percentiles"),
         (pet(affine_of(), SHAPE), {"percentiles_b": 5}, "percentiles 5; expected two numbers"),
         (mri().data[3], {}, "a picture"),
+        (pet(affine_of(), (3, 40, 40)), {"registration": "rigid"}, "3 x 40 x 40 voxels; expected 4 along"),
+        (replace(a, data=np.zeros_like(a.data)), {"registration": "rigid"}, "all voxels are equal"),
     ):
         with pytest.raises(InputError, match=words):
             mmif_trt.fuse(a, b, **options)
