@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmif_trt.io.dicom.syntaxes import readable
 
+HTJ2K = "1.2.840.10008.1.2.4.20"  # its syntaxes begin so; still rare, they share a context
 MAX_CONTEXTS = 128  # of an association (PS3.8, 9.3.2.2)
 # What a study with images of the head may hold. The first are compressed in most archives.
 # fmt: off
@@ -17,15 +18,19 @@ OTHER_IMAGES = (
     "LegacyConvertedEnhancedMRImageStorage", "LegacyConvertedEnhancedPETImageStorage",
     "MultiFrameGrayscaleByteSecondaryCaptureImageStorage",
     "MultiFrameGrayscaleWordSecondaryCaptureImageStorage", "MultiFrameTrueColorSecondaryCaptureImageStorage",
+    "ComputedRadiographyImageStorage", "UltrasoundImageStorage",
 )
-# The PACS counts as failed what it may not send: a dose report would make every study incomplete.
-NO_IMAGES = (
+# The PACS counts as failed what it may not send, or sends nothing more: one dose report, and a study would
+# be incomplete.
+BESIDE = (
     "SpatialRegistrationStorage", "DeformableSpatialRegistrationStorage", "BasicTextSRStorage",
     "EnhancedSRStorage", "ComprehensiveSRStorage", "XRayRadiationDoseSRStorage",
     "RadiopharmaceuticalRadiationDoseSRStorage", "KeyObjectSelectionDocumentStorage",
     "GrayscaleSoftcopyPresentationStateStorage", "ColorSoftcopyPresentationStateStorage",
     "SegmentationStorage", "RTStructureSetStorage", "RawDataStorage", "MRSpectroscopyStorage",
-    "EncapsulatedPDFStorage", "ParametricMapStorage",
+    "EncapsulatedPDFStorage", "ParametricMapStorage", "BlendingSoftcopyPresentationStateStorage",
+    "PseudoColorSoftcopyPresentationStateStorage", "SurfaceSegmentationStorage",
+    "RealWorldValueMappingStorage", "RTDoseStorage", "RTPlanStorage",
 )
 PRIVATE = (
     "1.3.12.2.1107.5.9.1",  # Siemens CSA Non-Image
@@ -49,14 +54,16 @@ def to_get(others: int) -> list[tuple[str, list[str]]]:
     """
     from pydicom import uid
 
-    main, images, no_images = (
-        [str(getattr(uid, name)) for name in names] for names in (MAIN, OTHER_IMAGES, NO_IMAGES)
+    main, images, beside = (
+        [str(getattr(uid, name)) for name in names] for names in (MAIN, OTHER_IMAGES, BESIDE)
     )
     packed = [x for x in syntaxes() if uid.UID(x).is_compressed]
+    newest = [x for x in packed if x.startswith(HTJ2K)]
     plain = [x for x in syntaxes() if x not in packed]
     contexts = [
         *((one, syntaxes()) for one in (*main, *images)),
-        *((one, plain) for one in (*no_images, *PRIVATE, *main)),
-        *((one, [syntax]) for syntax in packed for one in main),
+        *((one, plain) for one in (*beside, *PRIVATE, *main)),
+        *((one, [syntax]) for syntax in packed if syntax not in newest for one in main),
+        *((one, newest) for one in main if newest),
     ]
     return contexts[: MAX_CONTEXTS - others]
