@@ -40,6 +40,11 @@ class File:
     entities: str
     suffix: str
 
+    @property
+    def is_part(self) -> bool:
+        """The phase, or the real or imaginary part, of a complex image: not its magnitude."""
+        return re.search(r"_part-(phase|real|imag)(_|$)", self.entities) is not None
+
 
 def is_dataset(root: str) -> bool:
     """Whether a folder is a BIDS data set, by its description."""
@@ -98,7 +103,7 @@ def cases(root: str, across: bool = False, part: tuple[int, int] = (1, 1)) -> It
 
 
 def _anatomy(files: list[File]) -> File | None:
-    ranked = [one for suffix in ANATOMY for one in files if one.suffix == suffix]
+    ranked = [one for suffix in ANATOMY for one in files if one.suffix == suffix and not one.is_part]
     return ranked[0] if ranked else None
 
 

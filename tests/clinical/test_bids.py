@@ -44,6 +44,7 @@ def dataset(root: Path) -> Path:
 
 def test_pairs_of_a_session(tmp_path: Path) -> None:
     root = dataset(tmp_path / "raw")
+    (root / "sub-02/anat/sub-02_part-imag_T1w.nii.gz").touch()  # of a complex image: no anatomy
     found, left = planning.plan(str(root), bytes(32))
     assert [case.name for case in found] == [
         "sub-01_ses-1_acq-3d_desc-fusedpettrcFDG_T1w",
