@@ -177,6 +177,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             mmif_trt.fuse(a, b, **options)
+    for stranger, words in ((({"plane": "axial"},), "options: dict"), ((), "b: ndarray")):
+        with pytest.raises(InputError, match=words):
+            mmif_trt.Fuser().fuse_volumes(a, a if stranger else a.data, *stranger)
     with pytest.raises(InputError, match="did a and b swap"):
         mmif_trt.fuse(pet(affine_of(), SHAPE), a)
     with pytest.raises(InputError, match="palette: expected only with volumes"):
