@@ -157,6 +157,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words) as caught:
             mmif_trt.fuse(a, b)
         assert "PLANTED" not in str(caught.value)
+    b = mmif_trt.read(write_pet(tmp_path / "nameless", affine_of(), FrameOfReferenceUID=""))
+    assert "no Frame of Reference UID in" in geometry.align(a, b)[0].notes[-1]
+    with pytest.raises(InputError, match="scanner space and .* in mni space"):
+        geometry.align(b, replace(a, headers=(), frame=None, space="mni"))
     far = pet(affine_of(middle=(900, 0, 0)), SHAPE)
     options: dict[str, object]
     for b, options, words in (

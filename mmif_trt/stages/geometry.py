@@ -125,9 +125,11 @@ def _has_place(a: Image, b: Image) -> None:
 def _one_space(a: Image, b: Image) -> tuple[str, ...]:
     """A note where the headers leave open whether both lie in one space. Raises InputError where they say
     that they do not: a scanner's millimetres and a template's have nothing in common."""
-    spaces = ["scanner" if image.frame else image.space for image in (a, b)]
+    nameless = [image.source for image in (a, b) if image.headers and not image.frame]
+    spaces = ["scanner" if image.headers or image.frame else image.space for image in (a, b)]
     if None in spaces or spaces[0] == spaces[1]:
-        return ()
+        words = f"no Frame of Reference UID in {' and '.join(nameless)}: assumed to be that of both"
+        return (words,) if nameless else ()
     if set(spaces) == {"scanner", "aligned"}:
         other = a if spaces[0] == "aligned" else b
         return (
