@@ -140,9 +140,8 @@ def test_coverage_then_slices_then_matrix_then_contrast(tmp_path: Path) -> None:
 
 def test_derived_series_are_candidates_where_there_is_no_original(tmp_path: Path) -> None:
     """An anonymiser marks all it writes as DERIVED\\SECONDARY."""
-    derived = ["DERIVED", "SECONDARY"]
-    mr(tmp_path / "mr", 1, ImageType=derived)
-    ct(tmp_path / "ct", ImageType=derived)
+    mr(tmp_path / "mr", 1, ImageType=["DERIVED", "SECONDARY"])
+    ct(tmp_path / "ct", ImageType="DERIVED")  # one value alone
     assert chosen(tmp_path) == "mr"
     ct(tmp_path / "ct original", SeriesNumber=5)
     (case,), left = plan(tmp_path)
