@@ -207,8 +207,8 @@ def _in_their_order(event: Any) -> None:
     cannot decompress what it has stored could send nothing in ours, which begins with uncompressed ones."""
     asked: dict[str, list[Any]] = {}
     for context in event.assoc.requestor.primitive.presentation_context_definition_list:
-        first = context.transfer_syntax[0]
-        if first.is_transfer_syntax and first.is_compressed:
+        first = next(iter(context.transfer_syntax), None)
+        if first is not None and first.is_transfer_syntax and first.is_compressed:
             asked.setdefault(context.abstract_syntax, []).extend(context.transfer_syntax)
     for context in event.assoc.acceptor.supported_contexts:
         theirs = asked.get(context.abstract_syntax, [])

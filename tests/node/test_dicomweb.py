@@ -272,6 +272,24 @@ def test_a_pacs_that_cannot_decompress_sends_as_it_proposes(tmp_path: Path) -> N
     assert contents(tmp_path)[one.SOPInstanceUID].file_meta.TransferSyntaxUID == RLELossless
 
 
+def test_the_order_of_a_peer_counts_where_it_names_a_compressed_syntax_first() -> None:
+    ours = [ExplicitVRLittleEndian, "1.2.840.10008.1.2", RLELossless]
+    proposed = {"1": [RLELossless, ExplicitVRLittleEndian], "2": [*ours[1::-1], RLELossless], "3": []}
+
+    def context(name: str, syntaxes: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(abstract_syntax=name, transfer_syntax=[UID(x) for x in syntaxes])
+
+    supported = [context(name, ours) for name in proposed]
+    primitive = SimpleNamespace(presentation_context_definition_list=[context(*x) for x in proposed.items()])
+    association = SimpleNamespace(
+        requestor=SimpleNamespace(primitive=primitive),
+        acceptor=SimpleNamespace(supported_contexts=supported),
+    )
+    guard._in_their_order(SimpleNamespace(assoc=association))
+    first, *others = (one.transfer_syntax for one in supported)
+    assert first == [RLELossless, *ours[:2]] and others == [ours] * 2
+
+
 @pytest.mark.parametrize(
     "most, syntaxes, expected",
     [
