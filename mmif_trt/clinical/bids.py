@@ -85,6 +85,7 @@ def cases(root: str, across: bool = False, part: tuple[int, int] = (1, 1)) -> It
     """
     for subject in islice(sorted(Path(root).glob("sub-*")), part[0] - 1, None, part[1]):
         sessions = sorted(subject.glob("ses-*")) or [subject]
+        taken: dict[str, str] = {}
         anatomy = {session: _anatomy(files_of(session / "anat")) for session in sessions}
         for session in sessions:
             mri, where = anatomy[session], session
@@ -95,9 +96,14 @@ def cases(root: str, across: bool = False, part: tuple[int, int] = (1, 1)) -> It
                 if mri is None:
                     yield f"{one.path}: no T1w, T2w or FLAIR of its session"
                     continue
+                name = name_of(mri, one)
+                if first := taken.get(name):  # .nii beside .nii.gz, say
+                    yield f"{one.path}: its fusion would have the name of that with {first}"
+                    continue
+                taken[name] = one.path
                 words = f"{mri.path} + {one.path}" + ("" if where == session else ", of another session")
                 modality = OTHERS[one.suffix]
-                yield Case(name_of(mri, one), (mri.path,), (one.path,), {"modality_b": modality}, words=words)
+                yield Case(name, (mri.path,), (one.path,), {"modality_b": modality}, words=words)
             if mri is not None and where == session and not others:
                 yield f"{mri.path}: no PET or CT of its session"
 
