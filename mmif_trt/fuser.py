@@ -130,7 +130,14 @@ class Fuser:
         """
         from mmif_trt import volume
 
-        options = options or volume.Options()
+        options = volume.Options() if options is None else options
+        if not isinstance(options, volume.Options):
+            kind = type(options).__name__
+            raise InputError(f"options: {kind}; expected mmif_trt.volume.Options(plane=..., ...)")
+        for name, image in (("a", a), ("b", b)):
+            if not isinstance(image, Image):
+                kind = type(image).__name__
+                raise InputError(f"{name}: {kind}; expected an mmif_trt.Image, such as mmif_trt.read(path)")
         options = replace(options, registration=_as_registration(options.registration, a, b))
         return volume.fuse(self.runtime.infer, a, b, options, self.runtime.streams, on_slice, self.network)
 

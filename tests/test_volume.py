@@ -157,6 +157,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words) as caught:
             mmif_trt.fuse(a, b)
         assert "PLANTED" not in str(caught.value)
+    b = mmif_trt.read(write_pet(tmp_path / "nameless", affine_of(), FrameOfReferenceUID=""))
+    assert "no Frame of Reference UID in" in geometry.align(a, b)[0].notes[-1]
+    with pytest.raises(InputError, match="scanner space and .* in mni space"):
+        geometry.align(b, replace(a, headers=(), frame=None, space="mni"))
     far = pet(affine_of(middle=(900, 0, 0)), SHAPE)
     options: dict[str, object]
     for b, options, words in (
@@ -172,9 +176,14 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         (pet(affine_of(), SHAPE), {"percentiles_b": (50, 50)}, "percentiles"),
         (pet(affine_of(), SHAPE), {"percentiles_b": 5}, "percentiles 5; expected two numbers"),
         (mri().data[3], {}, "a picture"),
+        (pet(affine_of(), (3, 40, 40)), {"registration": "rigid"}, "3 x 40 x 40 voxels; expected 4 along"),
+        (replace(a, data=np.zeros_like(a.data)), {"registration": "rigid"}, "all voxels are equal"),
     ):
         with pytest.raises(InputError, match=words):
             mmif_trt.fuse(a, b, **options)
+    for stranger, words in ((({"plane": "axial"},), "options: dict"), ((), "b: ndarray")):
+        with pytest.raises(InputError, match=words):
+            mmif_trt.Fuser().fuse_volumes(a, a if stranger else a.data, *stranger)
     with pytest.raises(InputError, match="did a and b swap"):
         mmif_trt.fuse(pet(affine_of(), SHAPE), a)
     with pytest.raises(InputError, match="palette: expected only with volumes"):

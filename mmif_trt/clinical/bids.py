@@ -40,6 +40,11 @@ class File:
     entities: str
     suffix: str
 
+    @property
+    def is_part(self) -> bool:
+        """The phase, or the real or imaginary part, of a complex image: not its magnitude."""
+        return re.search(r"_part-(phase|real|imag)(_|$)", self.entities) is not None
+
 
 def is_dataset(root: str) -> bool:
     """Whether a folder is a BIDS data set, by its description."""
@@ -80,6 +85,7 @@ def cases(root: str, across: bool = False, part: tuple[int, int] = (1, 1)) -> It
     """
     for subject in islice(sorted(Path(root).glob("sub-*")), part[0] - 1, None, part[1]):
         sessions = sorted(subject.glob("ses-*")) or [subject]
+        taken: dict[str, str] = {}
         anatomy = {session: _anatomy(files_of(session / "anat")) for session in sessions}
         for session in sessions:
             mri, where = anatomy[session], session
@@ -90,15 +96,20 @@ def cases(root: str, across: bool = False, part: tuple[int, int] = (1, 1)) -> It
                 if mri is None:
                     yield f"{one.path}: no T1w, T2w or FLAIR of its session"
                     continue
+                name = name_of(mri, one)
+                if first := taken.get(name):  # .nii beside .nii.gz, say
+                    yield f"{one.path}: its fusion would have the name of that with {first}"
+                    continue
+                taken[name] = one.path
                 words = f"{mri.path} + {one.path}" + ("" if where == session else ", of another session")
                 modality = OTHERS[one.suffix]
-                yield Case(name_of(mri, one), (mri.path,), (one.path,), {"modality_b": modality}, words=words)
+                yield Case(name, (mri.path,), (one.path,), {"modality_b": modality}, words=words)
             if mri is not None and where == session and not others:
                 yield f"{mri.path}: no PET or CT of its session"
 
 
 def _anatomy(files: list[File]) -> File | None:
-    ranked = [one for suffix in ANATOMY for one in files if one.suffix == suffix]
+    ranked = [one for suffix in ANATOMY for one in files if one.suffix == suffix and not one.is_part]
     return ranked[0] if ranked else None
 
 

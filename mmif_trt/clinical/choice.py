@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmif_trt.image import InputError
+from mmif_trt.io.dicom.planes import Look, Plane
+from mmif_trt.io.dicom.stack import stack
+
 if TYPE_CHECKING:
     from mmif_trt.clinical.series import Series
 
@@ -24,7 +28,35 @@ OTHER_NAMES = re.compile(
 
 def is_one_volume(series: Series) -> bool:
     """Whether all images have distinct positions on one grid."""
-    return series.images > 1 and not series.why and _places(series) == series.images
+    return series.images > 1 and not (series.why or _several(series))
+
+
+def _several(series: Series) -> str:
+    """What its images have several of; "" for one image per place of one grid."""
+    if not _on_one_grid(series.places):
+        return "orientations, sizes or pixel spacings"
+    return "images per place" if _places(series) < series.images else ""
+
+
+def fault(series: Series) -> str:
+    """Why reading will refuse the series, as far as its headers tell: "" where they do not."""
+    if series.why or not series.images:
+        return series.why
+    if several := _several(series):
+        return f"several {several}: name one volume in a manifest (volume_a, volume_b)"
+    if series.images == 1:  # it may state no thickness: not among the keys
+        return ""
+    try:
+        stack([_plane(place) for place in series.places])
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _plane(place: np.ndarray) -> Plane:
+    """An image of Series.places as its geometry alone."""
+    nowhere = Look([], "")
+    return Plane(None, 0, nowhere, place[10:], place[4:10], (float(place[2]), float(place[3])))
 
 
 def words(series: Series) -> str:
@@ -128,8 +160,12 @@ def _places(series: Series) -> int:
     """The number of distinct positions, over all grids."""
     if not len(series.places):
         return 0
+    if not _on_one_grid(series.places):
+        return len(np.unique(np.round(series.places[:, 4:], 2), axis=0))
     normal = np.cross(series.places[0, 4:7], series.places[0, 7:10])
-    keys = np.column_stack([np.round(series.places[:, :10], 2), series.places[:, 10:] @ normal])
-    if np.ptp(keys[:, :10], axis=0).max() <= 0.02:  # one grid
-        return int(1 + (np.diff(np.sort(keys[:, 10])) >= SAME_PLACE_MM).sum())
-    return len(np.unique(np.round(series.places[:, 4:], 2), axis=0))
+    along = np.sort(series.places[:, 10:] @ normal)
+    return int(1 + (np.diff(along) >= SAME_PLACE_MM).sum())
+
+
+def _on_one_grid(places: np.ndarray) -> bool:
+    return len(places) < 2 or bool(np.ptp(np.round(places[:, :10], 2), axis=0).max() <= 0.0201)

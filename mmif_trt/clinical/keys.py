@@ -54,7 +54,7 @@ def _keys(path: str, size: int) -> dict[str, Any]:
     dataset = dicom.parse(head, path, pixels=False)
     values = {key: dataset.get(key) for key in KEYS}
     keys: dict[str, Any] = {
-        key: [str(x) for x in value] if key == "ImageType" and value else str(value)
+        key: _texts(value) if key == "ImageType" and value else str(value)
         for key, value in values.items()
         if value is not None
     }
@@ -66,6 +66,10 @@ def _keys(path: str, size: int) -> dict[str, Any]:
         keys |= _places(dataset)
         keys[CONTRAST] = bool(dataset.get("ContrastBolusAgent") or dataset.get("ContrastBolusAgentSequence"))
     return keys
+
+
+def _texts(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(x) for x in value]
 
 
 def _places(dataset: Any) -> dict[str, Any]:

@@ -193,6 +193,8 @@ def pair(found: Found, across: bool = False) -> tuple[list[Case], list[str]]:
             name = f"{partner.key}_{partner.tag}_{one.modality}_{one.tag}"
             a, b = (tuple(sorted(x.paths.values())) for x in (partner, one))
             words = f"{choice.words(partner)}, {why} + {choice.words(one)}"
+            faults = [(x.modality, choice.fault(x)) for x in (partner, one)]
+            words += "".join(f"; {kind} will be refused: {fault}" for kind, fault in faults if fault)
             uids = (partner.uid, one.uid)
             cases.append(Case(name, a, b, registration=registration, words=words, series=uids))
         for one in (x for x in mri if (x.uid, x.group) not in used):

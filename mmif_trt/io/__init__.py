@@ -95,7 +95,7 @@ def format_of(path: str | os.PathLike[str]) -> Format:
     raise InputError(f"{name}: suffix {received}; expected one of {' '.join(FORMATS)}")
 
 
-def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None = None) -> Image:
+def read(path: str | os.PathLike[str], *, series: str | int = "", volume: int | None = None) -> Image:
     """The picture or volume in a file, as stored: [H, W] grey or [H, W, 3] RGB; uint8, uint16 or float32.
 
     NIfTI and DICOM with geometry are returned as volumes (see Image); a folder is one DICOM series; a file
@@ -107,7 +107,7 @@ def read(path: str | os.PathLike[str], *, series: str = "", volume: int | None =
     An RGB file with equal channels stays RGB. Image.source is the path as given. Raises InputError, one line
     that names the file, for anything that is not one complete picture (see raster.py) or cannot be read.
     """
-    name, which = name_of(path), Which(series, volume)
+    name, which = name_of(path), Which(str(series), volume)
     try:
         if os.path.isdir(name):
             return dicom.read_folder(name, which)

@@ -66,6 +66,12 @@ def _decode(data: bytes, name: str, which: Which) -> Image:
     return _image(header, data, offset, name, which)
 
 
+def foresee(start: bytes, which: Which = ANY) -> None:
+    """Raises InputError where the first bytes of a file tell already that `decode` would."""
+    header, _ = _header(unpacked(start, _HEADER_BYTES) if start[:2] == b"\x1f\x8b" else start)
+    pick(_shape(header)[3:], which)
+
+
 def decode_pair(header: bytes, data: bytes, name: str, which: Which = ANY) -> Image:
     """Like decode, for the bytes of an .hdr and an .img file."""
 

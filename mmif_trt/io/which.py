@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 from mmif_trt.image import InputError
 
@@ -16,8 +17,15 @@ class Which:
     volume: int | None = None
 
     def __post_init__(self) -> None:
-        if self.volume is not None and self.volume < 1:
-            raise InputError(f"volume {self.volume}; expected a number from 1")
+        if self.volume is None:
+            return
+        try:
+            number = index(self.volume)
+        except TypeError:  # text, or a fraction
+            number = 0
+        if number < 1:
+            raise InputError(f"volume {self.volume!r}; expected a number from 1")
+        object.__setattr__(self, "volume", number)  # of NumPy's, say: JSON takes none
 
     @property
     def is_given(self) -> bool:

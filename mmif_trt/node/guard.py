@@ -36,6 +36,7 @@ from mmif_trt.node.admission import (
 
 MAX_PDU_BYTES = 262_144  # announced to peers (PS3.8 D.1) and enforced: a longer one ends the association
 MAX_COMMAND_BYTES = 65_536
+MAX_ANSWER_BYTES = 4 << 20  # of a peer that we ask: what it finds, or the UIDs that it could not send
 TIMEOUT_S = 30.0  # for one complete PDU: no peer holds a thread by sending slowly
 
 
@@ -98,19 +99,27 @@ class Held(BytesIO):
         self.held = 0
 
 
-class _Command(BytesIO):
+class _Short(BytesIO):
+    """A command set, or an answer: over its limit it ends the association."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
     def write(self, data: Any) -> int:
-        if self.tell() + len(data) > MAX_COMMAND_BYTES:
-            raise ValueError("a command set without an end")
+        if self.tell() + len(data) > self._most:
+            raise ValueError("a message without an end")
         return super().write(data)
 
 
 class _Messages(DIMSEServiceProvider):
-    """Messages of one association, with limits; an unreadable command set ends the association."""
+    """Messages of one association, with limits; an unreadable command set ends the association. limits: None
+    for one that brings no instances, only answers."""
 
-    def __init__(self, association: Any, limits: Limits, budget: Budget) -> None:
+    def __init__(self, association: Any, limits: Limits | None, budget: Budget) -> None:
         super().__init__(association)
-        self._limits, self._budget, self._left = limits, budget, limits.association_bytes
+        self._limits, self._budget = limits, budget
+        self._left = limits.association_bytes if limits else 0
 
     def _take(self, count: int) -> bool:
         if count > self._left or not self._budget.take(count):
@@ -121,13 +130,19 @@ class _Messages(DIMSEServiceProvider):
     def receive_primitive(self, primitive: Any) -> None:
         if self.message is None:
             self.message = DIMSEMessage()
-            self.message.encoded_command_set = _Command()
-            self.message.data_set = Held(self._take, self._budget.give, self._limits.instance_bytes)
+            self.message.encoded_command_set = _Short(MAX_COMMAND_BYTES)
+            self.message.data_set = (
+                Held(self._take, self._budget.give, self._limits.instance_bytes)
+                if self._limits
+                else _Short(MAX_ANSWER_BYTES)
+            )
         try:
             super().receive_primitive(primitive)
         except Exception:  # from pydicom, on bytes that are not a command set
             self.message = None
             self.dul.event_queue.put("Evt19")
+            if self.assoc.is_requestor:  # who waits for an answer need not wait for its time limit
+                self.msg_queue.put((None, None))
 
     def drop(self) -> None:
         """Drops a message that the peer did not finish."""
@@ -180,9 +195,25 @@ class _Socket(AssociationSocket):
             association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
 
 
-def bound(event: Any) -> None:
-    """For EVT_CONN_OPEN of an association that we open: what answers there may not be a PACS."""
+def bound(event: Any, limits: Limits | None = None, budget: Budget | None = None) -> None:
+    """For EVT_CONN_OPEN of an association that we open: what answers there may not be a PACS. limits: of the
+    instances that come over it (C-GET); None: none do."""
     event.assoc.dul.socket.__class__ = _Socket
+    event.assoc.dimse = _Messages(event.assoc, limits, budget or Budget(0))
+
+
+def _in_their_order(event: Any) -> None:
+    """For EVT_REQUESTED: of a context that names a compressed syntax first, that one is accepted. A peer that
+    cannot decompress what it has stored could send nothing in ours, which begins with uncompressed ones."""
+    asked: dict[str, list[Any]] = {}
+    for context in event.assoc.requestor.primitive.presentation_context_definition_list:
+        first = next(iter(context.transfer_syntax), None)
+        if first is not None and first.is_transfer_syntax and first.is_compressed:
+            asked.setdefault(context.abstract_syntax, []).extend(context.transfer_syntax)
+    for context in event.assoc.acceptor.supported_contexts:
+        theirs = asked.get(context.abstract_syntax, [])
+        ours = [x for x in theirs if x in context.transfer_syntax]
+        context.transfer_syntax = list(dict.fromkeys([*ours, *context.transfer_syntax]))
 
 
 class Handler(RequestHandler):
@@ -225,6 +256,7 @@ class Handler(RequestHandler):
         association = super()._create_association()
         association.dimse = _Messages(association, self.server.limits, self.server.budget)
         association.dul.socket.__class__ = _Socket  # it was just created, and no byte was read
+        association.bind(evt.EVT_REQUESTED, _in_their_order)
         return association
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from mmif_trt import privacy
 from mmif_trt.image import InputError
-from mmif_trt.io.dicom.syntaxes import readable
-from mmif_trt.node import guard
+from mmif_trt.node import classes, guard
 from mmif_trt.node.admission import Admission, Peer
 from mmif_trt.node.server import MAX_HEADER_BYTES, study_of
 from mmif_trt.running import Stop
@@ -20,10 +19,12 @@ from mmif_trt.running import Stop
 privacy.patient_values_off()
 ROOT = "1.2.840.10008.5.1.4.1.2.2"  # Study Root Query/Retrieve
 FIND, MOVE, GET = f"{ROOT}.1", f"{ROOT}.2", f"{ROOT}.3"
+SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]  # of answers; deflated, one may be a bomb
 TIMEOUT_S, FIND_S, MAX_ANSWERS = 60, 60.0, 10_000
 STALL_S = 300.0  # longest time without an instance: a PACS need not report in between
 MAX_BYTES, MAX_INSTANCE_BYTES, MAX_MEMORY_BYTES = 16 << 30, 512 << 20, 2 << 30
 MOVE_ASSOCIATIONS = 8
+COULD_NOT_SEND, UNKNOWN_TITLE = 0xA702, 0xA801  # some or all instances; of a C-MOVE (PS3.4 C.4.2.1.5)
 Keep = Callable[[str, bytes], None]  # SOP Instance UID, the bytes of a PS3.10 file
 
 
@@ -154,8 +155,14 @@ def _ask(pacs: Pacs, association: Any, answers: Any, arrived: Received, stop: St
         if code == 0xFF00:
             continue
         arrived.failed += int(status.get("NumberOfFailedSuboperations") or 0)
-        if code not in (0x0000, 0xB000):
-            raise InputError(f"{pacs}: refused (status {code:04X}); expected C-GET, or C-MOVE by --move-port")
+        if code not in (0x0000, 0xB000) and not (code == COULD_NOT_SEND and arrived.failed):
+            what = f"gave up after {arrived.count} instances"
+            if code == UNKNOWN_TITLE:
+                what = f"does not know where to send for the AE title {pacs.aet}"
+            raise InputError(
+                f"{pacs}: {what} (status {code:04X}); expected the study: try the other of C-GET and C-MOVE "
+                "(with --move-port), or one --series at a time"
+            )
 
 
 def _handler(arrived: Received, study: str, keep: Keep, stop: Stop) -> Any:
@@ -200,22 +207,28 @@ def _association(pacs: Pacs, models: list[str], storage: bool = False, handlers:
     ae = AE(pacs.aet)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = TIMEOUT_S
     for model in models:
-        ae.add_requested_context(model)
-    classes = _storage() if storage else []
-    for uid in classes:
-        ae.add_requested_context(uid, _syntaxes())
+        ae.add_requested_context(model, SYNTAXES)
+    contexts = classes.to_get(len(models)) if storage else []
+    for uid, syntaxes in contexts:
+        ae.add_requested_context(uid, syntaxes)
+    limits = guard.Limits(1, MAX_INSTANCE_BYTES, MAX_BYTES) if storage else None
     association = ae.associate(
         pacs.host,
         pacs.port,
         ae_title=pacs.title,
-        ext_neg=[build_role(uid, scp_role=True) for uid in classes],
+        ext_neg=[build_role(uid, scp_role=True) for uid in dict.fromkeys(uid for uid, _ in contexts)],
         tls_args=pacs.tls,
-        evt_handlers=[(evt.EVT_CONN_OPEN, guard.bound), *handlers],
+        evt_handlers=[
+            (evt.EVT_CONN_OPEN, guard.bound, [limits, guard.Budget(MAX_MEMORY_BYTES)]),
+            *handlers,
+        ],
     )
-    if not association.is_established:
+    accepted = association.accepted_contexts
+    if not association.is_established and not association.rejected_contexts:
         raise InputError(f"{pacs}: no association; expected a PACS that accepts the AE title {pacs.aet}")
-    if not association.accepted_contexts or association.accepted_contexts[0].abstract_syntax not in models:
-        association.release()
+    if not accepted or accepted[0].abstract_syntax not in models:
+        if association.is_established:
+            association.release()
         raise InputError(
             f"{pacs}: does not offer the requested services; expected C-FIND with C-GET or C-MOVE"
         )
@@ -229,13 +242,15 @@ def _association(pacs: Pacs, models: list[str], storage: bool = False, handlers:
 @contextmanager
 def _listening(pacs: Pacs, host: str, port: int, handlers: Any) -> Iterator[None]:
     """A storage SCP for the PACS's answer to a C-MOVE: for its AE title alone, with the node's limits."""
-    from pynetdicom import AE, evt
+    from pynetdicom import AE, AllStoragePresentationContexts, evt
 
     ae: Any = AE(pacs.aet)
     ae.maximum_pdu_size, ae.maximum_associations = guard.MAX_PDU_BYTES, 1 << 16  # guard.py counts them
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
-    for uid in _storage():
-        ae.add_supported_context(uid, _syntaxes())
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(context.abstract_syntax, classes.syntaxes())
+    for uid in classes.PRIVATE:
+        ae.add_supported_context(uid, classes.syntaxes())
     handlers = [*handlers, (evt.EVT_CONN_CLOSE, lambda event: event.assoc.dimse.drop())]
     try:
         server: Any = ae.make_server(
@@ -261,23 +276,3 @@ def _listening(pacs: Pacs, host: str, port: int, handlers: Any) -> Iterator[None
     finally:
         server.shutdown()
         thread.join()
-
-
-def _storage() -> list[str]:
-    """The classes that a fusion reads, and the Spatial Registrations used for pairing."""
-    from pydicom import uid
-
-    names = (
-        *("MRImageStorage", "EnhancedMRImageStorage", "EnhancedMRColorImageStorage"),
-        *("CTImageStorage", "EnhancedCTImageStorage", "LegacyConvertedEnhancedCTImageStorage"),
-        *("PositronEmissionTomographyImageStorage", "EnhancedPETImageStorage", "NuclearMedicineImageStorage"),
-        *("LegacyConvertedEnhancedPETImageStorage", "LegacyConvertedEnhancedMRImageStorage"),
-        *("SecondaryCaptureImageStorage", "MultiFrameGrayscaleByteSecondaryCaptureImageStorage"),
-        *("MultiFrameGrayscaleWordSecondaryCaptureImageStorage", "SpatialRegistrationStorage"),
-        "MultiFrameTrueColorSecondaryCaptureImageStorage",
-    )
-    return [str(getattr(uid, name)) for name in names]
-
-
-def _syntaxes() -> list[str]:
-    return [str(syntax) for syntax in readable()]

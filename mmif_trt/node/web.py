@@ -109,6 +109,8 @@ class _Pages:
         headers += [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        if status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
 

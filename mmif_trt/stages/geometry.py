@@ -13,6 +13,7 @@ from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 REGISTRATIONS = ("header", "rigid", "none")
 _SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
 _FINEST_MM = 1.5
+MIN_SIDE = 4  # voxels, for ITK's Gaussian
 _SEEDS = (20, 40)  # the same registration from other samples: the distance of the two is the repeatability
 
 
@@ -124,9 +125,11 @@ def _has_place(a: Image, b: Image) -> None:
 def _one_space(a: Image, b: Image) -> tuple[str, ...]:
     """A note where the headers leave open whether both lie in one space. Raises InputError where they say
     that they do not: a scanner's millimetres and a template's have nothing in common."""
-    spaces = ["scanner" if image.frame else image.space for image in (a, b)]
+    nameless = [image.source for image in (a, b) if image.headers and not image.frame]
+    spaces = ["scanner" if image.headers or image.frame else image.space for image in (a, b)]
     if None in spaces or spaces[0] == spaces[1]:
-        return ()
+        words = f"no Frame of Reference UID in {' and '.join(nameless)}: assumed to be that of both"
+        return (words,) if nameless else ()
     if set(spaces) == {"scanner", "aligned"}:
         other = a if spaces[0] == "aligned" else b
         return (
@@ -195,8 +198,17 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
 
     Mattes mutual information on half of the voxels, drawn at random, at three resolutions, gradient
     descent over an Euler transform about the centre of a; starts from the headers if these overlap, otherwise
-    from the centres. Run twice with different samples (see Report).
+    from the centres. Run twice with different samples (see Report). Raises InputError for fewer than MIN_SIDE
+    voxels along an axis, and for a volume of one value.
     """
+    for image in (a, b):
+        if min(image.data.shape[:3]) < MIN_SIDE:
+            size = " x ".join(map(str, image.data.shape[:3]))
+            raise InputError(
+                f"{image.source}: {size} voxels; expected {MIN_SIDE} along each axis for rigid registration"
+            )
+        if image.data.min() == image.data.max():
+            raise InputError(f"{image.source}: all voxels are equal; expected a picture to register")
     fixed, moving = _itk(a), _itk(b)
     runs = [_descend(fixed, moving, seed) for seed in _SEEDS]
     (matrix, before, after), (again, _, _) = runs
@@ -250,8 +262,8 @@ def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, flo
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.002, 200, relaxationFactor=0.7)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(start, inPlace=True)
-    before = method.MetricEvaluate(fixed, moving)
     try:
+        before = method.MetricEvaluate(fixed, moving)
         method.Execute(fixed, moving)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][:120]

@@ -44,6 +44,8 @@ def dataset(root: Path) -> Path:
 
 def test_pairs_of_a_session(tmp_path: Path) -> None:
     root = dataset(tmp_path / "raw")
+    (root / "sub-02/anat/sub-02_part-imag_T1w.nii.gz").touch()  # of a complex image: no anatomy
+    (root / f"{FILES[2]}.nii").touch()
     found, left = planning.plan(str(root), bytes(32))
     assert [case.name for case in found] == [
         "sub-01_ses-1_acq-3d_desc-fusedpettrcFDG_T1w",
@@ -52,6 +54,7 @@ def test_pairs_of_a_session(tmp_path: Path) -> None:
     ]
     assert [case.own["modality_b"] for case in found] == ["pet", "ct", "pet"]
     assert [words.split(": ")[1] for words in left] == [
+        f"its fusion would have the name of that with {root / FILES[2]}.nii",
         "no T1w, T2w or FLAIR of its session",
         "no PET or CT of its session",
     ]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import phantoms
 import pydicom
@@ -116,6 +117,24 @@ def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path
     assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0
     assert before == {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
     assert json.loads((out / "case001.json").read_text())["status"] == "done"
+
+
+def test_a_dry_run_says_what_the_files_tell_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, 1)
+    series = np.stack([uptake(grid(AFFINE, SHAPE)).T] * 3, -1).astype("f4")
+    nibabel.Nifti1Image(series, np.eye(4)).to_filename(tmp_path / "dynamic.nii.gz")
+    (tmp_path / "no.nii").write_bytes(b"no")
+    rows = ["of4d,mri.nii,dynamic.nii.gz,", "of1,mri.nii,dynamic.nii.gz,2", "gone,gone.nii,mri.nii,"]
+    rows += ["bad,mri.nii,no.nii,"]
+    path.write_text("\n".join(["name,a,b,volume_b", *rows]) + "\n")
+    assert main(["batch", str(path), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    said = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert said["of1"].endswith("(to do)")
+    assert "(to do; b will be refused: 3 volumes" in said["of4d"]
+    assert "a will be refused: no such file" in said["gone"]
+    assert "b will be refused: not a single-file NIfTI" in said["bad"]
 
 
 def test_other_options_are_not_mixed_in_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

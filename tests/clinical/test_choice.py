@@ -11,6 +11,7 @@ import phantoms
 import pytest
 from phantoms import affine_of, grid, head, slices, write_mr, write_series
 
+from mmif_trt.cli import main
 from mmif_trt.clinical import planning
 
 SECRET = bytes(range(32))
@@ -67,6 +68,43 @@ def test_one_volume_wins_over_many_files(tmp_path: Path, rival: str) -> None:
     )
 
 
+def test_a_series_of_several_grids_is_not_one_volume(tmp_path: Path) -> None:
+    """A survey in three planes that does not say so has every image at its own place."""
+    uid = phantoms.generate_uid()
+    planes = [affine_of(orientation, (4, 4, 4), (20, 20, 20)) for orientation in ("SPL", "RIP", "PIL")]
+    values = [slices(head(grid(one, (20, 20, 20))), one, series=uid, SeriesNumber=1) for one in planes]
+    write_series(tmp_path / "survey", [image for some in values for image in some])
+    ct(tmp_path / "ct")
+    (case,), _ = plan(tmp_path)
+    assert "mri will be refused: several orientations" in case.words
+    mr(tmp_path / "t1", 2)
+    assert chosen(tmp_path) == "t1" and "refused" not in plan(tmp_path)[0][0].words
+
+
+def missing(folder: Path) -> None:
+    mr(folder, 1)
+    sorted(folder.iterdir())[9].unlink()
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "two echoes": (lambda folder: repeated(folder, 1, "EchoTime", ["10", "90"]), "several images per place"),
+    "a gap": (missing, "missing slices: 10.00 mm where the pitch is 5.00 mm"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_the_plan_says_what_reading_will_refuse(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, words = FAULTS[kind]
+    make(tmp_path / "root" / "mr")
+    ct(tmp_path / "root" / "ct")
+    command = ["batch", str(tmp_path / "root"), "-o", str(tmp_path / "out")]
+    assert main([*command, "--dry-run"]) == 0
+    assert f"; mri will be refused: {words}" in capsys.readouterr().out
+    assert main(command) == 1, "it is refused"
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "ADC": {"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]},
     "phase": {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]},
@@ -102,9 +140,8 @@ def test_coverage_then_slices_then_matrix_then_contrast(tmp_path: Path) -> None:
 
 def test_derived_series_are_candidates_where_there_is_no_original(tmp_path: Path) -> None:
     """An anonymiser marks all it writes as DERIVED\\SECONDARY."""
-    derived = ["DERIVED", "SECONDARY"]
-    mr(tmp_path / "mr", 1, ImageType=derived)
-    ct(tmp_path / "ct", ImageType=derived)
+    mr(tmp_path / "mr", 1, ImageType=["DERIVED", "SECONDARY"])
+    ct(tmp_path / "ct", ImageType="DERIVED")  # one value alone
     assert chosen(tmp_path) == "mr"
     ct(tmp_path / "ct original", SeriesNumber=5)
     (case,), left = plan(tmp_path)

@@ -133,6 +133,22 @@ def test_ct_comes_out_grey_and_sagittal_slices_stay_sagittal(tmp_path: Path) -> 
         assert not complaints(tmp_path / "x.dcm") - known
 
 
+def test_slices_without_right_angles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a stack whose slices slip sideways, one plane cuts slanted pixels, which DICOM cannot place."""
+    shape = (20, 24, 24)
+    tilted = affine_of(spacing=(4, 4, 4), shape=shape, tilt=1.4)
+    write_mr(tmp_path / "mr", tilted, shape)
+    write_pet(tmp_path / "pt", affine_of(spacing=(4, 4, 4), shape=shape), shape)
+    command = ["fuse", str(tmp_path / "mr"), str(tmp_path / "pt"), "--quiet", "-o"]
+    assert main([*command, str(tmp_path / "out.dcm"), "--plane", "sagittal"]) == 2
+    assert "no right angles; expected another --plane" in capsys.readouterr().err
+    assert not (tmp_path / "out.dcm").exists()
+    assert main([*command, str(tmp_path / "out.dcm"), "--plane", "coronal"]) == 0
+    read = mmif_trt.read(tmp_path / "out.dcm")
+    _, expected = volume.orient(np.zeros(shape), tilted, "coronal")
+    np.testing.assert_allclose(read.affine, expected, atol=1e-5)
+
+
 def test_command_line_on_nifti(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     affine = affine_of("SAR", (3, 3, 3), (40, 50, 44))
     a = str(write_nifti(tmp_path / "a.nii", head(grid(affine, (40, 50, 44))), affine))

@@ -396,10 +396,13 @@ def test_a_series_is_chosen_by_number_uid_or_description(tmp_path: Path) -> None
         "of 2 series: series 1 't1 mprage' (24 files); series 7 'FLAIR' (9 files)",
         "--series-a",
     )
-    for series in ("7", "flair", uid):
+    for series in ("7", 7, "flair", uid):
         assert mmif_trt.read(tmp_path / "s", series=series).data.shape == SHAPE
     assert mmif_trt.read(tmp_path / "s", series="T1 MPRAGE").data.shape[0] == 24
     refused(tmp_path / "s", "no series '3'", "series 7 'FLAIR'", series="3")
+    for volume in (0, "1", 1.0):
+        with pytest.raises(InputError, match="expected a number from 1"):
+            mmif_trt.read(tmp_path / "s", series=7, volume=volume)
 
 
 @pytest.mark.parametrize("syntax", ["implicit", "explicit", "big", "no preamble"])

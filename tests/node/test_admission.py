@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import ssl
@@ -120,6 +121,14 @@ def test_the_audit_trail(node: Node, tmp_path: Path) -> None:
     raw = path.read_text() + node.log
     assert "\x1b" not in raw and all("EVIL" not in x or x.isprintable() for x in raw.splitlines())
     assert stat.S_IMODE((node.folder / "spool").stat().st_mode) == 0o700
+
+
+def test_another_method_is_told_which_there_are(node: Node) -> None:
+    channel = http.client.HTTPConnection("127.0.0.1", node.http, timeout=30)
+    with contextlib.closing(channel):
+        channel.request("POST", "/health")
+        answer = channel.getresponse()
+        assert (answer.status, answer.getheader("Allow")) == (405, "GET, HEAD")
 
 
 def test_dripping_http_takes_no_descriptors_and_no_turn(node: Node) -> None:

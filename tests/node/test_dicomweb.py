@@ -22,13 +22,20 @@ import pytest
 from peers import Certificates, Node, Orthanc, needs, storescu, until
 from phantoms import PLANTED, STUDY, affine_of, encoded, slices, write_mr, write_pet
 from ports import free_port
-from pydicom.uid import UID
+from pydicom import uid
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    XRayRadiationDoseSRStorage,
+)
 from pynetdicom.dsutils import encode
 
 from mmif_trt import cli, dicomweb
 from mmif_trt.image import InputError
 from mmif_trt.io.dicom.write import MARK
-from mmif_trt.node import retrieve, send
+from mmif_trt.node import classes, guard, retrieve, send
 from mmif_trt.node.settings import Settings
 from mmif_trt.running import Stop
 
@@ -50,6 +57,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         DicomModalities={"mmif": ["MMIF", "127.0.0.1", move]},
         DicomAlwaysAllowMove=True,
         DicomAlwaysAllowGet=True,
+        TranscodeDicomProtocol=False,  # like archives that send what they have, or nothing
     )
     server.move = move  # type: ignore[attr-defined]
     server.start()
@@ -123,6 +131,42 @@ def test_a_study_by_dimse_is_what_was_stored(
     assert same(sources, tmp_path / "all")
 
 
+@pytest.mark.parametrize("how", ["get", "move"])
+def test_compressed_images_and_a_dose_report_come_too(
+    how: str, orthanc: Orthanc, login: str, tmp_path: Path
+) -> None:
+    study, sent = f"{STUDY}.2", dict[str, str]()
+    for number, (kind, syntax) in enumerate(
+        (("MR", RLELossless), ("MR", ExplicitVRLittleEndian), ("SR", ExplicitVRLittleEndian))
+    ):
+        one = slices(np.ones((1, 16, 16)), affine_of(shape=(1, 16, 16)))[0]
+        one.StudyInstanceUID, one.SOPInstanceUID = study, f"{study}.{number}"
+        if kind == "SR":
+            del one.PixelData, one.Rows
+            one.SOPClassUID, one.Modality = XRayRadiationDoseSRStorage, kind
+        elif syntax == RLELossless:
+            one.compress(syntax, generate_instance_uid=False)
+        assert dicomweb.store(dicomweb.service(url_of(orthanc), login), one) == dicomweb.SENT
+        sent[one.SOPInstanceUID] = syntax
+    command = ["fetch", "--study", study, "--from", f"PACS@127.0.0.1:{orthanc.dicom}"]
+    if how == "move":
+        command += ["--move-port", str(orthanc.move)]  # type: ignore[attr-defined]
+    assert cli.main([*command, "-o", str(tmp_path)]) == 0
+    assert {uid: one.file_meta.TransferSyntaxUID for uid, one in contents(tmp_path).items()} == sent
+
+
+def test_contexts_fit_an_association(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = classes.to_get(1)
+    assert (
+        len(offered) < 128
+        and len(offered) == len(set(map(repr, offered)))
+        and not [x for _, some in offered for x in some if UID(x).is_deflated]
+    )
+    assert {one for one, some in offered if len(some) == 1} == {getattr(uid, x) for x in classes.MAIN}
+    monkeypatch.setattr(classes, "MAX_CONTEXTS", 60)
+    assert len(classes.to_get(2)) == 58
+
+
 def test_another_study_is_not_taken(tmp_path: Path) -> None:
     """While the port for a C-MOVE is open, anybody may store."""
     kept, received = list[str](), retrieve.Received()
@@ -151,8 +195,9 @@ def test_another_study_is_not_taken(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def pacs_that_moves(answers: Any) -> Iterator[int]:
-    """The port of a PACS with one study; answers: its generator of answers to a C-MOVE."""
+def pacs_that_moves(answers: Any, *syntaxes: str) -> Iterator[int]:
+    """The port of a PACS with one study; answers: its generator of answers to a C-MOVE. syntaxes: of its
+    answers to a C-FIND, where not all."""
     from pynetdicom import AE, evt
 
     def found(event: Any) -> Iterator[Any]:
@@ -160,7 +205,7 @@ def pacs_that_moves(answers: Any) -> Iterator[int]:
         yield 0xFF00, event.identifier
 
     ae: Any = AE("PACS")
-    ae.add_supported_context(retrieve.FIND)
+    ae.add_supported_context(retrieve.FIND, *([list(syntaxes)] if syntaxes else []))
     ae.add_supported_context(retrieve.MOVE)
     port = free_port()
     handlers = [(evt.EVT_C_FIND, found), (evt.EVT_C_MOVE, answers)]
@@ -205,6 +250,67 @@ def test_the_port_of_a_move_is_open_to_the_pacs_alone(
     assert good == 0 and all(seen["titles"].values())
     assert cli.main([*command[:5], "--move-host", "127.0.0.1", "-o", str(tmp_path / "out")]) == 2
     assert "expected only with --move-port" in capsys.readouterr().err
+
+
+def test_a_pacs_that_cannot_decompress_sends_as_it_proposes(tmp_path: Path) -> None:
+    """One context with the stored syntax first, as of dcmtk's dcmqrscp."""
+    from pynetdicom import build_context
+
+    one = slices(np.ones((1, 16, 16)), affine_of(shape=(1, 16, 16)))[0]
+    one.compress(RLELossless)
+
+    def moves(event: Any) -> Iterator[Any]:
+        proposed = build_context(one.SOPClassUID, [RLELossless, ExplicitVRLittleEndian])
+        yield "127.0.0.1", port, {"contexts": [proposed]}
+        yield 1
+        yield 0xFF00, one
+
+    port = free_port()
+    with pacs_that_moves(moves) as pacs:
+        command = ["fetch", "--study", STUDY, "--from", f"PACS@127.0.0.1:{pacs}", "--move-port", str(port)]
+        assert cli.main([*command, "-o", str(tmp_path)]) == 0
+    assert contents(tmp_path)[one.SOPInstanceUID].file_meta.TransferSyntaxUID == RLELossless
+
+
+def test_the_order_of_a_peer_counts_where_it_names_a_compressed_syntax_first() -> None:
+    ours = [ExplicitVRLittleEndian, "1.2.840.10008.1.2", RLELossless]
+    proposed = {"1": [RLELossless, ExplicitVRLittleEndian], "2": [*ours[1::-1], RLELossless], "3": []}
+
+    def context(name: str, syntaxes: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(abstract_syntax=name, transfer_syntax=[UID(x) for x in syntaxes])
+
+    supported = [context(name, ours) for name in proposed]
+    primitive = SimpleNamespace(presentation_context_definition_list=[context(*x) for x in proposed.items()])
+    association = SimpleNamespace(
+        requestor=SimpleNamespace(primitive=primitive),
+        acceptor=SimpleNamespace(supported_contexts=supported),
+    )
+    guard._in_their_order(SimpleNamespace(assoc=association))
+    first, *others = (one.transfer_syntax for one in supported)
+    assert first == [RLELossless, *ours[:2]] and others == [ours] * 2
+
+
+@pytest.mark.parametrize(
+    "most, syntaxes, expected",
+    [
+        (16, [], "without answering"),
+        (guard.MAX_ANSWER_BYTES, [DeflatedExplicitVRLittleEndian], "does not offer"),
+    ],
+)
+def test_an_answer_to_a_find_may_not_fill_the_memory(
+    most: int,
+    syntaxes: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(guard, "MAX_ANSWER_BYTES", most)
+    with pacs_that_moves(lambda event: iter(()), *syntaxes) as pacs:
+        command = ["fetch", "--study", STUDY, "--from", f"PACS@127.0.0.1:{pacs}", "-o", str(tmp_path)]
+        assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert expected in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("how", ["never answers", "answers without end"])

@@ -10,6 +10,7 @@ from mmif_trt.image import RAS_LPS, InputError
 from mmif_trt.io.dicom.planes import Plane
 
 TOLERANCE_MM = 0.1
+RIGHT_ANGLE = 1e-2  # how far the cosine of one may be from 0, as some writers round
 THIN = 2.0  # slices further apart than this many thicknesses miss most of the body
 FINEST = 8  # a grid for uneven slices divides their smallest gap by at most this
 MAX_GROWTH = 8  # and has at most this many times their number
@@ -48,7 +49,7 @@ def stack(planes: list[Plane]) -> Stack:
     first = planes[0]
     row, column = first.axes[:3], first.axes[3:]
     lengths = [abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)]
-    if not max(lengths) < 1e-2 or not min(first.step_mm) > 0:
+    if not max(lengths) < RIGHT_ANGLE or not min(first.step_mm) > 0:
         raise InputError(
             "ImageOrientationPatient or PixelSpacing is not of a right-angled grid; expected one that is"
         )

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from mmif_trt.image import RAS_LPS, Image, InputError, letter_of
+from mmif_trt.io.dicom.stack import RIGHT_ANGLE
 
 COLOUR_SC = "1.2.840.10008.5.1.4.1.1.7.4"
 GREY_SC = "1.2.840.10008.5.1.4.1.1.7.3"
@@ -72,7 +73,7 @@ def derived(
     description: of the series. derivation: Derivation Description, what was done. sources_sha256: of the
     source files, as text. burn_in: write MARK into the pixels. UIDs are new, but the same for the same
     sources, texts and weights: a run repeated after a crash makes no second series. Raises InputError if no
-    source is DICOM.
+    source is DICOM, and for slices without right angles.
     """
     if not sources:
         raise InputError(
@@ -243,6 +244,11 @@ def _geometry(dataset: Any, image: Image) -> None:
     lps = (RAS_LPS @ image.affine)[:3]
     spacing = np.linalg.norm(lps[:, :3], axis=0)
     row, column = lps[:, 2] / spacing[2], lps[:, 1] / spacing[1]
+    if abs(row @ column) >= RIGHT_ANGLE:  # PS3.3 C.7.6.2.1.1 knows no such slice, and no viewer shows it
+        raise InputError(
+            f"{image.source}: a sheared grid (gantry tilt, affine registration), whose slices along this "
+            "plane have no right angles; expected another --plane for DICOM, or NIfTI"
+        )
     pitch = abs(float(lps[:, 0] @ np.cross(row, column)))
     measures, orientation, shared = Dataset(), Dataset(), Dataset()
     letters = [letter_of(image.affine[:3, axis]) for axis in (2, 1)]
