@@ -115,7 +115,8 @@ def plant(pairs: Iterable[Pair], modality: str, *, per_kind: int = PER_KIND, see
             for kind in kinds:
                 if counts[kind] >= per_kind:
                     continue
-                key = zlib.crc32(f"{one.name}/{kind.name}/{turn}".encode())
+                # A name that is not UTF-8 keeps its bytes.
+                key = zlib.crc32(f"{one.name}/{kind.name}/{turn}".encode(errors="surrogateescape"))
                 counts[kind] += _plant_one(one, kind, places[one.name], np.random.default_rng([seed, key]))
     return planted
 
