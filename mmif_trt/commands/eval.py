@@ -143,8 +143,8 @@ def _lesions(args: argparse.Namespace) -> int:
         how = "mmif-trt eval SOURCES --plant PLANTED first, and FUSED made of PLANTED"
         raise InputError(f"{args.sources}: no lesions.json in it; expected {how}")
     else:
-        how: dict[str, Any] = {"per_kind": args.per_kind or PER_KIND, "ranges": ranges}
-        planted = plant_folder(args.sources, seed=args.seed or 0, **how)
+        count, seed = args.per_kind or PER_KIND, args.seed or 0
+        planted = plant_folder(args.sources, per_kind=count, seed=seed, ranges=ranges)
     fuses: dict[str, Fuse] = {} if args.fused else {weights.title(args.network): load_fuser(args)}
     fuses |= PICTURES if args.baselines else {}
     kept: dict[str, list[Kept]] = {}

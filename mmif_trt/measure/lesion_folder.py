@@ -49,8 +49,8 @@ def plant_folder(sources: Path, *, per_kind: int, seed: int, ranges: Ranges | No
     planted = plant(pairs(), b_folder.name, per_kind=per_kind, seed=seed)
     if not any(one.lesions for one in planted):
         raise InputError(
-            f"{sources}: no place for a lesion in {len(planted)} pairs; expected brain slices, 12-bit ones with "
-            "--range-mri 0 4095 and its kin"
+            f"{sources}: no place for a lesion in {len(planted)} pairs; expected brain slices, 12-bit ones "
+            "with --range-mri 0 4095 and its kin"
         )
     return planted
 
@@ -118,7 +118,8 @@ def read_fused(
     ranges: Ranges | None = None,
 ) -> list[Kept]:
     """What a method's pictures keep of the lesions. fused: pictures with the names in folder/mri, apart from
-    the suffix. ranges: "fused" has their black and white. Raises InputError for missing or extra names, sizes that differ, and unreadable files.
+    the suffix. ranges: "fused" has their black and white. Raises InputError for missing or extra names,
+    sizes that differ, and unreadable files.
     """
     matched = match_folders([folder / "mri", fused])
     paths = {name: [source, made] for name, source, made in matched}

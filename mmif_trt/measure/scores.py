@@ -114,8 +114,8 @@ def _dim(folders: Sequence[Path], kinds: Sequence[str], brightest: Mapping[str, 
     for folder, kind in zip(folders, kinds, strict=False):
         if brightest.get(kind, DIM_MAX + 1) <= DIM_MAX:
             yield (
-                f"{folder}: 16-bit pictures, none above {brightest[kind]} of 65535, count as nearly black; for "
-                f"12-bit data state --range-{kind} 0 4095"
+                f"{folder}: 16-bit pictures, none above {brightest[kind]} of 65535, count as nearly black; "
+                f"for 12-bit data state --range-{kind} 0 4095"
             )
 
 
@@ -237,8 +237,8 @@ def read_8_bit(
     ranges: Ranges | None = None,
     brightest: dict[str, int] | None = None,
 ) -> list[ndarray]:
-    """uint8 [H, W] or [H, W, 3] of each file. grey_first: the first, an MRI, as its luma. kinds: of each file,
-    a key of `ranges`, which has black and white. brightest: keeps by kind the largest pixel of 16-bit
+    """uint8 [H, W] or [H, W, 3] of each file. grey_first: the first, an MRI, as its luma. kinds: of each
+    file, a key of `ranges`, which has black and white. brightest: keeps by kind the largest pixel of 16-bit
     pictures without a range.
 
     Raises InputError for an unreadable file, a volume, and sizes that differ from the first's.

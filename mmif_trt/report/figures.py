@@ -60,7 +60,7 @@ def gather(
     measure: Measure = all_metrics,
     ranges: Ranges | None = None,
 ) -> Figures:
-    """Scores every method by `evaluate`; ranges: see there. Raises InputError for folders that do not match (see there)."""
+    """Scores every method by `evaluate`; for ranges and for InputError see there."""
     if not methods and not baselines:
         raise InputError(
             "--method: none, with --no-baselines; expected NAME=FOLDER or NAME=COMMAND, once or more"

@@ -31,8 +31,8 @@ def refuse_other_scale(image: Image) -> None:
     low, high = float(image.data.min()), float(image.data.max())
     if low < -1 or high > 2:
         raise InputError(
-            f"{image.source}: float pixels from {low:g} to {high:g}; expected 0 to 1, or their black and white "
-            "stated (value_range, --value-range; with eval and report --range-mri and its kin)"
+            f"{image.source}: float pixels from {low:g} to {high:g}; expected 0 to 1, or their black and "
+            "white stated (value_range, --value-range; with eval and report --range-mri and its kin)"
         )
 
 

@@ -91,8 +91,8 @@ def _check_names(cases: list[Case]) -> None:
         if before is not case:
             two = f"{before.paths['mri']} and {case.paths['mri']}"
             raise InputError(
-                f"{two}: two {SHOWN[case.modality]} cases named {case.name}; expected a different name for each "
-                "case of a modality, over all sets"
+                f"{two}: two {SHOWN[case.modality]} cases named {case.name}; expected a different name for "
+                "each case of a modality, over all sets"
             )
 
 

@@ -1,4 +1,4 @@
-"""What torch's machinery asks of the kernels beyond backward: done by plain operations, or refused; never 0."""
+"""What torch asks of the kernels beyond backward: done by plain operations or refused, never a silent 0."""
 
 from __future__ import annotations
 
