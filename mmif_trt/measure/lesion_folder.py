@@ -21,6 +21,7 @@ from mmif_trt.files import prove_writable, write_atomic
 from mmif_trt.image import Image, InputError
 from mmif_trt.measure.lesions import Kept, read
 from mmif_trt.measure.planting import Lesion, Pair, Planted, kinds_for, plant
+from mmif_trt.measure.reader import MARGIN_PX
 from mmif_trt.measure.scores import Ranges, match_folders, read_8_bit, source_folders
 from mmif_trt.measure.uptake import recover
 from mmif_trt.running import why
@@ -95,6 +96,8 @@ def read_planted(folder: Path) -> list[Planted]:
         sources = {kind: [x for x in hashes if x.startswith(f"{kind}/")] for kind in ("mri", modality)}
         if not all(sources.values()):
             raise InputError("no pictures")
+        if not any(lesions for _, lesions in listed):
+            raise InputError("no lesions")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {why(error)}; {HOW}") from error
     for name, wanted in hashes.items():
@@ -103,6 +106,11 @@ def read_planted(folder: Path) -> list[Planted]:
     planted = []
     for name, lesions in listed:
         one = Planted(name, modality, *_pair(folder, modality, name), None, [], lesions)
+        for lesion in lesions:
+            if any(
+                not MARGIN_PX <= at < n - MARGIN_PX for at, n in zip(lesion.centre, one.a.shape, strict=True)
+            ):
+                raise InputError(f"{path}: {name}: a lesion at {lesion.centre} of {one.a.shape} px; {HOW}")
         one.palette = None if modality == "ct" else recover(one.b)
         scenes = 1 + max((lesion.scene for lesion in lesions), default=-1)
         one.scenes = [_pair(folder, modality, _scene_name(name, scene)) for scene in range(scenes)]

@@ -118,7 +118,9 @@ def test_bad_use_gives_one_clear_line(made: tuple[Path, list[Planted]], tmp_path
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("how", ["changed", "missing", "no json", "other json", "other kind", "size"])
+@pytest.mark.parametrize(
+    "how", ["changed", "missing", "no json", "other json", "other kind", "nowhere", "none", "size"]
+)
 def test_a_spoilt_folder_is_refused(made: tuple[Path, list[Planted]], tmp_path: Path, how: str) -> None:
     root, _ = made
     folder, fused = tmp_path / "planted", root / "fused"
@@ -134,6 +136,12 @@ def test_a_spoilt_folder_is_refused(made: tuple[Path, list[Planted]], tmp_path: 
         (folder / "lesions.json").write_text("[]")
     elif how == "other kind":
         (folder / "lesions.json").write_text(text.replace("tracer hot", "tracer odd"))
+    elif how in ("nowhere", "none"):
+        found = json.loads(text)
+        found["pairs"][0]["lesions"] = found["pairs"][0]["lesions"][:1] if how == "nowhere" else []
+        for lesion in found["pairs"][0]["lesions"]:
+            lesion["centre"][1] = scenery.SIDE - 3
+        (folder / "lesions.json").write_text(json.dumps(found))
     else:
         fused = tmp_path / "fused"
         shutil.copytree(root / "fused", fused)
