@@ -230,7 +230,8 @@ def fuse(
         path, or an `Image`; a path of a volume may be NIfTI, a DICOM folder, file or zip (see io.read).
     value_range: the values of black and white, for both; value_range_a, value_range_b: for one. Default: the
         whole range of the dtype (float32: 0 to 1); for volumes, the header's window, or fixed limits by
-        modality and unit (normalise.LIMITS). Values outside saturate.
+        modality and unit (normalise.LIMITS). Values outside saturate; float pictures without a range that lie
+        beyond -1 or 2, such as 0 to 255, are refused.
     plane, palette, registration, assume_aligned, modality_b, percentiles_a, percentiles_b: for volumes, see
         volume.Options. b is resampled onto a's grid by their geometry; registration: "header", "rigid",
         "none", the path of a DICOM Spatial Registration, or a [4, 4] array that takes a's RAS+ mm to b's.

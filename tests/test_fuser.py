@@ -273,6 +273,19 @@ def test_values_outside_the_range_saturate(fuser: Fuser) -> None:
     np.testing.assert_array_equal(fuser(beyond, b), fuser(clipped, b))
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_float_pixels_on_another_scale_are_refused(fuser: Fuser, side: int) -> None:
+    """0 to 255 as float would come out white, without a word; stated, it is fused as the same levels."""
+    sources = list(pair("float32"))
+    right = fuser(*sources)
+    sources[side] = sources[side] * np.float32(255)
+    with pytest.raises(InputError, match=f"{'ab'[side]}: float pixels from 0 to 2.*; expected 0 to 1, or"):
+        fuser(*sources)
+    stated: dict[str, Any] = {f"value_range_{'ab'[side]}": (0, 255)}
+    scale = 255 if side == 0 else 1  # the result has a's range where both are float
+    np.testing.assert_allclose(fuser(*sources, **stated), right * scale, atol=1e-3 * scale)
+
+
 def test_same_input_same_output(fuser: Fuser) -> None:
     a, b = sample("mri-pet")
     first = fuser(a, b).data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -50,6 +51,23 @@ def add_of_b(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--assume-aligned", action="store_true", help=aligned)
     modality = "where B's file does not say it (NIfTI)"
     parser.add_argument("--modality-b", type=str.lower, choices=MODALITIES[1:], help=modality)
+
+
+def add_ranges(parser: argparse.ArgumentParser) -> None:
+    """Black and white of each folder of pictures, for what reads folders of sources and results."""
+    for name in (*MODALITIES, "fused"):
+        what = f"black and white of the {name} pictures; default: the whole range of the file's type"
+        parser.add_argument(f"--range-{name}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
+
+
+def ranges_of(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """The options of add_ranges that were given, by folder. Raises InputError."""
+    given = {name: getattr(args, f"range_{name}") for name in (*MODALITIES, "fused")}
+    found = {name: (low, high) for name, (low, high) in ((n, x) for n, x in given.items() if x)}
+    for name, (low, high) in found.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise InputError(f"--range-{name} {low:g} {high:g}; expected two finite numbers, LOW < HIGH")
+    return found
 
 
 def count_to(most: int, least: int = 1) -> Any:

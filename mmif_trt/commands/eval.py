@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmif_trt import weights
 from mmif_trt.commands.arguments import (
+    add_ranges,
     add_runtime,
     check_text_output,
     count_to,
     load_fuser,
+    ranges_of,
     refuse_overwriting,
+    say,
 )
 from mmif_trt.image import InputError
 
@@ -49,6 +52,7 @@ def add(commands: Any) -> None:
     )
     score.add_argument("--baselines", action="store_true", help="add the pixel-wise average and maximum")
     score.add_argument("-o", "--output", metavar="TABLE", help="also write every row, as .csv or .json")
+    add_ranges(score)
     lesions = score.add_argument_group("planted lesions")
     lesions.add_argument("--plant", type=Path, metavar="PLANTED", help="write SOURCES with lesions, and stop")
     lesions.add_argument("--lesions", action="store_true", help="score what remains of the lesions")
@@ -94,7 +98,8 @@ def _score(args: argparse.Namespace) -> int:
             bar.update()
             return all_metrics(*pictures)
 
-        scores = evaluate(args.sources, args.fused, baselines=args.baselines, measure=measure, fidelity=True)
+        how: dict[str, Any] = {"measure": measure, "fidelity": True, "ranges": ranges_of(args)}
+        scores = evaluate(args.sources, args.fused, baselines=args.baselines, **how)
     modality = source_folders(args.sources)[1].name
     print(text_table(scores.means, names_for(modality)))
     exceptions = "bone_error (levels): lower" if modality == "ct" else "washed_top: lower"
@@ -102,6 +107,8 @@ def _score(args: argparse.Namespace) -> int:
     print(f"what a reader needs; higher is better, {exceptions}\n")
     print(text_table(scores.means, ALL))
     print(f"as in published tables; means over {scores.pairs} pairs of {args.sources}, 8-bit luma")
+    for warning in scores.warnings:
+        say(f"warning: {warning}")
     if args.output:
         write_scores(args.output, scores)
     return 0
@@ -112,7 +119,8 @@ def _plant(args: argparse.Namespace) -> int:
 
     refuse_used(args.plant)  # before planting, which may take minutes
     seed = args.seed or 0
-    planted = plant_folder(args.sources, per_kind=args.per_kind or PER_KIND, seed=seed)
+    how: dict[str, Any] = {"per_kind": args.per_kind or PER_KIND, "ranges": ranges_of(args)}
+    planted = plant_folder(args.sources, seed=seed, **how)
     pictures = write_planted(args.plant, planted, seed=seed)
     other = planted[0].modality
     print(f"{sum(len(one.lesions) for one in planted)} lesions in {pictures} pairs of pictures, {args.plant}")
@@ -129,6 +137,7 @@ def _lesions(args: argparse.Namespace) -> int:
     from mmif_trt.measure.lesion_scores import text_lesions, write_lesions
     from mmif_trt.measure.lesions import judge
 
+    ranges = ranges_of(args)
     if is_planted(args.sources):
         if (args.per_kind, args.seed) != (None, None):
             raise InputError(f"--per-kind, --seed: {args.sources} is planted; expected with --plant")
@@ -137,13 +146,14 @@ def _lesions(args: argparse.Namespace) -> int:
         how = "mmif-trt eval SOURCES --plant PLANTED first, and FUSED made of PLANTED"
         raise InputError(f"{args.sources}: no lesions.json in it; expected {how}")
     else:
-        planted = plant_folder(args.sources, per_kind=args.per_kind or PER_KIND, seed=args.seed or 0)
+        count, seed = args.per_kind or PER_KIND, args.seed or 0
+        planted = plant_folder(args.sources, per_kind=count, seed=seed, ranges=ranges)
     fuses: dict[str, Fuse] = {} if args.fused else {weights.title(args.network): load_fuser(args)}
     fuses |= PICTURES if args.baselines else {}
     kept: dict[str, list[Kept]] = {}
     with tqdm(unit="pair", total=len(planted) * (len(fuses) + bool(args.fused)), disable=None) as bar:
         if args.fused:
-            kept["fused"] = read_fused(args.sources, planted, args.fused, bar.update)
+            kept["fused"] = read_fused(args.sources, planted, args.fused, bar.update, ranges)
         for method, fuse in fuses.items():
             for one in planted:
                 kept.setdefault(method, []).extend(judge(fuse, [one]))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt import overwriting, privacy
-from mmif_trt.commands.arguments import count_to
-from mmif_trt.image import MODALITIES, InputError
+from mmif_trt.commands.arguments import add_ranges, count_to, ranges_of, say
+from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
     from mmif_trt.report.commands import Judged
@@ -47,14 +47,7 @@ def add(commands: Any) -> None:
         "--no-baselines", action="store_true", help="leave out pixel-wise average and maximum"
     )
     report.add_argument("--title", default="Fusion report", help="heading of the page")
-    for name in (*MODALITIES, "fused"):
-        report.add_argument(
-            f"--range-{name}",
-            type=float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            help=f"black and white in which {name} pictures are shown; default: the range of the file's type",
-        )
+    add_ranges(report)
     report.add_argument("-o", "--output", required=True, type=Path, metavar="PAGE", help=".html")
     report.set_defaults(run=_report)
 
@@ -90,16 +83,17 @@ def _report(args: argparse.Namespace) -> int:
         [args.output, folder],
         lambda path: overwriting.is_ours(str(args.output)),
     )
-    ranges = _ranges(args)
+    ranges = ranges_of(args)
     with tempfile.TemporaryDirectory() as scratch, tqdm(unit="picture", disable=None) as bar:
-        judged = _judged(args, given, Path(scratch))
+        judged = _judged(args, given, Path(scratch), ranges)
         methods = {name: judged.folders.get(name, Path(text)) for name, text in given.items()}
 
         def measure(*pictures: Any) -> dict[str, float]:
             bar.update()
             return all_metrics(*pictures)
 
-        figures = gather(args.sources, methods, baselines=not args.no_baselines, measure=measure)
+        baselines = not args.no_baselines
+        figures = gather(args.sources, methods, baselines=baselines, measure=measure, ranges=ranges)
         size = page.write(
             figures,
             args.output,
@@ -110,6 +104,8 @@ def _report(args: argparse.Namespace) -> int:
             gallery=judged.gallery,
             places={name: text for name, text in given.items() if _is_command(text)},
         )
+    for warning in figures.warnings:
+        say(f"warning: {warning}")
     print(
         f"{len(figures.cases)} cases, {len(figures.methods)} methods -> {args.output} ({size / 1e6:.1f} MB)"
     )
@@ -122,7 +118,7 @@ def _is_command(text: str) -> bool:
     return commands.is_command(text)
 
 
-def _judged(args: argparse.Namespace, given: dict[str, str], scratch: Path) -> Judged:
+def _judged(args: argparse.Namespace, given: dict[str, str], scratch: Path, ranges: Any) -> Judged:
     """The commands among the methods, run; a bar over their steps."""
     from tqdm import tqdm
 
@@ -142,17 +138,8 @@ def _judged(args: argparse.Namespace, given: dict[str, str], scratch: Path) -> J
             bar.update()
 
         how: dict[str, Any] = {"per_kind": args.per_kind, "seed": args.seed or 0, "baselines": baselines}
+        how["ranges"] = ranges
         return commands.judge_all(args.sources, found, scratch, done=done, **how)
-
-
-def _ranges(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    ranges = {
-        name: tuple(limits) for name in (*MODALITIES, "fused") if (limits := getattr(args, f"range_{name}"))
-    }
-    for name, (low, high) in ranges.items():
-        if not low < high:
-            raise InputError(f"--range-{name} {low:g} {high:g}; expected LOW < HIGH")
-    return ranges
 
 
 def _method(text: str) -> tuple[str, str]:

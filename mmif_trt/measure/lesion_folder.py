@@ -21,7 +21,8 @@ from mmif_trt.files import prove_writable, write_atomic
 from mmif_trt.image import Image, InputError
 from mmif_trt.measure.lesions import Kept, read
 from mmif_trt.measure.planting import Lesion, Pair, Planted, kinds_for, plant
-from mmif_trt.measure.scores import match_folders, read_8_bit, source_folders
+from mmif_trt.measure.reader import MARGIN_PX
+from mmif_trt.measure.scores import Ranges, match_folders, read_8_bit, source_folders
 from mmif_trt.measure.uptake import recover
 from mmif_trt.running import why
 
@@ -33,19 +34,25 @@ def is_planted(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def plant_folder(sources: Path, *, per_kind: int, seed: int) -> list[Planted]:
-    """Lesions in the pairs of a folder that holds mri/ and one of ct/, pet/, spect/; see planting.plant."""
+def plant_folder(sources: Path, *, per_kind: int, seed: int, ranges: Ranges | None = None) -> list[Planted]:
+    """Lesions in the pairs of a folder that holds mri/ and one of ct/, pet/, spect/; see planting.plant.
+
+    ranges: black and white by folder; see scores.evaluate.
+    """
     a_folder, b_folder = source_folders(sources)
     names = match_folders([a_folder, b_folder])
 
     def pairs() -> Iterator[Pair]:
         for name, *paths in names:
-            a, b = read_8_bit(paths, grey_first=True)
+            a, b = read_8_bit(paths, True, ("mri", b_folder.name), ranges)
             yield name, a, b
 
     planted = plant(pairs(), b_folder.name, per_kind=per_kind, seed=seed)
     if not any(one.lesions for one in planted):
-        raise InputError(f"{sources}: no place for a lesion in {len(planted)} pairs; expected brain slices")
+        raise InputError(
+            f"{sources}: no place for a lesion in {len(planted)} pairs; expected brain slices, 12-bit ones "
+            "with --range-mri 0 4095 and its kin"
+        )
     return planted
 
 
@@ -94,6 +101,8 @@ def read_planted(folder: Path) -> list[Planted]:
         sources = {kind: [x for x in hashes if x.startswith(f"{kind}/")] for kind in ("mri", modality)}
         if not all(sources.values()):
             raise InputError("no pictures")
+        if not any(lesions for _, lesions in listed):
+            raise InputError("no lesions")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {why(error)}; {HOW}") from error
     for name, wanted in hashes.items():
@@ -102,6 +111,11 @@ def read_planted(folder: Path) -> list[Planted]:
     planted = []
     for name, lesions in listed:
         one = Planted(name, modality, *_pair(folder, modality, name), None, [], lesions)
+        for lesion in lesions:
+            if any(
+                not MARGIN_PX <= at < n - MARGIN_PX for at, n in zip(lesion.centre, one.a.shape, strict=True)
+            ):
+                raise InputError(f"{path}: {name}: a lesion at {lesion.centre} of {one.a.shape} px; {HOW}")
         one.palette = None if modality == "ct" else recover(one.b)
         scenes = 1 + max((lesion.scene for lesion in lesions), default=-1)
         one.scenes = [_pair(folder, modality, _scene_name(name, scene)) for scene in range(scenes)]
@@ -110,16 +124,21 @@ def read_planted(folder: Path) -> list[Planted]:
 
 
 def read_fused(
-    folder: Path, planted: Sequence[Planted], fused: Path, done: Callable[[], Any] = lambda: None
+    folder: Path,
+    planted: Sequence[Planted],
+    fused: Path,
+    done: Callable[[], Any] = lambda: None,
+    ranges: Ranges | None = None,
 ) -> list[Kept]:
     """What a method's pictures keep of the lesions. fused: pictures with the names in folder/mri, apart from
-    the suffix. Raises InputError for missing or extra names, sizes that differ, and unreadable files.
+    the suffix. ranges: "fused" has their black and white. Raises InputError for missing or extra names,
+    sizes that differ, and unreadable files.
     """
     matched = match_folders([folder / "mri", fused])
     paths = {name: [source, made] for name, source, made in matched}
     kept = []
     for one in planted:
-        pictures = [read_8_bit(paths[name])[1] for name in _names(one)]
+        pictures = [read_8_bit(paths[name], False, ("", "fused"), ranges)[1] for name in _names(one)]
         kept += read(one, pictures[0], pictures[1:])
         done()
     return kept

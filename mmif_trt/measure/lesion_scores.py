@@ -70,7 +70,7 @@ def write_lesions(path: str | Path, kept: Mapping[str, Iterable[Kept]]) -> None:
         text = out.getvalue()
     else:
         raise InputError(f"{path}: suffix {suffix or 'none'}; expected .csv or .json")
-    write_atomic(path, text.encode())
+    write_atomic(path, text.encode(errors="surrogateescape"))  # a name that is not UTF-8 keeps its bytes
 
 
 def _defined(value: float) -> float | None:

@@ -119,6 +119,7 @@ def plant(
             for kind in kinds:
                 if counts[kind] >= per_kind:
                     continue
+                # A name that is not UTF-8 keeps its bytes.
                 key = zlib.crc32(f"{one.name}/{kind.name}/{turn}".encode(errors="surrogateescape"))
                 rng = np.random.default_rng([seed, key])
                 counts[kind] += _plant_one(one, kind, regions[one.name], places, rng)

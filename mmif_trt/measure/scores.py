@@ -12,7 +12,8 @@ import io as text_io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from mmif_trt.measure import fidelity as of_reader
 from mmif_trt.measure.baselines import PICTURES
 from mmif_trt.measure.metrics import RANKED, all_metrics
 from mmif_trt.measure.uptake import recover
+from mmif_trt.stages.normalise import refuse_other_scale
 
 Measure = Callable[[ndarray, ndarray, ndarray], dict[str, float]]
 Table = dict[str, dict[str, float]]  # method -> metric -> value
+Ranges = Mapping[str, tuple[float, float]]  # "mri", "ct", "pet", "spect", "fused" -> black and white
+DIM_MAX = 8191  # of 65535: 16-bit pictures none of which is brighter have 13 bits or fewer
 
 # The two without a network, which a method must beat. a, b: [H, W] on 0..255. As pictures: PICTURES.
 BASELINES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
@@ -52,11 +56,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """rows: by pair, then method. means: over the pairs where a measure is defined, nan if in none."""
+    """rows: by pair, then method. means: over the pairs where a measure is defined, nan if in none.
+    warnings: a line for each folder whose range was probably not stated."""
 
     rows: list[Row]
     means: Table
     pairs: int
+    warnings: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -67,13 +73,15 @@ def evaluate(
     baselines: bool = False,
     measure: Measure = all_metrics,
     fidelity: bool = False,
+    ranges: Ranges | None = None,
 ) -> Scores:
     """Score the pictures in `fused` (None: the baselines alone) against those in `sources`.
 
     method: the name of the rows. baselines: add the rows "average" and "max". measure: all_metrics, or
     foreground_metrics. fidelity: add the measures of fidelity.names_for(modality), of the coloured pictures
-    (of the baselines "average" is then the 50 % overlay). Raises InputError for a missing or empty folder,
-    names that differ, an unreadable file and sizes that differ.
+    (of the baselines "average" is then the 50 % overlay). ranges: black and white; default: the whole
+    range of the file's type. Raises InputError for a missing or empty folder, names that differ, an
+    unreadable file, a volume and sizes that differ.
     """
     folders = list(source_folders(Path(sources)))
     folders += [] if fused is None else [_folder(Path(fused), "a folder of fused pictures")]
@@ -84,8 +92,10 @@ def evaluate(
 
     rows: list[Row] = []
     pairs = match_folders(folders)
+    kinds = ("mri", folders[1].name, "fused")
+    brightest: dict[str, int] = {}
     for name, *paths in pairs:
-        a, b, *rest = read_8_bit(paths, grey_first=True)
+        a, b, *rest = read_8_bit(paths, True, kinds, ranges, brightest)
         luma_a, luma_b = _luma(a), _luma(b)
         lumas = {method: _luma(rest[0])} if rest else {}
         if baselines:
@@ -97,7 +107,16 @@ def evaluate(
                 f = PICTURES[row](a, b) if row in BASELINES else rest[0]
                 values[row] = values[row] | of_reader.fidelity(a, b, f, folders[1].name, palette)
         rows += [Row(row, name, found) for row, found in values.items()]
-    return Scores(rows, means(rows), len(pairs))
+    return Scores(rows, means(rows), len(pairs), tuple(_dim(folders, kinds, brightest)))
+
+
+def _dim(folders: Sequence[Path], kinds: Sequence[str], brightest: Mapping[str, int]) -> Iterator[str]:
+    for folder, kind in zip(folders, kinds, strict=False):
+        if brightest.get(kind, DIM_MAX + 1) <= DIM_MAX:
+            yield (
+                f"{folder}: 16-bit pictures, none above {brightest[kind]} of 65535, count as nearly black; "
+                f"for 12-bit data state --range-{kind} 0 4095"
+            )
 
 
 def means(rows: Sequence[Row]) -> Table:
@@ -137,8 +156,9 @@ def mean_rank(table: Mapping[str, Mapping[str, float]], metrics: Sequence[str] =
 
 
 def as_8_bit(image: Image) -> ndarray:
-    """uint8 [H, W] or [H, W, 3], by the value range."""
+    """uint8 [H, W] or [H, W, 3], by the value range. Raises InputError, see refuse_other_scale."""
     data = image.data
+    refuse_other_scale(image)
     if data.dtype != np.uint8 or image.value_range != DTYPE_RANGE["uint8"]:
         assert image.value_range is not None
         low, high = image.value_range
@@ -210,12 +230,29 @@ def match_folders(folders: list[Path]) -> list[tuple[str, ...]]:
     return [(name, *(str(table[name]) for table in tables)) for name in names]
 
 
-def read_8_bit(paths: Sequence[str], grey_first: bool = False) -> list[ndarray]:
-    """uint8 [H, W] or [H, W, 3] of each file. grey_first: the first, an MRI, as its luma.
+def read_8_bit(
+    paths: Sequence[str],
+    grey_first: bool = False,
+    kinds: Sequence[str] = (),
+    ranges: Ranges | None = None,
+    brightest: dict[str, int] | None = None,
+) -> list[ndarray]:
+    """uint8 [H, W] or [H, W, 3] of each file. grey_first: the first, an MRI, as its luma. kinds: of each
+    file, a key of `ranges`, which has black and white. brightest: keeps by kind the largest pixel of 16-bit
+    pictures without a range.
 
-    Raises InputError for an unreadable file and for sizes that differ from the first's.
+    Raises InputError for an unreadable file, a volume, and sizes that differ from the first's.
     """
-    pictures = [as_8_bit(io.read(path)) for path in paths]
+    pictures = []
+    for path, kind in zip_longest(paths, kinds[: len(paths)], fillvalue=""):
+        image = io.read(path)
+        if image.is_volume:
+            raise InputError(f"{path}: a volume; expected pictures: write its slices as PNG or TIFF")
+        if ranges and kind in ranges:
+            image = replace(image, value_range=ranges[kind])
+        elif image.data.dtype == np.uint16 and brightest is not None:
+            brightest[kind] = max(brightest.get(kind, 0), int(image.data.max()))
+        pictures.append(as_8_bit(image))
     if grey_first:
         pictures[0] = _luma(pictures[0]).astype(np.uint8)
     for path, picture in zip(paths[1:], pictures[1:], strict=True):

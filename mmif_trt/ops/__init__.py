@@ -58,10 +58,21 @@ def kernels_available(device: str) -> bool:
     return device in KERNEL_DEVICES and not hasattr(_PLAIN, "chosen")
 
 
+def _is_transformed() -> bool:
+    """Whether forward-mode AD or a transform of torch.func runs in this thread. The kernels have no rule for
+    them, and torch would silently take a kernel's tangent as 0; plain operations have one."""
+    import torch
+    from torch.autograd import forward_ad
+
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def has_kernel(x: Tensor) -> bool:
     """Whether an operation on x runs as a kernel: not float64 on CUDA, nor on a GPU for which the binary has
-    no code."""
-    if not kernels_available(x.device.type):
+    no code, nor within forward-mode AD or torch.func."""
+    if not kernels_available(x.device.type) or _is_transformed():
         return False
     return x.device.type == "cpu" or (x.dtype.itemsize < 8 and card_has_code(x.device.index or 0))
 
@@ -92,7 +103,8 @@ card_has_code._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def has_block_kernel(x: Tensor, channels: int, hidden: int) -> bool:
     """Whether a block of CPU_OPS on x with these widths runs as a kernel."""
-    return kernels_available("cpu") and x.device.type == "cpu" and channels % 16 == hidden % 16 == 0
+    fits = x.device.type == "cpu" and channels % 16 == hidden % 16 == 0
+    return fits and kernels_available("cpu") and not _is_transformed()
 
 
 @contextmanager

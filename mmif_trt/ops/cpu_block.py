@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmif_trt.ops import KERNEL_DEVICES
+from mmif_trt.ops.second_order import refuse
 
 
 def register(name: str, fake: Callable[..., Any], fake_bwd: Callable[..., Any]) -> None:
@@ -33,3 +34,4 @@ def register(name: str, fake: Callable[..., Any], fake_bwd: Callable[..., Any]) 
     torch.library.register_fake(f"mmif_trt::{name}", fake)
     torch.library.register_fake(f"mmif_trt::{name}_bwd", fake_bwd)
     torch.library.register_autograd(f"mmif_trt::{name}", backward, setup_context=save)
+    refuse(name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmif_trt.ops import KERNEL_DEVICES, has_kernel, reference
+from mmif_trt.ops.second_order import refuse
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -111,12 +112,8 @@ def _backward(ctx: Any, d_terms: Tensor | None, *_: Tensor | None) -> tuple[Tens
     return torch.ops.mmif_trt.fusion_loss_bwd(d_terms, *ctx.saved_tensors), *(None,) * 6
 
 
-def _refuse_second_order(ctx: Any, _: Tensor) -> None:
-    raise RuntimeError("mmif_trt::fusion_loss_bwd: no second derivative; expected: a first derivative")
-
-
 if "cpu" in KERNEL_DEVICES:  # a build that has CUDA kernels has the CPU's as well
     torch.library.register_fake("mmif_trt::fusion_loss", _fake)
     torch.library.register_fake("mmif_trt::fusion_loss_bwd", _fake_bwd)
     torch.library.register_autograd("mmif_trt::fusion_loss", _backward, setup_context=_save)
-    torch.library.register_autograd("mmif_trt::fusion_loss_bwd", _refuse_second_order)
+    refuse("fusion_loss")

@@ -6,6 +6,7 @@ kernel: the model keeps PyTorch's layers there.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ def mlp_block(
 def _fake(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, expand: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel(), expand.shape[0])
+    # Not shape.numel(), which makes a number of a dynamic size.
+    return x.new_empty(x.shape), x.new_empty(math.prod(x.shape[:-1]), expand.shape[0])
 
 
 def _fake_bwd(d_y: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:

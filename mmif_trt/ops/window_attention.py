@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmif_trt.ops import KERNEL_DEVICES, has_kernel, reference
+from mmif_trt.ops.second_order import refuse
 
 
 def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -> Tensor:
@@ -21,7 +22,8 @@ def window_attention(qkv: Tensor, bias_table: Tensor, window: int, shift: int) -
     Returns [B, H, W, heads, D] in the type of qkv. Neither a rolled or partitioned map nor a score leaves the
     kernel; backward recomputes the softmax from the saved log-sum-exp, with the same bits in every run.
     Where there is no kernel (float64 on CUDA), the reference runs: the same numbers, slowly.
-    Raises RuntimeError for a shape, type, window or shift outside the above.
+    Raises RuntimeError for a shape, type, window or shift outside the above. No second derivative from the
+    kernel: within `plain_operations` there is one.
 
     The scheme is from Liu et al. (Swin, ICCV 2021), the recomputation from Dao et al. (FlashAttention,
     NeurIPS 2022).
@@ -62,3 +64,4 @@ if "cpu" in KERNEL_DEVICES:  # a build that has CUDA kernels has the CPU's as we
     torch.library.register_fake("mmif_trt::window_attention", _fake)
     torch.library.register_fake("mmif_trt::window_attention_bwd", _fake_backward)
     torch.library.register_autograd("mmif_trt::window_attention", _backward, setup_context=_keep)
+    refuse("window_attention")

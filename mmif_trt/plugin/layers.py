@@ -81,7 +81,10 @@ def fuse_layers(
 
         fuser = Fuser(network=network)
     a, b = image_of(mri, "mri"), image_of(other, modality)
-    made: dict[str, Any] = {"name": f"{mri.name} + {other.name}", "affine": _matrix(mri, a.data.ndim)}
+    made: dict[str, Any] = {
+        "name": f"{mri.name} + {other.name}",
+        "affine": _matrix(mri, a.data.ndim - a.is_colour),
+    }
     if not (a.is_volume or b.is_volume):
         fused, told = fuser.fuse_images(a, b), {}
     else:

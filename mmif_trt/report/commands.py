@@ -16,7 +16,7 @@ from mmif_trt.measure.baselines import PICTURES
 from mmif_trt.measure.lesion_folder import plant_folder, read_fused, write_planted
 from mmif_trt.measure.lesions import Kept, judge, summarise
 from mmif_trt.measure.planting import Planted, kinds_for
-from mmif_trt.measure.scores import match_folders, read_8_bit, source_folders
+from mmif_trt.measure.scores import Ranges, match_folders, read_8_bit, source_folders
 
 PLACES = ("{mri}", "{other}", "{out}")
 CROP_PX = 56  # of a picture in the gallery, around a lesion
@@ -86,13 +86,14 @@ def judge_all(
     per_kind: int,
     seed: int,
     baselines: bool,
+    ranges: Ranges | None = None,
     done: Callable[[str], Any] = lambda what: None,
 ) -> Judged:
     """Runs every command on the sources and on planted copies, both in `scratch`, and scores the lesions.
 
     done: called after each step, with its name. Raises InputError.
     """
-    planted = plant_folder(sources, per_kind=per_kind, seed=seed)
+    planted = plant_folder(sources, per_kind=per_kind, seed=seed, ranges=ranges)
     write_planted(scratch / "planted", planted, seed=seed)
     done("planting")
     a, b = source_folders(sources)
@@ -104,8 +105,8 @@ def judge_all(
         done(name)
         out = scratch / f"planted-{number}"
         run(name, command, scratch / "planted" / "mri", planted_b, out)
-        kept[name] = read_fused(scratch / "planted", planted, out)
-        pictures[name] = _with_lesions(scratch / "planted", out, planted)
+        kept[name] = read_fused(scratch / "planted", planted, out, ranges=ranges)
+        pictures[name] = _with_lesions(scratch / "planted", out, planted, ranges)
         done(f"{name}, planted")
     for name, fuse in (PICTURES if baselines else {}).items():
         kept[name] = judge(fuse, planted)
@@ -116,12 +117,14 @@ def judge_all(
     return Judged(folders, lesions, gallery(planted, kept, pictures))
 
 
-def _with_lesions(folder: Path, fused: Path, planted: Sequence[Planted]) -> list[list[np.ndarray]]:
+def _with_lesions(
+    folder: Path, fused: Path, planted: Sequence[Planted], ranges: Ranges | None
+) -> list[list[np.ndarray]]:
     paths = {name: made for name, _, made in match_folders([folder / "mri", fused])}
     found = []
     for one in planted:
         names = [f"{one.name}_lesions{scene:02d}" for scene in range(len(one.scenes))]
-        found.append([read_8_bit([paths[name]])[0] for name in names])
+        found.append([read_8_bit([paths[name]], False, ("fused",), ranges)[0] for name in names])
     return found
 
 

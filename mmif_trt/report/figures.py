@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmif_trt.image import InputError
 from mmif_trt.measure.metrics import ALL, RANKED, all_metrics
 from mmif_trt.measure.scores import (
     BASELINES,
     Measure,
+    Ranges,
     Table,
     evaluate,
     match_folders,
@@ -34,7 +36,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Figures:
-    """values: method -> case -> measure -> value, nan if undefined. rank: mean over RANKED."""
+    """values: method -> case -> measure -> value, nan if undefined. rank: mean over RANKED. warnings: see
+    Scores."""
 
     modality: str
     cases: list[Case]
@@ -42,6 +45,7 @@ class Figures:
     values: dict[str, dict[str, dict[str, float]]]
     means: Table
     rank: dict[str, float]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def baselines(self) -> list[str]:
@@ -54,8 +58,9 @@ def gather(
     *,
     baselines: bool = True,
     measure: Measure = all_metrics,
+    ranges: Ranges | None = None,
 ) -> Figures:
-    """Scores every method by `evaluate`. Raises InputError for folders that do not match (see there)."""
+    """Scores every method by `evaluate`; for ranges and for InputError see there."""
     if not methods and not baselines:
         raise InputError(
             "--method: none, with --no-baselines; expected NAME=FOLDER or NAME=COMMAND, once or more"
@@ -67,16 +72,17 @@ def gather(
     matched = match_folders([a, b, *methods.values()])
     keys = ("mri", "other", *methods)
     cases = [Case(name, dict(zip(keys, paths, strict=True))) for name, *paths in matched]
-    rows = []
-    for name, folder in methods.items():
-        rows += evaluate(sources, folder, method=name, measure=measure, fidelity=True).rows
+    how: dict[str, Any] = {"measure": measure, "fidelity": True, "ranges": ranges}
+    scores = [evaluate(sources, folder, method=name, **how) for name, folder in methods.items()]
     if baselines:
-        rows += evaluate(sources, None, baselines=True, measure=measure, fidelity=True).rows
+        scores.append(evaluate(sources, None, baselines=True, **how))
+    rows = [row for one in scores for row in one.rows]
     values: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         values.setdefault(row.method, {})[row.name] = row.values
     table = means(rows)
-    return Figures(b.name, cases, list(values), values, table, mean_rank(table))
+    warnings = list(dict.fromkeys(line for one in scores for line in one.warnings))
+    return Figures(b.name, cases, list(values), values, table, mean_rank(table), warnings)
 
 
 def extremes(figures: Figures) -> dict[str, dict[str, list[tuple[str, str, float]]]]:

@@ -17,10 +17,11 @@ from mmif_trt.about import RESEARCH_USE
 from mmif_trt.files import write_atomic
 from mmif_trt.image import SHOWN
 from mmif_trt.machine import conditions
+from mmif_trt.measure.scores import Ranges
 from mmif_trt.report import plots
 from mmif_trt.report.commands import Shown
 from mmif_trt.report.figures import ALL, RANKED, Figures, extremes, folder_hash, ranked_order
-from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, Ranges, as_url, collect
+from mmif_trt.report.pictures import OTHER_BYTES, PAGE_BYTES, Pictures, as_url, collect
 from mmif_trt.report.reader import reader_table
 
 Gallery = Sequence[tuple[str, Sequence[Shown]]]

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmif_trt import io
 from mmif_trt.files import write_atomic
+from mmif_trt.measure.scores import Ranges
 from mmif_trt.report.figures import Case, Figures
 from mmif_trt.stages.normalise import as_rgb8
 
@@ -20,7 +21,6 @@ OTHER_BYTES = 3_000_000  # kept for table, plots and script
 THUMBNAIL_PX = 160
 # WebP's quality; None is lossless. The first that fits all pictures is used, before any go beside the page.
 QUALITIES = (None, 92)
-Ranges = dict[str, tuple[float, float]]  # "mri", the modality, "fused" -> values of black and white
 
 
 @dataclass(frozen=True)

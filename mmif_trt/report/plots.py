@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,9 @@ def _figure(width: float, height: float, words: str) -> Iterator[tuple[Any, Any,
         axes.tick_params(length=0)
         yield figure, axes, result
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():  # of letters that matplotlib's font lacks: the browser draws the text
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'font: (\d+px)[^;"]*', r"font: \1 system-ui, sans-serif", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import DTYPE_RANGE, Image, InputError
 
 # Black and white of volumes whose values have a physical unit: our own choice, the same for every patient.
 # CT: from below fat to compact bone, so that brain stays above black; PET: FDG's usual display, cortex below
@@ -16,10 +16,24 @@ def to_unit(image: Image) -> np.ndarray:
     """The pixels as float32, black 0 and white 1; values outside the value range saturate, as on a
     display.
 
-    Every 8-bit and 16-bit level maps to a distinct value.
+    Every 8-bit and 16-bit level maps to a distinct value. Raises InputError, see refuse_other_scale.
     """
     assert image.value_range is not None
+    refuse_other_scale(image)
     return unit(image.data, image.value_range)
+
+
+def refuse_other_scale(image: Image) -> None:
+    """Raises InputError for a float picture on 0 to 1, the default, whose pixels are on another scale (0 to
+    255, z-scores): beyond -1 or 2. Less is overshoot, and saturates."""
+    if image.data.dtype.kind != "f" or image.value_range != DTYPE_RANGE["float32"] or image.is_volume:
+        return
+    low, high = float(image.data.min()), float(image.data.max())
+    if low < -1 or high > 2:
+        raise InputError(
+            f"{image.source}: float pixels from {low:g} to {high:g}; expected 0 to 1, or their black and "
+            "white stated (value_range, --value-range; with eval and report --range-mri and its kin)"
+        )
 
 
 def unit(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -129,6 +129,7 @@ def read_config(path: str | Path) -> Config:
     else."""
     try:
         found = json.loads(read_regular(path).decode())
+        json.dumps(found, ensure_ascii=False).encode()  # \ud800 alone is JSON, but no text
     except InputError:
         raise
     except OSError as error:
@@ -167,7 +168,9 @@ def _check(path: str | Path, config: Config) -> None:
     require(0 < len(config.title) <= 200, "title", repr(config.title[:20]), "1 to 200 characters")
     require(bool(config.kinds), "paired", "false without scales", "true, or scales")
     for scale in config.scales:
-        require(scale in SCALES, "scales", repr(scale), f"any of {', '.join(SCALES)}")
+        require(
+            isinstance(scale, str) and scale in SCALES, "scales", repr(scale), f"any of {', '.join(SCALES)}"
+        )
     require(len(set(config.scales)) == len(config.scales), "scales", config.scales, "each scale once")
     for other in config.sets:
         names = sorted(other.methods)

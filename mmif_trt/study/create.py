@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mmif_trt import __version__, io
 from mmif_trt.files import read_regular, write_atomic
-from mmif_trt.image import Image, InputError
+from mmif_trt.image import SHOWN, Image, InputError
 from mmif_trt.measure.scores import match_folders, source_folders
 from mmif_trt.stages.normalise import as_rgb8
 from mmif_trt.study.config import Config, Set
@@ -46,6 +46,7 @@ def create(config: Config, folder: str | Path) -> list[str]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists; expected a new folder for the study")
     cases = [case for one in config.sets for case in _cases(one)]
+    _check_names(cases)
     building = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         building.mkdir(parents=True, mode=0o700)  # the database has the readers' answers
@@ -75,6 +76,24 @@ def _cases(one: Set) -> list[Case]:
     keys = ("mri", "other", *one.methods)
     matched = match_folders([*sources, *one.methods.values()])
     return [Case(name, one.modality, dict(zip(keys, paths, strict=True))) for name, *paths in matched]
+
+
+def _check_names(cases: list[Case]) -> None:
+    """Each case has a name of its own, by which the analysis knows it; SQLite keeps UTF-8 only."""
+    seen: dict[tuple[str, str], Case] = {}
+    for case in cases:
+        try:
+            case.name.encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(case.paths["mri"]).decode(errors="backslashreplace")
+            raise InputError(f"{name}: a name that is not UTF-8; expected one that is") from None
+        before = seen.setdefault((case.modality, case.name), case)
+        if before is not case:
+            two = f"{before.paths['mri']} and {case.paths['mri']}"
+            raise InputError(
+                f"{two}: two {SHOWN[case.modality]} cases named {case.name}; expected a different name for "
+                "each case of a modality, over all sets"
+            )
 
 
 def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:

@@ -76,19 +76,30 @@ class SameSite:
                 await _refuse(send, 421, "This server has another name; the organiser can add it by --name.")
                 return
             origin = headers.get(b"origin")
-            sender = host if origin is None else urlsplit(origin.decode("latin-1")).netloc.lower()
+            sender = host if origin is None else _netloc_of(origin)
             if scope["method"] not in ("GET", "HEAD") and sender != host:
                 await _refuse(send, 403, "This form was sent by another site.")
                 return
         await self.app(scope, receive, send)
 
     def _is_ours(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # "[" and the like
+            return False
         try:
             ipaddress.ip_address(name)
             return True
         except ValueError:
             return name in self._names
+
+
+def _netloc_of(origin: bytes) -> str:
+    """HOST:PORT of an Origin; "" if it has none."""
+    try:
+        return urlsplit(origin.decode("latin-1")).netloc.lower()
+    except ValueError:
+        return ""
 
 
 class LimitBody:

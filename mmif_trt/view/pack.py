@@ -63,9 +63,11 @@ def _deflated(planes: Iterable[np.ndarray]) -> tuple[bytes, ...]:
 
 
 def pack_of(image: Image, levels: int) -> Packed:
-    """Colour as 8 bits by its value range, grey with its own values."""
+    """Colour as 8 bits by its value range, grey with its own values. Raises InputError, see
+    normalise.refuse_other_scale."""
     if not image.is_colour:
         return grey(image.data, levels)
+    normalise.refuse_other_scale(image)
     pixels = image.data
     if pixels.dtype != np.uint8:
         low_high = image.value_range or (0.0, float(pixels.max()) or 1.0)

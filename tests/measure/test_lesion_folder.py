@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -117,7 +118,9 @@ def test_bad_use_gives_one_clear_line(made: tuple[Path, list[Planted]], tmp_path
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("how", ["changed", "missing", "no json", "other json", "other kind", "size"])
+@pytest.mark.parametrize(
+    "how", ["changed", "missing", "no json", "other json", "other kind", "nowhere", "none", "size"]
+)
 def test_a_spoilt_folder_is_refused(made: tuple[Path, list[Planted]], tmp_path: Path, how: str) -> None:
     root, _ = made
     folder, fused = tmp_path / "planted", root / "fused"
@@ -133,6 +136,12 @@ def test_a_spoilt_folder_is_refused(made: tuple[Path, list[Planted]], tmp_path: 
         (folder / "lesions.json").write_text("[]")
     elif how == "other kind":
         (folder / "lesions.json").write_text(text.replace("tracer hot", "tracer odd"))
+    elif how in ("nowhere", "none"):
+        found = json.loads(text)
+        found["pairs"][0]["lesions"] = found["pairs"][0]["lesions"][:1] if how == "nowhere" else []
+        for lesion in found["pairs"][0]["lesions"]:
+            lesion["centre"][1] = scenery.SIDE - 3
+        (folder / "lesions.json").write_text(json.dumps(found))
     else:
         fused = tmp_path / "fused"
         shutil.copytree(root / "fused", fused)
@@ -140,6 +149,40 @@ def test_a_spoilt_folder_is_refused(made: tuple[Path, list[Planted]], tmp_path: 
     with pytest.raises(InputError, match="expected") as caught:
         read_fused(folder, read_planted(folder), fused)
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path: Path) -> None:
+    """Planted, scored and listed like others."""
+    sources, name = tmp_path / "sources", os.fsdecode(b"\xff<&,")
+    put(sources / "mri" / f"{name}.png", scenery.mri())
+    put(sources / "pet" / f"{name}.png", scenery.tracer(scenery.ramp_palette()))
+    mmif("eval", sources, "--plant", tmp_path / "planted", "--per-kind", 1)
+    shutil.copytree(tmp_path / "planted/pet", tmp_path / "fused")
+    for suffix in (".csv", ".json"):
+        table = tmp_path / f"table{suffix}"
+        mmif("eval", tmp_path / "planted", tmp_path / "fused", "--lesions", "-o", table)
+    assert b'fused,"\xff<&,",' in (tmp_path / "table.csv").read_bytes()
+    assert json.loads(table.read_text())["lesions"][0]["pair"] == name
+
+
+def test_lesions_of_twelve_bits_are_those_of_eight(tmp_path: Path) -> None:
+    for root, step in (("eight", 1), ("twelve", 16)):
+        for kind, pixels in (("mri", scenery.mri()), ("pet", scenery.tracer(scenery.ramp_palette()))):
+            scaled = pixels if step == 1 else pixels.astype(np.uint16) * step
+            put(tmp_path / root / kind / "one.png", scaled)
+    ranges = dict.fromkeys(("mri", "pet"), (0.0, 4080.0))
+    (wanted,), (found,) = (
+        plant_folder(tmp_path / root, per_kind=1, seed=0, ranges=given)
+        for root, given in (("eight", None), ("twelve", ranges))
+    )
+    assert found.lesions == wanted.lesions and (found.b == wanted.b).all()
+    fused = tmp_path / "fused"
+    write_planted(tmp_path / "planted", [wanted], seed=0)
+    for path in (tmp_path / "planted/pet").iterdir():
+        put(fused / path.name, io.read(path).data.astype(np.uint16) * 16)
+    planted = read_planted(tmp_path / "planted")
+    kept = read_fused(tmp_path / "planted", planted, fused, ranges={"fused": (0.0, 4080.0)})
+    assert str(kept) == str(read_fused(tmp_path / "planted", planted, tmp_path / "planted/pet"))
 
 
 def test_names_that_would_clash_and_pictures_without_room_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -126,6 +127,32 @@ def test_other_types_come_to_eight_bit_by_their_value_range() -> None:
     assert (luma_8_bit(Image((levels * 16).astype(np.uint16), (0, 4080))) == levels).all()
 
 
+def test_stated_ranges_bring_all_pictures_to_eight_bit(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """12-bit data in 16-bit files score as their 8-bit twins; without a range they are warned of."""
+    sources, fused = folders
+    wanted = evaluate(sources, fused, baselines=True, fidelity=True)
+    ranges = {"mri": (0.0, 4080.0), "pet": (-1.0, 254.0), "fused": (0.0, 255.0)}
+    for folder in (sources / "mri", sources / "pet", fused):
+        for path in list(folder.iterdir()):
+            pixels = io.read(path).data
+            scaled = {"mri": pixels.astype(np.uint16) * 16, "pet": pixels.astype(np.float32) - 1}
+            data = scaled.get(folder.name, pixels.astype(np.uint16))
+            io.write(path.with_suffix(".tif"), Image(data, (0, 255)))
+            path.unlink()
+    found = evaluate(sources, fused, baselines=True, fidelity=True, ranges=ranges)
+    assert str(found.rows) == str(wanted.rows) and not found.warnings
+    del ranges["mri"], ranges["fused"]
+    warnings = evaluate(sources, fused, ranges=ranges).warnings
+    for folder, brightest in ((sources / "mri", 4080), (fused, 255)):
+        expected = (
+            f"{folder}: 16-bit pictures, none above {brightest} of 65535, .* --range-{folder.name} 0 4095"
+        )
+        assert [line for line in warnings if re.fullmatch(expected, line)]
+    assert len(warnings) == 2
+    with pytest.raises(InputError, match="one.tif: float pixels from -1 to 254; expected 0 to 1, or"):
+        evaluate(sources, fused)
+
+
 def test_mean_rank_with_ties_and_nan() -> None:
     table = {
         "p": {"SD": 3.0, "SF": 1.0, "EN": math.nan},
@@ -165,6 +192,10 @@ def spoil(sources: Path, fused: Path, how: str) -> tuple[Path, Path]:
         sources = sources / "nowhere"
     elif how == "a file":
         fused = fused / "one.png"
+    elif how == "volume":
+        (fused / "two.png").unlink()
+        slices = np.zeros((2, *SIZE), np.uint8)
+        io.write(fused / "two.nii.gz", Image(slices, (0, 255), affine=np.eye(4)))
     elif how == "no mri":
         (sources / "mri").rename(sources / "t1")
     elif how == "two modalities":
@@ -205,6 +236,7 @@ BAD = {
     "twice": "one.png and one.tif differ in the suffix only",
     "text": "two.png: .*expected",
     "truncated": "two.png: .*expected",
+    "volume": "two.nii.gz: a volume; expected pictures",
     "size": "two.png: 40 x 47 px; expected the size of .*mri.two.png, 40 x 48 px",
 }
 

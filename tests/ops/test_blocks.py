@@ -321,6 +321,16 @@ def test_compile_and_export_keep_it_whole(name: str) -> None:
     exported = torch.export.export(Model(), x.tensors)
     assert f"mmif_trt.{x.operation()}" in str(exported.graph)
     assert torch.equal(exported.module()(*x.tensors), OPS[name](*x.tensors))
+    # The same with any batch, height and width: a fake kernel must not make numbers of them.
+    maps, sizes = (
+        (2, (0, 2, 3)) if name == "gated_mix" else (1, (0, 1, 2) if name == "mlp_block" else (0, 2, 3))
+    )
+    free = {i: torch.export.Dim(f"n{i}", min=1, max=64) for i in sizes}
+    shapes = tuple(free if i < maps else None for i in range(len(x.tensors)))
+    anywhere = torch.export.export(Model(), x.tensors, dynamic_shapes=(shapes,)).module()
+    y = case(name, (3, 16, 32, 5, 9)).to(torch.float32)
+    other = (*y.tensors[:maps], *x.tensors[maps:])
+    assert torch.equal(anywhere(*other), OPS[name](*other))
 
 
 @on_each_op

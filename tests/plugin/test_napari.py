@@ -77,6 +77,9 @@ def test_pictures_and_what_is_not_a_picture() -> None:
     rgb = layer("rgb", np.zeros((30, 40, 4), np.uint8), np.eye(3), rgb=True)
     data, how, _ = layers.fuse_layers(layer("m", picture, contrast_limits=(0, 255)), rgb, fuser=Average())
     assert data.shape == (30, 40, 3) and how["rgb"]
+    stored_as_rgb = layer("m", np.zeros((30, 40, 3), np.uint8), np.diag([2.0, 3.0, 1.0]), rgb=True)
+    data, how, _ = layers.fuse_layers(stored_as_rgb, rgb, fuser=Average())  # a grey MRI saved as RGB
+    assert data.shape == (30, 40, 3) and how["affine"].tolist() == np.diag([2.0, 3.0, 1.0]).tolist()
     for bad in (layer("t", np.zeros((3, 20, 20, 20))), layer("p", picture, multiscale=True)):
         with pytest.raises(InputError, match="expected"):
             layers.image_of(bad)

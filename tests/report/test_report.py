@@ -43,7 +43,7 @@ from mmif_trt.report import page, pictures, plots
 from mmif_trt.report.commands import Shown
 from mmif_trt.report.figures import ALL, Figures, extremes, gather
 
-NASTY = "</script><b>$x$&\"'"
+NASTY = "</script><b>患$x$&\"'"
 
 
 def make_cases(root: Path, count: int = 4) -> dict[str, Path]:
@@ -178,6 +178,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
         (["--no-baselines"], "--method"),
         ([f"--method=sharp={tmp_path}/sharp"] * 2, "once"),
         (["--range-mri", "5", "5"], "LOW < HIGH"),
+        (["--range-mri", "5", "inf"], "LOW < HIGH"),
+        (["--method=sharp=run '{mri} {other} {out}"], "a quote without its end; expected it closed"),
         (
             [f"--method=sharp={tmp_path}/sharp", f"--lesions=sharp={tmp_path}/t.json"],
             f"--lesions sharp={tmp_path}/t.json: an entry is missing; expected JSON of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -107,7 +108,14 @@ def test_sets_may_name_the_methods_in_any_order(tmp_path: Path) -> None:
     config = json.loads(make_config(tmp_path, cases=1).read_text())
     (one,) = config["sets"]
     turned = {name: one["methods"][name] for name in reversed(METHODS)}
-    config["sets"] = [one, {**one, "methods": turned}]
+    shutil.copytree(tmp_path / "sources", tmp_path / "more/sources")
+    for folder in (tmp_path / "sources/mri", tmp_path / "sources/pet", *(tmp_path / m for m in METHODS)):
+        again = tmp_path / "more" / folder.relative_to(tmp_path)
+        again.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "case0.png", again / "other.png")
+        (again / "case0.png").unlink(missing_ok=True)
+    turned = {name: f"more/{where}" for name, where in turned.items()}
+    config["sets"] = [one, {**one, "sources": "more/sources", "methods": turned}]
     (tmp_path / "study.json").write_text(json.dumps(config))
     create(read_config(tmp_path / "study.json"), tmp_path / "study")
     db = sqlite3.connect(tmp_path / "study" / FILE)
@@ -141,6 +149,8 @@ def bad_configs() -> dict[str, tuple[dict[str, Any], str]]:
         "true": ({"readers": True}, "readers"),
         "unknown": ({"reader": 3}, "unknown key 'reader'"),
         "scale": ({"scales": ["beauty"]}, "beauty"),
+        "scale list": ({"scales": [["detail"]]}, "scales ['detail']"),
+        "half a letter": ({"title": "\ud800"}, "surrogates"),
         "nothing": ({"paired": False}, "paired"),
         "window": ({"window": "open"}, "window"),
         "range": ({"value_range": {"pet": [5, 5]}}, "value_range"),
@@ -172,6 +182,26 @@ def test_bad_pictures_make_no_study(tmp_path: Path) -> None:
     (tmp_path / "sources" / "pet").rename(tmp_path / "sources" / "ct")
     assert "ct" in mmif("study", "create", config, tmp_path / "study", code=2).stderr
     assert [p.name for p in tmp_path.iterdir() if "study" in p.name] == ["study.json"]
+
+
+@pytest.mark.parametrize("how", ["one name twice", "not UTF-8"])
+def test_a_case_has_a_name_of_its_own(tmp_path: Path, how: str) -> None:
+    """The analysis knows cases by name: of two with one name, the later ratings replaced the earlier."""
+    config = make_config(tmp_path, cases=1)
+    found = json.loads(config.read_text())
+    if how == "one name twice":
+        found["sets"] *= 2
+    else:
+        for folder in (tmp_path / "sources/mri", tmp_path / "sources/pet", *(tmp_path / m for m in METHODS)):
+            (folder / "case0.png").rename(folder / os.fsdecode(b"\xff.png"))
+    config.write_text(json.dumps(found))
+    words = {
+        "one name twice": "case0.png: two PET cases named case0; expected",
+        "not UTF-8": "\\xff.png: a name",
+    }
+    done = mmif("study", "create", config, tmp_path / "study", code=2)
+    assert words[how] in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "study").exists()
 
 
 def test_full_disk_makes_no_study(tmp_path: Path) -> None:

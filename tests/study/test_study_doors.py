@@ -80,6 +80,7 @@ def test_other_sites_and_names_are_refused(served: tuple[Path, list[str]]) -> No
     assert ask(link, Host="localhost") == 401 == ask(link, Host=f"[::1]:{here.split(':')[1]}")
     assert ask(link, "POST", Cookie=cookie, Origin="http://evil.example") == 403
     assert ask(link, "POST", Cookie=cookie, Origin="null") == 403
+    assert ask(link, Host="[::1") == 421 and ask(link, "POST", Cookie=cookie, Origin="http://[") == 403
     assert ask(link, "POST", Cookie=cookie, Origin=f"http://{here}") == 303
 
 
