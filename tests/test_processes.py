@@ -176,7 +176,9 @@ def test_names_of_other_bytes_are_shown_in_pages(tmp_path: Path, monkeypatch: py
     mmif("report", name, "--method", f"{name}=fused", "-o", "report.html", "--no-baselines")
     sets = [{"modality": "ct", "sources": name, "methods": {"a": "fused", "b": "fused"}}]
     Path("study.json").write_text(json.dumps({"title": "x", "readers": 1, "sets": sets}))
-    mmif("study", "create", "study.json", "study")
+    assert (
+        mmif("study", "create", "study.json", "study", code=2).stderr.count("\n") == 1
+    )  # texts of a database
     for page in (f"{name}.html", "report.html"):
         assert "M?ller" in Path(page).read_text()
 

@@ -134,6 +134,9 @@ def read_config(path: str | Path) -> Config:
         raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a study's JSON configuration") from None
+    except UnicodeEncodeError as error:
+        letter = error.object[error.start]
+        raise InputError(f"{path}: {letter!r} in a text, half a letter; expected names in UTF-8") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}; expected JSON in UTF-8") from None
     if not isinstance(found, dict):

@@ -139,8 +139,7 @@ def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
 def _insert_case(
     db: sqlite3.Connection, number: int, case: Case, config: Config, pictures: dict[str, int]
 ) -> None:
-    name = case.name.encode(errors="replace").decode()  # a file's name may be in another encoding
-    row = (number, f"{case.modality}/{name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
+    row = (number, f"{case.modality}/{case.name}", case.modality, pictures.pop("mri"), pictures.pop("other"))
     db.execute("INSERT INTO cases VALUES (?,?,?,?,?)", row)
     for number_of, method in enumerate(config.methods, 1):  # by name: each set has its own order
         db.execute("INSERT INTO fused VALUES (?,?,?)", (number, number_of, pictures[method]))

@@ -183,7 +183,7 @@ def test_command_line_on_nifti(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     for extra, words in (
         (["-o", str(tmp_path / "y.nii")], "modality_b"),
-        (["-o", str(tmp_path / "y.dcm"), "--palette", "PET"], "no DICOM among the sources"),
+        (["-o", str(tmp_path / "y.dcm"), "--palette", "PET"], "y.dcm: no DICOM among"),
         (["-o", str(tmp_path / "y.jpg")], "expected .nii, .nii.gz, .dcm"),
         (["-o", str(tmp_path / "y.nii"), "--burn-in"], "expected only with -o NAME.dcm"),
         (["-o", str(tmp_path / "y.nii"), "--percentiles-a", "1", "99"], "expected one of them"),

@@ -150,7 +150,7 @@ def bad_configs() -> dict[str, tuple[dict[str, Any], str]]:
         "unknown": ({"reader": 3}, "unknown key 'reader'"),
         "scale": ({"scales": ["beauty"]}, "beauty"),
         "scale list": ({"scales": [["detail"]]}, "scales ['detail']"),
-        "half a letter": ({"title": "\ud800"}, "surrogates"),
+        "half a letter": ({"title": "\ud800"}, "'\\ud800' in a text, half a letter"),
         "nothing": ({"paired": False}, "paired"),
         "window": ({"window": "open"}, "window"),
         "range": ({"value_range": {"pet": [5, 5]}}, "value_range"),
