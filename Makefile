@@ -110,22 +110,25 @@ RECIPE = --generated $(RUNS)/generated/train.safetensors --predictability 4 --be
 # Then half of the crops are of CT, with more weight on its soft tissue, and bfloat16 comes nearer to FP32.
 SETTLED = $(RECIPE) --learning-rate 1e-3 --turns ct pet spect ct --synthetic 0.25 --complement 16 --soft-ct 38 \
 	--colour-pet 18 --lesions-ct 25 --lesions-pet 19 --rounding 250
-# Last, more weight on CT's soft tissue and the correlation of differences. A mean with the stage before is the result.
+# More weight on CT's soft tissue and the correlation of differences.
 SHARP = $(SETTLED) --learning-rate 8e-4 --soft-ct 75 --complement 22 --rounding 500
+# Last and longest, less on those two and more on lesions, PET's colour and detail under uptake: all in balance.
+EVEN = $(SHARP) --learning-rate 1e-3 --complement 18 --colour-pet 22 --uptake-detail-pet 0.55 \
+	--uptake-detail-spect 0.75 --lesions-pet 22 --lesions-spect 64 --rounding 550
 LAGN = --stride 8 --window 4 --activation hardswish
 FUSION = .venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)
-MEAN = .venv/bin/python -m mmif_trt.train.mix --out $(RUNS)
 train-all: $(RUNS)/generated/train.safetensors
 	$(FUSION)/begun $(RECIPE) $(LAGN) --steps 16000 --seed 201
 	$(FUSION)/settled $(SETTLED) $(LAGN) --steps 5000 --seed 203 --init $(RUNS)/begun/checkpoint.safetensors
 	$(FUSION)/sharp $(SHARP) $(LAGN) --lesions-ct 28 --steps 3600 --seed 205 --init $(RUNS)/settled/checkpoint.safetensors
-	$(MEAN)/lagn 0.5=$(RUNS)/settled/checkpoint.safetensors 0.5=$(RUNS)/sharp/checkpoint.safetensors
+	$(FUSION)/lagn $(EVEN) $(LAGN) --soft-ct 60 --lesions-ct 36 --steps 15000 --seed 207 \
+		--init $(RUNS)/sharp/checkpoint.safetensors
 	$(FUSION)/begun-quality $(RECIPE) --steps 10500 --seed 202
 	$(FUSION)/settled-quality $(SETTLED) --steps 4600 --seed 204 --init $(RUNS)/begun-quality/checkpoint.safetensors
 	$(FUSION)/sharp-quality $(SHARP) --lesions-ct 30 --steps 2400 --seed 206 \
 		--init $(RUNS)/settled-quality/checkpoint.safetensors
-	$(MEAN)/lagn-quality 0.5=$(RUNS)/settled-quality/checkpoint.safetensors \
-		0.5=$(RUNS)/sharp-quality/checkpoint.safetensors
+	$(FUSION)/lagn-quality $(EVEN) --soft-ct 58 --lesions-ct 38 --steps 10000 --seed 208 \
+		--init $(RUNS)/sharp-quality/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
