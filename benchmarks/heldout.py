@@ -90,7 +90,7 @@ def by_planes(network: Callable[[Tensor, Tensor], Tensor]) -> Fuse:
     return fuse
 
 
-def pairs_of(data: Path, name: str, count: int, held_out: bool = True) -> list[Pair]:
+def pairs_of(data: Path, name: str, count: int, *, held_out: bool = True) -> list[Pair]:
     """count evenly spaced pairs, the MRI as luma, of the set's held-out cases or of those for validation."""
     folder, kind = data / name / ("train" if held_out else "val"), name.removeprefix("mri-")
     stems = sorted(p.stem for p in (folder / "mri").glob("*.png"))
@@ -111,7 +111,7 @@ def pairs_of(data: Path, name: str, count: int, held_out: bool = True) -> list[P
 
 def planted_of(data: Path, name: str, held_out: bool = True) -> list[Planted]:
     """PAIRS of the set's held-out cases, or of those for validation, with lesions."""
-    return plant(pairs_of(data, name, PAIRS, held_out), name.removeprefix("mri-"), per_kind=PER_KIND)
+    return plant(pairs_of(data, name, PAIRS, held_out=held_out), name.removeprefix("mri-"), per_kind=PER_KIND)
 
 
 def row(fuse: Fuse, planted: Sequence[Planted]) -> dict[str, Any]:

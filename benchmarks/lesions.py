@@ -146,6 +146,8 @@ def score(args: argparse.Namespace) -> None:
     if not alone:
         methods |= {name: ("baseline", fuse) for name, fuse in PICTURES.items()}
     report = load(args.out)
+    if report["sets"] and report["places"] != args.places:
+        raise InputError(f"{args.out}: lesions at --places {report['places']}; expected another --out")
     report["places"] = args.places
     for name in args.sets or SETS:
         planted = planted_of(args.data, name, args.per_kind, args.places)

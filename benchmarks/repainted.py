@@ -79,7 +79,7 @@ def score(args: argparse.Namespace) -> None:
     result: dict[str, Any] = {"what": "repainted.py", "split": "held out" if args.held_out else "validation"}
     result |= {"commit": commit(), "pairs": PAIRS, "sets": {}}
     for name in SETS:
-        for shown, pairs in repainted(heldout.pairs_of(args.data, name, PAIRS, args.held_out)):
+        for shown, pairs in repainted(heldout.pairs_of(args.data, name, PAIRS, held_out=args.held_out)):
             planted = plant(pairs, name.removeprefix("mri-"), per_kind=PER_KIND)
             rows = {method: heldout.row(fuse, planted) for method, fuse in methods.items()}
             result["sets"].setdefault(name, {})[shown] = rows

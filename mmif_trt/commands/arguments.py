@@ -62,8 +62,8 @@ def add_ranges(parser: argparse.ArgumentParser) -> None:
 
 def ranges_of(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """The options of add_ranges that were given, by folder. Raises InputError."""
-    given = {name: getattr(args, f"range_{name}") for name in (*MODALITIES, "fused")}
-    found = {name: (low, high) for name, (low, high) in ((n, x) for n, x in given.items() if x)}
+    names = (*MODALITIES, "fused")
+    found = {name: (x[0], x[1]) for name in names if (x := getattr(args, f"range_{name}"))}
     for name, (low, high) in found.items():
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise InputError(f"--range-{name} {low:g} {high:g}; expected two finite numbers, LOW < HIGH")

@@ -29,7 +29,6 @@ from mmif_trt.io.walk import walk
 from mmif_trt.io.which import Which
 from mmif_trt.stages import normalise
 
-PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".j2k")
 # Options of `fuse` that mean nothing for the other kind of source, each with the values that state nothing.
 OF_VOLUMES: dict[str, tuple[Any, ...]] = {
     "plane": (None,),
@@ -86,7 +85,7 @@ def _is_volume(path: str) -> bool:
         return _begins_as_dicom(path)
     for name in walk(path).files if os.path.isdir(path) else []:
         # the first file that is DICOM or a picture decides what the folder is
-        if name.lower().endswith(PICTURES):
+        if name.lower().endswith(io.PICTURES):
             return False
         if _begins_as_dicom(name):
             return True
@@ -222,7 +221,7 @@ def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:
     if outputs.kind_of(args.output) != "picture":
         raise InputError(
             f"{args.a} and {args.b}: pictures without geometry (no Image Position (Patient)); expected "
-            f"-o NAME with one of {' '.join(PICTURES)}, not {args.output}"
+            f"-o NAME with one of {' '.join(io.PICTURES)}, not {args.output}"
         )
     stated = set(loaded.options.changed()) - {"value_range_a", "value_range_b"}
     if stated or args.preview or args.report or args.view:

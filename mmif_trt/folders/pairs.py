@@ -16,7 +16,6 @@ from mmif_trt.files import is_regular, prove_writable, remove_leftovers
 from mmif_trt.image import InputError
 
 SHOWN_NAMES = 5  # of files without a partner
-PICTURES = tuple(suffix for suffix, form in io.FORMATS.items() if not form.is_volume)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +87,11 @@ def _match_files(a: Path, b: Path, out: str | Path, suffix: str | None) -> tuple
     own = _split(path.name)[1]
     if suffix and own.lower() != suffix:
         raise InputError(f"{out}: suffix {own or 'none'}; expected {suffix}, by --format")
-    if own.lower() not in PICTURES:
+    if own.lower() not in io.PICTURES:
         received = own or os.path.splitext(path.name)[1] or "none"
-        raise InputError(f"{out}: suffix {received}; expected one of {' '.join(PICTURES)}: {a} is a picture")
+        raise InputError(
+            f"{out}: suffix {received}; expected one of {' '.join(io.PICTURES)}: {a} is a picture"
+        )
     return a, b, path
 
 

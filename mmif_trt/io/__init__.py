@@ -83,6 +83,7 @@ FORMATS: dict[str, Format] = {
     ".ima": _DICOM,
     ".zip": Format("zip of DICOM", _VOLUME, dicom.decode_zip, _not_by_write, True),
 }
+PICTURES = tuple(suffix for suffix, form in FORMATS.items() if not form.is_volume)
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:

@@ -60,6 +60,8 @@ def test_from_pictures_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for more in (["--peer", f"Copy={tmp_path}/peer.py:Copy"], ["--network", "lagn-quality"]):
         assert lesions.main([*told[:-2], "--per-kind", "1", *out, *more]) == 2
         assert "has other lesions" in capsys.readouterr().err
+    assert lesions.main([*told, "--places", "1"]) == 2
+    assert "lesions at --places 5; expected another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rows, pages", [("lesions", 2), ("lesions_anywhere", 1)])
