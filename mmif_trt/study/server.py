@@ -2,22 +2,23 @@
 only.
 
 Only the database says which method a picture is from, never a page, header, name or address. A reader's token
-is sent once, in the personal link, and stays in a cookie from then on.
+is sent once, in the personal link, and stays in a cookie from then on. Browsers send a host's cookies to all
+of its ports, and keep pictures by their address: so each study has a cookie of its own, and each reader's
+pictures have addresses of their own. Else two studies or readers in one browser would see each other's.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
+from mmif_trt import __version__
 from mmif_trt.about import RESEARCH_USE
 from mmif_trt.image import SHOWN
-from mmif_trt.study import volumes
 from mmif_trt.study.config import SCALES
+from mmif_trt.study.forms import form_of, number, view_of
 from mmif_trt.study.gate import Gate, LimitBody, SameSite, client
 from mmif_trt.study.plan import PAIRED
 from mmif_trt.study.store import Page, Store, StoreFull
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
 CONNECTIONS, PER_ADDRESS = 512, 256  # a browser opens six; a whole department may share one address
-COOKIE = "reader"
 COOKIE_S = 90 * 24 * 3600
 SLOTS = ("mri", "other", "left", "right")
 ROLES = ("radiologist", "nuclear medicine", "resident", "other physician", "student", "other")
@@ -85,6 +85,7 @@ class Site:
         from fastapi import responses
 
         self.store = store
+        self.cookie = f"reader-{store.mark()}"
         self.gate = Gate()
         self.responses = responses
         self.meta = {"volumes": False, **store.meta}  # studies of an earlier version have pictures only
@@ -92,7 +93,8 @@ class Site:
         self.templates = {name: load(f"{name}.html") for name in names}
 
     def html(self, template: str, status: int = 200, **values: Any) -> Response:
-        page = self.templates[template].render(meta=self.meta, research_use=RESEARCH_USE, **values)
+        known = {"meta": self.meta, "research_use": RESEARCH_USE, "version": __version__}
+        page = self.templates[template].render(**known, **values)
         return self.responses.HTMLResponse(page, status)
 
     def refuse(self, status: int) -> Response:
@@ -107,17 +109,17 @@ class Site:
         reader = self.gate.admit(client(request), token, self.store.reader_of)
         if isinstance(reader, str):
             return self.refuse(429 if reader == "locked" else 404)
-        before = self.store.reader_of(request.cookies.get(COOKIE, ""))
+        before = self.store.reader_of(request.cookies.get(self.cookie, ""))
         if before not in (None, reader) and not confirmed:
             return self.html("switch", token=token)
         response = self.go()
         secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, token, COOKIE_S, httponly=True, samesite="lax", secure=secure)
+        response.set_cookie(self.cookie, token, COOKIE_S, httponly=True, samesite="lax", secure=secure)
         return response
 
     def reader(self, request: Request) -> int | Response:
         """The cookie's reader, or the page that says why there is none."""
-        token = request.cookies.get(COOKIE)
+        token = request.cookies.get(self.cookie)
         if token is None:
             return self.refuse(401)
         reader = self.gate.admit(client(request), token, self.store.reader_of)
@@ -137,19 +139,20 @@ class Site:
         position = following - 1 if back else following
         page = self.store.page(reader, position)
         assert page is not None
-        return self.item(page, self.store.show(reader, position), back)
+        return self.item(page, self.store.show(reader, position), back, self.store.mark(reader))
 
     def welcome(self, status: int = 200) -> Response:
         paired, scales = self.meta["paired"], [SCALES[name].title for name in self.meta["scales"]]
         return self.html("welcome", status, roles=ROLES, paired=paired, scales=scales)
 
-    def item(self, page: Page, nonce: str, back: bool) -> Response:
+    def item(self, page: Page, nonce: str, back: bool, mark: str) -> Response:
         scales = {name: SCALES[name] for name in self.meta["scales"]}
         given = json.loads(page.answered) if page.answered and page.kind != PAIRED else {}
         return self.html(
             "item",
             page=page,
             nonce=nonce,
+            mark=mark,
             back=back,
             paired=page.kind == PAIRED,
             scales=scales,
@@ -200,13 +203,15 @@ class Site:
         return json.dumps({name: int(value or 0) for name, value in given.items()})
 
     def picture(self, request: Request, position: str, slot: str) -> Response:
-        """Only for the open item and the one before it."""
+        """Only for the open item and the one before it. The query names whose page asks: one that is still
+        open from another reader gets nothing, and nothing is kept under an address that two readers share."""
         reader = self.reader(request)
         if not isinstance(reader, int):
             return reader
         wanted = number(position, 0, 1e6)
         following = self.store.next_position(reader)
-        if wanted is None or slot not in SLOTS or not following - 1 <= wanted <= following:
+        is_own = request.url.query in ("", self.store.mark(reader))
+        if wanted is None or not is_own or slot not in SLOTS or not following - 1 <= wanted <= following:
             return self.refuse(404)
         page = self.store.page(reader, int(wanted))
         if page is None or slot not in page.pictures:
@@ -214,7 +219,8 @@ class Site:
         kind = "application/octet-stream" if self.meta["volumes"] else "image/png"
         response = self.responses.Response(self.store.picture(page.pictures[slot]), media_type=kind)
         # Equal headers for every picture; cached by this browser, because going back requests it again.
-        response.headers["Cache-Control"] = "private, max-age=3600"
+        if request.url.query:
+            response.headers["Cache-Control"] = "private, max-age=3600"
         return response
 
     def static(self, name: str) -> Response:
@@ -223,28 +229,6 @@ class Site:
         package, path, kind = STATIC[name]
         body = resources.files(package).joinpath(path).read_bytes()
         return self.responses.Response(body, media_type=kind, headers={"Cache-Control": "max-age=3600"})
-
-
-def number(text: str, low: float, high: float) -> float | None:
-    """A finite number from low to high, otherwise None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and low <= value <= high and len(text) < 20 else None
-
-
-def view_of(form: dict[str, str]) -> str:
-    """Zoom, window and slices seen when the answer was given, as JSON; {} if none make sense."""
-    limits = {"zoom": (1, 64), "brightness": (0.1, 10), "contrast": (0.1, 10)}
-    found = {name: number(form.get(name, ""), *limit) for name, limit in limits.items()}
-    told = {name: value for name, value in found.items() if value is not None}
-    return json.dumps({**told, **volumes.seen_of(form)})
-
-
-async def form_of(request: Request) -> dict[str, str]:
-    body = (await request.body()).decode(errors="replace")
-    return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
 
 
 def application(store: Store, names: Sequence[str] = ()) -> FastAPI:

@@ -162,6 +162,10 @@ class Store:
                 found = reader
         return found
 
+    def mark(self, reader: int | None = None) -> str:
+        """Tells readers (None: studies) apart in addresses and cookies; no token can be made of it."""
+        return token_hash(f"mark {[one for one in self._readers if reader in (None, one[0])]}")[:16]
+
     def readers(self) -> list[int]:
         return [reader for reader, _ in self._readers]
 
@@ -313,16 +317,8 @@ class Store:
 
 def insert_items(db: sqlite3.Connection, reader: int, items: list[Item]) -> None:
     """Methods and cases are numbered from 0 in the plan, from 1 in the database."""
-    rows = [
-        (
-            reader,
-            i.position,
-            i.kind,
-            1 + i.case,
-            1 + i.left,
-            None if i.right is None else 1 + i.right,
-            i.repeat_of,
-        )
-        for i in items
-    ]
+    rows = []
+    for i in items:
+        right = None if i.right is None else 1 + i.right
+        rows.append((reader, i.position, i.kind, 1 + i.case, 1 + i.left, right, i.repeat_of))
     db.executemany("INSERT INTO item VALUES (NULL,?,?,?,?,?,?,?)", rows)

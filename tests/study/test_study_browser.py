@@ -112,15 +112,35 @@ def test_twelve_items_three_readers(tmp_path: Path) -> None:
                 assert "Finished" in page.inner_text("h1")
                 check_accessible(page, "finished")
                 check_label(page, "finished")
+            before = last_pictures(other_machine)
             other_machine.goto(links[1])
             check_accessible(other_machine, "another reader's link")
             check_label(other_machine, "another reader's link")
+            other_machine.click("text=This link is mine")
+            ready(other_machine)
+            assert before != last_pictures(other_machine) == last_pictures(keys), "kept from another reader"
             lost = chromium.new_page()
             lost.goto(links[0].replace("/enter/", "/enter/no"))
             check_accessible(lost, "wrong link")
             check_label(lost, "wrong link")
         assert not wrong_a + wrong_b + wrong_c + wrong_d
     check_answers(study)
+
+
+def last_pictures(page: Any) -> list[str]:
+    """What a reader who has finished sees on going back: the pixels, wherever the browser has them from."""
+    page.click("text=Change my last answer")
+    ready(page)
+    found = page.evaluate(
+        """[...document.querySelectorAll(".pane img")].map(img => {
+             const canvas = Object.assign(document.createElement("canvas"), { width: 128, height: 128 });
+             canvas.getContext("2d").drawImage(img, 0, 0);
+             return canvas.toDataURL();
+           })"""
+    )
+    page.click("text=Keep my answer")
+    ready(page)
+    return [str(one) for one in found]
 
 
 def zoom_together(page: Any) -> None:

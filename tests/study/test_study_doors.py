@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sqlite3
 import stat
@@ -21,6 +22,8 @@ sys.path.insert(0, str(REPO / "benchmarks"))
 from study_load import Reader, make_study, serving
 
 from mmif_trt.study.gate import TRIES
+from mmif_trt.study.server import Site
+from mmif_trt.study.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,34 @@ def test_another_readers_link_asks_first(served: tuple[Path, list[str]]) -> None
     assert status == 303 and other in headers["Set-Cookie"]
 
 
+def test_two_readers_of_one_browser_see_their_own_pictures(served: tuple[Path, list[str]]) -> None:
+    """A browser keeps pictures by their address, for whoever comes next."""
+    addresses = []
+    readers = [entered(link) for link in served[1][:2]]
+    for reader in readers:
+        found = re.findall(r'src="(/picture/[^"]+)"', reader.request("GET", "/read")[2].decode())
+        assert len(found) == 4
+        for path in found:
+            status, headers, _ = reader.request("GET", path)
+            assert status == 200 and headers["Cache-Control"] == "private, max-age=3600"
+        addresses.append(found)
+    assert not set(addresses[0]) & set(addresses[1])
+    status, headers, _ = readers[1].request("GET", addresses[0][0])  # a page of the first, still open
+    assert status == 404 and headers["Cache-Control"] == "no-store"
+    bare = readers[1].request("GET", addresses[1][0].split("?")[0])[1]
+    assert bare["Cache-Control"] == "no-store"
+
+
+def test_two_studies_of_one_host_have_cookies_of_their_own(
+    served: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """A browser sends a host's cookies to all of its ports."""
+    stores = [Store(served[0]), Store(make_study(tmp_path, readers=2, cases=1))]
+    assert len({Site(store).cookie for store in stores}) == 2
+    assert entered(served[1][0]).cookie.startswith(Site(stores[0]).cookie)
+    assert Site(Store(served[0])).cookie == Site(stores[0]).cookie, "a restart is no other study"
+
+
 def ask(link: str, method: str = "GET", **headers: str) -> int:
     """The status of /read, or of a form without anything in it, with headers of our own."""
     import http.client
@@ -75,7 +106,7 @@ def ask(link: str, method: str = "GET", **headers: str) -> int:
 def test_other_sites_and_names_are_refused(served: tuple[Path, list[str]]) -> None:
     link = served[1][0]
     here = link.split("/")[2]
-    cookie = f"reader={link.split('/enter/')[1]}"
+    cookie = entered(link).cookie
     assert ask(link, Cookie=cookie) == 200 and ask(link, Host="evil.example") == 421
     assert ask(link, Host="localhost") == 401 == ask(link, Host=f"[::1]:{here.split(':')[1]}")
     assert ask(link, "POST", Cookie=cookie, Origin="http://evil.example") == 403
@@ -101,7 +132,7 @@ def test_a_reload_appends_nothing(served: tuple[Path, list[str]]) -> None:
 def test_silent_connections_lock_no_reader_out(served: tuple[Path, list[str]]) -> None:
     link = served[1][0]
     host, port = link.split("/")[2].split(":")
-    cookie = f"reader={link.split('/enter/')[1]}"
+    cookie = entered(link).cookie
     with contextlib.ExitStack() as stack:
         for _ in range(600):
             stack.enter_context(socket.create_connection((host, int(port))))
@@ -111,6 +142,7 @@ def test_silent_connections_lock_no_reader_out(served: tuple[Path, list[str]]) -
 def test_a_forged_address_is_not_believed(served: tuple[Path, list[str]]) -> None:
     """Last: it locks this address out for wrong links; who was in before stays in."""
     link = served[1][0]
-    cookie = f"reader={link.split('/enter/')[1]}"
-    codes = [ask(link, Cookie=f"reader=guess{i}", X_Forwarded_For=f"192.0.2.{i}") for i in range(TRIES + 3)]
+    cookie = entered(link).cookie
+    name = cookie.split("=")[0]
+    codes = [ask(link, Cookie=f"{name}=guess{i}", X_Forwarded_For=f"192.0.2.{i}") for i in range(TRIES + 3)]
     assert codes == [401] * TRIES + [429] * 3 and ask(link, Cookie=cookie) == 200

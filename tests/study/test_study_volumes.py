@@ -35,7 +35,7 @@ from mmif_trt.image import Image, InputError
 from mmif_trt.study import export, volumes
 from mmif_trt.study.config import read_config
 from mmif_trt.study.create import create
-from mmif_trt.study.server import view_of
+from mmif_trt.study.forms import view_of
 from mmif_trt.study.store import Store
 
 SHAPE = (24, 30, 26)
