@@ -77,6 +77,37 @@ def check_not_clipped(page: Any, name: str) -> None:
     assert not lost, (name, lost)
 
 
+def check_printed(page: Any, name: str) -> None:
+    """On a sheet of A4, without its ground: text stands out from white, every picture has come, and no table or
+    row of pictures is cut off."""
+    page.emulate_media(media="print")
+    before = page.viewport_size
+    page.set_viewport_size({"width": 720, "height": 1040})
+    found = page.evaluate(
+        """() => {
+             const light = (colour) => {
+               const [r, g, b] = colour.match(/[\\d.]+/g).map(c => (c / 255) ** 2.2);
+               return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+             };
+             const tag = (e) => e.outerHTML.slice(0, 80), own = (e) => [...e.childNodes].some(
+               n => n.nodeType === 3 && n.textContent.trim());
+             const colour = (e) => getComputedStyle(e)[e.closest("svg") ? "fill" : "color"];
+             const texts = [...document.body.querySelectorAll("*:not(script, style)")].filter(
+               e => own(e) && e.checkVisibility());
+             const onBars = (e) => e.closest("svg") && light(colour(e)) > 0.99;
+             return {
+               faint: texts.filter(e => !onBars(e) && 1.05 / (light(colour(e)) + 0.05) < 4.5).map(tag),
+               missing: [...document.images].filter(i => i.checkVisibility() && !i.naturalWidth).map(tag),
+               cut: [...document.querySelectorAll(".wide, .row")].filter(
+                 e => e.getBoundingClientRect().left + e.scrollWidth > innerWidth).map(tag),
+             };
+           }"""
+    )
+    page.set_viewport_size(before)
+    page.emulate_media(media="screen")
+    assert found == {"faint": [], "missing": [], "cut": []}, (name, found)
+
+
 TABLETS = {"tablet": (820, 1180), "tablet on its side": (1180, 820)}
 # Pixels to one of the page. Not 2 for both: a picture drawn without a graphics card takes its time by them.
 PIXELS = {"tablet": 2, "tablet on its side": 1}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io as bytes_io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -80,7 +82,8 @@ def _beside(figures: Figures, page: Path, ranges: Ranges, budget: int) -> Pictur
         place = slots.index(slot) if slot in slots else slot
         name = f"{numbers[case.name]:05d}-{place}.webp"
         write_atomic(folder / name, _webp(pixels, None), durable=False)
-        beside.setdefault(case.name, {})[slot] = f"{folder.name}/{name}"
+        # An address: of a page named "try #2", "100 %" or in another encoding, too.
+        beside.setdefault(case.name, {})[slot] = f"{quote(os.fsencode(folder.name))}/{name}"
         small = _url(_webp(_small(pixels, side), 80))
         used += len(small)
         # Beyond the budget (thousands of cases) the page only links to the full pictures.

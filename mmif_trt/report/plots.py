@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TEXT, FAINT, LINE, ACCENT = "#c9ced6", "#959ca8", "#33383f", "#e0a458"
 # Five steps from worst to best, and A | equal | B: distinguishable in grey and with common colour blindness.
 STEPS = ("#a1543b", "#c99a72", "#5d636d", "#7fa7c4", "#3d7ebf")
+NAME = 28  # characters of a method's name beside an axis
 MANY_POINTS = 600  # of a plot; above it only the boxes are drawn
 
 
@@ -59,6 +60,8 @@ def _figure(width: float, height: float, words: str) -> Iterator[tuple[Any, Any,
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'font: (\d+px)[^;"]*', r"font: \1 system-ui, sans-serif", text)
+    for name, colour in (("text", TEXT), ("faint", FAINT), ("line", LINE), ("accent", ACCENT)):
+        text = text.replace(colour, f"var(--{name})")  # the page has others for paper
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1 and the like, the same in every plot
     result.append(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(words)}"', 1))
 
@@ -135,5 +138,7 @@ def boxes(values: Mapping[str, Sequence[float]], title: str, words: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """matplotlib reads $...$ as mathematics."""
-    return name.encode(errors="replace").decode().replace("$", r"\$")
+    """A name beside an axis. Of a long one its ends, or it would leave no room for the plot; tables have it
+    whole. matplotlib reads $...$ as mathematics."""
+    parts = (f"{one[:15]}…{one[-10:]}" if len(one) > NAME else one for one in name.split(" | "))
+    return " | ".join(parts).encode(errors="replace").decode().replace("$", r"\$")

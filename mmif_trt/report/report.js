@@ -141,7 +141,7 @@ const caseHead = make("tr");
 at("case-table").tHead.append(caseHead);
 show();
 
-// Thumbnails of the best and worst cases, and of all cases. Pictures load as they come near the visible part.
+// Thumbnails of the best and worst cases, and of all cases. Pictures of files load as they come near the visible part.
 function open(index, method) {
   const change = { index };
   if (method) {
@@ -153,8 +153,9 @@ function open(index, method) {
 }
 function thumb(index, slot, label) {
   const button = make("button", undefined, { type: "button", class: "thumb", title: `${data.cases[index]}, ${label}` });
-  const img = make("img", undefined, { alt: `${data.cases[index]}, ${label}`, loading: "lazy", width: 160, height: 160 });
-  img.src = data.pictures[index][slot];
+  const src = data.pictures[index][slot];
+  const loading = src.startsWith("data:") ? "eager" : "lazy"; // a printer takes what was never scrolled to as well
+  const img = make("img", undefined, { alt: `${data.cases[index]}, ${label}`, loading, src, width: 160, height: 160 });
   button.append(img, make("span", label));
   button.addEventListener("click", () => open(index, data.methods.includes(slot) ? slot : null));
   return button;

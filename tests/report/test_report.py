@@ -26,6 +26,7 @@ from chromium import (
     check_by_tab,
     check_label,
     check_not_clipped,
+    check_printed,
     check_targets,
     tablet,
     touch,
@@ -43,7 +44,7 @@ from mmif_trt.report import page, pictures, plots
 from mmif_trt.report.commands import Shown
 from mmif_trt.report.figures import ALL, Figures, extremes, gather
 
-NASTY = "</script><b>患$x$&\"'"
+NASTY = "</script><b>患$x$&\"' of a name that leaves no room for anything beside it"
 
 
 def make_cases(root: Path, count: int = 4) -> dict[str, Path]:
@@ -209,6 +210,15 @@ def test_the_page_works_from_disk(
         check_table(shown)
         check_viewer(shown)
         check_by_tab(shown, "report")
+        check_printed(shown, "report")
+        beside = shown.locator(".plots text").all_text_contents()
+        assert "sharp" in beside and max(map(len, beside)) < 30, "a long name leaves room for the plot"
+        shown.click("text=Side by side")
+        shown.set_viewport_size({"width": 390, "height": 844})
+        check_not_clipped(shown, "report, telephone")
+        sides = shown.evaluate("[...document.querySelectorAll('.pane')].map(e => e.clientWidth)")
+        assert len(set(sides)) == 1, sides  # whatever the names above them
+        shown.set_viewport_size({"width": 1400, "height": 900})
         check_keys(shown)
         for name in TABLETS:
             held, wrong_there = watched(tablet(chromium, name))
@@ -218,9 +228,10 @@ def test_the_page_works_from_disk(
             check_fingers(held)
             assert not wrong_there
         assert shown.inner_text("h1") == "A <title>"
-        page.write(figures, tmp_path / "many.html", title="Many", sources=tmp_path, budget=40_000)
-        shown.goto((tmp_path / "many.html").as_uri())
-        assert (tmp_path / "many_files").is_dir()
+        many = tmp_path / "try #2, 100 %25?.html"
+        page.write(figures, many, title="Many", sources=tmp_path, budget=40_000)
+        shown.goto(many.as_uri())
+        assert pictures.folder_of(many).is_dir()
         shown.wait_for_function(
             "[...document.querySelectorAll('#panes img')].every(i => i.naturalWidth === 80)"
         )

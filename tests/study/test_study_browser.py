@@ -15,6 +15,7 @@ from chromium import (
     check_by_tab,
     check_label,
     check_not_clipped,
+    check_printed,
     check_targets,
     watched,
 )
@@ -229,6 +230,7 @@ def test_scales_by_keyboard_and_the_analysis_page(tmp_path: Path) -> None:
         page.goto((tmp_path / "analysis.html").as_uri())
         check_accessible(page, "analysis")
         check_not_clipped(page, "analysis")
+        check_printed(page, "analysis")
         check_label(page, "analysis")
         assert not wrong
     rows = export.rows(Store(study))
