@@ -78,8 +78,8 @@ def check_not_clipped(page: Any, name: str) -> None:
 
 
 def check_printed(page: Any, name: str) -> None:
-    """On a sheet of A4, without its ground: text stands out from white, every picture has come, and no table or
-    row of pictures is cut off."""
+    """On a sheet of A4, without its ground: text stands out from white, every picture has come, and no table
+    or row of pictures is cut off."""
     page.emulate_media(media="print")
     before = page.viewport_size
     page.set_viewport_size({"width": 720, "height": 1040})
@@ -106,6 +106,33 @@ def check_printed(page: Any, name: str) -> None:
     page.set_viewport_size(before)
     page.emulate_media(media="screen")
     assert found == {"faint": [], "missing": [], "cut": []}, (name, found)
+
+
+def refuses_answers(page: Any) -> bool:
+    """Whether an item of a study takes no answer, neither by its key nor by its button."""
+    return bool(
+        page.evaluate(
+            """() => {
+                 const heard = [];
+                 form.addEventListener("submit", (event) => {
+                   heard.push(event.defaultPrevented);
+                   event.preventDefault();
+                 });
+                 document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "b", bubbles: true }));
+                 const byKey = heard.length;
+                 form.querySelector("[value=right]").click();
+                 return !byKey && heard.length === 1 && heard[0];
+               }"""
+        )
+    )
+
+
+def lose_graphics(page: Any) -> None:
+    """As when a driver is reset: the contexts of all canvases that are drawn by WebGL are lost."""
+    page.evaluate(
+        """() => [...document.querySelectorAll("canvas")].forEach(
+             c => c.getContext("webgl2")?.getExtension("WEBGL_lose_context").loseContext())"""
+    )
 
 
 TABLETS = {"tablet": (820, 1180), "tablet on its side": (1180, 820)}

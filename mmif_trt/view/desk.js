@@ -10,6 +10,9 @@ const SCALES_MM = [100, 50, 20, 10, 5, 2, 1];
 const WEBGL = "This page draws with WebGL 2, and this browser offers none. Expected: a current Firefox, Chrome, " +
   "Edge or Safari with hardware acceleration, or its software renderer, switched on.";
 
+// A driver was updated or reset, or the machine slept: the panes are black from now on.
+const LOST = "The browser lost this page's graphics, and its pictures with them. Reload the page.";
+
 // NiiVue gets the same context when it asks.
 const CONTEXT = { alpha: false, antialias: false }; // opaque: panes are drawn over each other
 function hasWebGl2(canvas) {
@@ -85,6 +88,7 @@ class Desk {
       sliceType: SLICE_TYPES[this.data.isVolume ? this.planes : "axial"], isNearestInterpolation: !this.data.isVolume,
     });
     const gl = canvas.getContext("webgl2", CONTEXT);
+    canvas.addEventListener("webglcontextlost", () => this.onLost?.());
     makeLazy(gl);
     await nv.attachToCanvas(canvas);
     drawWithCodes(nv, !this.data.isVolume);
@@ -259,6 +263,7 @@ class Desk {
     }
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
+      if (!event.deltaY) return; // sideways
       if (event.ctrlKey || event.metaKey) { this.zoomBy(event.deltaY < 0 ? 1.15 : 1 / 1.15); return; }
       const found = this.under(event, canvas, nv);
       if (found) this.plane = found.plane;

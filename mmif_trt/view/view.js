@@ -115,6 +115,9 @@ function addWindow(name) {
   const preset = make("select", undefined, { "aria-label": `Preset of ${name.toUpperCase()}` });
   const choices = [["as fused", (low + high) / 2, high - low], ...(PRESETS[units] || [])];
   choices.forEach(([what], i) => preset.append(make("option", what, { value: i })));
+  const other = make("option", "as set", { value: "" }); // so that "as fused" can be chosen again
+  other.hidden = true;
+  preset.append(other);
   bar.append(preset);
   const ramp = make("div", undefined, { class: "ramp" });
   const strip = make("canvas", undefined, { width: 256, height: 1, role: "img", "aria-label": `Colours of ${label}, black to white` });
@@ -127,7 +130,8 @@ function addWindow(name) {
   for (let i = 0; i < 256; i++) pixels.data.set([...(palette ? palette[i] : [i, i, i]), 255], 4 * i);
   context.putImageData(pixels, 0, 0);
   const own = { low, high };
-  function set(level, width) {
+  function set(level, width, choice = "") {
+    preset.value = choice;
     width = Math.max(width, (high - low) / 1000);
     Object.assign(own, { low: level - width / 2, high: level + width / 2 });
     fields[0].value = short(level);
@@ -136,11 +140,14 @@ function addWindow(name) {
     ends[1].textContent = `${short(own.high)}${units ? ` ${units}` : ""}`;
     if (desk.panes.has(name)) desk.window(name, own.low, own.high);
   }
-  const typed = () => { if (fields.every((f) => Number.isFinite(f.valueAsNumber))) set(...fields.map((f) => f.valueAsNumber)); };
-  fields.forEach((field) => field.addEventListener("change", typed));
-  preset.addEventListener("change", () => set(...choices[preset.value].slice(1)));
+  fields.forEach((field, i) => field.addEventListener("change", () => {
+    const wanted = [(own.low + own.high) / 2, own.high - own.low]; // not the other field, which is rounded
+    if (Number.isFinite(field.valueAsNumber)) wanted[i] = field.valueAsNumber;
+    set(...wanted);
+  }));
+  preset.addEventListener("change", () => set(...choices[preset.value].slice(1), preset.value));
   windows[name] = { set, own, reach: high - low };
-  set(choices[0][1], choices[0][2]);
+  set(choices[0][1], choices[0][2], 0);
 }
 addWindow("a");
 addWindow("b");
@@ -329,9 +336,14 @@ async function begin() {
   requestAnimationFrame(() => document.body.setAttribute("data-ready", "true"));
 }
 showValues();
-begin().catch((error) => {
-  at("busy").textContent = error.message;
+function alarm(text) {
+  at("busy").textContent = text;
   at("busy").className = "wrong";
   at("busy").setAttribute("role", "alert");
+  at("busy").hidden = false;
+}
+desk.onLost = () => alarm(LOST);
+begin().catch((error) => {
+  alarm(error.message);
   if (error.message !== WEBGL) throw error;
 });

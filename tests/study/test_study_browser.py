@@ -17,6 +17,7 @@ from chromium import (
     check_not_clipped,
     check_printed,
     check_targets,
+    refuses_answers,
     watched,
 )
 from ports import free_port
@@ -88,6 +89,7 @@ def test_twelve_items_three_readers(tmp_path: Path) -> None:
                 sizes = page.evaluate("[...document.querySelectorAll('.pane img')].map(i => i.naturalWidth)")
                 assert sizes == [128] * 4
             check_at_sizes(keys, "item")
+            check_missing(contexts[0].new_page(), mouse.url)
             zoom_together(keys)
             for _ in range(5):  # in turn: three readers at once
                 step(mouse, lambda: mouse.click("button[value=left]"))
@@ -126,6 +128,18 @@ def test_twelve_items_three_readers(tmp_path: Path) -> None:
             check_label(lost, "wrong link")
         assert not wrong_a + wrong_b + wrong_c + wrong_d
     check_answers(study)
+
+
+def check_missing(page: Any, address: str) -> None:
+    """A picture that does not come: the page says so in its pane, and takes no answer."""
+    page.route("**/picture/*/right*", lambda route: route.abort())
+    page.goto(address)
+    pane, words = page.locator(".right .pane").bounding_box(), page.locator("p.missing")
+    words.wait_for()
+    box = words.bounding_box()
+    assert words.count() == 1 and pane["y"] < box["y"] < pane["y"] + pane["height"] - box["height"]
+    assert refuses_answers(page)
+    page.close()
 
 
 def last_pictures(page: Any) -> list[str]:

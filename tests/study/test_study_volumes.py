@@ -22,6 +22,8 @@ from chromium import (
     check_not_clipped,
     check_targets,
     emptied,
+    lose_graphics,
+    refuses_answers,
     tablet,
     touch,
     watched,
@@ -120,6 +122,12 @@ def test_a_reader_scrolls_and_answers(chromium: Any, tmp_path: Path) -> None:
                 check_by_tab(shown, "item")
                 scroll(shown)
             before = shown.title()
+            if answer == "b":
+                lose_graphics(shown)
+                shown.locator("p.missing", has_text="lost this page's graphics").first.wait_for()
+                assert refuses_answers(shown)
+                shown.reload()
+                shown.wait_for_selector("body.ready", timeout=120_000)
             shown.keyboard.press(answer)
             shown.wait_for_function("before => document.title !== before", arg=before)
         assert "Finished" in shown.inner_text("h1") and not wrong

@@ -22,6 +22,7 @@ from chromium import (
     check_not_clipped,
     check_targets,
     emptied,
+    lose_graphics,
     tablet,
     touch,
     watched,
@@ -117,6 +118,8 @@ def test_the_page_in_a_browser(chromium: Any, fused: tuple[Path, Path, Path], mo
     check_pointer(shown)
     check_comparison(shown)
     check_before(shown, b)
+    lose_graphics(shown)
+    shown.locator("#busy.wrong", has_text="lost this page's graphics").wait_for()
     outside = [address for address in asked if not address.startswith("blob:")]  # its workers
     assert not wrong and len(outside) == 1 and outside[0].startswith("file:"), (wrong, asked)
     assert len(asked) > 1, "nothing was unpacked in a worker"
@@ -228,8 +231,16 @@ def check_pointer(shown: Any) -> None:
     shown.mouse.up()
     shown.keyboard.up("Shift")
     assert float(width.input_value()) == pytest.approx(400 + 40 * 1000 / 400)
-    shown.locator("#windows select").nth(0).select_option("0")
-    assert width.input_value() == "1000"
+    preset = shown.locator("#windows select").nth(0)
+    assert preset.input_value() == "", "a browser does not offer again what is chosen"
+    preset.select_option("0")
+    assert width.input_value() == "1000" and preset.input_value() == "0"
+    shown.evaluate("windows.b.set(12.3456, 20)")
+    shown.locator("#windows input").nth(3).fill("30")
+    shown.locator("#windows input").nth(3).press("Enter")
+    low, high = shown.evaluate("desk.panes.get('b').window")
+    assert (low + high) / 2 == pytest.approx(12.3456) and high - low == pytest.approx(30), "shown as 12.3"
+    shown.locator("#windows select").nth(1).select_option("0")
 
 
 def check_comparison(shown: Any) -> None:

@@ -3,10 +3,11 @@
 
 const form = document.getElementById("form");
 const panes = document.getElementById("panes");
-const motion = panes.querySelector("canvas") ? volumeViewer(panes) : panZoom(panes);
+const motion = panes.querySelector("canvas") ? volumeViewer(panes, fail) : panZoom(panes);
 const zoomText = document.getElementById("zoomed");
 const pictures = [...document.querySelectorAll(".pane img")];
 let ready = false; // keys work once all pictures of the item have loaded
+let broken = false; // nobody answers to a picture that is not there
 let sent = false;
 let visible = 0;
 let since = document.hidden ? null : performance.now();
@@ -14,15 +15,25 @@ let since = document.hidden ? null : performance.now();
 document.querySelector(".zooms").hidden = false;
 motion.onChange((view) => { zoomText.textContent = view.zoom.toFixed(1) + "×"; });
 
-(motion.loaded || Promise.all(pictures.map((img) => img.decode().catch(() => { img.closest("figure").classList.add("missing"); throw img; }))))
-  .then(() => { ready = true; document.body.classList.add("ready"); }, () => { document.body.classList.add("broken"); });
+function fail(figures, text = "This picture did not load. Reload the page.") {
+  ready = false;
+  broken = true;
+  document.body.classList.remove("ready");
+  for (const figure of figures) {
+    if (figure.querySelector(".missing")) continue;
+    const words = Object.assign(document.createElement("p"), { textContent: text, className: "missing", role: "alert" });
+    figure.querySelector(".pane").append(words);
+  }
+}
+(motion.loaded || Promise.all(pictures.map((img) => img.decode().catch(() => fail([img.closest("figure")])))))
+  .then(() => { if (!broken) { ready = true; document.body.classList.add("ready"); } });
 
 document.addEventListener("visibilitychange", () => {
   if (document.hidden && since !== null) { visible += performance.now() - since; since = null; }
   else if (!document.hidden) since = performance.now();
 });
 form.addEventListener("submit", (event) => {
-  if (sent) { event.preventDefault(); return; } // a double click
+  if (sent || broken) { event.preventDefault(); return; } // sent: a double click
   sent = true;
   const seconds = (visible + (since === null ? 0 : performance.now() - since)) / 1000;
   form.elements.visible_s.value = seconds.toFixed(3);

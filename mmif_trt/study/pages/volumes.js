@@ -27,8 +27,9 @@ function runs(numbers) {
 
 const KEY_PX = 10; // of a drag that a key stands for
 const SLOTS = { mri: "a", other: "b", left: "left", right: "right" };
-function volumeViewer(root) {
+function volumeViewer(root, fail) {
   const canvases = [...root.querySelectorAll("canvas")];
+  const figures = canvases.map((canvas) => canvas.closest("figure"));
   const view = { zoom: 1 };
   const listeners = [];
   const windows = {};
@@ -41,6 +42,7 @@ function volumeViewer(root) {
     const volumes = Object.fromEntries(Object.entries(files).map(([key, file]) => [key, file.facts]));
     const data = { isVolume, shape, affine, spacing, volumes, palette: files.b.facts.palette };
     desk = new Desk(data, async (key) => files[key].planes);
+    desk.onLost = () => fail(figures, LOST);
     for (const key of Object.keys(volumes)) desk.volume(key);
     for (const key of ["a", "b"]) windows[key] = [volumes[key].low, volumes[key].high];
     for (const canvas of canvases) {
@@ -73,11 +75,7 @@ function volumeViewer(root) {
     document.getElementById("planes").addEventListener("change", (event) => desk.setPlanes(event.target.value));
     desk.redraw();
   }
-  const loaded = load();
-  loaded.catch((error) => {
-    for (const canvas of canvases) canvas.closest("figure").classList.add("missing");
-    if (error.message === WEBGL) document.getElementById("place").textContent = WEBGL;
-  });
+  const loaded = load().catch((error) => fail(figures, error.message === WEBGL ? WEBGL : undefined));
   return {
     view, loaded,
     zoomAt: (factor) => desk?.zoomBy(factor),
