@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,13 +88,17 @@ def beside(fused: str) -> str | None:
 
 
 def read_record(path: str | None, is_given: bool = True) -> dict[str, Any]:
-    """A fusion's record; {} for no path. Raises InputError if a stated file contains none."""
+    """A fusion's record; {} for no path. Raises InputError if a stated file contains none, and for one that
+    was edited into what no page can show."""
     if path is None:
         return {}
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if isinstance(found, dict) and found.keys() >= RECORD_KEYS and "matrix" in found["registration"]:
+            _check(found, path)
             return found
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         if is_given:
             what = (error.strerror if isinstance(error, OSError) else "") or "not such a record"
@@ -103,3 +108,38 @@ def read_record(path: str | None, is_given: bool = True) -> dict[str, Any]:
     if is_given:
         raise InputError(f"--report {path}: no record of a fused volume; expected that of fuse or batch")
     return {}
+
+
+def _check(record: dict[str, Any], path: str) -> None:
+    """Raises InputError for an entry that triple.py and page.py use and that is not as fuse writes it."""
+    moved = record["registration"]
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and math.isfinite(value)
+
+    def is_matrix(value: Any) -> bool:
+        rows = value if isinstance(value, list) else []
+        return [len(row) if isinstance(row, list) else 0 for row in rows] == [4] * 4 and all(
+            is_number(number) for row in rows for number in row
+        )
+
+    def is_side(value: Any) -> bool:
+        limits: Any = value.get("limits") if isinstance(value, dict) else 0
+        is_pair = isinstance(limits, list) and len(limits) == 2 and all(map(is_number, limits))
+        return limits is None or (is_pair and limits[0] < limits[1])
+
+    palette, weights = record.get("palette"), record.get("weights") or {}
+    right = {
+        "registration.registration": isinstance(moved.get("registration"), str),
+        "registration.matrix": is_matrix(moved["matrix"]),
+        "a": is_side(record["a"]),
+        "b": is_side(record["b"]) and isinstance(record["b"].get("modality"), str | None),
+        "palette": palette is None or (isinstance(palette, dict) and "name" in palette),
+        "weights": isinstance(weights, dict) and all(isinstance(one, dict) for one in weights.values()),
+    }
+    for name in ("shift_mm", "rotation_deg", "repeatability_mm", "inside"):
+        right[f"registration.{name}"] = moved.get(name) is None or is_number(moved[name])
+    for name, is_right in right.items():
+        if not is_right:
+            what = f"{name} is not as fuse writes it; expected the JSON of fuse or batch, unedited"
+            raise InputError(f"{path}: {what}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sqlite3
@@ -183,7 +184,10 @@ def links(folder: str | Path, address: str) -> list[str]:
     """The readers' personal links at `address`, such as http://127.0.0.1:8000."""
     path = Path(folder) / LINKS
     try:
-        lines = read_regular(path).decode().splitlines()[1:]
+        lines = read_regular(path).decode(errors="replace").splitlines()[1:]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a study folder with its {LINKS}") from None
-    return [address + line.split(",", 1)[1] for line in lines]
+    found = [re.fullmatch(r"\d+,(/enter/[\w-]+)", line) for line in lines if line.strip()]
+    if not found or None in found:  # never the line itself: whoever has a link is its reader
+        raise InputError(f"{path}: edited; expected lines of a number and a link, as study create wrote them")
+    return [address + one[1] for one in found if one]

@@ -169,10 +169,13 @@ def facts(triple: Triple, packed: dict[str, pack.Packed], files: dict[str, str])
     if (done := record.get("registration")) is not None:
         how = str(done["registration"])
         if done.get("shift_mm") or done.get("rotation_deg"):
-            how += f", moved {done['shift_mm']:g} mm and {done['rotation_deg']:g} degrees"
+            moved = [done.get(name) or 0.0 for name in ("shift_mm", "rotation_deg")]
+            how += f", moved {moved[0]:g} mm and {moved[1]:g} degrees"
         if done.get("repeatability_mm") is not None:
             how += f", repeatable to {done['repeatability_mm']:g} mm"
-        rows += [("Registration", how), ("B covers", f"{done.get('inside', 1.0):.0%} of A's grid")]
+        rows.append(("Registration", how))
+        if done.get("inside") is not None:
+            rows.append(("B covers", f"{done['inside']:.0%} of A's grid"))
     rows.append(("Foregrounds share", f"{triple.overlap:.0%} of the smaller one"))
     rows.append(("Palette", triple.palette_name or "none (grey)"))
     if plane := record.get("plane"):

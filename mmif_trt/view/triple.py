@@ -161,7 +161,7 @@ def limits_of(
     """Black and white of a window, and a note if they are this page's own choice. entry: of the record."""
     if stated:
         return stated, ""
-    if entry and "limits" in entry and percentiles is None:
+    if entry and entry.get("limits") is not None and percentiles is None:
         low, high = entry["limits"]
         return (float(low), float(high)), ""
     try:

@@ -21,6 +21,8 @@ sys.path.insert(0, str(REPO / "benchmarks"))
 
 from study_load import Reader, make_study, serving
 
+from mmif_trt.image import InputError
+from mmif_trt.study.create import links
 from mmif_trt.study.gate import TRIES
 from mmif_trt.study.server import Site
 from mmif_trt.study.store import Store
@@ -45,6 +47,18 @@ def test_links_and_answers_are_the_organisers_alone(served: tuple[Path, list[str
     files = [path for path in study.iterdir() if path.is_file()]
     assert {path.name for path in files} >= {"study.db", "links.csv", "addresses.csv"}
     assert not [path for path in files if stat.S_IMODE(path.stat().st_mode) & 0o077]
+
+
+@pytest.mark.parametrize(
+    "text", [b"reader;link\n1;/enter/secret\n", b"\xff\xfe", b"reader,link\n1,secret\n", b""]
+)
+def test_links_edited_by_hand_are_refused_and_not_quoted(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "links.csv").write_bytes(text)
+    with pytest.raises(InputError, match="expected lines of a number and a link") as caught:
+        links(tmp_path, "http://127.0.0.1:1")
+    assert "secret" not in str(caught.value)
+    (tmp_path / "links.csv").write_bytes(b"reader,link\r\n1,/enter/a-b_c\r\n\r\n")
+    assert links(tmp_path, "http://127.0.0.1:1") == ["http://127.0.0.1:1/enter/a-b_c"]
 
 
 def test_another_readers_link_asks_first(served: tuple[Path, list[str]]) -> None:

@@ -193,6 +193,37 @@ def test_what_is_wrong_is_reported(fused: tuple[Path, Path, Path], tmp_path: Pat
     assert not (tmp_path / "v.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("entry", "name", "value"),
+    [
+        ("registration", "matrix", "abc"),
+        ("registration", "matrix", [[1, 0], [0, 1]]),
+        ("registration", "matrix", [[float("nan")] * 4] * 4),
+        ("registration", "registration", 7),
+        ("registration", "shift_mm", "far"),
+        ("registration", "inside", [1]),
+        ("a", "limits", [5, 5]),
+        ("b", "limits", ["low", "high"]),
+        ("b", "modality", 5),
+        ("palette", "name", None),
+        ("weights", "lagn", "yes"),
+    ],
+)
+def test_a_record_edited_by_hand_is_refused_by_name(
+    fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any, entry: str, name: str, value: Any
+) -> None:
+    record = json.loads(fused[2].with_name("record.json").read_text())
+    record[entry] = (record.get(entry) or {}) | {name: value}
+    if value is None:
+        record[entry] = "PET"
+    (tmp_path / "edited.json").write_text(json.dumps(record))
+    given = [*map(str, fused), "--report", str(tmp_path / "edited.json"), "-o", str(tmp_path / "v.html")]
+    assert main(["view", *given]) == 2
+    said = capsys.readouterr().err
+    assert f"edited.json: {entry}" in said and "not as fuse writes it" in said
+    assert not (tmp_path / "v.html").exists()
+
+
 def test_a_movement_that_is_in_doubt_is_a_warning(
     fused: tuple[Path, Path, Path], tmp_path: Path, capsys: Any
 ) -> None:
