@@ -15,6 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 BOOTSTRAPS, DRAWS = 1000, 5000
+BLOCK = 4_000_000  # sides drawn at once
 # Regularisation (choix, alpha): keeps strengths finite if a method never lost.
 ALPHA = 0.01
 Row = dict[str, Any]
@@ -126,19 +127,27 @@ def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str
     signed = 2 * c.won - 1
     count = np.bincount(c.reader)
     signed = signed - (np.bincount(c.reader, signed) / np.maximum(count, 1))[c.reader]
-    flips = rng.choice(np.array([-1.0, 1.0]), (draws, len(signed)))
-    scores = (flips * signed) @ c.sides
+    pairs = list(itertools.combinations(range(len(c.methods)), 2))
+    columns = [signed[:, None] * c.sides]
+    for i, j in pairs:
+        use = (np.minimum(c.left, c.right) == i) & (np.maximum(c.left, c.right) == j)
+        columns.append((use * np.where(c.left == i, signed, -signed))[:, None])
+    table = np.hstack(columns)  # [N, methods + pairs]: what each answer adds to the methods, and to the pairs
+    block = max(1, BLOCK // len(signed))  # of draws: all at once take gigabytes in a study of 500 cases
+    sides = np.array([-1.0, 1.0])
+    drawn = np.concatenate(
+        [
+            rng.choice(sides, (min(block, draws - start), len(signed))) @ table
+            for start in range(0, draws, block)
+        ]
+    )
+    observed, k = table.sum(0), len(c.methods)
 
     def p_value(drawn: ndarray, observed: float) -> float:
         return float((1 + np.sum(drawn >= observed - 1e-9)) / (1 + len(drawn)))
 
-    overall = p_value((scores**2).sum(1), float(((signed @ c.sides) ** 2).sum()))
-    pairs = list(itertools.combinations(range(len(c.methods)), 2))
-    raw = []
-    for i, j in pairs:
-        use = (np.minimum(c.left, c.right) == i) & (np.maximum(c.left, c.right) == j)
-        towards = np.where(c.left[use] == i, 1.0, -1.0) * signed[use]
-        raw.append(p_value(np.abs(flips[:, use] @ towards), float(abs(towards.sum()))))
+    overall = p_value((drawn[:, :k] ** 2).sum(1), float((observed[:k] ** 2).sum()))
+    raw = [p_value(np.abs(drawn[:, n]), float(abs(observed[n]))) for n in range(k, k + len(pairs))]
     holm = multipletests(raw, method="holm")[1] if pairs else []
     return {
         "overall": overall,

@@ -264,6 +264,15 @@ def test_analysis_recovers_what_was_planted() -> None:
     assert test["overall"] < 0.001 and max(holm for _, holm in test["pairs"].values()) < 0.01
 
 
+def test_sides_drawn_in_blocks_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = simulate.Planted({"a": 0.3}, equal=0.3)
+    c = paired.comparisons(simulate.rows(planted, list("abc"), readers=3, cases=5, seed=2), list("abc"))
+    whole = paired.randomisation(c, draws=300)
+    assert 0.001 < whole["overall"] < 0.999
+    monkeypatch.setattr(paired, "BLOCK", 7 * len(c.won))
+    assert paired.randomisation(c, draws=300) == whole
+
+
 def test_a_bias_to_one_side_is_not_a_preference() -> None:
     methods = ["a", "b", "c"]
     rows = simulate.rows(simulate.Planted(side_bias=2.0), methods, readers=10, cases=15, seed=5)
