@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +230,10 @@ def test_the_page_works_from_disk(
             assert not wrong_there
         assert shown.inner_text("h1") == "A <title>"
         many = tmp_path / "try #2, 100 %25?.html"
-        page.write(figures, many, title="Many", sources=tmp_path, budget=40_000)
+        doubted = replace(figures, warnings=["fused: <16-bit> pictures, none above 4095"])
+        page.write(doubted, many, title="Many", sources=tmp_path, budget=40_000)
         shown.goto(many.as_uri())
+        assert shown.inner_text(".warning") == "fused: <16-bit> pictures, none above 4095."
         assert pictures.folder_of(many).is_dir()
         shown.wait_for_function(
             "[...document.querySelectorAll('#panes img')].every(i => i.naturalWidth === 80)"
