@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmif_trt import privacy, weights
-from mmif_trt.commands.arguments import add_network, refuse_overwriting
+from mmif_trt.commands.arguments import add_network, refuse_overwriting, say
 from mmif_trt.image import InputError
 from mmif_trt.machine import address
 
@@ -110,7 +110,7 @@ def _create(args: argparse.Namespace) -> int:
     from mmif_trt.study.create import LINKS, create
 
     config = read_config(args.config)
-    create(config, args.study)
+    create(config, args.study, warn=lambda text: say(f"warning: {text}"))
     store = _open(args.study)
     items = [store.total(reader) for reader in store.readers()]
     print(

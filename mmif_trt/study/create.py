@@ -12,14 +12,16 @@ import secrets
 import shutil
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from mmif_trt import __version__, io
 from mmif_trt.files import read_regular, write_atomic
 from mmif_trt.image import SHOWN, Image, InputError
-from mmif_trt.measure.scores import match_folders, source_folders
+from mmif_trt.measure.scores import DIM_MAX, match_folders, source_folders
 from mmif_trt.stages.normalise import as_rgb8
 from mmif_trt.study.config import Config, Set
 from mmif_trt.study.plan import Used, reader_items
@@ -36,9 +38,9 @@ class Case:
     paths: dict[str, str]  # "mri", "other", then methods
 
 
-def create(config: Config, folder: str | Path) -> list[str]:
+def create(config: Config, folder: str | Path, warn: Callable[[str], Any] = lambda text: None) -> list[str]:
     """Makes the study folder, all or nothing; returns the readers' tokens, which it stores only in
-    links.csv.
+    links.csv. warn: called with a line for each folder of pictures that readers would see as nearly black.
 
     Raises InputError for a folder that exists, a missing or unreadable picture, names or sizes that differ,
     a set that is not of its modality, and a full disk.
@@ -51,7 +53,7 @@ def create(config: Config, folder: str | Path) -> list[str]:
     building = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         building.mkdir(parents=True, mode=0o700)  # the database has the readers' answers
-        tokens = _fill(building, config, cases)
+        tokens = _fill(building, config, cases, warn)
         if folder.exists():
             folder.rmdir()
         building.rename(folder)
@@ -97,7 +99,7 @@ def _check_names(cases: list[Case]) -> None:
             )
 
 
-def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
+def _fill(folder: Path, config: Config, cases: list[Case], warn: Callable[[str], Any]) -> list[str]:
     db = initialise(folder / FILE)
     try:
         db.execute("BEGIN")
@@ -108,10 +110,20 @@ def _fill(folder: Path, config: Config, cases: list[Case]) -> list[str]:
             "INSERT INTO meta VALUES (?,?)", [(key, json.dumps(value)) for key, value in meta.items()]
         )
         db.executemany("INSERT INTO method VALUES (?,?)", list(enumerate(config.methods, 1)))
+        brightest: dict[tuple[Path, str], int] = {}
         for number, case in enumerate(cases, 1):
             files = volumes_of(case.paths, case.modality, config.value_range) if volumes else None
-            pictures = _pictures(db, case, config) if files is None else _insert_volumes(db, case, files)
+            if files is None:
+                pictures = _pictures(db, case, config, brightest)
+            else:
+                pictures = _insert_volumes(db, case, files)
             _insert_case(db, number, case, config, pictures)
+        for (where, kind), most in brightest.items():
+            if most <= DIM_MAX:
+                warn(
+                    f"{where}: 16-bit pictures, none above {most} of 65535, are nearly black to "
+                    f'readers; for 12-bit data state "value_range": {{"{kind}": [0, 4095]}}'
+                )
         used: Used = Counter()
         tokens = [secrets.token_urlsafe(24) for _ in range(config.readers)]
         for reader, token in enumerate(tokens, 1):
@@ -146,7 +158,10 @@ def _insert_case(
         db.execute("INSERT INTO fused VALUES (?,?,?)", (number, number_of, pictures[method]))
 
 
-def _pictures(db: sqlite3.Connection, case: Case, config: Config) -> dict[str, int]:
+def _pictures(
+    db: sqlite3.Connection, case: Case, config: Config, brightest: dict[tuple[Path, str], int]
+) -> dict[str, int]:
+    """brightest: by folder and kind, the most that pictures of 16 bit without a stated range reach."""
     pictures = {}
     size: tuple[int, int] | None = None
     for key, path in case.paths.items():
@@ -154,6 +169,9 @@ def _pictures(db: sqlite3.Connection, case: Case, config: Config) -> dict[str, i
         kind = {"mri": "mri", "other": case.modality}.get(key, "fused")
         if kind in config.value_range:
             image = replace(image, value_range=config.value_range[kind])
+        elif image.data.dtype.name == "uint16":
+            place = (Path(path).parent, kind)
+            brightest[place] = max(brightest.get(place, 0), int(image.data.max()))
         if size is not None and image.size != size:
             sizes = ["{} x {} px".format(*pair) for pair in (image.size, size)]
             raise InputError(f"{path}: {sizes[0]}; expected the size of {case.paths['mri']}, {sizes[1]}")

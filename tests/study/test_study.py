@@ -184,6 +184,25 @@ def test_bad_pictures_make_no_study(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if "study" in p.name] == ["study.json"]
 
 
+def test_pictures_that_readers_would_see_as_black_are_warned_of(tmp_path: Path) -> None:
+    """12-bit data in 16-bit files, of one method too; not with a range, nor with one bright picture."""
+    config = make_config(tmp_path)
+    for where, bright in (("sources/mri", 4095), ("secretB", 4000), ("sources/pet", 60_000)):
+        for case in range(3):
+            pixels = np.full((40, 48, 3), 900 if case else bright, np.uint16)
+            data = pixels if where != "sources/mri" else pixels[..., 0]
+            io.write(tmp_path / where / f"case{case}.png", Image(data))
+    lines: list[str] = []
+    create(read_config(config), tmp_path / "study", warn=lines.append)
+    assert [line.split(":")[0] for line in lines] == [str(tmp_path / x) for x in ("sources/mri", "secretB")]
+    assert "none above 4095 of 65535" in lines[0] and '"value_range": {"mri": [0, 4095]}' in lines[0]
+    stated = make_config(tmp_path / "again", value_range={"mri": [0, 4095], "fused": [0, 4095]})
+    for where in ("sources/mri", "secretB"):
+        shutil.copytree(tmp_path / where, tmp_path / "again" / where, dirs_exist_ok=True)
+    create(read_config(stated), tmp_path / "again" / "study", warn=lines.append)
+    assert len(lines) == 2
+
+
 @pytest.mark.parametrize("how", ["one name twice", "not UTF-8"])
 def test_a_case_has_a_name_of_its_own(tmp_path: Path, how: str) -> None:
     """The analysis knows cases by name: of two with one name, the later ratings replaced the earlier."""
