@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
             count[answer.partition(" ")[0]] += 1
             if answer not in ("sent", "there"):
                 say(one_line(f"{path}: {answer}"))
-    words = ", ".join(f"{number} {what}" for what, number in sorted(count.items())) or "nothing to store"
+    words = ", ".join(f"{number} {what}" for what, number in sorted(count.items())) or "nothing found"
+    if not count["sent"] + count["there"] and count["passed over"] == sum(count.values()):
+        words += "; expected fused DICOM objects, as batch --format dcm and fuse -o NAME.dcm write them"
     say(f"{words} -> {settings.pacs}")
     if received:
         return 128 + received[0]

@@ -117,7 +117,10 @@ LIMITS = "--value-range 0 1000"
         (f"{VOLUMES} -o OUT/f.nii --preview OUT/p.jpg", "p.jpg: expected a name ending in .png"),
         (f"{VOLUMES} -o OUT/f.nii --report OUT/r.txt", "r.txt: expected a file name ending in .json"),
         (f"{VOLUMES} -o OUT/f.nii --palette BLUE", "palette 'BLUE'; expected HOT_IRON"),
-        (f"{VOLUMES} -o OUT/f.nii --percentiles-a .01 .99", "percentiles 0.01 0.99; expected two numbers"),
+        (
+            f"{VOLUMES} -o OUT/f.nii --percentiles-a .01 .99",
+            "--percentiles-a (percentiles_a): 0.01 0.99; expected two numbers",
+        ),
         (f"{VOLUMES} -o mr", "mr: is the same file as the input mr"),
         (f"{VOLUMES} -o mr/new/f.dcm", "in the source folder mr; expected a place outside"),
         (f"{NIFTI} -o mr.nii", "mr.nii: is the same file as the input"),
