@@ -160,7 +160,8 @@ def test_no_case_is_begun_with_options_that_fail_all(sources: Path, tmp_path: Pa
 def test_what_is_true_of_pictures_may_be_said(sources: Path, tmp_path: Path) -> None:
     said = ("--registration", "none", "--assume-aligned", "--modality-b", "ct")
     page = ("--view", tmp_path / "f.html")
-    mmif("fuse", sources / "a.png", sources / "b.png", "-o", tmp_path / "f.png", *said, *page)
+    done = mmif("fuse", sources / "a.png", sources / "b.png", "-o", tmp_path / "f.png", *said, *page)
+    assert done.stderr.endswith(f" -> {tmp_path / 'f.png'}\n"), "the file, not its folder"
     assert "CT" in (tmp_path / "f.html").read_text()
 
 
