@@ -10,6 +10,7 @@ What a branch skips counts as executed, unless it is a slow path that calls a su
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -215,6 +216,7 @@ def table(compiler: str, disassembler: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # --help measures nothing
     tools = nvcc(), cuobjdump()
     if None in tools:
         raise SystemExit("no nvcc, or no cuobjdump: set CUDA_HOME, CUOBJDUMP")

@@ -5,6 +5,7 @@ python benchmarks/ptxas.py    writes benchmarks/results/ptxas.txt; needs nvcc, n
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import hashlib
 import os
@@ -89,6 +90,7 @@ def table(compiler_version: str, rows: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # --help measures nothing
     found = nvcc()
     if found is None:
         raise SystemExit("no nvcc: set CUDA_HOME")

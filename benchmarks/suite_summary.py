@@ -6,10 +6,10 @@ after every step, and must not fail if the package does.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -186,4 +186,6 @@ def summary(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(summary(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what gpu_suite.sh wrote")
+    print(summary(parser.parse_args().folder))

@@ -34,7 +34,10 @@ class OutputError(InputError, OSError):
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fsdecode(path):
+    if not isinstance(path, str | os.PathLike):  # by its kind: an array's text is pages of pixels
+        kind = "None" if path is None else type(path).__name__
+        raise InputError(f"path: {kind}; expected a str or os.PathLike that names a file")
+    if not os.fspath(path) or "\0" in os.fsdecode(path):
         raise InputError(f"path: {path!r}; expected a str or os.PathLike that names a file")
     return os.fsdecode(path)
 

@@ -86,8 +86,14 @@ class Fuser:
         The result has the wider dtype of the two (uint8, uint16, float32) and that source's value range (a's
         where both have it). Luma (BT.601) is fused, chroma is b's, inside the RGB gamut. Where both sources
         are black the result is exactly black. Two `CardImage`s are fused on the GPU, where all of this holds.
-        Raises InputError for unequal sizes and for an `a` in colour.
+        Raises InputError for unequal sizes, for an `a` in colour, and for anything but pictures.
         """
+        for name, image in (("a", a), ("b", b)):
+            if not isinstance(image, Image | CardImage):
+                kind = type(image).__name__
+                raise InputError(f"{name}: {kind}; expected an mmif_trt.Image; for arrays: Fuser()(a, b)")
+            if isinstance(image, Image) and image.is_volume:
+                raise InputError(f"{image.source}: a volume; expected a picture, or fuse_volumes(a, b)")
         if a.size != b.size:
             raise InputError(
                 f"{a.source} is {a.size[0]} x {a.size[1]} px and {b.source} is {b.size[0]} x {b.size[1]} px; "
@@ -192,7 +198,8 @@ class Fuser:
         batch_a, batch_b = _is_batch(a), _is_batch(b)
         if batch_a != batch_b or (batch_a and len(a) != len(b)):
             raise InputError(
-                f"a has shape {a.shape} and b {b.shape}; expected two images, or two batches of one length"
+                f"a has shape {a.shape} and b {b.shape}; expected two images, or two batches of one length: "
+                "[H, W] or [H, W, 3] each, colour last, or [N, H, W] or [N, H, W, 3]"
             )
         if not batch_a:
             return self.fuse_images(Image(a, range_a, source="a"), Image(b, range_b, source="b")).data

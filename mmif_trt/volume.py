@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from mmif_trt import label, weights
-from mmif_trt.image import MIN_SIDE_PX, Image, InputError
+from mmif_trt.image import MIN_SIDE_PX, MODALITIES, Image, InputError
 from mmif_trt.stages import colour, geometry, normalise, palettes, tiling
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -152,6 +152,8 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
     if a.modality not in (None, "mri"):
         raise InputError(f"{a.source}: {a.modality}; expected an MRI as the first source (did a and b swap?)")
     if options.modality_b is not None:
+        if options.modality_b not in MODALITIES:
+            raise InputError(f"modality_b {options.modality_b!r}; expected {', '.join(MODALITIES)}")
         if b.modality not in (None, options.modality_b):
             raise InputError(f"{b.source}: {b.modality} by its header; expected the same modality for b")
         b = replace(b, modality=options.modality_b)
@@ -162,7 +164,8 @@ def _check(a: Image, b: Image, options: Options) -> tuple[Image, Image, str | No
     elif palette is None:
         if b.modality is None:
             raise InputError(
-                f"{b.source}: unknown modality; expected modality_b (ct, pet or spect), or a palette"
+                f"{b.source}: unknown modality; state --modality-b ct, pet or spect (Python and manifest: "
+                "modality_b), or a palette"
             )
         palette = palettes.DEFAULT.get(b.modality)
         if b.modality == "mri":

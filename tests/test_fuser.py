@@ -407,6 +407,10 @@ def test_files_are_named(fuser: Fuser, tmp_path: Path) -> None:
         fuser(str(rgb), B)
     with pytest.raises(InputError, match="b: shape"):
         fuser(rgb, np.stack([B] * 2))
+    with pytest.raises(InputError, match=r"^b: ndarray; expected an mmif_trt\.Image"):
+        fuser.fuse_images(Image(A), B)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^image: a volume; expected a picture, or fuse_volumes"):
+        fuser.fuse_images(Image(A), Image(np.stack([A] * 3), affine=np.eye(4)))
 
 
 @pytest.mark.parametrize(
@@ -417,6 +421,7 @@ def test_files_are_named(fuser: Fuser, tmp_path: Path) -> None:
         ({"threads": 0}, r"threads 0; expected a whole number, 1 or more"),
         ({"threads": "2"}, r"threads '2'; expected a whole number"),
         ({"streams": 0}, r"streams 0; expected a whole number, 1 or more"),
+        ({"precision": "fp16"}, r"precision 'fp16' is TensorRT's alone: "),
         ({"runtime": "torch", "precision": "bf16"}, r"precision 'bf16': .*; expected auto, fp32"),
     ],
 )

@@ -124,6 +124,8 @@ def test_the_card_table_is_what_the_builder_builds() -> None:
 
     page = (REPO / "docs/guides/console.md").read_text()
     assert tuple(re.findall(r"^\| (\d+\.\d) \|.*TensorRT-RTX", page, re.MULTILINE)) == RTX_CAPABILITIES
+    commands = (REPO / "docs/reference/commands.md").read_text()
+    assert f"default: {','.join(RTX_CAPABILITIES)};" in commands
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:

@@ -61,7 +61,10 @@ def fill(
         with Decoder() as decoder:
             _paired(spill, source, decoder, secret, across, part)
     else:
-        raise InputError(f"{source}: expected a manifest .csv, a folder of DICOM studies, or a BIDS data set")
+        found = "a file" if os.path.exists(source) else "no such file or folder"
+        raise InputError(
+            f"{source}: {found}; expected a manifest .csv, a folder of DICOM studies, or a BIDS data set"
+        )
     if twins := spill.twins(LUMA):
         raise InputError(
             f"{source}: the luma of {twins[0]!r} is also the output of {twins[1]!r}; expected different files"
@@ -170,7 +173,8 @@ def _manifest(path: str) -> Iterator[Case]:
 def _case_of(row: dict[str, str], where: str, path: str, base: str) -> Case:
     if None in row or not set(REQUIRED) <= set(row) <= set(COLUMNS):
         raise InputError(
-            f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}; the first three are required"
+            f"{path}: columns {list(row)}; expected {', '.join(COLUMNS)}, with commas between; the first "
+            "three are required"
         )
     name = row["name"] or ""
     if not is_name(name) or not (row["a"] and row["b"]):

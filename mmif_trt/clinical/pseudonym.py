@@ -47,7 +47,10 @@ def key_in(root: Path, given: str | None = None, *, make: bool = True) -> bytes 
     except (FileNotFoundError, NotADirectoryError):
         if not given:
             return None
-        raise InputError(f"--pseudonym-key {path}: no such file; expected a file with a key") from None
+        raise InputError(
+            f"--pseudonym-key {path}: no such file; expected {2 * KEY_BYTES} hex digits in it, "
+            f"as `openssl rand -hex {KEY_BYTES}` prints"
+        ) from None
     except InputError:
         raise
     except (OSError, ValueError) as error:

@@ -182,9 +182,9 @@ def options_of(args: argparse.Namespace, **given: Any) -> Options:
     options = Options(**{**stated, **given})
     if options.palette is not None:
         palettes.uid(options.palette)
-    for percentiles in (options.percentiles_a, options.percentiles_b):
+    for side, percentiles in (("a", options.percentiles_a), ("b", options.percentiles_b)):
         if percentiles is not None:
-            normalise.checked_percentiles(percentiles)
+            normalise.checked_percentiles(percentiles, side)
     return options
 
 

@@ -22,8 +22,9 @@ from mmif_trt.commands.arguments import (
     cluster_of,
     count_to,
     options_of,
+    say,
 )
-from mmif_trt.commands.planned import Network, absolute, no_pair, part_of, plan_of
+from mmif_trt.commands.planned import Network, absolute, names_are_temporary, no_pair, part_of, plan_of
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, stop_on_signal
 from mmif_trt.storage import is_url, store_of
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     part, size = part_of(args.part), cluster_of(args)
     if args.workers and size is None:
         raise InputError("--workers: expected with --on only")
-    from mmif_trt.clinical import records
+    from mmif_trt.clinical import plan_folder, records
 
     how = records.Run(options_of(args), args.runtime, args.precision, args.network)
     with plan_of(args) as plan:
@@ -96,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
         output = replace(output, page=args.view)
         if args.dry_run:
             _show(plan, part, output, network)
+            is_tree = not isinstance(plan, plan_folder.PlanFolder)
+            if is_tree and names_are_temporary(args.source, args.output, args.pseudonym_key):
+                key = Path(args.output) / pseudonym.FILE
+                say(f"the names are temporary: the run makes {key} and names the cases by it")
             return 0
         if not len(plan):
             raise InputError(no_pair(args.source, plan.left()))

@@ -38,7 +38,9 @@ def add(commands: Any) -> None:
     form = "TYPE-LAYOUT, such as uint8-rgb: from pixels to pixels; default: float32-luma, the network alone"
     build.add_argument("--form", default="float32-luma", metavar="FORM", help=form)
     build.add_argument(
-        "--cards", metavar="8.6,8.9", help="compute capabilities; default: all that TensorRT supports here"
+        "--cards",
+        metavar="8.6,8.9",
+        help="compute capabilities; default: 8.0,8.6,8.9,12.0; of the full TensorRT: that of this GPU",
     )
     build.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: in the user's cache")
     build.set_defaults(run=_build)

@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     if stop.reason:
         say(f"stopped: {stop.reason}; {total['not_started']} of {total['pairs']} pairs were not started")
     if not args.quiet:
-        _summarise(plan, results, total, what_ran(runtime, args.network) if runtime else "")
+        _summarise(args, plan, results, total, what_ran(runtime, args.network) if runtime else "")
     if received:
         return 128 + received[0]
     return 1 if total["failed"] or total["not_started"] else 0
@@ -190,13 +190,16 @@ def _progress(plan: Plan, quiet: bool) -> Iterator[Any]:
         yield on_result
 
 
-def _summarise(plan: Plan, results: list[Result], total: dict[str, Any], by: str) -> None:
+def _summarise(
+    args: argparse.Namespace, plan: Plan, results: list[Result], total: dict[str, Any], by: str
+) -> None:
     """by: what ran the network, if it ran."""
     from mmif_trt.folders import run as batch
 
+    out = plan.out_folder if os.path.isdir(args.a) else plan.pairs[0].out
     rate = f", {total['pairs_per_s']:g} pairs/s by {by}" if total["done"] else ""
     counts = f"{total['done']} fused, {total['skipped']} skipped (finished before), {total['failed']} failed"
-    say(f"{counts} in {total['seconds']:.1f} s{rate} -> {plan.out_folder}")
+    say(f"{counts} in {total['seconds']:.1f} s{rate} -> {out}")
     for what, message in (
         ("have a newer input", batch.NEWER),
         ("were fused by other weights", batch.OTHER_WEIGHTS),

@@ -43,10 +43,7 @@ def absolute(path: str) -> str:
 def secret_of(source: str, root: str, given: str | None, make: bool) -> bytes:
     """The key of the names, stored with the output. make: False for a dry run, whose names are temporary.
     BIDS has its own names."""
-    from mmif_trt.clinical import bids
-
-    is_tree = os.path.isdir(source) or is_url(source) and not source.lower().endswith(".csv")
-    has_patients = is_tree and not bids.is_dataset(source)
+    has_patients = _has_patients(source)
     if is_url(root) and not given:
         if has_patients:
             raise InputError(f"-o {root}: expected --pseudonym-key FILE with it, so that the key stays here")
@@ -57,6 +54,19 @@ def secret_of(source: str, root: str, given: str | None, make: bool) -> bytes:
         prove_writable(folder)
         key = pseudonym.key_in(folder)
     return key or pseudonym.fresh_key()
+
+
+def _has_patients(source: str) -> bool:
+    """Whether cases are named by keyed hashes: those of a study tree."""
+    from mmif_trt.clinical import bids
+
+    is_tree = os.path.isdir(source) or is_url(source) and not source.lower().endswith(".csv")
+    return is_tree and not bids.is_dataset(source)
+
+
+def names_are_temporary(source: str, root: str, given: str | None) -> bool:
+    """Whether a dry run had no key to name the cases by: the run makes one, which gives other names."""
+    return not given and _has_patients(source) and pseudonym.key_in(Path(root), make=False) is None
 
 
 @contextmanager

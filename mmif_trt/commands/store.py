@@ -69,8 +69,11 @@ def run(args: argparse.Namespace) -> int:
             count[answer.partition(" ")[0]] += 1
             if answer not in ("sent", "there"):
                 say(one_line(f"{path}: {answer}"))
-    words = ", ".join(f"{number} {what}" for what, number in sorted(count.items())) or "nothing to store"
-    say(f"{words} -> {settings.pacs}")
+    words = ", ".join(f"{number} {what}" for what, number in sorted(count.items())) or "nothing found"
+    hint = ""
+    if count["passed over"] == sum(count.values()):
+        hint = "; expected fused DICOM objects, as batch --format dcm and fuse -o NAME.dcm write them"
+    say(f"{words} -> {settings.pacs}{hint}")
     if received:
         return 128 + received[0]
     return 0 if count["sent"] + count["there"] == sum(count.values()) - count["passed over"] else 1

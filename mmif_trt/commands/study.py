@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     create = command("create", _create, "check the pictures and create a study folder", epilog=CONFIG_HELP)
     create.add_argument("config", type=Path, metavar="CONFIG", help="a JSON file, see below")
     create.add_argument("study", type=Path, metavar="STUDY", help="the folder to create")
-    serve = command("serve", _serve, "serve the study until interrupted; prints the readers' links")
+    serve = command("serve", _serve, "serve the study until interrupted; writes the readers' links to a file")
     _add_address(serve)
     command("status", _status, "who has answered how much")
     export = command("export", _export, "every answer as a table, with a data dictionary")
@@ -82,7 +82,7 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", metavar="PEM", help="the certificate's key")
     what = "a name by which readers reach this machine, also used in their links; may be repeated"
     parser.add_argument("--name", action="append", default=[], metavar="HOST", help=what)
-    what = "address of a proxy whose X-Forwarded-For is trusted; default: none"
+    what = "IP address of a proxy whose X-Forwarded-For is trusted; default: none"
     parser.add_argument("--proxy", metavar="ADDRESS", help=what)
 
 
@@ -113,11 +113,12 @@ def _create(args: argparse.Namespace) -> int:
     create(config, args.study, warn=lambda text: say(f"warning: {text}"))
     store = _open(args.study)
     items = [store.total(reader) for reader in store.readers()]
+    each = f"{min(items)} to {max(items)}" if min(items) < max(items) else f"{items[0]}"
     print(
         f"{args.study}: {len(store.cases())} cases, {len(store.methods())} methods, {len(items)} readers, "
-        f"{min(items)} to {max(items)} items each"
+        f"{each} items each"
     )
-    print(f"personal links: {args.study / LINKS}; give each reader one, and keep the file private")
+    print(f"the readers' secrets: {args.study / LINKS}; keep it private: study serve makes their links of it")
     return 0
 
 
@@ -134,6 +135,15 @@ def _serve(args: argparse.Namespace) -> int:
     for option, path in (("--certificate", args.certificate), ("--key", args.key)):
         if path:
             refuse_irregular(path, option)
+            if not os.path.exists(path):
+                raise InputError(f"{option} {path}: no such file; expected a PEM file")
+    if args.proxy is not None:
+        try:
+            ipaddress.ip_address(args.proxy)
+        except ValueError:  # uvicorn compares texts: a name would never match
+            raise InputError(
+                f"--proxy {args.proxy}: not an IP address; expected that from which the proxy connects"
+            ) from None
     store = _open(args.study)
     scheme = "https" if args.certificate else "http"
     found = links(args.study, f"{scheme}://{address(args.name[0] if args.name else args.host, args.port)}")
@@ -248,6 +258,8 @@ def _demo(args: argparse.Namespace) -> int:
         create(read_config(prepare(args.out, Fuser(network=args.network))), args.study)
         what = f"{weights.title(args.network)}, average and maximum on three bundled pairs"
         print(f"{args.study}: {what}; CT, PET and SPECT are simulated")
+    else:
+        print(f"{args.study}: exists; used as it is")
     if args.no_serve:
         return 0
     args.browser = not args.no_browser

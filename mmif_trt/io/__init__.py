@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,11 @@ class Format:
     is_volume: bool = False
     by_path: Callable[[str, Which], Image] | None = None  # instead of decode, if a volume is several files
 
+    @property
+    def is_written(self) -> bool:
+        """By `write`: not what is only read, and not DICOM, which needs the study of its sources."""
+        return self.encode not in (_read_only, _not_by_write)
+
 
 def _read_only(image: Image) -> bytes:
     raise InputError("a read-only format; expected .nii or .nii.gz")
@@ -54,11 +59,11 @@ def _not_by_write(image: Image) -> bytes:
     raise InputError("DICOM belongs to a study; write it with mmif-trt fuse A B -o OUT.dcm")
 
 
-_VOLUME = tuple(DTYPE_RANGE)
-_MGH = Format("MGH", (), nifti.decode, _read_only, True, neuro.read_mgh)
-_PAIR = Format("pair of .hdr and .img", (), nifti.decode, _read_only, True, neuro.read_pair)
-_NRRD = Format("NRRD", (), nifti.decode, _read_only, True, neuro.read_nrrd)
-_DICOM = Format("DICOM", tuple(DTYPE_RANGE), dicom.decode, _not_by_write, True)
+_VOLUME = tuple(DTYPE_RANGE)  # also of what is not written: its encode says why
+_MGH = Format("MGH", _VOLUME, nifti.decode, _read_only, True, neuro.read_mgh)
+_PAIR = Format("pair of .hdr and .img", _VOLUME, nifti.decode, _read_only, True, neuro.read_pair)
+_NRRD = Format("NRRD", _VOLUME, nifti.decode, _read_only, True, neuro.read_nrrd)
+_DICOM = Format("DICOM", _VOLUME, dicom.decode, _not_by_write, True)
 _PNG = Format("PNG", ("uint8", "uint16"), raster.decode, raster.encode_png)
 _TIFF = Format("TIFF", ("uint8", "uint16", "float32"), raster.decode, raster.encode_tiff)
 _JPEG = Format("JPEG", ("uint8",), raster.decode, raster.encode_jpeg)
@@ -86,14 +91,18 @@ FORMATS: dict[str, Format] = {
 PICTURES = tuple(suffix for suffix, form in FORMATS.items() if not form.is_volume)
 
 
-def format_of(path: str | os.PathLike[str]) -> Format:
-    """The format of a file name, by its suffix in any case. Raises InputError for an unknown one."""
+WRITTEN = tuple(suffix for suffix, form in FORMATS.items() if form.is_written)
+
+
+def format_of(path: str | os.PathLike[str], expected: Iterable[str] = FORMATS) -> Format:
+    """The format of a file name, by its suffix in any case. expected: for the message. Raises InputError for
+    an unknown one."""
     name = name_of(path)
     for suffix, form in FORMATS.items():
         if name.lower().endswith(suffix):
             return form
     received = os.path.splitext(name)[1] or "none"
-    raise InputError(f"{name}: suffix {received}; expected one of {' '.join(FORMATS)}")
+    raise InputError(f"{name}: suffix {received}; expected one of {' '.join(expected)}")
 
 
 def read(path: str | os.PathLike[str], *, series: str | int = "", volume: int | None = None) -> Image:
@@ -175,12 +184,15 @@ def write(path: str | os.PathLike[str], image: Any, *, durable: bool = True) -> 
     Raises InputError for an unknown suffix and for a dtype that the format cannot hold (nothing is reduced
     silently), OutputError if the file cannot be written. durable: see write_atomic.
     """
-    name, form = name_of(path), format_of(path)
+    name, form = name_of(path), format_of(path, WRITTEN)
     if not isinstance(image, Image):
         image = Image(as_array(image, "image", "or an mmif_trt.Image"))
     dtype = image.data.dtype.name
+    fit = [suffix for suffix in WRITTEN if FORMATS[suffix].is_volume == image.is_volume]
+    if form.is_written and image.is_volume and not form.is_volume:
+        raise InputError(f"{name}: a volume, {form.name} holds a picture; expected {' '.join(fit)}")
     if dtype not in form.dtypes:
-        better = " ".join(suffix for suffix, other in FORMATS.items() if dtype in other.dtypes)
+        better = " ".join(suffix for suffix in fit if dtype in FORMATS[suffix].dtypes)
         raise InputError(
             f"{name}: {dtype} pixels, {form.name} holds {', '.join(form.dtypes)}; expected {better}"
         )

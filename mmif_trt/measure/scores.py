@@ -189,7 +189,7 @@ def source_folders(sources: Path) -> tuple[Path, Path]:
     _folder(sources, expected)
     found = [kind for kind in MODALITIES if (sources / kind).is_dir()]
     if len(found) != 2 or found[0] != "mri":
-        received = ", ".join(f"{kind}/" for kind in found) or "none of them"
+        received = ", ".join(f"{kind}/" for kind in found) or "no folder of a modality"
         raise InputError(f"{sources}: holds {received}; expected {expected}")
     return sources / "mri", sources / found[1]
 

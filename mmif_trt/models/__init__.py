@@ -19,18 +19,25 @@ NEEDS = ("torch", "safetensors")
 def load_model(name: str = "lagn", device: str = "cpu") -> LAGN:
     """The trained network in eval mode on `device`; its dimensions come from the weight file.
 
-    Raises InputError for an unknown name, a weight file that differs from the manifest, and without torch.
+    Raises InputError for an unknown name or device, a weight file that differs from the manifest, and without
+    torch.
     """
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise InputError(
             f"load_model: {' and '.join(missing)} not installed; try pip install 'mmif-trt[train]' "
             "(mmif_trt.fuse needs neither)"
         )
+    import torch
     from safetensors import safe_open
 
     from mmif_trt.models.lagn import LAGN, LAGNConfig
 
     path = weights.verified_path(name, "safetensors")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: torch built without CUDA
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r}: {reason}; expected cpu, or cuda on a machine with it") from None
     with safe_open(path, "pt") as file:
         config = LAGNConfig(**json.loads(file.metadata()["config"]))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -13,7 +13,7 @@ from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.child import Child
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.node.audit import Audit
-from mmif_trt.node.server import Counters
+from mmif_trt.node.counters import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.worker import DONE, FAILED, POSTPONED

@@ -68,19 +68,23 @@ class Budget:
 
 
 class Held(BytesIO):
-    """A data set as it arrives. Over a limit it drops its content and keeps nothing more; `over` says so, and
-    the C-STORE can be answered as PS3.4 requires (A700) instead of by an abort."""
+    """A data set as it arrives. Over a limit it drops its content and keeps nothing more; `over` names the
+    option of the limit, and the C-STORE can be answered as PS3.4 requires (A700) instead of by an abort.
 
-    def __init__(self, take: Callable[[int], bool], give: Callable[[int], None], most: int) -> None:
+    take: of the association's and the node's limits; names the one that is reached, "" if none is.
+    """
+
+    def __init__(self, take: Callable[[int], str], give: Callable[[int], None], most: int) -> None:
         super().__init__()
         self._take, self._give, self._most = take, give, most
-        self.held, self.over = 0, False
+        self.held, self.over = 0, ""
 
     def write(self, data: Any) -> int:
         count = len(data)
-        if not self.over and (self.held + count > self._most or not self._take(count)):
-            self.over = True
-            self.free()
+        if not self.over:
+            self.over = "--max-mb" if self.held + count > self._most else self._take(count)
+            if self.over:
+                self.free()
         if self.over:
             return count
         self.held += count
@@ -121,11 +125,14 @@ class _Messages(DIMSEServiceProvider):
         self._limits, self._budget = limits, budget
         self._left = limits.association_bytes if limits else 0
 
-    def _take(self, count: int) -> bool:
-        if count > self._left or not self._budget.take(count):
-            return False
+    def _take(self, count: int) -> str:
+        """The option whose limit does not allow it; "" where it is taken."""
+        if count > self._left:
+            return "--max-association-mb"
+        if not self._budget.take(count):
+            return "--max-memory-mb"
         self._left -= count
-        return True
+        return ""
 
     def receive_primitive(self, primitive: Any) -> None:
         if self.message is None:

@@ -13,10 +13,11 @@ from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.machine import address
 from mmif_trt.node import web
 from mmif_trt.node.audit import Audit
+from mmif_trt.node.counters import Counters
 from mmif_trt.node.fusing import Fusing
 from mmif_trt.node.pauses import Pauses
 from mmif_trt.node.sending import send_all
-from mmif_trt.node.server import Counters, Receiver
+from mmif_trt.node.server import Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.web import Pulse

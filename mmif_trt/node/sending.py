@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mmif_trt.dicomweb import SENT, UNREACHABLE
 from mmif_trt.node.audit import Audit
+from mmif_trt.node.counters import Counters
 from mmif_trt.node.pauses import Pauses
 from mmif_trt.node.send import MAX_SEND_S, THERE, send
-from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.web import Pulse

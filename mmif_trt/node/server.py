@@ -7,7 +7,6 @@ import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 from mmif_trt.image import InputError
@@ -15,6 +14,7 @@ from mmif_trt.io.dicom.syntaxes import readable
 from mmif_trt.node import commitment, tls
 from mmif_trt.node.admission import Admission, Asked
 from mmif_trt.node.audit import Audit
+from mmif_trt.node.counters import WHY, Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import CORRECTED, DIFFERENT, Spool
 from mmif_trt.running import why
@@ -25,32 +25,7 @@ SUCCESS, COERCED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xB000, 0xA700, 
 NETWORK_TIMEOUT_S = 30
 ACSE_TIMEOUT_S = 5  # the request has been read when pynetdicom comes in
 KEPT = {DIFFERENT: "the first is kept", CORRECTED: "the new one is kept, and the study is fused again"}
-WHY = {
-    "called_aet": "it called another AE title than ours",
-    "calling_aet": "its AE title is not one of --peer",
-    "address": "its AE title belongs to another address, by --peer AET@HOST",
-    "certificate": "its TLS certificate names neither its AE title nor its host",
-    "full": "no place is free for it",
-    "not_dicom": "not an association request",
-    "tls": "no TLS, or no certificate signed by the authority",
-}
 MAX_HEADER_BYTES = 1 << 20  # which must contain the Study Instance UID
-
-
-@dataclass
-class Counters:
-    """For /metrics; increments under one lock."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, name: str, by: float = 1) -> None:
-        with self.lock:
-            self.values[name] = self.values.get(name, 0) + by
-
-    def snapshot(self) -> dict[str, float]:
-        with self.lock:
-            return dict(self.values)
 
 
 class Receiver:
@@ -182,16 +157,18 @@ class Receiver:
         """(the status of one C-STORE, its study's folder); Success only once the instance is on disk."""
         size = held.held
         if held.over:
-            log.warning("an instance was refused: over a limit of size or memory")
+            log.warning("an instance was refused: over the limit of %s", held.over)
             return OUT_OF_RESOURCES, ""
-        if (
-            self.spool.room() < self.settings.min_free_bytes + size
-            or self.spool.used() + size > self.settings.max_spool_bytes
-        ):
-            log.warning("an instance of %d bytes was refused: no room in the spool", size)
+        if self.spool.room() < self.settings.min_free_bytes + size:
+            log.warning(
+                "an instance of %d bytes was refused: the disk of the spool is full (--min-free-mb)", size
+            )
+            return OUT_OF_RESOURCES, ""
+        if self.spool.used() + size > self.settings.max_spool_bytes:
+            log.warning("an instance of %d bytes was refused: the spool is full (--max-spool-mb)", size)
             return OUT_OF_RESOURCES, ""
         if self._too_fast():
-            log.warning("an instance was refused: over %g a second", self.settings.max_per_s)
+            log.warning("an instance was refused: over %g per second (--max-per-s)", self.settings.max_per_s)
             return OUT_OF_RESOURCES, ""
         uid = str(event.request.AffectedSOPInstanceUID)
         held.seek(0)

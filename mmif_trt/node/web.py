@@ -12,7 +12,7 @@ from typing import Any
 from mmif_trt.files import read_regular
 from mmif_trt.image import InputError
 from mmif_trt.node import tls
-from mmif_trt.node.server import Counters
+from mmif_trt.node.counters import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.running import why

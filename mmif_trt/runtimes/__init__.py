@@ -81,7 +81,7 @@ def load(
             return _load("tensorrt", usable["tensorrt"], *how)
         except Exception as error:  # whatever a driver or TensorRT raises: fall back to the CPU
             if precision == "fp16":  # no other runtime has it
-                raise
+                raise InputError(f"precision 'fp16' is TensorRT's alone: {error}") from error
             passed_over = f"; {' '.join(str(error).split()) or type(error).__name__}"
     name = next((n for n, why_not in usable.items() if not why_not and n != "tensorrt"), "openvino")
     runtime = _load(name, usable[name], *how)

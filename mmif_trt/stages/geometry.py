@@ -11,6 +11,7 @@ import numpy as np
 from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 
 REGISTRATIONS = ("header", "rigid", "none")
+_TIES = "a DICOM Spatial Registration, or --registration rigid (Python: registration='rigid')"
 _SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
 _FINEST_MM = 1.5
 MIN_SIDE = 4  # voxels, for ITK's Gaussian
@@ -82,7 +83,8 @@ def align(
     if registration == "none":
         if not assume_aligned:
             raise InputError(
-                "registration 'none' does not say where b lies; expected assume_aligned=True with it"
+                "registration 'none' does not say where b lies; expected --assume-aligned (Python: "
+                "assume_aligned=True) with it"
             )
         if a.data.shape[:3] != b.data.shape[:3]:
             raise InputError(
@@ -100,7 +102,7 @@ def align(
         if a.frame and b.frame and a.frame != b.frame:
             raise InputError(
                 f"{a.source} and {b.source} have different frames of reference: their coordinates "
-                "are unrelated; expected one frame, or registration 'rigid'"
+                f"are unrelated; expected one frame, {_TIES}"
             )
         b = replace(b, notes=(*b.notes, *_one_space(a, b)))
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
@@ -137,7 +139,7 @@ def _one_space(a: Image, b: Image) -> tuple[str, ...]:
         )
     raise InputError(
         f"{a.source} lies in {spaces[0]} space and {b.source} in {spaces[1]} space (sform, qform code): "
-        "their coordinates are unrelated; expected one space, or registration 'rigid'"
+        f"their coordinates are unrelated; expected one space, {_TIES}"
     )
 
 

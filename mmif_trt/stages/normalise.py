@@ -53,9 +53,9 @@ def from_unit(unit: np.ndarray, dtype: np.dtype, value_range: tuple[float, float
     return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
 
 
-def checked_percentiles(percentiles: tuple[float, float]) -> tuple[float, float]:
-    """(low, high) as numbers. Raises InputError, also for fractions: with white at 0.99 percent nearly every
-    voxel would be white."""
+def checked_percentiles(percentiles: tuple[float, float], side: str) -> tuple[float, float]:
+    """(low, high) as numbers. side: "a" or "b", for the message. Raises InputError, also for fractions: with
+    white at 0.99 percent nearly every voxel would be white."""
     try:
         low, high = (float(value) for value in percentiles)
     except (TypeError, ValueError):
@@ -63,7 +63,8 @@ def checked_percentiles(percentiles: tuple[float, float]) -> tuple[float, float]
     if not (0 <= low < high <= 100 and high > 1):
         shown = " ".join(f"{value}" for value in percentiles) if np.iterable(percentiles) else percentiles
         raise InputError(
-            f"percentiles {shown}; expected two numbers, 0 <= low < high <= 100, high over 1, such as 1 99.5"
+            f"--percentiles-{side} (percentiles_{side}): {shown}; expected two numbers, 0 <= low < high "
+            "<= 100, high over 1, such as 1 99.5"
         )
     return low, high
 
@@ -78,7 +79,7 @@ def volume_limits(
     Raises InputError where nothing is known.
     """
     if percentiles is not None:
-        low, high = checked_percentiles(percentiles)
+        low, high = checked_percentiles(percentiles, side)
         black, white = (float(x) for x in np.percentile(image.data, (low, high)))
         if not black < white:
             raise InputError(

@@ -263,7 +263,7 @@ def options(defaults: FusionConfig) -> argparse.ArgumentParser:
     parser.add_argument("--stride", type=int, choices=(4, 8), default=4, help=pixels)
     parser.add_argument("--window", type=int, choices=(4, 8), default=8, help=tokens)
     parser.add_argument(
-        "--below", type=float, default=1.0, help="r of the output formula stays above minus this"
+        "--below", type=flags.positive, default=1.0, help="r of the output formula stays above minus this"
     )
     parser.add_argument(
         "--activation", choices=sorted(ACTIVATIONS), default="gelu", help="of the local blocks"
@@ -276,9 +276,7 @@ def options(defaults: FusionConfig) -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=flags.whole(0), default=0, help="processes that make batches ahead")
     parser.add_argument("--capture", action="store_true", help="run the network as CUDA graphs")
-    for name, value in (asdict(defaults.loss) | asdict(defaults.fidelity)).items():
-        told = f"weight of the loss term; default: {value:g}"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=flags.number, default=value, help=told)
+    flags.add_weights(parser, asdict(defaults.loss) | asdict(defaults.fidelity))
     return parser
 
 

@@ -172,7 +172,7 @@ def attach(path: Path, sets: list[data.Pairs]) -> list[data.Pairs]:
                     )
                 out.append(replace(pairs, generated=file.get_tensor(pairs.modality)))
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].removesuffix(f": {path}")
         raise InputError(f"{path}: {reason}; expected a file that train/generate.py wrote") from error
     return out
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from mmif_trt import ops
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, stop_on_signal
+from mmif_trt.train.differing import differing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -152,7 +153,8 @@ def load_checkpoint(path: Path, state: State, config: Any) -> None:
         received = checkpoint.metadata()["config"]
         if received != as_json(config):
             raise InputError(
-                f"{path}: made with another configuration: {received}; expected the same one, or --out NEW"
+                f"{path}: made with another configuration: {differing(json.loads(received), asdict(config))};"
+                " expected the same one, or --out NEW"
             )
         state.load({key: checkpoint.get_tensor(key) for key in checkpoint.keys()})  # noqa: SIM118
         state.step = int(checkpoint.metadata()["step"])
@@ -173,8 +175,9 @@ def built(path: Path, build: Callable[[], nn.Module], tensors: dict[str, Tensor]
         model = build()
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: {reason}; expected a checkpoint of the matching training") from error
+        raise InputError(
+            f"{path}: of another network; expected a checkpoint of the matching training"
+        ) from error
     return model.to(device()).eval().requires_grad_(False)
 
 

@@ -22,6 +22,14 @@ MARKS = {"p50", "p95", "p99", "min", "mean", "n"}
 STAGES = ["decode", "normalise_luma", "network", "recombine", "encode", "end_to_end"]
 
 
+def test_help_measures_nothing() -> None:
+    """A script that has no parser would run, and write over its committed result."""
+    scripts = [path for path in BENCHMARKS.glob("*.py") if '__name__ == "__main__"' in path.read_text()]
+    assert len(scripts) > 20
+    parsers = ("ArgumentParser(", "results_command.")
+    assert not [path.name for path in scripts if not any(one in path.read_text() for one in parsers)]
+
+
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(BENCHMARKS / script), *arguments]

@@ -193,6 +193,7 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("name,a\nx,mri.nii\n", "columns"),
+        ("name;a;b\nx;mri.nii;b.nii\n", "columns .*, with commas between"),
         ("name,a,b\n../x,mri.nii,b.nii\n", "line 2: name '../x'"),
         ("name,a,b\nx,a,b\nx,a,b\n", "twice"),
         ("name,a,b,low_a,high_a\nx,a,b,1,\n", "two numbers"),
@@ -204,6 +205,8 @@ def test_a_wrong_manifest_gives_one_line(tmp_path: Path, text: str, words: str) 
     with pytest.raises(InputError, match=words):
         planning.plan(str(tmp_path / "m.csv"), SECRET)
     assert main(["batch", str(tmp_path / "m.csv"), "-o", str(tmp_path / "o"), "--part", "3/2"]) == 2
+    with pytest.raises(InputError, match="none: no such file or folder; expected a manifest"):
+        planning.plan(str(tmp_path / "none"), SECRET)
 
 
 def test_a_manifest_chooses_one_of_several_volumes(

@@ -53,7 +53,10 @@ def test_a_dictionary_of_patients_does_not_reverse_a_name(
     def planned(out: str, *more: str) -> str:
         capsys.readouterr()
         assert main(["batch", str(root), "-o", str(tmp_path / out), "--dry-run", *more]) == 0
-        return capsys.readouterr().out
+        shown = capsys.readouterr()
+        has_key = bool(more) or (tmp_path / out / ".pseudonym-key").exists()
+        assert ("the names are temporary" in shown.err) != has_key
+        return shown.out
 
     assert main(["batch", str(root), "-o", str(tmp_path / "one"), "--quiet"]) == 0
     (file,) = (tmp_path / "one").glob("*.json")

@@ -117,7 +117,10 @@ LIMITS = "--value-range 0 1000"
         (f"{VOLUMES} -o OUT/f.nii --preview OUT/p.jpg", "p.jpg: expected a name ending in .png"),
         (f"{VOLUMES} -o OUT/f.nii --report OUT/r.txt", "r.txt: expected a file name ending in .json"),
         (f"{VOLUMES} -o OUT/f.nii --palette BLUE", "palette 'BLUE'; expected HOT_IRON"),
-        (f"{VOLUMES} -o OUT/f.nii --percentiles-a .01 .99", "percentiles 0.01 0.99; expected two numbers"),
+        (
+            f"{VOLUMES} -o OUT/f.nii --percentiles-a .01 .99",
+            "--percentiles-a (percentiles_a): 0.01 0.99; expected two numbers",
+        ),
         (f"{VOLUMES} -o mr", "mr: is the same file as the input mr"),
         (f"{VOLUMES} -o mr/new/f.dcm", "in the source folder mr; expected a place outside"),
         (f"{NIFTI} -o mr.nii", "mr.nii: is the same file as the input"),
@@ -157,7 +160,8 @@ def test_no_case_is_begun_with_options_that_fail_all(sources: Path, tmp_path: Pa
 def test_what_is_true_of_pictures_may_be_said(sources: Path, tmp_path: Path) -> None:
     said = ("--registration", "none", "--assume-aligned", "--modality-b", "ct")
     page = ("--view", tmp_path / "f.html")
-    mmif("fuse", sources / "a.png", sources / "b.png", "-o", tmp_path / "f.png", *said, *page)
+    done = mmif("fuse", sources / "a.png", sources / "b.png", "-o", tmp_path / "f.png", *said, *page)
+    assert done.stderr.endswith(f" -> {tmp_path / 'f.png'}\n"), "the file, not its folder"
     assert "CT" in (tmp_path / "f.html").read_text()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,29 @@ def test_opencv_reads_what_we_write(tmp_path: Path) -> None:
         np.testing.assert_array_equal(other[..., ::-1], RGB16)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".mgz", ".nrrd", ".hdr", ".zip"])
+@pytest.mark.parametrize("is_volume", [False, True])
+def test_what_a_refusal_to_write_names_can_be_written(tmp_path: Path, suffix: str, is_volume: bool) -> None:
+    """Of the suffixes in the message each takes the picture, or those of volumes the volume."""
+    pixels = np.zeros((3, 40, 40) if is_volume else (40, 40), np.float32)
+    image = Image(pixels, affine=np.eye(4) if is_volume else None)
+    with pytest.raises(InputError) as refused:
+        mio.write(tmp_path / f"x{suffix}", image)
+    named = re.findall(r"(?<!\S)\.[a-z0-9.]+", str(refused.value).partition("; ")[2])
+    if suffix == ".bmp":  # no format at all: all that are written
+        named = [one for one in named if mio.FORMATS[one].is_volume == is_volume]
+        named = [one for one in named if "float32" in mio.FORMATS[one].dtypes]
+    elif suffix == ".zip":
+        assert "mmif-trt fuse A B -o OUT.dcm" in str(refused.value)
+        return
+    elif not is_volume and suffix in (".mgz", ".nrrd", ".hdr"):
+        assert "a read-only format" in str(refused.value)
+        return
+    assert named
+    for one in named:
+        mio.write(tmp_path / f"y{one}", image)
+
+
 def test_jpeg_is_close_and_keeps_chroma(tmp_path: Path) -> None:
     smooth = cv2.GaussianBlur(RGB, (0, 0), 2)
     mio.write(tmp_path / "x.jpg", Image(smooth))
@@ -143,8 +167,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ["text.gif", "text", "png", ".hidden"]:
         (tmp_path / name).write_text("not a picture")
         refused(tmp_path / name, "suffix", ".png .tif")
-    for path in [3, None, b"x.png", "", "a\0b.png"]:
-        with pytest.raises(InputError, match="path: .*; expected a str or os.PathLike"):
+    for path in [3, None, b"x.png", "", "a\0b.png", GREY16]:
+        with pytest.raises(InputError, match=r"\Apath: .*; expected a str or os.PathLike [^\n]*\Z"):
             mio.read(path)  # type: ignore[arg-type]
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(mio.MAX_FILE_BYTES + 1)  # a hole, no bytes on the disk

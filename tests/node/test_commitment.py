@@ -27,7 +27,8 @@ from mmif_trt.node.commitment import (
     SOME_FAILED,
     Commitment,
 )
-from mmif_trt.node.server import Counters, Receiver
+from mmif_trt.node.counters import Counters
+from mmif_trt.node.server import Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 

@@ -443,6 +443,10 @@ def test_a_folder_is_stored_whatever_else_is_in_it(
     assert got == [rest[1].SOPInstanceUID]
     said = capsys.readouterr().err
     assert "c.dcm: failed (an entry is missing)" in said and "1 failed, 2 passed over, 1 sent" in said
+    for empty in (tmp_path / "mr", tmp_path / "nothing"):  # the sources themselves; no DICOM at all
+        empty.mkdir(exist_ok=True)
+        assert cli.main(["store", str(empty), "--to", f"PACS@127.0.0.1:{port}"]) == 0
+        assert "; expected fused DICOM objects, as batch --format dcm" in capsys.readouterr().err
 
 
 @pytest.mark.nightly

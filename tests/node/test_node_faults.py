@@ -29,8 +29,9 @@ from ports import free_port
 from mmif_trt import dicomweb
 from mmif_trt.node import run, sending
 from mmif_trt.node.audit import Audit
+from mmif_trt.node.counters import Counters
 from mmif_trt.node.send import FIND
-from mmif_trt.node.server import Counters, Receiver
+from mmif_trt.node.server import Receiver
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import Spool
 from mmif_trt.node.web import Pulse

@@ -114,13 +114,16 @@ def test_tls_any_peer_and_a_pacs_with_a_strangers_certificate(
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_wrong_tls_file_gives_one_line(certificates: Certificates, tmp_path: Path, part: int) -> None:
+def test_a_wrong_tls_file_gives_one_line(
+    certificates: Certificates, tmp_path: Path, part: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     from mmif_trt.cli import main
 
     files = certificates.ours("node")
     files[part] = str(tmp_path / "none")
     words = ["node", "--aet", "MMIF", "--port", str(free_port()), "--send-to", "PACS@127.0.0.1:104"]
     assert main([*words, "--spool", str(tmp_path / "spool"), "--tls", *files]) == 2
+    assert f"--tls {files[part]}: no such file; expected PEM files" in capsys.readouterr().err
 
 
 def test_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +284,7 @@ def test_a_message_without_an_end_takes_no_memory(study: Path, node: Node) -> No
     time.sleep(1)
     assert node.memory_mb("VmHWM") < before + 98, "half of one message"
     assert node.metric("instances_refused_total") == 1 and len(spooled(node)) == SHAPE[0]
-    assert "over a limit of size or memory" in node.log
+    assert "over the limit of --max-mb" in node.log
     # The memory of what was refused is free again: 12 MB serve any number of instances of 3 MB, one by one.
     small = phantoms.slices(np.zeros((1, 1200, 1200)), AFFINE)
     association = associate(node)

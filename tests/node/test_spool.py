@@ -29,8 +29,8 @@ from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.image import InputError
 from mmif_trt.node import tries
 from mmif_trt.node.audit import Audit
+from mmif_trt.node.counters import Counters
 from mmif_trt.node.fusing import Fusing
-from mmif_trt.node.server import Counters
 from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import CORRECTED, DIFFERENT, NEW, SAME, Spool
 from mmif_trt.node.tries import DIED, LEFT, MOST, OPEN

@@ -181,6 +181,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         ([f"--method=sharp={tmp_path}/sharp"] * 2, "once"),
         (["--range-mri", "5", "5"], "LOW < HIGH"),
         (["--range-mri", "5", "inf"], "LOW < HIGH"),
+        (["--method=sharp=run {mri} {other}"], "no {out}; expected {mri}, {other}, {out} in a command"),
         (["--method=sharp=run '{mri} {other} {out}"], "a quote without its end; expected it closed"),
         (
             [f"--method=sharp={tmp_path}/sharp", f"--lesions=sharp={tmp_path}/t.json"],

@@ -342,6 +342,13 @@ def test_load_model(network: str) -> None:
     assert torch.isfinite(next(model.parameters())).all()
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_an_unknown_device_is_refused_by_name(device: str) -> None:
+    pytest.importorskip("safetensors")
+    with pytest.raises(InputError, match=rf"^device '{device}': .*; expected cpu, or cuda"):
+        load_model(device=device)
+
+
 def test_an_unknown_network_is_refused_by_name() -> None:
     a, b = rand(32, 32), rand(32, 32)
     said = "^network 'unet'; expected lagn, lagn-quality$"

@@ -267,6 +267,7 @@ def test_port_in_use_and_bad_addresses(served: tuple[Path, list[str]]) -> None:
         ("--host", "no.such.host.invalid"),
         ("--certificate", "x.pem"),
         ("--certificate", "x.pem", "--key", "y.pem", "--port", str(free_port())),
+        ("--proxy", "proxy.hospital.invalid"),
     ]
     # In one process, since its imports take a second, and not in this one: a server that starts would stay.
     code = "import json, shell, sys\nfor words in json.loads(sys.argv[1]):\n    "
@@ -276,7 +277,9 @@ def test_port_in_use_and_bad_addresses(served: tuple[Path, list[str]]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
-    for expected, line in zip((port, "65535", "no.such.host", "--key", "expected"), said, strict=True):
+    for expected, line in zip(
+        (port, "65535", "no.such.host", "--key", "x.pem: no such file", "not an IP"), said, strict=True
+    ):
         assert expected in line
 
 

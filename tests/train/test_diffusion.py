@@ -440,7 +440,7 @@ def test_a_stage_given_the_wrong_checkpoint_says_so(
     wrong = chain | {name: chain["diffusion" if name == "autoencoder" else "autoencoder"]}
     assert generate.main(options(wrong)) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "expected a checkpoint of the matching training" in lines[0]
+    assert len(lines) == 1 and "of another network; expected a checkpoint of the matching" in lines[0]
 
 
 def test_a_patient_in_both_splits_is_refused(root: Path, tmp_path: Path) -> None:

@@ -294,6 +294,12 @@ def test_another_configuration_in_the_same_folder_is_refused(root: Path, tmp_pat
     config = replace(CONFIG, precision="bf16")  # the default
     path = fusion.train(replace(config, steps=1), root, tmp_path / "run")
     before = {p: p.read_bytes() for p in (path, path.with_name("config.json"))}
+    other = replace(config, steps=2, loss=replace(config.loss, edge=3.0), hold_out=("ct:1",))
+    told = (
+        r"configuration: hold_out \[\], now \['ct:1'\], loss\.edge [\d.]+, now 3\.0, steps 1, now 2; expected"
+    )
+    with pytest.raises(InputError, match=told):
+        loop.load_checkpoint(path, fusion.new_state(other), other)
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: made with another configuration"):
         fusion.train(replace(config, steps=2), root, tmp_path / "run")
     assert all(p.read_bytes() == content for p, content in before.items())
@@ -344,6 +350,21 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(
     assert printed["steps"] == 12 and printed["loss"]["function_pet"] == 0.5 and printed["data"] == "D"
     assert printed["model"] == asdict(LAGNConfig()) and printed["commit"]
     assert not list(tmp_path.iterdir())
+
+
+def test_every_option_says_what_it_is() -> None:
+    """Each weight of the loss in its own words, with its modality; a weight without words fails here."""
+    told = [(a.option_strings[-1], a.help) for a in fusion.options(fusion.FusionConfig())._actions]
+    assert not [option for option, text in told if not text]
+    weights = [text for option, text in told if text and "weight of " in text]
+    assert len(set(weights)) == len(weights) > 30
+
+
+@pytest.mark.parametrize("below", ["-1", "0", "nan", "inf"])
+def test_a_bound_that_no_output_can_have_is_refused(below: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fusion.main(["--data", "D", "--out", "O", "--dry-run", f"--below={below}"])
+    assert "argument --below: " in capsys.readouterr().err
 
 
 def spoil(root: Path, how: str) -> None:
