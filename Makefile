@@ -95,10 +95,9 @@ $(RUNS)/generated/train.safetensors: .venv/done
 		--autoencoder $(RUNS)/autoencoder/checkpoint.safetensors \
 		--diffusion $(RUNS)/diffusion/checkpoint.safetensors
 
-# LAGN as released, from random weights; what it reaches is in docs/guides/training.md. The released weights themselves
-# came from some fifty stages, in the Makefile of commit ef20e58. Five cases are left out, to measure on. By line: the
-# diffusion's part and the output formula; crops; the published measures; what a reader needs of all sets, of CT, of
-# uptake and its colour; lesions.
+# LAGN as released, from random weights; what each stage brings is in docs/guides/training.md. Five cases are left out,
+# to measure on. By line: the diffusion's part and the output formula; crops; the published measures; what a reader
+# needs of all sets, of CT, of uptake and its colour; lesions.
 RECIPE = --generated $(RUNS)/generated/train.safetensors --predictability 4 --below 2 --reach brightest \
 	--hold-out ct:case34 ct:case37 pet:case25 spect:case15 spect:case40 --precision fp32 \
 	--crop-px 96 --batch-size 8 --randomised 0.65 --synthetic 0.3 --repainted 0.35 \
@@ -112,10 +111,14 @@ SETTLED = $(RECIPE) --learning-rate 1e-3 --turns ct pet spect ct --synthetic 0.2
 	--colour-pet 18 --lesions-ct 25 --lesions-pet 19 --rounding 250
 # More weight on CT's soft tissue and the correlation of differences.
 SHARP = $(SETTLED) --learning-rate 8e-4 --soft-ct 75 --complement 22 --rounding 500
-# Last and longest, less on those two and more on lesions, PET's colour and detail under uptake: all in balance.
-# `lagn` takes a fifth of the stage before: alone it is 1.1 levels off in bfloat16, and PET's SD is the maximum's.
+# The longest, less on those two and more on lesions, PET's colour and detail under uptake: all in balance.
 EVEN = $(SHARP) --learning-rate 1e-3 --complement 18 --colour-pet 22 --uptake-detail-pet 0.55 \
 	--uptake-detail-spect 0.75 --lesions-pet 22 --lesions-spect 64 --rounding 550
+# Bone to less than a tenth of a level, and bfloat16 within one. Then the edges of CT that this dulled.
+EXACT = $(EVEN) --learning-rate 8e-4 --bone-ct 900 --activity-ct 24 --uptake-detail-pet 0.7 \
+	--uptake-detail-spect 0.9 --rounding 850
+CRISP = $(EXACT) --learning-rate 6e-4 --activity-ct 120 --flat 12 --uptake-detail-pet 0.8 \
+	--uptake-detail-spect 1.0 --rounding 1000
 LAGN = --stride 8 --window 4 --activation hardswish
 FUSION = .venv/bin/python -m mmif_trt.train.fusion --data $(DATA) --out $(RUNS)
 train-all: $(RUNS)/generated/train.safetensors
@@ -124,14 +127,24 @@ train-all: $(RUNS)/generated/train.safetensors
 	$(FUSION)/sharp $(SHARP) $(LAGN) --lesions-ct 28 --steps 3600 --seed 205 --init $(RUNS)/settled/checkpoint.safetensors
 	$(FUSION)/even $(EVEN) $(LAGN) --soft-ct 60 --lesions-ct 36 --steps 15000 --seed 207 \
 		--init $(RUNS)/sharp/checkpoint.safetensors
-	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn \
-		0.8=$(RUNS)/even/checkpoint.safetensors 0.2=$(RUNS)/sharp/checkpoint.safetensors
+	$(FUSION)/exact $(EXACT) $(LAGN) --soft-ct 62 --lesions-ct 36 --steps 8000 --seed 209 \
+		--init $(RUNS)/even/checkpoint.safetensors
+	$(FUSION)/crisp $(CRISP) $(LAGN) --soft-ct 72 --lesions-ct 38 --steps 2400 --seed 211 \
+		--init $(RUNS)/exact/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn 0.1=$(RUNS)/sharp/checkpoint.safetensors \
+		0.3=$(RUNS)/exact/checkpoint.safetensors 0.6=$(RUNS)/crisp/checkpoint.safetensors
 	$(FUSION)/begun-quality $(RECIPE) --steps 10500 --seed 202
 	$(FUSION)/settled-quality $(SETTLED) --steps 4600 --seed 204 --init $(RUNS)/begun-quality/checkpoint.safetensors
 	$(FUSION)/sharp-quality $(SHARP) --lesions-ct 30 --steps 2400 --seed 206 \
 		--init $(RUNS)/settled-quality/checkpoint.safetensors
-	$(FUSION)/lagn-quality $(EVEN) --soft-ct 58 --lesions-ct 38 --steps 10000 --seed 208 \
+	$(FUSION)/even-quality $(EVEN) --soft-ct 58 --lesions-ct 38 --steps 10000 --seed 208 \
 		--init $(RUNS)/sharp-quality/checkpoint.safetensors
+	$(FUSION)/exact-quality $(EXACT) --soft-ct 58 --lesions-ct 38 --steps 5500 --seed 210 \
+		--init $(RUNS)/even-quality/checkpoint.safetensors
+	$(FUSION)/crisp-quality $(CRISP) --soft-ct 95 --lesions-ct 46 --steps 1700 --seed 212 \
+		--init $(RUNS)/exact-quality/checkpoint.safetensors
+	.venv/bin/python -m mmif_trt.train.mix --out $(RUNS)/lagn-quality \
+		0.3=$(RUNS)/exact-quality/checkpoint.safetensors 0.7=$(RUNS)/crisp-quality/checkpoint.safetensors
 
 clean:
 	rm -rf .venv .venv-demo .venv-console .venv-release demo build *.egg-info mmif_trt/_C.*
