@@ -16,7 +16,7 @@ from numpy import ndarray
 
 BOOTSTRAPS, DRAWS = 1000, 5000
 BLOCK = 4_000_000  # sides drawn at once
-# Regularisation (choix, alpha): keeps strengths finite if a method never lost.
+# Regularisation, as in choix: keeps strengths finite if a method never lost.
 ALPHA = 0.01
 Row = dict[str, Any]
 
@@ -72,20 +72,46 @@ def win_matrix(c: Comparisons, weights: ndarray | None = None) -> ndarray:
     return wins
 
 
-def strengths(wins: ndarray) -> ndarray:
-    """[methods] Bradley-Terry log-odds with mean 0 (choix, I-LSR, ties half). nan if it does not
-    converge.
-    """
-    import choix
+def strengths(c: Comparisons, weights: ndarray | None = None) -> tuple[ndarray, float]:
+    """([methods] Bradley-Terry log-odds with mean 0, the side's log-odds). nan if it does not converge.
 
-    try:
-        return np.asarray(choix.ilsr_pairwise_dense(wins, alpha=ALPHA))
-    except (RuntimeError, ValueError):
-        return np.full(len(wins), np.nan)
+    Davidson and Beaver (1977): log-odds that the left of i and j wins = strength i - strength j + side. Ties
+    count half a win each. The maximum of the likelihood by Newton's method. With the side held at 0 the
+    strengths are those of choix (I-LSR), whose alpha is the penalty ALPHA methods sum(theta - exp theta).
+    """
+    weights = np.ones(len(c.won)) if weights is None else weights
+    k = len(c.methods)
+    pair = c.left * k + c.right
+    total = np.bincount(pair, weights, k * k)
+    used = np.flatnonzero(total)
+    won, total = np.bincount(pair, weights * c.won, k * k)[used], total[used]
+    eye = np.eye(k)
+    design = np.column_stack([eye[used // k] - eye[used % k], np.ones(len(used))])
+
+    def value(x: ndarray) -> float:
+        odds = design @ x
+        fit = won @ odds - total @ np.logaddexp(0, odds)
+        return float(fit + ALPHA * k * ((x[:k] - np.exp(x[:k])).sum() - x[k] ** 2 / 2))
+
+    x = np.zeros(k + 1)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-(design @ x)))
+        slope = design.T @ (won - total * p) + ALPHA * k * np.append(1 - np.exp(x[:k]), -x[k])
+        curve = design.T @ ((total * p * (1 - p))[:, None] * design)
+        curve += ALPHA * k * np.diag(np.append(np.exp(x[:k]), 1.0))
+        step = np.linalg.solve(curve, slope)
+        if np.abs(step).max() < 1e-8:
+            return x[:k] - x[:k].mean(), float(x[k])
+        before = value(x)
+        step *= min(1.0, 3 / np.abs(step).max())
+        while value(x + step) < before - 1e-9:  # concave: a shorter step always gains
+            step /= 2
+        x = x + step
+    return np.full(k, np.nan), np.nan
 
 
 def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> dict[str, Any]:
-    """Strengths, 95 % intervals, and intervals of each difference.
+    """Strengths, 95 % intervals, intervals of each difference, and side: (log-odds, low, high).
 
     Bootstrap over readers and over cases at once (Owen, 2007, the pigeonhole bootstrap): it speaks for
     readers and cases like these, and errs towards wide. With one reader or one case only the other is
@@ -97,16 +123,23 @@ def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -
     for _ in range(bootstraps):
         weight = _resample(rng, readers)[c.reader] * _resample(rng, cases)[c.case]
         if weight.any():
-            drawn.append(strengths(win_matrix(c, weight)))
+            drawn.append(np.append(*strengths(c, weight)))
     samples = np.array(drawn)
     samples = samples[np.isfinite(samples).all(1)]
-    estimate = strengths(win_matrix(c))
+    estimate, side = strengths(c)
     low, high = np.percentile(samples, [2.5, 97.5], axis=0)
     pairs = {}
     for i, j in itertools.combinations(range(len(c.methods)), 2):
         bounds = np.percentile(samples[:, i] - samples[:, j], [2.5, 97.5])
         pairs[i, j] = (float(estimate[i] - estimate[j]), float(bounds[0]), float(bounds[1]))
-    return {"strength": estimate, "low": low, "high": high, "differences": pairs, "bootstraps": len(samples)}
+    return {
+        "strength": estimate,
+        "low": low[:-1],
+        "high": high[:-1],
+        "differences": pairs,
+        "side": (side, float(low[-1]), float(high[-1])),
+        "bootstraps": len(samples),
+    }
 
 
 def _resample(rng: np.random.Generator, count: int) -> ndarray:
@@ -119,7 +152,8 @@ def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str
     If no method were better, a reader would have pressed the same key with the sides swapped; the sides were
     drawn independently, so redrawing them gives the exact distribution, whatever the readers, the cases and a
     preference for a side. Statistic: squared net wins, each reader's mean side taken out. Pairs by Holm
-    (statsmodels). p counts the observed draw as one.
+    (statsmodels). p counts the observed draw as one. net: pair -> net wins of its first method in the test,
+    which may differ in sign from the raw wins.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -152,6 +186,7 @@ def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str
     return {
         "overall": overall,
         "pairs": {pair: (p, float(h)) for pair, p, h in zip(pairs, raw, holm, strict=True)},
+        "net": {pair: float(n) for pair, n in zip(pairs, observed[k:], strict=True)},
     }
 
 

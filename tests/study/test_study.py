@@ -305,6 +305,67 @@ def test_a_bias_to_one_side_is_not_a_preference() -> None:
     assert any("No difference" in line for line in said) and any("preferred a side" in line for line in said)
 
 
+def compared(methods: list[str], *tallies: tuple[int, int, int, int]) -> paired.Comparisons:
+    """tallies: (left, right, times that left won, times that right won); one reader, one case each."""
+    left, right, won = [], [], []
+    for i, j, wins, losses in tallies:
+        left += [i] * (wins + losses)
+        right += [j] * (wins + losses)
+        won += [1.0] * wins + [0.0] * losses
+    n = len(won)
+    return paired.Comparisons(
+        np.array(left), np.array(right), np.zeros(n, int), np.arange(n), np.array(won), methods
+    )
+
+
+def test_strengths_with_a_side_by_hand() -> None:
+    # Logit of 8:2 is strength + side, logit of 4:6 (b on the left) is side - strength.
+    strength, side = paired.strengths(compared(["a", "b"], (0, 1, 80, 20), (1, 0, 40, 60)))
+    up, down = np.log(80 / 20), np.log(40 / 60)
+    assert strength[0] - strength[1] == pytest.approx((up - down) / 2, abs=0.01)
+    assert side == pytest.approx((up + down) / 2, abs=0.01)
+    never_lost, _ = paired.strengths(compared(["a", "b"], (0, 1, 9, 0), (1, 0, 0, 9)))
+    assert 2 < never_lost[0] < 10  # large, but finite
+
+
+def test_without_a_side_strengths_are_those_of_choix() -> None:
+    choix = pytest.importorskip("choix")
+    # The same wins from either side: the side is 0.
+    tallies = [(0, 1, 7, 3), (1, 0, 3, 7), (0, 2, 9, 1), (2, 0, 1, 9), (1, 2, 5, 4), (2, 1, 4, 5)]
+    c = compared(["a", "b", "c"], *tallies)
+    strength, side = paired.strengths(c)
+    assert side == pytest.approx(0, abs=1e-7)
+    assert strength == pytest.approx(
+        choix.ilsr_pairwise_dense(paired.win_matrix(c), alpha=paired.ALPHA), abs=1e-5
+    )
+
+
+def test_a_side_seen_more_often_names_no_winner() -> None:
+    # b lies on the left nine times in ten, and readers press left: raw wins say b, within sides a is better.
+    c = compared(["a", "b"], (1, 0, 140, 40), (0, 1, 20, 0))
+    wins = paired.win_matrix(c)
+    assert wins[1, 0] > wins[0, 1]
+    strength, side = paired.strengths(c)
+    assert strength[0] > strength[1] and side > 1
+
+
+@pytest.mark.parametrize(
+    ("strength", "holm", "expected"),
+    [
+        ([1.0, 0.0, -1.0], (0.01, 0.01, 0.5), "Best: a."),
+        ([1.0, 0.0, -1.0], (0.2, 0.01, 0.01), "No single best method was shown."),
+        ([0.0, 1.0, -1.0], (0.01, 0.01, 0.5), "no order is given"),
+    ],
+)
+def test_a_best_method_is_named_only_where_the_test_supports_it(
+    strength: list[float], holm: tuple[float, ...], expected: str
+) -> None:
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    test = {"pairs": {p: (q, q) for p, q in zip(pairs, holm, strict=True)}, "net": dict.fromkeys(pairs, 3.0)}
+    found = {"bradley_terry": {"strength": np.array(strength)}, "test": test}
+    assert expected in analysis._order(found, list("abc"))
+
+
 def test_figures_of_small_tables_by_hand() -> None:
     def row(
         reader: int, position: int, left: str, right: str, answer: str, repeat_of: int | None = None
@@ -335,11 +396,7 @@ def test_figures_of_small_tables_by_hand() -> None:
     ]
     c = paired.comparisons(rows, ["a", "b"])
     assert paired.win_matrix(c).tolist() == [[0, 1.5], [0.5, 0]]
-    # With ties as halves the estimate is log(1.5 / 0.5), but for the little that ALPHA adds.
-    strength = paired.strengths(paired.win_matrix(c))
-    assert strength[0] - strength[1] == pytest.approx(np.log(3), abs=0.05)
     assert paired.agreement(rows)["within"] == {1: (1, 1), 2: (0, 1)}
-    assert paired.strengths(np.array([[0, 9.0], [0, 0]]))[0] < 10  # never lost: large, but finite
 
 
 def test_scales_and_power() -> None:
