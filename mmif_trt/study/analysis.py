@@ -44,9 +44,11 @@ def analyse(
     found: dict[str, Any] = {"readers": _readers(counted), "answers": len(counted), "paired": None}
     if len(compared.won):
         pairs = list(itertools.combinations(range(len(methods)), 2))
+        bradley_terry = paired.bradley_terry(compared, seed)
         found["paired"] = {
             "wins": paired.win_matrix(compared),
-            "bradley_terry": paired.bradley_terry(compared, seed),
+            "bradley_terry": bradley_terry,
+            "sides": dict(zip(compared.readers, bradley_terry["sides"].tolist(), strict=True)),
             "test": paired.randomisation(compared, seed),
             "side": paired.side_bias(compared),
             "agreement": paired.agreement(rows),
@@ -120,12 +122,12 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
             f"A (left) was chosen in {side['left']} of {side['decided']} decided answers "
             f"({100 * side['share']:.0f} %, 95 % interval {100 * side['low']:.0f} to "
             f"{100 * side['high']:.0f} %): "
-            + ("readers preferred a side." if biased else "no preference for a side was shown.")
+            + ("readers preferred a side." if biased else "no common preference for a side was shown.")
         )
-        log_odds, low, high = p["bradley_terry"]["side"]
+        odds = [f"{x:.2f}" for x in np.exp([min(p["sides"].values()), max(p["sides"].values())])]
         said.append(
-            f"Odds of A (left) between equal methods: {np.exp(log_odds):.2f} to 1 (95 % interval "
-            f"{np.exp(low):.2f} to {np.exp(high):.2f}); the strengths are free of it."
+            f"By reader, the estimated odds of A (left) between equal methods are "
+            f"{' to '.join(dict.fromkeys(odds))}; the strengths allow for them."
         )
     same, repeats = (
         (sum(n) for n in zip(*p["agreement"]["within"].values(), strict=True))
@@ -191,6 +193,7 @@ def page(store: Store, seed: int = 0) -> tuple[str, dict[str, Any]]:
         plots=_plots(found, methods),
         scales=SCALES,
         power_readers=power.READERS,
+        side_sd=f"{paired.SIDE_SD:g}",
         libraries={name: version(name) for name in LIBRARIES},
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,

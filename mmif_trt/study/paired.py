@@ -18,12 +18,16 @@ BOOTSTRAPS, DRAWS = 1000, 5000
 BLOCK = 4_000_000  # sides drawn at once
 # Regularisation, as in choix: keeps strengths finite if a method never lost.
 ALPHA = 0.01
+# Of readers' log-odds of a side: finite if a reader only pressed A. By simulation of 6 readers and 10 cases
+# with log-odds of 4, intervals cover in 0.94 of studies, and with an SD of 2 in 0.90.
+SIDE_SD = 3.0
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """left, right: methods; reader, case: all [N] indices from 0. won: [N], 1 left, 0 right, 0.5 equal."""
+    """left, right: methods; reader, case: all [N] indices from 0. won: [N], 1 left, 0 right, 0.5 equal.
+    readers: the study's number of each reader."""
 
     left: ndarray
     right: ndarray
@@ -31,6 +35,7 @@ class Comparisons:
     case: ndarray
     won: ndarray
     methods: list[str]
+    readers: list[int]
 
     @property
     def sides(self) -> ndarray:
@@ -60,6 +65,7 @@ def comparisons(rows: Sequence[Row], methods: list[str]) -> Comparisons:
         index("case", cases),
         won,
         methods,
+        readers,
     )
 
 
@@ -72,46 +78,50 @@ def win_matrix(c: Comparisons, weights: ndarray | None = None) -> ndarray:
     return wins
 
 
-def strengths(c: Comparisons, weights: ndarray | None = None) -> tuple[ndarray, float]:
-    """([methods] Bradley-Terry log-odds with mean 0, the side's log-odds). nan if it does not converge.
+def strengths(c: Comparisons, weights: ndarray | None = None) -> tuple[ndarray, ndarray]:
+    """([methods] Bradley-Terry log-odds with mean 0, [readers] each reader's log-odds of A). nan if it does
+    not converge.
 
-    Davidson and Beaver (1977): log-odds that the left of i and j wins = strength i - strength j + side. Ties
-    count half a win each. The maximum of the likelihood by Newton's method. With the side held at 0 the
-    strengths are those of choix (I-LSR), whose alpha is the penalty ALPHA methods sum(theta - exp theta).
+    Davidson and Beaver (1977), a side for each reader: log-odds that reader r prefers i on the left to j =
+    strength i - strength j + side r; ties count half a win each. The maximum of the likelihood with a normal
+    prior on the sides (SIDE_SD), by Newton's method. Without sides the strengths are those of choix (I-LSR),
+    whose alpha is the penalty ALPHA methods sum(theta - exp theta).
     """
     weights = np.ones(len(c.won)) if weights is None else weights
-    k = len(c.methods)
-    pair = c.left * k + c.right
-    total = np.bincount(pair, weights, k * k)
-    used = np.flatnonzero(total)
-    won, total = np.bincount(pair, weights * c.won, k * k)[used], total[used]
-    eye = np.eye(k)
-    design = np.column_stack([eye[used // k] - eye[used % k], np.ones(len(used))])
+    k, readers = len(c.methods), int(c.reader.max()) + 1
+    cell, shape = (c.reader * k + c.left) * k + c.right, (readers, k, k)
+    total = np.bincount(cell, weights, readers * k * k).reshape(shape)  # [reader, left, right]
+    won = np.bincount(cell, weights * c.won, readers * k * k).reshape(shape)
 
-    def value(x: ndarray) -> float:
-        odds = design @ x
-        fit = won @ odds - total @ np.logaddexp(0, odds)
-        return float(fit + ALPHA * k * ((x[:k] - np.exp(x[:k])).sum() - x[k] ** 2 / 2))
+    def value(theta: ndarray, side: ndarray) -> float:
+        odds = theta[:, None] - theta + side[:, None, None]
+        prior = ALPHA * k * (theta - np.exp(theta)).sum() - (side**2).sum() / SIDE_SD**2 / 2
+        return float((won * odds - total * np.logaddexp(0, odds)).sum() + prior)
 
-    x = np.zeros(k + 1)
+    theta, side = np.zeros(k), np.zeros(readers)
     for _ in range(100):
-        p = 1 / (1 + np.exp(-(design @ x)))
-        slope = design.T @ (won - total * p) + ALPHA * k * np.append(1 - np.exp(x[:k]), -x[k])
-        curve = design.T @ ((total * p * (1 - p))[:, None] * design)
-        curve += ALPHA * k * np.diag(np.append(np.exp(x[:k]), 1.0))
-        step = np.linalg.solve(curve, slope)
-        if np.abs(step).max() < 1e-8:
-            return x[:k] - x[:k].mean(), float(x[k])
-        before = value(x)
-        step *= min(1.0, 3 / np.abs(step).max())
-        while value(x + step) < before - 1e-9:  # concave: a shorter step always gains
-            step /= 2
-        x = x + step
-    return np.full(k, np.nan), np.nan
+        p = 1 / (1 + np.exp(-(theta[:, None] - theta + side[:, None, None])))
+        left, curve = won - total * p, total * p * (1 - p)
+        slope = left.sum((0, 2)) - left.sum((0, 1)) + ALPHA * k * (1 - np.exp(theta))
+        slope_side = left.sum((1, 2)) - side / SIDE_SD**2
+        # The Hessian in blocks: methods, methods by readers, and readers, who have no part of it in common.
+        mutual = curve.sum(0) + curve.sum(0).T
+        both, own = curve.sum(2) - curve.sum(1), curve.sum((1, 2)) + 1 / SIDE_SD**2
+        block = np.diag(mutual.sum(0) + ALPHA * k * np.exp(theta)) - mutual - both.T @ (both / own[:, None])
+        step = np.linalg.solve(block, slope - both.T @ (slope_side / own))
+        step_side = (slope_side - both @ step) / own
+        largest = max(np.abs(step).max(), np.abs(step_side).max())
+        if largest < 1e-8:
+            return theta - theta.mean(), side
+        before, share = value(theta, side), min(1.0, 3 / largest)
+        while value(theta + share * step, side + share * step_side) < before - 1e-9:
+            share /= 2  # concave: a shorter step gains
+        theta, side = theta + share * step, side + share * step_side
+    return np.full(k, np.nan), np.full(readers, np.nan)
 
 
 def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> dict[str, Any]:
-    """Strengths, 95 % intervals, intervals of each difference, and side: (log-odds, low, high).
+    """Strengths, 95 % intervals, intervals of each difference, and sides: [readers] log-odds of A.
 
     Bootstrap over readers and over cases at once (Owen, 2007, the pigeonhole bootstrap): it speaks for
     readers and cases like these, and errs towards wide. With one reader or one case only the other is
@@ -123,10 +133,10 @@ def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -
     for _ in range(bootstraps):
         weight = _resample(rng, readers)[c.reader] * _resample(rng, cases)[c.case]
         if weight.any():
-            drawn.append(np.append(*strengths(c, weight)))
+            drawn.append(strengths(c, weight)[0])
     samples = np.array(drawn)
     samples = samples[np.isfinite(samples).all(1)]
-    estimate, side = strengths(c)
+    estimate, sides = strengths(c)
     low, high = np.percentile(samples, [2.5, 97.5], axis=0)
     pairs = {}
     for i, j in itertools.combinations(range(len(c.methods)), 2):
@@ -134,10 +144,10 @@ def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -
         pairs[i, j] = (float(estimate[i] - estimate[j]), float(bounds[0]), float(bounds[1]))
     return {
         "strength": estimate,
-        "low": low[:-1],
-        "high": high[:-1],
+        "low": low,
+        "high": high,
         "differences": pairs,
-        "side": (side, float(low[-1]), float(high[-1])),
+        "sides": sides,
         "bootstraps": len(samples),
     }
 
