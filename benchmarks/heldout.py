@@ -155,6 +155,12 @@ def score(args: argparse.Namespace) -> None:
         name, _, files = told.partition("=")
         if not files:
             raise InputError(f"{told}: expected NAME=CHECKPOINT")
+        for path in (term.rpartition("*")[2] for term in files.split("+")):
+            if not Path(path).is_file():
+                raise InputError(
+                    f"NAME=CHECKPOINT {told}: {path!r} is not a file; expected a checkpoint of "
+                    "train/fusion.py or a released .safetensors"
+                )
         methods[name] = fuse_of(files)
     report = load(args.out)
     for name in SETS:

@@ -7,19 +7,22 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from mmif_trt import label, runtimes
+from mmif_trt.given import ValueRange, as_image, as_registration, as_tensor
 from mmif_trt.image import DTYPE_RANGE, CardImage, Image, InputError, Picture, as_array, is_tensor
 from mmif_trt.stages import colour, normalise, tiling
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mmif_trt.given import Given, GivenToFuse, Named, OnCard, Pixels, Tensor
     from mmif_trt.stages.geometry import Stated
     from mmif_trt.volume import Fused, Options
 
-ValueRange = tuple[float, float]
 _WIDTH = list(DTYPE_RANGE)  # uint8 < uint16 < float32: the result has the wider type
 _loading: dict[int, threading.Lock] = {}  # per process: a fork may copy one that another thread holds
 
@@ -144,9 +147,19 @@ class Fuser:
             if not isinstance(image, Image):
                 kind = type(image).__name__
                 raise InputError(f"{name}: {kind}; expected an mmif_trt.Image, such as mmif_trt.read(path)")
-        options = replace(options, registration=_as_registration(options.registration, a, b))
+        options = replace(options, registration=as_registration(options.registration, a, b))
         return volume.fuse(self.runtime.infer, a, b, options, self.runtime.streams, on_slice, self.network)
 
+    @overload
+    def __call__(self, a: Named, b: Any, **options: Unpack[Given]) -> Image: ...
+    @overload
+    def __call__(self, a: Any, b: Named, **options: Unpack[Given]) -> Image: ...
+    @overload
+    def __call__(self, a: np.ndarray, b: Pixels, **options: Unpack[Given]) -> np.ndarray: ...
+    @overload
+    def __call__(self, a: Tensor, b: Pixels, **options: Unpack[Given]) -> Tensor: ...
+    @overload
+    def __call__(self, a: OnCard, b: Pixels, **options: Unpack[Given]) -> Any: ...
     def __call__(
         self,
         a: Any,
@@ -176,7 +189,7 @@ class Fuser:
             "percentiles_b": percentiles_b,
         }
         if any(isinstance(x, (str, os.PathLike, Image)) for x in (a, b)):
-            image_a, image_b = _as_image(a, "a", range_a), _as_image(b, "b", range_b)
+            image_a, image_b = as_image(a, "a", range_a), as_image(b, "b", range_b)
             if image_a.is_volume or image_b.is_volume:
                 ranges = {"value_range_a": range_a, "value_range_b": range_b}
                 return self.fuse_volumes(image_a, image_b, _options(**options, **ranges)).image
@@ -187,10 +200,10 @@ class Fuser:
         on_card = getattr(self.runtime, "fuse_on_card", None)
         fused = on_card(a, b, range_a, range_b) if on_card else None
         if fused is not None:
-            return _as_tensor(fused, a) if is_tensor(a) else fused
+            return as_tensor(fused, a) if is_tensor(a) else fused
         array_a, array_b = as_array(a, "a"), as_array(b, "b")
         fused = self._fuse_arrays(array_a, array_b, range_a, range_b)
-        return fused if isinstance(a, np.ndarray) else _as_tensor(fused, a)
+        return fused if isinstance(a, np.ndarray) else as_tensor(fused, a)
 
     def _fuse_arrays(
         self, a: np.ndarray, b: np.ndarray, range_a: ValueRange | None, range_b: ValueRange | None
@@ -212,6 +225,16 @@ class Fuser:
         return np.stack([image.data for image in images])
 
 
+@overload
+def fuse(a: Named, b: Any, **options: Unpack[GivenToFuse]) -> Image: ...
+@overload
+def fuse(a: Any, b: Named, **options: Unpack[GivenToFuse]) -> Image: ...
+@overload
+def fuse(a: np.ndarray, b: Pixels, **options: Unpack[GivenToFuse]) -> np.ndarray: ...
+@overload
+def fuse(a: Tensor, b: Pixels, **options: Unpack[GivenToFuse]) -> Tensor: ...
+@overload
+def fuse(a: OnCard, b: Pixels, **options: Unpack[GivenToFuse]) -> Any: ...
 def fuse(
     a: Any,
     b: Any,
@@ -294,34 +317,6 @@ def _grey_unit(a: Image) -> np.ndarray:
             )
         a = a.with_data(a.data[..., 0])
     return normalise.to_unit(a)
-
-
-def _as_image(x: Any, name: str, value_range: ValueRange | None) -> Image:
-    if isinstance(x, (str, os.PathLike)):
-        from mmif_trt.io import read
-
-        x = read(x)
-    if isinstance(x, Image):
-        return x if value_range is None else x.with_data(x.data, value_range=value_range)
-    return Image(as_array(x, name), value_range, source=name)
-
-
-def _as_registration(x: Any, a: Image, b: Image) -> Any:
-    from mmif_trt import io
-    from mmif_trt.stages import geometry
-
-    if isinstance(x, np.ndarray):
-        return geometry.Stated(x)
-    if isinstance(x, (str, os.PathLike)) and x not in geometry.REGISTRATIONS and os.path.isfile(x):
-        return geometry.Stated(*io.read_registration(x, a, b))
-    return x
-
-
-def _as_tensor(fused: Any, like: Any) -> Any:
-    """A host array, or one on the GPU without a copy, as a tensor on `like`'s device."""
-    import torch  # `like` is a tensor: torch is here
-
-    return torch.as_tensor(fused, device=like.device)
 
 
 def _is_batch(x: np.ndarray) -> bool:

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stages", "weights", "ops", "overwriting", "storage"),
     ("models", "io", "label"),
     ("runtimes", "samples", "dicomweb"),
-    ("volume",),
+    ("volume", "given"),
     ("fuser", "view"),
     ("measure", "folders", "clinical"),
     ("train", "report", "node", "cluster", "plugin"),

@@ -12,6 +12,7 @@ import numpy as np
 from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.stages import colour
+from mmif_trt.stages.tiling import MULTIPLE_PX
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # In order of preference: (module of ours, module it needs, how to install that).
@@ -106,11 +107,16 @@ def golden(network: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def stacked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What `Runtime.infer` is given, as the network reads it: [B, 1, H, W] and [B, 2, H, W] float32. Raises
-    InputError for shapes that do not match."""
+    InputError for shapes that do not match, and for sides off the grid of windows."""
     planes = b.shape[:-2] == (*a.shape[:-2], 2)
     if b.shape[-2:] != a.shape[-2:] or not (planes or b.shape == a.shape):
         raise InputError(
             f"a has shape {a.shape} and b {b.shape}; expected b as a, or with two planes [2, H, W]"
+        )
+    if any(side % MULTIPLE_PX or not side for side in a.shape[-2:]):
+        raise InputError(
+            f"a has shape {a.shape}; expected sides that are multiples of {MULTIPLE_PX}, or mmif_trt.fuse, "
+            "which pads"
         )
     a = np.ascontiguousarray(a, np.float32).reshape(-1, 1, *a.shape[-2:])
     b = np.ascontiguousarray(b, np.float32).reshape(len(a), 2 if planes else 1, *b.shape[-2:])

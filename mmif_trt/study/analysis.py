@@ -28,7 +28,6 @@ LIBRARIES = (
     "statsmodels",
     "scikit-posthocs",
     "krippendorff",
-    "choix",
     "pingouin",
     "numpy",
     "matplotlib",
@@ -45,9 +44,11 @@ def analyse(
     found: dict[str, Any] = {"readers": _readers(counted), "answers": len(counted), "paired": None}
     if len(compared.won):
         pairs = list(itertools.combinations(range(len(methods)), 2))
+        bradley_terry = paired.bradley_terry(compared, seed)
         found["paired"] = {
             "wins": paired.win_matrix(compared),
-            "bradley_terry": paired.bradley_terry(compared, seed),
+            "bradley_terry": bradley_terry,
+            "sides": dict(zip(compared.readers, bradley_terry["sides"].tolist(), strict=True)),
             "test": paired.randomisation(compared, seed),
             "side": paired.side_bias(compared),
             "agreement": paired.agreement(rows),
@@ -97,10 +98,9 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
     p = found["paired"]
     if p is None:
         return [*said, "No comparison has been answered."]
-    best = [methods[i] for i in np.argsort(-p["bradley_terry"]["strength"])]
     overall = p["test"]["overall"]
     if overall < LEVEL:
-        said.append(f"The methods differ ({p_text(overall)}). Order, best first: {', '.join(best)}.")
+        said.append(f"The methods differ ({p_text(overall)}). {_order(p, methods)}")
     else:
         said.append(
             f"No difference between the methods was shown ({p_text(overall)}); this does not prove equality."
@@ -109,8 +109,10 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
         wins, equal, losses = p["tally"][i, j]
         if not wins + equal + losses:
             continue
-        a, b = (i, j) if wins >= losses else (j, i)
-        counts = f"{max(wins, losses)} to {min(wins, losses)}, {equal} equal; {p_text(holm)} after Holm"
+        first = p["test"]["net"][i, j] >= 0  # raw wins may point the other way under a preference for a side
+        a, b = (i, j) if first else (j, i)
+        more, less = (wins, losses) if first else (losses, wins)
+        counts = f"{more} to {less}, {equal} equal; {p_text(holm)} after Holm"
         verdict = "was preferred to" if overall < LEVEL and holm < LEVEL else "was not shown to differ from"
         said.append(f"{methods[a]} {verdict} {methods[b]} ({counts}).")
     side = p["side"]
@@ -120,7 +122,12 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
             f"A (left) was chosen in {side['left']} of {side['decided']} decided answers "
             f"({100 * side['share']:.0f} %, 95 % interval {100 * side['low']:.0f} to "
             f"{100 * side['high']:.0f} %): "
-            + ("readers preferred a side." if biased else "no preference for a side was shown.")
+            + ("readers preferred a side." if biased else "no common preference for a side was shown.")
+        )
+        odds = [f"{x:.2f}" for x in np.exp([min(p["sides"].values()), max(p["sides"].values())])]
+        said.append(
+            f"By reader, the estimated odds of A (left) between equal methods are "
+            f"{' to '.join(dict.fromkeys(odds))}; the strengths allow for them."
         )
     same, repeats = (
         (sum(n) for n in zip(*p["agreement"]["within"].values(), strict=True))
@@ -130,6 +137,20 @@ def sentences(found: dict[str, Any], methods: list[str]) -> list[str]:
     if repeats:
         said.append(f"Shown the same pair again, readers gave the same answer {same} of {repeats} times.")
     return said
+
+
+def _order(p: dict[str, Any], methods: list[str]) -> str:
+    """The estimated order, and a best method only where the test supports it against every other."""
+    strength, test = p["bradley_terry"]["strength"], p["test"]
+    shown = [
+        pair if test["net"][pair] > 0 else pair[::-1] for pair, q in test["pairs"].items() if q[1] < LEVEL
+    ]
+    if not all(strength[a] > strength[b] for a, b in shown):
+        return "The estimated strengths and the test disagree on a pair, so no order is given."
+    order = np.argsort(-strength)
+    best = methods[order[0]] if sum(a == order[0] for a, _ in shown) == len(methods) - 1 else None
+    line = f"Estimated order, highest first: {', '.join(methods[i] for i in order)}. "
+    return line + (f"Best: {best}." if best else "No single best method was shown.")
 
 
 def cautions(found: dict[str, Any]) -> list[str]:
@@ -172,6 +193,7 @@ def page(store: Store, seed: int = 0) -> tuple[str, dict[str, Any]]:
         plots=_plots(found, methods),
         scales=SCALES,
         power_readers=power.READERS,
+        side_sd=f"{paired.SIDE_SD:g}",
         libraries={name: version(name) for name in LIBRARIES},
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,

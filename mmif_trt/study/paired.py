@@ -16,14 +16,18 @@ from numpy import ndarray
 
 BOOTSTRAPS, DRAWS = 1000, 5000
 BLOCK = 4_000_000  # sides drawn at once
-# Regularisation (choix, alpha): keeps strengths finite if a method never lost.
+# Regularisation, as in choix: keeps strengths finite if a method never lost.
 ALPHA = 0.01
+# Of readers' log-odds of a side: finite if a reader only pressed A. By simulation of 6 readers and 10 cases
+# with log-odds of 4, intervals cover in 0.94 of studies, and with an SD of 2 in 0.90.
+SIDE_SD = 3.0
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """left, right: methods; reader, case: all [N] indices from 0. won: [N], 1 left, 0 right, 0.5 equal."""
+    """left, right: methods; reader, case: all [N] indices from 0. won: [N], 1 left, 0 right, 0.5 equal.
+    readers: the study's number of each reader."""
 
     left: ndarray
     right: ndarray
@@ -31,6 +35,7 @@ class Comparisons:
     case: ndarray
     won: ndarray
     methods: list[str]
+    readers: list[int]
 
     @property
     def sides(self) -> ndarray:
@@ -60,6 +65,7 @@ def comparisons(rows: Sequence[Row], methods: list[str]) -> Comparisons:
         index("case", cases),
         won,
         methods,
+        readers,
     )
 
 
@@ -72,20 +78,50 @@ def win_matrix(c: Comparisons, weights: ndarray | None = None) -> ndarray:
     return wins
 
 
-def strengths(wins: ndarray) -> ndarray:
-    """[methods] Bradley-Terry log-odds with mean 0 (choix, I-LSR, ties half). nan if it does not
-    converge.
-    """
-    import choix
+def strengths(c: Comparisons, weights: ndarray | None = None) -> tuple[ndarray, ndarray]:
+    """([methods] Bradley-Terry log-odds with mean 0, [readers] each reader's log-odds of A). nan if it does
+    not converge.
 
-    try:
-        return np.asarray(choix.ilsr_pairwise_dense(wins, alpha=ALPHA))
-    except (RuntimeError, ValueError):
-        return np.full(len(wins), np.nan)
+    Davidson and Beaver (1977), a side for each reader: log-odds that reader r prefers i on the left to j =
+    strength i - strength j + side r; ties count half a win each. The maximum of the likelihood with a normal
+    prior on the sides (SIDE_SD), by Newton's method. Without sides the strengths are those of choix (I-LSR),
+    whose alpha is the penalty ALPHA methods sum(theta - exp theta).
+    """
+    weights = np.ones(len(c.won)) if weights is None else weights
+    k, readers = len(c.methods), int(c.reader.max()) + 1
+    cell, shape = (c.reader * k + c.left) * k + c.right, (readers, k, k)
+    total = np.bincount(cell, weights, readers * k * k).reshape(shape)  # [reader, left, right]
+    won = np.bincount(cell, weights * c.won, readers * k * k).reshape(shape)
+
+    def value(theta: ndarray, side: ndarray) -> float:
+        odds = theta[:, None] - theta + side[:, None, None]
+        prior = ALPHA * k * (theta - np.exp(theta)).sum() - (side**2).sum() / SIDE_SD**2 / 2
+        return float((won * odds - total * np.logaddexp(0, odds)).sum() + prior)
+
+    theta, side = np.zeros(k), np.zeros(readers)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-(theta[:, None] - theta + side[:, None, None])))
+        left, curve = won - total * p, total * p * (1 - p)
+        slope = left.sum((0, 2)) - left.sum((0, 1)) + ALPHA * k * (1 - np.exp(theta))
+        slope_side = left.sum((1, 2)) - side / SIDE_SD**2
+        # The Hessian in blocks: methods, methods by readers, and readers, who have no part of it in common.
+        mutual = curve.sum(0) + curve.sum(0).T
+        both, own = curve.sum(2) - curve.sum(1), curve.sum((1, 2)) + 1 / SIDE_SD**2
+        block = np.diag(mutual.sum(0) + ALPHA * k * np.exp(theta)) - mutual - both.T @ (both / own[:, None])
+        step = np.linalg.solve(block, slope - both.T @ (slope_side / own))
+        step_side = (slope_side - both @ step) / own
+        largest = max(np.abs(step).max(), np.abs(step_side).max())
+        if largest < 1e-8:
+            return theta - theta.mean(), side
+        before, share = value(theta, side), min(1.0, 3 / largest)
+        while value(theta + share * step, side + share * step_side) < before - 1e-9:
+            share /= 2  # concave: a shorter step gains
+        theta, side = theta + share * step, side + share * step_side
+    return np.full(k, np.nan), np.full(readers, np.nan)
 
 
 def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> dict[str, Any]:
-    """Strengths, 95 % intervals, and intervals of each difference.
+    """Strengths, 95 % intervals, intervals of each difference, and sides: [readers] log-odds of A.
 
     Bootstrap over readers and over cases at once (Owen, 2007, the pigeonhole bootstrap): it speaks for
     readers and cases like these, and errs towards wide. With one reader or one case only the other is
@@ -97,16 +133,23 @@ def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -
     for _ in range(bootstraps):
         weight = _resample(rng, readers)[c.reader] * _resample(rng, cases)[c.case]
         if weight.any():
-            drawn.append(strengths(win_matrix(c, weight)))
+            drawn.append(strengths(c, weight)[0])
     samples = np.array(drawn)
     samples = samples[np.isfinite(samples).all(1)]
-    estimate = strengths(win_matrix(c))
+    estimate, sides = strengths(c)
     low, high = np.percentile(samples, [2.5, 97.5], axis=0)
     pairs = {}
     for i, j in itertools.combinations(range(len(c.methods)), 2):
         bounds = np.percentile(samples[:, i] - samples[:, j], [2.5, 97.5])
         pairs[i, j] = (float(estimate[i] - estimate[j]), float(bounds[0]), float(bounds[1]))
-    return {"strength": estimate, "low": low, "high": high, "differences": pairs, "bootstraps": len(samples)}
+    return {
+        "strength": estimate,
+        "low": low,
+        "high": high,
+        "differences": pairs,
+        "sides": sides,
+        "bootstraps": len(samples),
+    }
 
 
 def _resample(rng: np.random.Generator, count: int) -> ndarray:
@@ -119,7 +162,8 @@ def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str
     If no method were better, a reader would have pressed the same key with the sides swapped; the sides were
     drawn independently, so redrawing them gives the exact distribution, whatever the readers, the cases and a
     preference for a side. Statistic: squared net wins, each reader's mean side taken out. Pairs by Holm
-    (statsmodels). p counts the observed draw as one.
+    (statsmodels). p counts the observed draw as one. net: pair -> net wins of its first method in the test,
+    which may differ in sign from the raw wins.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -152,6 +196,7 @@ def randomisation(c: Comparisons, seed: int = 0, draws: int = DRAWS) -> dict[str
     return {
         "overall": overall,
         "pairs": {pair: (p, float(h)) for pair, p, h in zip(pairs, raw, holm, strict=True)},
+        "net": {pair: float(n) for pair, n in zip(pairs, observed[k:], strict=True)},
     }
 
 

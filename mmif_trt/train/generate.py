@@ -56,8 +56,7 @@ def sample(
     denoiser, "bf16" or "fp32".
     Raises InputError for a number of steps outside STEPS.
     """
-    if steps != 1 and not STEPS[0] <= steps <= STEPS[1]:
-        raise InputError(f"steps {steps}; expected 1, and {STEPS[0]} to {STEPS[1]}")
+    check_steps(steps)
     halves = list(noise.chunk(2, 1))
     alone = None if given is None else halves[given[0]]
     if given is not None:
@@ -202,7 +201,13 @@ def write_sheets(
             raise OSError(f"{path}: cannot be written")
 
 
+def check_steps(steps: int) -> None:
+    if steps != 1 and not STEPS[0] <= steps <= STEPS[1]:
+        raise InputError(f"steps {steps}; expected 1, or {STEPS[0]} to {STEPS[1]}")
+
+
 def run(given: argparse.Namespace) -> Path:
+    check_steps(given.steps)  # before minutes of reading
     sets = data.read_sets(given.data, given.split, given.decode)
     if (given.autoencoder is None) != (given.diffusion is None):
         raise InputError("--autoencoder or --diffusion alone; expected both of one training, or neither")

@@ -62,3 +62,10 @@ def test_a_row_covers_the_held_out_cases(
     (tmp_path / "data/mri-ct/train/mri/case37_1.png").unlink()
     assert heldout.main(["score", "--data", str(tmp_path / "data"), f"ours={RELEASED}", *out]) == 2
     assert "expected the cases held out" in capsys.readouterr().err
+
+
+def test_a_missing_checkpoint_is_named_with_its_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    told = f"ours=0.5*{RELEASED}+0.5*missing.safetensors"
+    assert heldout.main(["score", "--data", "none", told]) == 2
+    said = capsys.readouterr().err
+    assert told in said and "'missing.safetensors' is not a file; expected a checkpoint" in said

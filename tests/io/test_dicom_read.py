@@ -215,9 +215,11 @@ def broken(kind: str, folder: Path) -> Path:
     elif kind == "monochrome1":
         for part in parts:
             part.PhotometricInterpretation = "MONOCHROME1"
-    elif kind == "empty":
+    elif kind in ("empty", "pictures"):
         parts = []
     write_series(folder, parts)
+    if kind == "pictures":
+        (folder / "case1.png").write_bytes(b"any")
     if kind == "truncated":
         path = sorted(folder.iterdir())[3]
         path.write_bytes(path.read_bytes()[:-1000])
@@ -238,7 +240,8 @@ BROKEN = {
     "announced": "announces",
     "slope": "rescale slope",
     "monochrome1": "MONOCHROME1",
-    "empty": "without DICOM files",
+    "empty": "without DICOM files; expected one with a series",
+    "pictures": "expected one with a series, or a file in place of the folder",
     "truncated": "announced: truncated",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -116,6 +117,16 @@ def test_sizes(form: Form, runtime: str) -> None:
     model = released(form)
     for height, width in ((16, 16), (17, 45), (64, 96), (33, 16)):
         check(form, *pair(form, height, width), RUNS[runtime], model)
+
+
+def test_what_runtimes_do_below_the_smallest_size() -> None:
+    """As docs/guides/integrators.md says. Not OpenVINO under 9 px: with one thread it may crash."""
+    model = released(Form("uint8", "grey"))
+    for side in (1, 8, 9, 15):
+        x = np.zeros((1, 1, side, side), np.uint8)
+        for run in RUNS.values() if side >= 9 else [by_onnxruntime]:
+            with contextlib.nullcontext() if side >= 9 else pytest.raises(Exception, match="Pad reflect"):
+                assert run(model, {"a": x, "b": x}).shape == x.shape
 
 
 def test_a_range_that_does_not_begin_at_zero() -> None:

@@ -52,6 +52,13 @@ def rand(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
 
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+@pytest.mark.parametrize("shape", [(1, 1), (15, 15), (16, 16), (2, 32, 31), (32, 0)])
+def test_sides_off_the_grid_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="multiples of 32, or mmif_trt.fuse, which pads"):
+        runtimes.load(name, "fp32", 1).infer(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+
 # The same numbers everywhere
 
 

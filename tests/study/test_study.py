@@ -277,6 +277,7 @@ def test_analysis_recovers_what_was_planted() -> None:
     assert (bt["low"] <= planted).all() and (planted <= bt["high"]).all()
     for (i, j), (_, low, high) in bt["differences"].items():
         assert low <= planted[i] - planted[j] <= high and high < 0
+    assert bt["sides"].mean() == pytest.approx(PLANTED.side_bias, abs=0.25)
     _, low, high = paired.side_bias(c)["log_odds"]
     assert low <= PLANTED.side_bias <= high and low > 0
     test = paired.randomisation(c)
@@ -301,8 +302,102 @@ def test_a_bias_to_one_side_is_not_a_preference() -> None:
     found = analysis.analyse(
         [{**row, "role": None, "years": None, "seconds": 5.0, "too_fast": 0} for row in rows], methods, []
     )
+    assert list(found["paired"]["sides"]) == list(range(10)) and min(found["paired"]["sides"].values()) > 1
     said = analysis.sentences(found, methods)
     assert any("No difference" in line for line in said) and any("preferred a side" in line for line in said)
+
+
+def compared(methods: list[str], *tallies: tuple[int, int, int, int, int]) -> paired.Comparisons:
+    """tallies: (reader, left, right, times that left won, times that right won); one case each."""
+    table = [
+        (reader, left, right, answer)
+        for reader, left, right, wins, losses in tallies
+        for answer in [1.0] * wins + [0.0] * losses
+    ]
+    reader, left, right, won = (np.array(column) for column in zip(*table, strict=True))
+    readers = sorted(set(reader.tolist()))
+    return paired.Comparisons(left, right, reader, np.arange(len(won)), won, methods, readers)
+
+
+def test_strengths_with_a_side_by_hand() -> None:
+    # Logit of 8:2 is strength + side, logit of 4:6 (b on the left) is side - strength.
+    strength, (side,) = paired.strengths(compared(["a", "b"], (0, 0, 1, 800, 200), (0, 1, 0, 400, 600)))
+    up, down = np.log(80 / 20), np.log(40 / 60)
+    assert strength[0] - strength[1] == pytest.approx((up - down) / 2, abs=0.01)
+    assert side == pytest.approx((up + down) / 2, abs=0.01)
+    never_lost, _ = paired.strengths(compared(["a", "b"], (0, 0, 1, 9, 0), (0, 1, 0, 0, 9)))
+    assert 2 < never_lost[0] < 10  # large, but finite
+    # A reader who only presses A says nothing of methods; his side is where the likelihood meets the prior.
+    strength, (side,) = paired.strengths(compared(["a", "b"], (0, 0, 1, 9, 0), (0, 1, 0, 9, 0)))
+    assert strength == pytest.approx(0, abs=1e-7)
+    assert 18 / (1 + np.exp(side)) == pytest.approx(side / paired.SIDE_SD**2)
+
+
+def test_without_a_side_strengths_are_those_of_choix() -> None:
+    choix = pytest.importorskip("choix", reason="needs choix: pip install 'mmif-trt[dev]'")
+    # The same wins from either side: the side of both readers is 0.
+    tallies = [
+        (0, 0, 1, 7, 3),
+        (0, 1, 0, 3, 7),
+        (0, 0, 2, 9, 1),
+        (0, 2, 0, 1, 9),
+        (1, 1, 2, 5, 4),
+        (1, 2, 1, 4, 5),
+    ]
+    c = compared(["a", "b", "c"], *tallies)
+    strength, sides = paired.strengths(c)
+    assert sides == pytest.approx(0, abs=1e-7)
+    assert strength == pytest.approx(
+        choix.ilsr_pairwise_dense(paired.win_matrix(c), alpha=paired.ALPHA), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("a", [0, 1])
+@pytest.mark.parametrize("opposed", [False, True])
+def test_a_side_seen_more_often_names_no_winner(opposed: bool, a: int) -> None:
+    b = 1 - a
+    # b lies nine times in ten where the reader presses: raw wins say b, within sides a is better.
+    tallies = [(0, b, a, 140, 40), (0, a, b, 20, 0)]
+    if opposed:  # the other reader presses right; a side common to both would be 0
+        tallies += [(1, a, b, 40, 140), (1, b, a, 0, 20)]
+    c = compared([*("ab" if a == 0 else "ba")], *tallies)
+    wins = paired.win_matrix(c)
+    assert wins[b, a] > wins[a, b]
+    strength, sides = paired.strengths(c)
+    assert strength[a] > strength[b] and sides[0] > 1
+    assert not opposed or sides[1] == pytest.approx(-sides[0])
+    test = paired.randomisation(c)
+    assert test["net"][0, 1] * (b - a) == pytest.approx(32 if opposed else 16)
+    p = {
+        "bradley_terry": {"strength": strength},
+        "sides": dict(zip(c.readers, sides, strict=True)),
+        "test": test,
+        "side": paired.side_bias(c),
+        "agreement": {"within": {}},
+        "tally": {(0, 1): analysis._tally(c, 0, 1)},
+    }
+    said = " ".join(analysis.sentences({"readers": [], "paired": p}, c.methods))
+    assert ("a was not shown to differ from b (60 to 140", "(120 to 280")[opposed] in said
+    odds = [f"{x:.2f}" for x in np.exp(np.sort(sides))]
+    assert f"equal methods are {' to '.join(odds)}; " in said
+
+
+@pytest.mark.parametrize(
+    ("strength", "holm", "net", "expected"),
+    [
+        ([1.0, 0.0, -1.0], (0.01, 0.01, 0.5), 3.0, "Best: a."),
+        ([-1.0, 0.0, 1.0], (0.5, 0.01, 0.01), -3.0, "Best: c."),
+        ([1.0, 0.0, -1.0], (0.2, 0.01, 0.01), 3.0, "No single best method was shown."),
+        ([0.0, 1.0, -1.0], (0.01, 0.01, 0.5), 3.0, "no order is given"),
+    ],
+)
+def test_a_best_method_is_named_only_where_the_test_supports_it(
+    strength: list[float], holm: tuple[float, ...], net: float, expected: str
+) -> None:
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    test = {"pairs": {p: (q, q) for p, q in zip(pairs, holm, strict=True)}, "net": dict.fromkeys(pairs, net)}
+    found = {"bradley_terry": {"strength": np.array(strength)}, "test": test}
+    assert expected in analysis._order(found, list("abc"))
 
 
 def test_figures_of_small_tables_by_hand() -> None:
@@ -335,11 +430,7 @@ def test_figures_of_small_tables_by_hand() -> None:
     ]
     c = paired.comparisons(rows, ["a", "b"])
     assert paired.win_matrix(c).tolist() == [[0, 1.5], [0.5, 0]]
-    # With ties as halves the estimate is log(1.5 / 0.5), but for the little that ALPHA adds.
-    strength = paired.strengths(paired.win_matrix(c))
-    assert strength[0] - strength[1] == pytest.approx(np.log(3), abs=0.05)
     assert paired.agreement(rows)["within"] == {1: (1, 1), 2: (0, 1)}
-    assert paired.strengths(np.array([[0, 9.0], [0, 0]]))[0] < 10  # never lost: large, but finite
 
 
 def test_scales_and_power() -> None:

@@ -200,8 +200,16 @@ def test_one_step_gives_the_mean_of_the_distribution() -> None:
 
 @pytest.mark.parametrize("steps", [0, 2, 9, 51])
 def test_steps_are_1_or_10_to_50(steps: int) -> None:
-    with pytest.raises(InputError, match=rf"steps {steps}; expected 1, and 10 to 50"):
+    with pytest.raises(InputError, match=rf"steps {steps}; expected 1, or 10 to 50"):
         generate.sample(Oracle(normal(1, 8, 4, 4)), normal(1, 8, 4, 4), "ct", None, steps)  # type: ignore[arg-type]
+
+
+def test_steps_are_refused_before_any_data_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate.data, "read_sets", lambda *_: pytest.fail("the data were read"))
+    assert generate.main(["--data", "none", "--out", "none", "--steps", "0"]) == 2
+    assert "steps 0; expected 1, or 10 to 50" in capsys.readouterr().err
 
 
 def test_bfloat16_draws_what_fp32_draws() -> None:

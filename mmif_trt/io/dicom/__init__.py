@@ -99,7 +99,8 @@ def read_folder(folder: str, which: Which = ANY) -> Image:
                 f"{folder}: over {MAX_BYTES} bytes of DICOM; expected one series within that limit"
             )
     if not found:
-        raise InputError(f"{folder}: a folder without DICOM files; expected one with a series")
+        or_file = ", or a file in place of the folder: pictures are read one by one" if others else ""
+        raise InputError(f"{folder}: a folder without DICOM files; expected one with a series{or_file}")
     notes = [f"ignored: {shown(kept.passed)}"] if kept.passed else []
     notes += [f"ignored {len(others)} files that are not DICOM: {shown(others)}"] if others else []
     image = _chosen(found, folder, which)
