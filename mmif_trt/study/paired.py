@@ -84,40 +84,38 @@ def strengths(c: Comparisons, weights: ndarray | None = None) -> tuple[ndarray, 
 
     Davidson and Beaver (1977), a side for each reader: log-odds that reader r prefers i on the left to j =
     strength i - strength j + side r; ties count half a win each. The maximum of the likelihood with a normal
-    prior on the sides (SIDE_SD), by Newton's method. Without sides the strengths are those of choix (I-LSR),
-    whose alpha is the penalty ALPHA methods sum(theta - exp theta).
+    prior on the sides (SIDE_SD), by scipy. Without sides the strengths are those of choix (I-LSR), whose
+    alpha is the penalty ALPHA methods sum(theta - exp theta).
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     weights = np.ones(len(c.won)) if weights is None else weights
     k, readers = len(c.methods), int(c.reader.max()) + 1
-    cell, shape = (c.reader * k + c.left) * k + c.right, (readers, k, k)
-    total = np.bincount(cell, weights, readers * k * k).reshape(shape)  # [reader, left, right]
-    won = np.bincount(cell, weights * c.won, readers * k * k).reshape(shape)
+    # Equal comparisons are one row: method on the left less that on the right, and the reader's side.
+    rows, row = np.unique((c.reader * k + c.left) * k + c.right, return_inverse=True)
+    one = np.eye(k + readers)
+    design = one[rows // k % k] - one[rows % k] + one[k + rows // k**2]
+    total, won = np.bincount(row, weights), np.bincount(row, weights * c.won)
 
-    def value(theta: ndarray, side: ndarray) -> float:
-        odds = theta[:, None] - theta + side[:, None, None]
-        prior = ALPHA * k * (theta - np.exp(theta)).sum() - (side**2).sum() / SIDE_SD**2 / 2
-        return float((won * odds - total * np.logaddexp(0, odds)).sum() + prior)
+    def loss(x: ndarray) -> tuple[float, ndarray]:
+        odds, theta, side = design @ x, x[:k], x[k:]
+        prior = ALPHA * k * (np.exp(theta) - theta).sum() + (side**2).sum() / SIDE_SD**2 / 2
+        slope = design.T @ (total * expit(odds) - won)
+        slope += np.concatenate([ALPHA * k * (np.exp(theta) - 1), side / SIDE_SD**2])
+        return float((total * np.logaddexp(0, odds) - won * odds).sum() + prior), slope
 
-    theta, side = np.zeros(k), np.zeros(readers)
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-(theta[:, None] - theta + side[:, None, None])))
-        left, curve = won - total * p, total * p * (1 - p)
-        slope = left.sum((0, 2)) - left.sum((0, 1)) + ALPHA * k * (1 - np.exp(theta))
-        slope_side = left.sum((1, 2)) - side / SIDE_SD**2
-        # The Hessian in blocks: methods, methods by readers, and readers, who have no part of it in common.
-        mutual = curve.sum(0) + curve.sum(0).T
-        both, own = curve.sum(2) - curve.sum(1), curve.sum((1, 2)) + 1 / SIDE_SD**2
-        block = np.diag(mutual.sum(0) + ALPHA * k * np.exp(theta)) - mutual - both.T @ (both / own[:, None])
-        step = np.linalg.solve(block, slope - both.T @ (slope_side / own))
-        step_side = (slope_side - both @ step) / own
-        largest = max(np.abs(step).max(), np.abs(step_side).max())
-        if largest < 1e-8:
-            return theta - theta.mean(), side
-        before, share = value(theta, side), min(1.0, 3 / largest)
-        while value(theta + share * step, side + share * step_side) < before - 1e-9:
-            share /= 2  # concave: a shorter step gains
-        theta, side = theta + share * step, side + share * step_side
-    return np.full(k, np.nan), np.full(readers, np.nan)
+    def curve(x: ndarray) -> ndarray:
+        p = expit(design @ x)
+        prior = np.concatenate([ALPHA * k * np.exp(x[:k]), np.full(readers, SIDE_SD**-2)])
+        return design.T @ (design * (total * p * (1 - p))[:, None]) + np.diag(prior)
+
+    start, exact = np.zeros(k + readers), {"gtol": 1e-5}
+    found = minimize(loss, start, jac=True, hess=curve, method="trust-exact", options=exact)
+    theta, side = found.x[:k], found.x[k:]
+    if not found.success:
+        return np.full(k, np.nan), np.full(readers, np.nan)
+    return theta - theta.mean(), side
 
 
 def bradley_terry(c: Comparisons, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> dict[str, Any]:
