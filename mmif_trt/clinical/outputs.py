@@ -29,6 +29,7 @@ from mmif_trt.io import raster
 from mmif_trt.io.dicom import write as dicom_write
 from mmif_trt.io.dicom.deidentify import deidentified
 from mmif_trt.running import why
+from mmif_trt.stages import geometry
 from mmif_trt.volume import Fused, orient
 
 LUMA = "_luma"
@@ -137,6 +138,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
         f"registration {registration['registration']}, shift {registration['shift_mm']} mm",
         *(f"{side} limits {record[side]['limits']} ({record[side]['limits_from']})" for side in "ab"),
         f"palette {record['palette']['name'] if record['palette'] else 'none'}, plane {record['plane']}",
+        *(note for note in record["b"]["notes"] if note.startswith(geometry.UNSURE)),
     ]
     dataset = dicom_write.derived(
         displayed(fused),

@@ -16,6 +16,8 @@ _SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is eno
 _FINEST_MM = 1.5
 MIN_SIDE = 4  # voxels, for ITK's Gaussian
 _SEEDS = (20, 40)  # the same registration from other samples: the distance of the two is the repeatability
+WARN_MM = 3.0  # of repeatability
+UNSURE = "rigid registration is not trustworthy"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Report:
 
     shift_mm: how far the centre of a's grid moves; rotation_deg: about the axis of rotation.
     mutual_information: before and after, Mattes; lower is better, as in ITK. repeatability_mm: the largest
-    distance within a's grid between two registrations from different random samples: not an error bound, but
-    a large one means that the result cannot be trusted. None where nothing was measured.
+    distance within a's grid between two registrations from different random samples: neither the error
+    nor a bound of it (both may find the same wrong place; see docs/how-it-works.md), but one above WARN_MM
+    means that the result cannot be trusted. None where nothing was measured.
     """
 
     registration: str
@@ -108,10 +111,22 @@ def align(
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
     else:
         matrix, report = register_rigid(a, b)
+        b = replace(b, notes=(*b.notes, *_doubts(report)))
     moved, inside = resample(a, b, matrix, black)
     if not inside:
         raise InputError(f"{b.source} does not overlap {a.source} anywhere; expected the same body region")
     return moved, replace(report, inside=round(inside, 4))
+
+
+def _doubts(report: Report) -> tuple[str, ...]:
+    """A note where the two runs of a rigid registration ended apart."""
+    if report.repeatability_mm is None or report.repeatability_mm <= WARN_MM:
+        return ()
+    return (
+        f"{UNSURE}: a second run, from other samples of the voxels, ended {report.repeatability_mm:.1f} mm "
+        f"away (expected up to {WARN_MM:g} mm); compare the edges in --view, or name a DICOM Spatial "
+        "Registration",
+    )
 
 
 def _has_place(a: Image, b: Image) -> None:
@@ -200,8 +215,8 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
 
     Mattes mutual information on half of the voxels, drawn at random, at three resolutions, gradient
     descent over an Euler transform about the centre of a; starts from the headers if these overlap, otherwise
-    from the centres. Run twice with different samples (see Report). Raises InputError for fewer than MIN_SIDE
-    voxels along an axis, and for a volume of one value.
+    from the centres. Run twice with different samples; the first is the result (see Report). Raises
+    InputError for fewer than MIN_SIDE voxels along an axis, and for a volume of one value.
     """
     for image in (a, b):
         if min(image.data.shape[:3]) < MIN_SIDE:
