@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import phantoms
@@ -16,6 +17,7 @@ from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write
 
 import mmif_trt
 from mmif_trt import volume
+from mmif_trt.clinical import outputs
 from mmif_trt.commands import volumes
 from mmif_trt.image import Image, InputError
 from mmif_trt.stages import geometry, normalise, palettes
@@ -143,7 +145,7 @@ def test_rigid_runs_that_end_apart_are_said(
     moved, report = geometry.align(mri(), b, "rigid")
     assert report.repeatability_mm == pytest.approx(apart_mm) and report.shift_mm == 0
     assert moved.notes[0] == "of the reader"
-    record = {"registration": report.entry(), "b": {"notes": list(moved.notes)}}
+    record: dict[str, Any] = {"registration": report.entry(), "b": {"notes": list(moved.notes)}}
     volumes._summarise(argparse.Namespace(quiet=True), SimpleNamespace(record=record))
     said = capsys.readouterr().err
     if apart_mm < 3:
@@ -151,6 +153,16 @@ def test_rigid_runs_that_end_apart_are_said(
     else:
         assert "3.1 mm" in moved.notes[1] and "Spatial Registration" in moved.notes[1]
         assert f"warning: {moved.notes[1]}" in said
+    for side in "ab":
+        record[side] = {"limits": (0, 1), "limits_from": "x", "notes": record.get(side, {}).get("notes", [])}
+    record |= {"palette": None, "plane": "axial"}
+    derivations: list[str] = []
+    monkeypatch.setattr(
+        outputs.dicom_write, "derived", lambda *_, **words: derivations.append(words["derivation"])
+    )
+    image = replace(mri(), label=(("Source", "x"),))
+    outputs.dataset_of(volume.Fused(image, image, "axial", record, "lagn"), image, b)
+    assert (geometry.UNSURE in derivations[0]) is (apart_mm > 3)
 
 
 def test_rigid_finds_what_elastix_and_ants_find() -> None:
