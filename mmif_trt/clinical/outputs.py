@@ -136,7 +136,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
     words = [
         f"mmif_trt {__version__}: luma fused by {by} from MRI and {b.modality or 'a second volume'}",
         f"registration {registration['registration']}, shift {registration['shift_mm']} mm",
-        *(note for note in record["b"]["notes"] if note.startswith(geometry.UNSURE)),
+        *geometry.doubts(record["b"]["notes"]),
         *(f"{side} limits {record[side]['limits']} ({record[side]['limits_from']})" for side in "ab"),
         f"palette {record['palette']['name'] if record['palette'] else 'none'}, plane {record['plane']}",
     ]

@@ -206,9 +206,9 @@ def _summarise(args: argparse.Namespace, fused: Any) -> None:
     done = fused.record["registration"]
     if done["inside"] < WARN_BELOW:
         say(f"warning: B covers {done['inside']:.0%} of A; the rest shows A alone")
-    for note in fused.record["b"]["notes"]:
-        if note.startswith(geometry.UNSURE):
-            say(f"warning: {note}")
+    doubts = geometry.doubts(fused.record["b"]["notes"])
+    for note in doubts:
+        say(f"warning: {note}")
     if args.quiet:
         return
     moved = f", moved {done['shift_mm']} mm and {done['rotation_deg']} degrees" if done["shift_mm"] else ""
@@ -216,7 +216,7 @@ def _summarise(args: argparse.Namespace, fused: Any) -> None:
     say(f"{fused.image!r} -> {args.output} ({how})")
     for side in "ab":
         for note in fused.record[side]["notes"]:
-            if not note.startswith(geometry.UNSURE):
+            if note not in doubts:
                 say(f"{side.upper()}: {note}")
 
 

@@ -3,6 +3,7 @@ registration with a report."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -116,6 +117,11 @@ def align(
     if not inside:
         raise InputError(f"{b.source} does not overlap {a.source} anywhere; expected the same body region")
     return moved, replace(report, inside=round(inside, 4))
+
+
+def doubts(notes: Iterable[object]) -> list[str]:
+    """Those of b's notes that say that its rigid registration is in doubt."""
+    return [note for note in notes if isinstance(note, str) and note.startswith(UNSURE)]
 
 
 def _doubts(report: Report) -> tuple[str, ...]:
