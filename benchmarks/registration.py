@@ -5,10 +5,10 @@ agree?
     pip install antspyx itk-elastix
     python benchmarks/registration.py TEMPLATES
 
-Phantoms: pairs of an MRI and a CT, PET or SPECT of one head that is a function of millimetres, drawn at random
-from seeds: field of view, slices, noise, and a movement that b's header adds. The error is the largest over
-the corners of a box about the head; over FAILURE_MM the registration failed. The settings were chosen on the
-pairs of CHOSEN_ON; those of FRESH were first measured afterwards.
+Phantoms: pairs of an MRI and a CT, PET or SPECT of one head that is a function of millimetres, drawn at
+random from seeds: field of view, slices, noise, and a movement that b's header adds. The error is the largest
+over the corners of a box about the head; over FAILURE_MM the registration failed. The settings were chosen on
+the pairs of CHOSEN_ON, without a look at those of FRESH.
 
 All maximise Mattes' mutual information over six parameters from the headers' position; ANTs by its own
 schedule of "Rigid", elastix by its default map of "rigid" with 1,000 iterations, ours as

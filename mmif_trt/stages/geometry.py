@@ -13,10 +13,18 @@ from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 
 REGISTRATIONS = ("header", "rigid", "none")
 _TIES = "a DICOM Spatial Registration, or --registration rigid (Python: registration='rigid')"
-_SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
-_FINEST_MM = 1.5
+# (voxels, Gaussian's sigma, both in mm; share of the voxels that is drawn) of each resolution. Larger voxels
+# stay as they are: a pyramid in powers of two left 450 samples of a 4.5 mm MRI, too few for a histogram of
+# 32 x 32, and the search ended anywhere. No sigma: _FINEST of the voxels.
+_LEVELS = ((8.0, 8.0, 0.8), (4.0, 4.0, 0.3), (2.0, None, 0.5))
+_FINEST = 2 / 3
+_FEWEST = 8  # voxels along an axis that is thinned out
 MIN_SIDE = 4  # voxels, for ITK's Gaussian
-_SEEDS = (20, 40)  # the same registration from other samples: the distance of the two is the repeatability
+# Two runs of the same registration, whose distance is the repeatability: from other samples and from another
+# start, as two from one start may run into the same wrong place. Each: seed; turn about each axis, degrees;
+# shift along each, mm, up to _LONGEST of the shortest side.
+_RUNS = ((20, 0.0, 0.0), (40, 6.0, 8.0))
+_LONGEST = 0.1
 WARN_MM = 3.0  # of repeatability
 UNSURE = "rigid registration is not trustworthy"
 
@@ -47,7 +55,7 @@ class Report:
 
     shift_mm: how far the centre of a's grid moves; rotation_deg: about the axis of rotation.
     mutual_information: before and after, Mattes; lower is better, as in ITK. repeatability_mm: the largest
-    distance within a's grid between two registrations from different random samples: neither the error
+    distance within a's grid between two registrations from different starts and samples: neither the error
     nor a bound of it (both may find the same wrong place; see docs/how-it-works.md), but one above WARN_MM
     means that the result cannot be trusted. None where nothing was measured.
     """
@@ -129,7 +137,7 @@ def _doubts(report: Report) -> tuple[str, ...]:
     if report.repeatability_mm is None or report.repeatability_mm <= WARN_MM:
         return ()
     return (
-        f"{UNSURE}: a second run, from other samples of the voxels, ended {report.repeatability_mm:.1f} mm "
+        f"{UNSURE}: a second run, from another start, ended {report.repeatability_mm:.1f} mm "
         f"away (expected up to {WARN_MM:g} mm); compare the edges in --view, or name a DICOM Spatial "
         "Registration",
     )
@@ -219,9 +227,9 @@ def _resample(data: np.ndarray, shape: tuple[int, ...], transform: Any, outside:
 def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
     """[4, 4] RAS+ mm of a to RAS+ mm of b that aligns them, and the report.
 
-    Mattes mutual information on half of the voxels, drawn at random, at three resolutions, gradient
-    descent over an Euler transform about the centre of a; starts from the headers if these overlap, otherwise
-    from the centres. Run twice with different samples; the first is the result (see Report). Raises
+    Mattes mutual information on half of the voxels or more, drawn at random, at three resolutions (_LEVELS),
+    gradient descent over an Euler transform about the centre of a; starts from the headers if these overlap,
+    otherwise from the centres. Run again from another start; the first is the result (see Report). Raises
     InputError for fewer than MIN_SIDE voxels along an axis, and for a volume of one value.
     """
     for image in (a, b):
@@ -233,7 +241,7 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
         if image.data.min() == image.data.max():
             raise InputError(f"{image.source}: all voxels are equal; expected a picture to register")
     fixed, moving = _itk(a), _itk(b)
-    runs = [_descend(fixed, moving, seed) for seed in _SEEDS]
+    runs = [_descend(fixed, moving, *run) for run in _RUNS]
     (matrix, before, after), (again, _, _) = runs
     repeat = float(np.linalg.norm((corners(a) @ (matrix - again).T)[:, :3], axis=1).max())
     shift, angle = _moved(a, matrix)
@@ -261,7 +269,10 @@ def _rounded(matrix: np.ndarray) -> list[list[float]]:
     return [[round(float(x), 6) for x in row] for row in matrix]
 
 
-def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, float]:
+def _descend(
+    fixed: Any, moving: Any, seed: int, turn_deg: float, shift_mm: float
+) -> tuple[np.ndarray, float, float]:
+    """(RAS+ mm of a to that of b, the metric before and after). The start is off by turn and shift."""
     import SimpleITK as sitk
 
     start = sitk.Euler3DTransform(
@@ -271,30 +282,48 @@ def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, flo
     )
     if _overlap(fixed, moving) > 0.25:
         start.SetTranslation((0.0, 0.0, 0.0))
+    shortest = min(min(np.multiply(x.GetSize(), x.GetSpacing())) for x in (fixed, moving))
+    aside = min(shift_mm, _LONGEST * float(shortest))
+    end = sitk.Euler3DTransform(start)
+    end.SetRotation(*(float(x) for x in np.radians((turn_deg, -turn_deg, turn_deg))))
+    end.SetTranslation([x + by for x, by in zip(start.GetTranslation(), (aside, -aside, aside), strict=True)])
+    try:
+        for voxels_mm, sigma_mm, share in _LEVELS:
+            thinned = [
+                max(1, min(round(voxels_mm / mm), side // _FEWEST))
+                for mm, side in zip(fixed.GetSpacing(), fixed.GetSize(), strict=True)
+            ]
+            if sigma_mm is None:
+                sigma_mm = _FINEST * float(np.prod(np.multiply(thinned, fixed.GetSpacing()))) ** (1 / 3)
+            one, other = (sitk.SmoothingRecursiveGaussian(x, [sigma_mm] * 3) for x in (fixed, moving))
+            one = sitk.Shrink(one, thinned)
+            method = _method(share, seed)
+            method.SetInitialTransform(start, inPlace=False)
+            before = method.MetricEvaluate(one, other)
+            method.SetInitialTransform(end, inPlace=True)
+            method.Execute(one, other)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1][:120]
+        raise InputError(f"rigid registration failed ({reason}); expected overlapping volumes") from None
+    matrix, centre = np.eye(4), np.array(end.GetCenter())
+    matrix[:3, :3] = np.reshape(end.GetMatrix(), (3, 3))
+    matrix[:3, 3] = np.array(end.GetTranslation()) + centre - matrix[:3, :3] @ centre
+    return RAS_LPS @ matrix @ RAS_LPS, round(before, 5), round(float(method.GetMetricValue()), 5)
+
+
+def _method(share: float, seed: int) -> Any:
+    """A search by mutual information on that share of the voxels."""
+    import SimpleITK as sitk
+
     method = sitk.ImageRegistrationMethod()
     method.SetGlobalDefaultNumberOfThreads(1)  # several threads sum in varying order: runs would differ
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentage(share, seed)
     method.SetInterpolator(sitk.sitkLinear)
-    coarse = min(fixed.GetSpacing()) >= _FINEST_MM
-    shrink = [*_SHRINK, 1] if coarse else [2 * x for x in _SHRINK] + [2]
-    method.SetMetricSamplingPercentagePerLevel([0.8, 0.6, 0.5], seed)
-    method.SetShrinkFactorsPerLevel(shrink)
-    method.SetSmoothingSigmasPerLevel([4.0, 2.0, 1.0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.002, 200, relaxationFactor=0.7)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.002, 200, relaxationFactor=0.85)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(start, inPlace=True)
-    try:
-        before = method.MetricEvaluate(fixed, moving)
-        method.Execute(fixed, moving)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][:120]
-        raise InputError(f"rigid registration failed ({reason}); expected overlapping volumes") from None
-    matrix, centre = np.eye(4), np.array(start.GetCenter())
-    matrix[:3, :3] = np.reshape(start.GetMatrix(), (3, 3))
-    matrix[:3, 3] = np.array(start.GetTranslation()) + centre - matrix[:3, :3] @ centre
-    return RAS_LPS @ matrix @ RAS_LPS, round(before, 5), round(float(method.GetMetricValue()), 5)
+    return method
 
 
 def _overlap(fixed: Any, moving: Any) -> float:
