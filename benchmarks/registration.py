@@ -169,25 +169,19 @@ def table(result: dict[str, Any]) -> str:
     for key, words in GROUPS.items():
         for value in sorted({row[key] for row in rows}):
             lines[f"{words}: {value}"] = [row for row in rows if row[key] == value]
-    head = [
-        "pairs",
-        "number",
-        "error, mm: median",
-        "worst",
-        "over 5 mm",
-        "warned",
-        "within 3 mm",
-        "warned, too",
-    ]
-    body = []
-    for words, some in lines.items():
-        of = summary(some)
-        cells = [
-            of[x] for x in ("pairs", "median_mm", "worst_mm", "failures", "warned", "good", "false_alarms")
-        ]
-        body.append([words, *cells])
+    columns = {
+        "number": "pairs",
+        "error, mm: median": "median_mm",
+        "worst": "worst_mm",
+        "over 5 mm": "failures",
+        "of these warned": "warned",
+        "within 3 mm": "good",
+        "of these warned, too": "false_alarms",
+    }
+    body = [[words, *(summary(some)[x] for x in columns.values())] for words, some in lines.items()]
     at = result["phantoms"]["conditions"]
-    return f"{report.markdown(head, body)}\n\nMeasured on {at['date'][:10]} at commit {at['commit']}."
+    made = report.markdown(["pairs", *columns], body)
+    return f"{made}\n\nMeasured on {at['date'][:10]} at commit {at['commit']}."
 
 
 def write(part: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ MIN_SIDE = 4  # voxels, for ITK's Gaussian
 # shift along each, mm, up to _LONGEST of the shortest side.
 _RUNS = ((20, 0.0, 0.0), (40, 6.0, 8.0))
 _LONGEST = 0.1
+_STEP_MM = (2.0, 0.002)  # the first and the last of the search
 WARN_MM = 3.0  # of repeatability
 UNSURE = "rigid registration is not trustworthy"
 
@@ -321,7 +322,7 @@ def _method(share: float, seed: int) -> Any:
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(share, seed)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.002, 200, relaxationFactor=0.85)
+    method.SetOptimizerAsRegularStepGradientDescent(*_STEP_MM, 200, relaxationFactor=0.85)
     method.SetOptimizerScalesFromPhysicalShift()
     return method
 
