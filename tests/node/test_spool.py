@@ -446,6 +446,20 @@ def test_all_that_takes_long_is_loaded_before_a_case(tmp_path: Path, monkeypatch
     assert doubt == f"{geometry.UNSURE}: 7 mm"
 
 
+def test_the_process_that_fuses_answers_with_the_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmif_trt.node import worker
+
+    answers, request = list[str](), json.dumps({"attempt": str(tmp_path / "a"), "study": "s"})
+    monkeypatch.setattr(worker, "serve", lambda _, answer, *__: answers.append(answer(request)))
+    monkeypatch.setattr(worker, "Worker", lambda *_: SimpleNamespace(make=lambda _: "why"))
+    monkeypatch.setattr(tries, "begin", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["", "1", str(tmp_path), "lagn"])
+    worker.main()
+    assert json.loads(answers[0]) == {"outcome": "done", "message": "", "doubt": "why"}
+
+
 def test_the_process_that_fuses_is_told_the_network(tmp_path: Path) -> None:
     """And hands it to its Fuser: see above; what it fuses names it, as everywhere."""
     settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 2), network="lagn-quality")
