@@ -16,7 +16,7 @@ from conftest import REPO, data_root
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
 import mmif_trt
-from mmif_trt import volume
+from mmif_trt import rigid, volume
 from mmif_trt.clinical import outputs
 from mmif_trt.commands import volumes
 from mmif_trt.image import Image, InputError
@@ -140,7 +140,7 @@ def test_rigid_runs_that_end_apart_are_said(
     def descend(*_: object) -> tuple[np.ndarray, float, float]:
         return affine_of("RAS", (1, 1, 1), (1, 1, 1), middle=(next(ends), 0, 0)), -0.1, -0.5
 
-    monkeypatch.setattr(geometry, "_descend", descend)
+    monkeypatch.setattr(rigid, "descend", descend)
     b = pet(affine_of(), SHAPE, notes=("of the reader",))
     moved, report = geometry.align(mri(), b, "rigid")
     assert report.repeatability_mm == pytest.approx(apart_mm) and report.shift_mm == 0

@@ -102,7 +102,7 @@ class Runner:
             if done is not None:
                 how = records.difference(done, case, self.run)
                 if not how:
-                    return Settled(case.name, BEFORE, doubt=records.doubt(done))
+                    return Settled(case.name, BEFORE, doubt=outputs.doubt(done))
                 if not self._how.overwrite:
                     return Settled(case.name, FAILED, f"was fused otherwise ({how}); expected --overwrite")
                 self.output.forget(case.name)
@@ -199,7 +199,7 @@ class Runner:
                 return Settled(record["name"], BEFORE)
         except Exception as error:
             return self._not_written(Case(record["name"], (), ()), error)
-        return Settled(record["name"], record["status"], record["message"], records.doubt(record))
+        return Settled(record["name"], record["status"], record["message"], outputs.doubt(record))
 
     def _withdraw(self, record: dict[str, Any]) -> None:
         """Deletes what was uploaded in vain, unless the other's outputs are the same."""

@@ -154,6 +154,13 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
     return deidentified(dataset) if deidentify else dataset
 
 
+def doubt(record: dict[str, Any]) -> str:
+    """Why the registration in a case's record may be wrong, or ""."""
+    b = record.get("b")
+    notes = b.get("notes") if isinstance(b, dict) else None
+    return "; ".join(geometry.doubts(notes)) if isinstance(notes, list) else ""
+
+
 def save_preview(path: str, fused: Fused) -> None:
     drawn = preview.sheet(displayed(fused), f"mmif_trt {__version__}, {fused.plane}")
     write_atomic(path, raster.png.labelled(drawn, fused.image.label))

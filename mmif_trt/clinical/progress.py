@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mmif_trt.clinical import records
+from mmif_trt.clinical import outputs, records
 from mmif_trt.storage import Store
 
 WINDOW_S = 3600.0  # over which a rate is reported
@@ -51,7 +51,7 @@ def of(store: Store) -> Progress:
             newest, found.cases = touched, int(record["of"])
         if status == records.DONE:
             found.done += 1
-            if why := records.doubt(record):
+            if why := outputs.doubt(record):
                 found.in_doubt += 1
                 if len(found.doubts) < SHOWN:
                     found.doubts.append((record["name"], why))

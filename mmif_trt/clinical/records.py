@@ -20,7 +20,6 @@ from mmif_trt.clinical import bids, outputs
 from mmif_trt.clinical.case import Case
 from mmif_trt.files import OutputError
 from mmif_trt.image import InputError
-from mmif_trt.stages.geometry import doubts
 from mmif_trt.storage import Bucket, Folder, Store
 from mmif_trt.volume import Options
 
@@ -250,13 +249,6 @@ def is_done(output: Output, case: Case) -> dict[str, Any] | None:
     wanted = (output.suffix, *([".html"] if output.page else []))
     # With another format it is another case.
     return record if all(any(x.endswith(end) for x in made) for end in wanted) else None
-
-
-def doubt(record: dict[str, Any]) -> str:
-    """Why the registration of a done case may be wrong, or ""."""
-    b = record.get("b")
-    notes = b.get("notes") if isinstance(b, dict) and record["status"] == DONE else None
-    return "; ".join(doubts(notes)) if isinstance(notes, list) else ""
 
 
 def difference(record: dict[str, Any], case: Case, run: Run) -> str:

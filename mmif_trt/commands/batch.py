@@ -123,13 +123,13 @@ def _run_of(plan: Plan, stated: Run, args: argparse.Namespace) -> Run:
 
 def _state(output: Output, case: Case, network: Network) -> tuple[int, str, str]:
     """(TO_DO, DONE or OTHERWISE, what differs in words, why the registration may be wrong)."""
-    from mmif_trt.clinical import records
+    from mmif_trt.clinical import outputs, records
 
     record = records.is_done(output, case)
     if record is None:
         return TO_DO, "", ""
     how = records.difference(record, case, network.run)
-    return (OTHERWISE if how else DONE), how, records.doubt(record)
+    return (OTHERWISE if how else DONE), how, outputs.doubt(record)
 
 
 def _carry(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPO
 
+from mmif_trt import rigid
 from mmif_trt.stages import geometry
 
 sys.path.insert(0, str(REPO / "benchmarks"))
@@ -94,15 +95,15 @@ def test_pairs_that_failed_are_registered(seed: int, number: int, most_mm: float
 def test_the_second_run_starts_elsewhere(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs from one start agreed on the same wrong place. A small volume is less than 14 mm wide."""
     pytest.importorskip("scipy", reason="needs scipy")
-    ends, descend = list[np.ndarray](), geometry._descend
+    ends, descend = list[np.ndarray](), rigid.descend
 
     def stays(*args: Any) -> Any:
         found = descend(*args)
         ends.append(found[0])
         return found
 
-    monkeypatch.setattr(geometry, "_descend", stays)
-    monkeypatch.setattr(geometry, "_STEP_MM", (1e-6, 1e-7))  # so that it ends where it starts
+    monkeypatch.setattr(rigid, "descend", stays)
+    monkeypatch.setattr(rigid, "_STEP_MM", (1e-6, 1e-7))  # so that it ends where it starts
     _, a, b, _ = next(registration.pairs(103, 1))
     smaller = np.diag([scale, scale, scale, 1])
     a, b = (replace(x, affine=smaller @ x.affine) for x in (a, b))
