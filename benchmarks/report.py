@@ -291,6 +291,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "plan_cpu": lambda result: _cluster().plan_table(result),
     "view": lambda result: _view().view_table(result),
     "repainted": repainted_tables,
+    "registration": lambda result: _registration().table(result),
 }
 
 
@@ -298,6 +299,12 @@ def _cluster() -> Any:
     import cluster_tables  # which needs this module
 
     return cluster_tables
+
+
+def _registration() -> Any:
+    import registration  # which needs this module
+
+    return registration
 
 
 def _view() -> Any:

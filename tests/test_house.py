@@ -17,7 +17,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # know each other. A longer name wins: a module may live on another floor than its room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("image", "about", "processes"),
-    ("machine", "files", "running", "privacy", "http_server", "scratch"),
+    ("machine", "files", "running", "privacy", "http_server", "scratch", "rigid"),
     ("stages", "weights", "ops", "overwriting", "storage"),
     ("models", "io", "label"),
     ("runtimes", "samples", "dicomweb"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import phantoms
@@ -13,7 +16,9 @@ from conftest import REPO, data_root
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
 import mmif_trt
-from mmif_trt import volume
+from mmif_trt import rigid, volume
+from mmif_trt.clinical import outputs
+from mmif_trt.commands import volumes
 from mmif_trt.image import Image, InputError
 from mmif_trt.stages import geometry, normalise, palettes
 
@@ -124,6 +129,40 @@ def test_rigid_finds_a_known_shift_and_turn(shift_mm: tuple[float, ...], turn_de
     assert report.rotation_deg == pytest.approx(
         np.degrees(np.arccos((np.trace(movement[:3, :3]) - 1) / 2)), abs=1
     )
+
+
+@pytest.mark.parametrize("apart_mm", [2.9, 3.1])
+def test_rigid_runs_that_end_apart_are_said(
+    apart_mm: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = iter((0.0, apart_mm))
+
+    def descend(*_: object) -> tuple[np.ndarray, float, float]:
+        return affine_of("RAS", (1, 1, 1), (1, 1, 1), middle=(next(ends), 0, 0)), -0.1, -0.5
+
+    monkeypatch.setattr(rigid, "descend", descend)
+    b = pet(affine_of(), SHAPE, notes=("of the reader",))
+    moved, report = geometry.align(mri(), b, "rigid")
+    assert report.repeatability_mm == pytest.approx(apart_mm) and report.shift_mm == 0
+    assert moved.notes[0] == "of the reader"
+    record: dict[str, Any] = {"registration": report.entry(), "b": {"notes": list(moved.notes)}}
+    volumes._summarise(argparse.Namespace(quiet=True), SimpleNamespace(record=record))
+    said = capsys.readouterr().err
+    if apart_mm < 3:
+        assert len(moved.notes) == 1 and not said
+    else:
+        assert "3.1 mm" in moved.notes[1] and "Spatial Registration" in moved.notes[1]
+        assert f"warning: {moved.notes[1]}" in said
+    for side in "ab":
+        record[side] = {"limits": (0, 1), "limits_from": "x", "notes": record.get(side, {}).get("notes", [])}
+    record |= {"palette": None, "plane": "axial"}
+    derivations: list[str] = []
+    monkeypatch.setattr(
+        outputs.dicom_write, "derived", lambda *_, **words: derivations.append(words["derivation"])
+    )
+    image = replace(mri(), label=(("Source", "x"),))
+    outputs.dataset_of(volume.Fused(image, image, "axial", record, "lagn"), image, b)
+    assert (geometry.UNSURE in derivations[0]) is (apart_mm > 3)
 
 
 def test_rigid_finds_what_elastix_and_ants_find() -> None:

@@ -40,11 +40,13 @@ FULL = "the disk of {} is full"
 @dataclass(frozen=True)
 class Settled:
     """The outcome of a case. status: DONE, FAILED; BEFORE: it was done; ELSEWHERE: another run works on it;
-    LEFT: untouched, because the run was stopped."""
+    LEFT: untouched, because the run was stopped. doubt: why the registration of a case that is DONE or
+    was may be wrong, or ""."""
 
     name: str
     status: str
     message: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Runner:
             if done is not None:
                 how = records.difference(done, case, self.run)
                 if not how:
-                    return Settled(case.name, BEFORE)
+                    return Settled(case.name, BEFORE, doubt=outputs.doubt(done))
                 if not self._how.overwrite:
                     return Settled(case.name, FAILED, f"was fused otherwise ({how}); expected --overwrite")
                 self.output.forget(case.name)
@@ -197,7 +199,7 @@ class Runner:
                 return Settled(record["name"], BEFORE)
         except Exception as error:
             return self._not_written(Case(record["name"], (), ()), error)
-        return Settled(record["name"], record["status"], record["message"])
+        return Settled(record["name"], record["status"], record["message"], outputs.doubt(record))
 
     def _withdraw(self, record: dict[str, Any]) -> None:
         """Deletes what was uploaded in vain, unless the other's outputs are the same."""

@@ -29,6 +29,7 @@ from mmif_trt.io import raster
 from mmif_trt.io.dicom import write as dicom_write
 from mmif_trt.io.dicom.deidentify import deidentified
 from mmif_trt.running import why
+from mmif_trt.stages import geometry
 from mmif_trt.volume import Fused, orient
 
 LUMA = "_luma"
@@ -135,6 +136,7 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
     words = [
         f"mmif_trt {__version__}: luma fused by {by} from MRI and {b.modality or 'a second volume'}",
         f"registration {registration['registration']}, shift {registration['shift_mm']} mm",
+        *geometry.doubts(record["b"]["notes"]),
         *(f"{side} limits {record[side]['limits']} ({record[side]['limits_from']})" for side in "ab"),
         f"palette {record['palette']['name'] if record['palette'] else 'none'}, plane {record['plane']}",
     ]
@@ -150,6 +152,13 @@ def dataset_of(fused: Fused, a: Image, b: Image, *, burn_in: bool = False, deide
         burn_in=burn_in,
     )
     return deidentified(dataset) if deidentify else dataset
+
+
+def doubt(record: dict[str, Any]) -> str:
+    """Why the registration in a case's record may be wrong, or ""."""
+    b = record.get("b")
+    notes = b.get("notes") if isinstance(b, dict) else None
+    return "; ".join(geometry.doubts(notes)) if isinstance(notes, list) else ""
 
 
 def save_preview(path: str, fused: Fused) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mmif_trt.clinical import records
+from mmif_trt.clinical import outputs, records
 from mmif_trt.storage import Store
 
 WINDOW_S = 3600.0  # over which a rate is reported
@@ -17,7 +17,8 @@ SHOWN = 5
 @dataclass
 class Progress:
     """cases: of the newest record's plan. interrupted: in progress when their process ended. machines: active
-    ones. failures: the first (name, message). rate: done cases per second over the last hour that had any."""
+    ones. failures: the first (name, message). in_doubt: done cases whose registration may be wrong; doubts:
+    the first (name, why). rate: done cases per second over the last hour that had any."""
 
     cases: int = 0
     done: int = 0
@@ -26,6 +27,8 @@ class Progress:
     interrupted: int = 0
     machines: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    in_doubt: int = 0
+    doubts: list[tuple[str, str]] = field(default_factory=list)
     rate: float | None = None
 
     @property
@@ -48,6 +51,10 @@ def of(store: Store) -> Progress:
             newest, found.cases = touched, int(record["of"])
         if status == records.DONE:
             found.done += 1
+            if why := outputs.doubt(record):
+                found.in_doubt += 1
+                if len(found.doubts) < SHOWN:
+                    found.doubts.append((record["name"], why))
             if finished:
                 minutes[int(finished // MINUTE_S)] += 1
                 first = min(first, float(record.get("began") or finished))

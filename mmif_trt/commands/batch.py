@@ -121,15 +121,15 @@ def _run_of(plan: Plan, stated: Run, args: argparse.Namespace) -> Run:
     return plan.run
 
 
-def _state(output: Output, case: Case, network: Network) -> tuple[int, str]:
-    """(TO_DO, DONE or OTHERWISE, what differs in words)."""
-    from mmif_trt.clinical import records
+def _state(output: Output, case: Case, network: Network) -> tuple[int, str, str]:
+    """(TO_DO, DONE or OTHERWISE, what differs in words, why the registration may be wrong)."""
+    from mmif_trt.clinical import outputs, records
 
     record = records.is_done(output, case)
     if record is None:
-        return TO_DO, ""
+        return TO_DO, "", ""
     how = records.difference(record, case, network.run)
-    return (OTHERWISE if how else DONE), how
+    return (OTHERWISE if how else DONE), how, outputs.doubt(record)
 
 
 def _carry(
@@ -142,7 +142,7 @@ def _carry(
 ) -> int:
     from mmif_trt.clinical import cases as work
 
-    states = _states(args, plan, part, output, network)
+    states, doubted = _states(args, plan, part, output, network)
     log_path = None
     if not is_url(args.output):
         log_path = Path(args.output) / f"batch-{part[0]}-of-{part[1]}.log"
@@ -168,7 +168,8 @@ def _carry(
     if stop.reason:
         print(f"mmif-trt: stopped: {stop.reason}", file=sys.stderr)
     if not args.quiet:
-        _say_totals(total, len(states) - todo, time.monotonic() - start)
+        on_case.in_doubt["before"] += doubted
+        _say_totals(total, len(states) - todo, on_case.in_doubt, time.monotonic() - start)
     if received:
         return 128 + received[0]
     return 0 if total["done"] + total["before"] == todo else 1
@@ -200,15 +201,17 @@ def _states(
     part: tuple[int, int],
     output: Output,
     network: Network,
-) -> bytearray:
-    """Of each case of the part, one byte. Raises InputError where one was fused otherwise. On an object store
-    that would take a request per case, one after the other: there each is looked at when it is its turn."""
+) -> tuple[bytearray, int]:
+    """(of each case of the part, one byte; how many done ones have a registration in doubt). Raises
+    InputError where one was fused otherwise. On an object store that would take a request per case, one after
+    the other: there each is looked at when it is its turn."""
     if is_url(args.output):
-        return bytearray(sum(1 for _ in plan.cases(*part)))
-    states, others = bytearray(), list[tuple[str, str]]()
+        return bytearray(sum(1 for _ in plan.cases(*part))), 0
+    states, others, doubted = bytearray(), list[tuple[str, str]](), 0
     for case in plan.cases(*part):
-        state, how = _state(output, case, network)
+        state, how, doubt = _state(output, case, network)
         states.append(state)
+        doubted += state == DONE and bool(doubt)
         if state == OTHERWISE and not args.overwrite:
             others = [*others[:1], (case.name, how)]
     if others:
@@ -217,16 +220,17 @@ def _states(
             f"{args.output}: {count} cases have other options, such as {others[0][0]} ({others[0][1]}); "
             "expected the same options, another folder, or --overwrite"
         )
-    return states
+    return states, doubted
 
 
 class _Progress:
-    """The bar, the log (a bucket has none), and a line for each failure."""
+    """The bar, the log (a bucket has none), and a line for each failure and each registration in doubt."""
 
     def __init__(self, cases: int, log: Path | None, quiet: bool) -> None:
         from tqdm import tqdm
 
         self._bar: Any = tqdm(total=cases, unit="case", disable=True if quiet else None)
+        self.in_doubt = Counter[str]()  # by status
         self._log: Any = open(os.devnull if log is None else log, "ab", buffering=0)  # noqa: SIM115
 
     def __enter__(self) -> _Progress:
@@ -239,18 +243,26 @@ class _Progress:
     def __call__(self, settled: Settled) -> None:
         self._bar.update()
         error = settled.message if settled.status == "failed" else ""
-        if error:
+        said = f"failed: {settled.name}: {error}" if error else ""
+        self.in_doubt[settled.status] += bool(settled.doubt)
+        if settled.doubt and settled.status == "done":
+            said = f"warning: {settled.name}: {settled.doubt}"
+        if said:
             with self._bar.external_write_mode(file=sys.stderr):
-                print(f"mmif-trt: failed: {settled.name}: {error}", file=sys.stderr)
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {settled.name} {error or settled.status}\n"
+                print(f"mmif-trt: {said}", file=sys.stderr)
+        ends = error or "; ".join(filter(None, (settled.status, settled.doubt)))
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {settled.name} {ends}\n"
         with suppress(OSError):  # a full disk, which ends the run with a message of its own
             self._log.write(line.encode(errors="replace"))
 
 
-def _say_totals(total: Counter[str], skipped: int, seconds: float) -> None:
+def _say_totals(total: Counter[str], skipped: int, in_doubt: Counter[str], seconds: float) -> None:
     rate = f", {total['done'] / seconds:.2f} cases/s" if total["done"] else ""
     skipped += total["before"]
-    counts = f"{total['done']} fused, {skipped} skipped (done before), {total['failed']} failed{rate}"
+    doubted = {x: f"{count} with a registration in doubt" for x, count in in_doubt.items() if count}
+    fused = f"{total['done']} fused" + (f" ({doubted['done']})" if "done" in doubted else "")
+    before = "; ".join(filter(None, ("done before", doubted.get("before"))))
+    counts = f"{fused}, {skipped} skipped ({before}), {total['failed']} failed{rate}"
     if total["elsewhere"]:
         counts += f"; {total['elsewhere']} left to another run that works on them"
     print(f"mmif-trt: {counts}", file=sys.stderr)
@@ -261,7 +273,7 @@ def _show(plan: Plan, part: tuple[int, int], output: Output, network: Network) -
     from mmif_trt.clinical import foresee
 
     for case in plan.cases(*part):
-        state, how = _state(output, case, network)
+        state, how, _ = _state(output, case, network)
         words = {TO_DO: "to do", DONE: "done", OTHERWISE: f"done with {how}"}[state]
         if state == TO_DO and (fault := foresee.fault(case)):
             words += f"; {fault}"

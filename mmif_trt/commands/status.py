@@ -50,6 +50,7 @@ def _lines(found: Progress) -> list[str]:
     lines = [
         f"cases        {found.cases}",
         f"done         {found.done}",
+        *([f"in doubt     {found.in_doubt} of the done"] if found.in_doubt else []),
         f"failed       {found.failed}",
         f"running      {found.running}{where}",
         f"interrupted  {found.interrupted}",
@@ -57,6 +58,7 @@ def _lines(found: Progress) -> list[str]:
         f"rate         {rate}",
         f"time left    {_duration(found.left_s)}",
     ]
+    lines += [f"in doubt: {name}: {why}" for name, why in found.doubts]
     return lines + [f"failed: {name}: {message}" for name, message in found.failures]
 
 

@@ -201,9 +201,14 @@ def _fuse(loaded: Any, fuser: Any, quiet: bool) -> Any:
 
 
 def _summarise(args: argparse.Namespace, fused: Any) -> None:
+    from mmif_trt.stages import geometry
+
     done = fused.record["registration"]
     if done["inside"] < WARN_BELOW:
         say(f"warning: B covers {done['inside']:.0%} of A; the rest shows A alone")
+    doubts = geometry.doubts(fused.record["b"]["notes"])
+    for note in doubts:
+        say(f"warning: {note}")
     if args.quiet:
         return
     moved = f", moved {done['shift_mm']} mm and {done['rotation_deg']} degrees" if done["shift_mm"] else ""
@@ -211,7 +216,8 @@ def _summarise(args: argparse.Namespace, fused: Any) -> None:
     say(f"{fused.image!r} -> {args.output} ({how})")
     for side in "ab":
         for note in fused.record[side]["notes"]:
-            say(f"{side.upper()}: {note}")
+            if note not in doubts:
+                say(f"{side.upper()}: {note}")
 
 
 def _fuse_pictures(args: argparse.Namespace, loaded: Any, fuser: Any) -> int:

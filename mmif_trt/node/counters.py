@@ -32,6 +32,7 @@ NAMES = (
     "instances_corrected_total",
     "fusions_total",
     "fusion_seconds_sum",
+    "registrations_in_doubt_total",
     "fusions_failed_total",
     "fusions_postponed_total",
     "worker_deaths_total",

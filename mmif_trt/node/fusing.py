@@ -108,6 +108,9 @@ class Fusing:
         self.counters.add("fusion_seconds_sum", seconds)
         self.audit("fusion", case=name, seconds=round(seconds, 1))
         log.info("case %s fused in %.1f s", name, seconds)
+        if answer.get("doubt"):
+            self.counters.add("registrations_in_doubt_total")
+            log.warning("case %s: %s", name, answer["doubt"])
         for old in gone:
             log.info("case %s replaces %s, which was not sent yet", name, old)
         for mark in before:

@@ -46,19 +46,23 @@ class Worker:
         a = Image(ramp, (0, 1), "mri", affine=np.eye(4))
         self.fuser.fuse_volumes(a, Image(ramp[::-1].copy(), (0, 1), "pet", affine=np.eye(4)))
 
-    def make(self, request: dict[str, Any]) -> None:
+    def make(self, request: dict[str, Any]) -> str:
+        """Why the registration may be wrong, or ""; the log shows it, so it holds no value of a patient."""
         from mmif_trt.clinical import outputs
         from mmif_trt.clinical.case import Case, fuse, load
         from mmif_trt.io.dicom import write as dicom_write
+        from mmif_trt.stages.geometry import doubts
         from mmif_trt.volume import Options
 
         case = Case("", tuple(request["a"]), tuple(request["b"]), registration=request["registration"])
         loaded = load(case, self.decoder, Options(**request["options"]))
-        dataset = outputs.dataset_of(fuse(loaded, self.fuser), loaded.a, loaded.b)
+        fused = fuse(loaded, self.fuser)
+        dataset = outputs.dataset_of(fused, loaded.a, loaded.b)
         if request["replaces"]:
             words = f"replaces {', '.join(request['replaces'])}, made before all instances had arrived"
             dataset.DerivationDescription = f"{words}; {dataset.DerivationDescription}"[:MAX_WORDS]
         write_atomic(request["result"], dicom_write.encode(dataset))
+        return "; ".join(doubts(fused.record["b"]["notes"]))
 
 
 def main() -> None:
@@ -70,21 +74,21 @@ def main() -> None:
             worker.append(Worker(Path(sys.argv[2]), sys.argv[3]))
 
     def answer(line: str) -> str:
-        outcome, message = DONE, ""
+        outcome, message, doubt = DONE, "", ""
         try:
             prepare()
             request = json.loads(line)
             if "ready" not in request:
                 attempt[:] = [Path(request["attempt"])]
                 tries.begin(attempt[0], request["study"])
-                worker[0].make(request)
+                doubt = worker[0].make(request)
         except OutputError as error:
             outcome, message = POSTPONED, f"not written ({why(error)})"
         except MemoryError:
             outcome, message = FAILED, "over the memory limit (--max-fusion-mb); expected a smaller study"
         except Exception as error:
             outcome, message = FAILED, explain(error)
-        return json.dumps({"outcome": outcome, "message": message})
+        return json.dumps({"outcome": outcome, "message": message, "doubt": doubt})
 
     def abandoned() -> None:
         if attempt:

@@ -3,19 +3,20 @@ registration with a report."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mmif_trt import rigid
 from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
 
 REGISTRATIONS = ("header", "rigid", "none")
 _TIES = "a DICOM Spatial Registration, or --registration rigid (Python: registration='rigid')"
-_SHRINK = (4, 2)  # of the multi-resolution pyramid; one voxel per 1.5 mm is enough for a millimetre
-_FINEST_MM = 1.5
 MIN_SIDE = 4  # voxels, for ITK's Gaussian
-_SEEDS = (20, 40)  # the same registration from other samples: the distance of the two is the repeatability
+WARN_MM = 3.0  # of repeatability
+UNSURE = "rigid registration is not trustworthy"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Report:
 
     shift_mm: how far the centre of a's grid moves; rotation_deg: about the axis of rotation.
     mutual_information: before and after, Mattes; lower is better, as in ITK. repeatability_mm: the largest
-    distance within a's grid between two registrations from different random samples: not an error bound, but
-    a large one means that the result cannot be trusted. None where nothing was measured.
+    distance within a's grid between two registrations from different starts and samples: neither the error
+    nor a bound of it (both may find the same wrong place; see docs/how-it-works.md), but one above WARN_MM
+    means that the result cannot be trusted. None where nothing was measured.
     """
 
     registration: str
@@ -108,10 +110,27 @@ def align(
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
     else:
         matrix, report = register_rigid(a, b)
+        b = replace(b, notes=(*b.notes, *_doubts(report)))
     moved, inside = resample(a, b, matrix, black)
     if not inside:
         raise InputError(f"{b.source} does not overlap {a.source} anywhere; expected the same body region")
     return moved, replace(report, inside=round(inside, 4))
+
+
+def doubts(notes: Iterable[object]) -> list[str]:
+    """Those of b's notes that say that its rigid registration is in doubt."""
+    return [note for note in notes if isinstance(note, str) and note.startswith(UNSURE)]
+
+
+def _doubts(report: Report) -> tuple[str, ...]:
+    """A note where the two runs of a rigid registration ended apart."""
+    if report.repeatability_mm is None or report.repeatability_mm <= WARN_MM:
+        return ()
+    return (
+        f"{UNSURE}: a second run, from another start, ended {report.repeatability_mm:.1f} mm "
+        f"away (expected up to {WARN_MM:g} mm); compare the edges in --view, or name a DICOM Spatial "
+        "Registration",
+    )
 
 
 def _has_place(a: Image, b: Image) -> None:
@@ -198,10 +217,10 @@ def _resample(data: np.ndarray, shape: tuple[int, ...], transform: Any, outside:
 def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
     """[4, 4] RAS+ mm of a to RAS+ mm of b that aligns them, and the report.
 
-    Mattes mutual information on half of the voxels, drawn at random, at three resolutions, gradient
-    descent over an Euler transform about the centre of a; starts from the headers if these overlap, otherwise
-    from the centres. Run twice with different samples (see Report). Raises InputError for fewer than MIN_SIDE
-    voxels along an axis, and for a volume of one value.
+    Mattes mutual information on half of the voxels or more, drawn at random, at three resolutions,
+    gradient descent over an Euler transform about the centre of a; starts from the headers if these overlap,
+    otherwise from the centres. Run again from another start; the first is the result (see Report). Raises
+    InputError for fewer than MIN_SIDE voxels along an axis, and for a volume of one value.
     """
     for image in (a, b):
         if min(image.data.shape[:3]) < MIN_SIDE:
@@ -212,7 +231,7 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
         if image.data.min() == image.data.max():
             raise InputError(f"{image.source}: all voxels are equal; expected a picture to register")
     fixed, moving = _itk(a), _itk(b)
-    runs = [_descend(fixed, moving, seed) for seed in _SEEDS]
+    runs = [rigid.descend(fixed, moving, *run) for run in rigid.RUNS]
     (matrix, before, after), (again, _, _) = runs
     repeat = float(np.linalg.norm((corners(a) @ (matrix - again).T)[:, :3], axis=1).max())
     shift, angle = _moved(a, matrix)
@@ -238,55 +257,6 @@ def _moved(a: Image, matrix: np.ndarray) -> tuple[float, float]:
 
 def _rounded(matrix: np.ndarray) -> list[list[float]]:
     return [[round(float(x), 6) for x in row] for row in matrix]
-
-
-def _descend(fixed: Any, moving: Any, seed: int) -> tuple[np.ndarray, float, float]:
-    import SimpleITK as sitk
-
-    start = sitk.Euler3DTransform(
-        sitk.CenteredTransformInitializer(
-            fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
-        )
-    )
-    if _overlap(fixed, moving) > 0.25:
-        start.SetTranslation((0.0, 0.0, 0.0))
-    method = sitk.ImageRegistrationMethod()
-    method.SetGlobalDefaultNumberOfThreads(1)  # several threads sum in varying order: runs would differ
-    method.SetMetricAsMattesMutualInformation(32)
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetInterpolator(sitk.sitkLinear)
-    coarse = min(fixed.GetSpacing()) >= _FINEST_MM
-    shrink = [*_SHRINK, 1] if coarse else [2 * x for x in _SHRINK] + [2]
-    method.SetMetricSamplingPercentagePerLevel([0.8, 0.6, 0.5], seed)
-    method.SetShrinkFactorsPerLevel(shrink)
-    method.SetSmoothingSigmasPerLevel([4.0, 2.0, 1.0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.002, 200, relaxationFactor=0.7)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(start, inPlace=True)
-    try:
-        before = method.MetricEvaluate(fixed, moving)
-        method.Execute(fixed, moving)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][:120]
-        raise InputError(f"rigid registration failed ({reason}); expected overlapping volumes") from None
-    matrix, centre = np.eye(4), np.array(start.GetCenter())
-    matrix[:3, :3] = np.reshape(start.GetMatrix(), (3, 3))
-    matrix[:3, 3] = np.array(start.GetTranslation()) + centre - matrix[:3, :3] @ centre
-    return RAS_LPS @ matrix @ RAS_LPS, round(before, 5), round(float(method.GetMetricValue()), 5)
-
-
-def _overlap(fixed: Any, moving: Any) -> float:
-    """Share of the fixed grid's central half that lies inside the moving one, by their headers."""
-    size = np.array(fixed.GetSize())
-    points = [size * share for share in np.array(np.meshgrid(*[[0.25, 0.5, 0.75]] * 3)).reshape(3, -1).T]
-    inside = 0
-    for point in points:
-        place = moving.TransformPhysicalPointToContinuousIndex(
-            fixed.TransformContinuousIndexToPhysicalPoint(point.tolist())
-        )
-        inside += all(0 <= x <= side - 1 for x, side in zip(place, moving.GetSize(), strict=True))
-    return inside / len(points)
 
 
 def _itk(image: Image) -> Any:

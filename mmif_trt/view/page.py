@@ -17,6 +17,7 @@ import numpy as np
 from mmif_trt.about import RESEARCH_USE, VERSION
 from mmif_trt.files import write_atomic
 from mmif_trt.image import SHOWN, Image
+from mmif_trt.stages import geometry
 from mmif_trt.view import pack
 from mmif_trt.view.triple import Triple
 
@@ -172,7 +173,9 @@ def facts(triple: Triple, packed: dict[str, pack.Packed], files: dict[str, str])
             moved = [done.get(name) or 0.0 for name in ("shift_mm", "rotation_deg")]
             how += f", moved {moved[0]:g} mm and {moved[1]:g} degrees"
         if done.get("repeatability_mm") is not None:
-            how += f", repeatable to {done['repeatability_mm']:g} mm"
+            how += f"; two runs ended {done['repeatability_mm']:g} mm apart (not the error)"
+            if done["repeatability_mm"] > geometry.WARN_MM:
+                how += "; not trustworthy: compare the edges"
         rows.append(("Registration", how))
         if done.get("inside") is not None:
             rows.append(("B covers", f"{done['inside']:.0%} of A's grid"))

@@ -24,6 +24,7 @@ from mmif_trt.clinical import decoder, outputs, planning
 from mmif_trt.files import OutputError
 from mmif_trt.image import Image, InputError
 from mmif_trt.io import dicom
+from mmif_trt.stages import geometry
 
 SECRET = bytes(range(32))
 SHAPE, AFFINE = (20, 40, 36), affine_of("SAL", (6, 4, 4), (20, 40, 36))
@@ -117,6 +118,34 @@ def test_a_bad_file_costs_its_case_and_a_second_run_does_the_rest(tmp_path: Path
     assert main(["batch", str(path), "-o", str(out), "--quiet"]) == 0
     assert before == {p.name: p.stat().st_mtime_ns for p in out.glob("case000*")}
     assert json.loads((out / "case001.json").read_text())["status"] == "done"
+
+
+def test_a_registration_in_doubt_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apart_mm, out = iter((0.5, 7.0)), tmp_path / "out"
+
+    def register(*_: Image) -> tuple[np.ndarray, geometry.Report]:
+        return np.eye(4), geometry.Report("rigid", np.eye(4).tolist(), repeatability_mm=next(apart_mm))
+
+    monkeypatch.setattr(geometry, "register_rigid", register)
+    path = manifest(tmp_path, 2)
+    assert main(["batch", str(path), "-o", str(out), "--registration", "rigid"]) == 0
+    records = [json.loads(file.read_text()) for file in out.glob("*.json")]
+    (name,) = (x["name"] for x in records if x["registration"]["repeatability_mm"] == 7)
+    said = capsys.readouterr().err
+    assert said.count(geometry.UNSURE) == 1 and f"mmif-trt: warning: {name}: {geometry.UNSURE}" in said
+    assert "2 fused (1 with a registration in doubt), 0 skipped" in said
+    (line,) = [x for x in next(out.glob("*.log")).read_text().splitlines() if geometry.UNSURE in x]
+    assert f" {name} done; " in line
+    assert main(["status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "in doubt     1 of the done\n" in said and f"in doubt: {name}: {geometry.UNSURE}" in said
+    assert main(["status", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["in_doubt"] == 1 and [x[0] for x in told["doubts"]] == [name]
+    assert main(["batch", str(path), "-o", str(out), "--registration", "rigid"]) == 0
+    assert "0 fused, 2 skipped (done before; 1 with a registration in doubt)" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_the_files_tell_at_once(

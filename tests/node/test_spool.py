@@ -23,10 +23,12 @@ from peers import until
 pytest.importorskip("pynetdicom", reason="needs the clinical extra")
 
 from mmif_trt import files
+from mmif_trt.clinical import case, outputs
 from mmif_trt.clinical.case import Case
 from mmif_trt.clinical.child import Child
 from mmif_trt.clinical.decoder import Decoder
 from mmif_trt.image import InputError
+from mmif_trt.io.dicom import write as dicom_write
 from mmif_trt.node import tries
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.counters import Counters
@@ -35,6 +37,8 @@ from mmif_trt.node.settings import Settings
 from mmif_trt.node.spool import CORRECTED, DIFFERENT, NEW, SAME, Spool
 from mmif_trt.node.tries import DIED, LEFT, MOST, OPEN
 from mmif_trt.running import Stop
+from mmif_trt.stages import geometry
+from mmif_trt.volume import Options
 
 STUDY, INSTANCE, HEAD = "1.2.3", "1.2.3.4", b"\0" * 128 + b"DICM"
 
@@ -242,7 +246,7 @@ def fusing(spool: Spool, counters: Counters, *beat: Any) -> Fusing:
 
 
 def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool, counters, asked, order = Spool(tmp_path), Counters(), list[str](), list[str]()
 
@@ -254,21 +258,26 @@ def test_a_study_that_ends_its_process_is_set_aside_and_the_next_is_served(
         if request["a"][0] == "poison":
             raise EOFError
         Path(request["result"]).write_bytes(b"fused")
-        return {"outcome": "done", "message": ""}
+        doubt = "not trustworthy" if request["a"][0] == "doubtful" else ""
+        return {"outcome": "done", "message": "", "doubt": doubt}
 
     monkeypatch.setattr(Child, "ask", ask)
-    cases = [Case("poison", ("poison",), ()), Case("good", ("good",), ())]
+    cases = [Case(name, (name,), ()) for name in ("poison", "good", "doubtful")]
     monkeypatch.setattr(
         Spool, "cases", lambda self, *_: ([c for c in cases if self.state(self.name(c)) == "new"], [])
     )
     one = fusing(spool, counters, lambda: order.append("beat"))
     for attempt in range(MOST[DIED]):
         assert not one.study(None, tmp_path / "incoming" / "s", Stop()), attempt  # type: ignore[arg-type]
-    assert [path.name[:4] for path in spool.waiting()] == ["good"], "at the first attempt already"
+    waiting = {path.name.partition("_")[0] for path in spool.waiting()}
+    assert waiting == {"good", "doubtful"}, "at the first attempt already"
     assert one.study(None, tmp_path / "incoming" / "s", Stop())  # type: ignore[arg-type]
     assert order == ["beat", "ask"] * (len(order) // 2), "/health counts the time of one request, not of all"
     assert asked.count("poison") == MOST[DIED] and spool.gauges()["cases_set_aside"] == 1
-    assert counters.snapshot()["cases_set_aside_total"] == 1 == counters.snapshot()["fusions_total"]
+    assert counters.snapshot()["cases_set_aside_total"] == 1 and counters.snapshot()["fusions_total"] == 2
+    assert counters.snapshot()["registrations_in_doubt_total"] == 1
+    (warning,) = (x for x in caplog.records if "trustworthy" in x.getMessage())
+    assert warning.getMessage().startswith("case doubtful") and warning.levelname == "WARNING"
 
 
 def marked(spool: Spool, name: str, how: str, count: int, study: str = "s") -> None:
@@ -424,7 +433,31 @@ def test_all_that_takes_long_is_loaded_before_a_case(tmp_path: Path, monkeypatch
     assert process is not None and process.poll() is None and len(fused) == 1
     worker.decoder.close()
     a, b = fused[0]
-    assert network.fuse_volumes(a, b).image.is_colour
+    done = network.fuse_volumes(a, b)
+    assert done.image.is_colour
+    # What the node logs of a case, from its record.
+    done.record["b"]["notes"] += [f"{geometry.UNSURE}: 7 mm", "of a reader"]
+    stand_in.fuse_volumes = lambda *_: done
+    monkeypatch.setattr(case, "load", lambda *_: case.Loaded(a, b, Options()))
+    monkeypatch.setattr(outputs, "dataset_of", lambda *_: None)
+    monkeypatch.setattr(dicom_write, "encode", lambda _: b"")
+    request = {"a": [], "b": [], "registration": "", "options": {}, "replaces": []}
+    doubt = worker.make({**request, "result": str(tmp_path / "made")})
+    assert doubt == f"{geometry.UNSURE}: 7 mm"
+
+
+def test_the_process_that_fuses_answers_with_the_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmif_trt.node import worker
+
+    answers, request = list[str](), json.dumps({"attempt": str(tmp_path / "a"), "study": "s"})
+    monkeypatch.setattr(worker, "serve", lambda _, answer, *__: answers.append(answer(request)))
+    monkeypatch.setattr(worker, "Worker", lambda *_: SimpleNamespace(make=lambda _: "why"))
+    monkeypatch.setattr(tries, "begin", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["", "1", str(tmp_path), "lagn"])
+    worker.main()
+    assert json.loads(answers[0]) == {"outcome": "done", "message": "", "doubt": "why"}
 
 
 def test_the_process_that_fuses_is_told_the_network(tmp_path: Path) -> None:

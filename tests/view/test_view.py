@@ -111,6 +111,17 @@ def test_b_lies_where_the_record_says_and_before_it() -> None:
     assert lost.overlap < 0.5 and "expected at least 50%" in lost.in_doubt
 
 
+@pytest.mark.parametrize(("apart_mm", "doubted"), [(2.9, False), (3.1, True)])
+def test_a_page_doubts_a_rigid_registration_whose_runs_end_apart(apart_mm: float, doubted: bool) -> None:
+    a, b, fused = volumes()
+    registration = {"registration": "rigid", "matrix": np.eye(4).tolist(), "repeatability_mm": apart_mm}
+    found = triple.of_volumes(a, b, fused, {"registration": registration, "palette": None})
+    packed = page._packed(found, 100_000_000)
+    row = dict(page.facts(found, packed, {"a": "a", "b": "b", "fused": "f"}))["Registration"]
+    assert f"{apart_mm} mm apart (not the error)" in row
+    assert ("not trustworthy" in row) is doubted
+
+
 def test_a_page_has_the_levels_that_fit() -> None:
     a, b, fused = volumes()
     noise = np.random.default_rng(0).uniform(0, 1000, SHAPE)
