@@ -16,11 +16,12 @@ from conftest import REPO, data_root
 from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
 
 import mmif_trt
-from mmif_trt import rigid, volume
+from mmif_trt import volume
 from mmif_trt.clinical import outputs
 from mmif_trt.commands import volumes
 from mmif_trt.image import Image, InputError
 from mmif_trt.stages import geometry, normalise, palettes
+from mmif_trt.stages.geometry import rigid
 
 SHAPE = (24, 60, 48)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from mmif_trt import rigid
 from mmif_trt.stages import geometry
+from mmif_trt.stages.geometry import rigid
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 

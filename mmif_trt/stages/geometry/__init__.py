@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmif_trt import rigid
 from mmif_trt.image import RAS_LPS, Image, InputError, stored_text
+from mmif_trt.stages.geometry import rigid
 
 REGISTRATIONS = ("header", "rigid", "none")
 _TIES = "a DICOM Spatial Registration, or --registration rigid (Python: registration='rigid')"
