@@ -148,10 +148,10 @@ def load(path: Path) -> dict[str, Any]:
     return report
 
 
-def score(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    methods = {"max": PICTURES["max"]}
-    for told in args.networks:
+def methods_of(networks: Sequence[str]) -> dict[str, Fuse]:
+    """The networks of "NAME=CHECKPOINT"s, by name. Raises InputError."""
+    methods = {}
+    for told in networks:
         name, _, files = told.partition("=")
         if not files:
             raise InputError(f"{told}: expected NAME=CHECKPOINT")
@@ -162,6 +162,12 @@ def score(args: argparse.Namespace) -> None:
                     "train/fusion.py or a released .safetensors"
                 )
         methods[name] = fuse_of(files)
+    return methods
+
+
+def score(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    methods = {"max": PICTURES["max"]} | methods_of(args.networks)
     report = load(args.out)
     for name in SETS:
         planted = planted_of(args.data, name, not args.validation)

@@ -68,14 +68,9 @@ def repainted(pairs: Sequence[Pair]) -> Iterator[tuple[str, list[Pair]]]:
 
 def score(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    files = [told.partition("=") for told in args.networks]
-    if bad := [name for name, _, path in files if not path]:
-        raise InputError(f"{bad[0]}: expected NAME=CHECKPOINT")
-    networks = {name: path for name, _, path in files} or {
-        name: str(weights.verified_path(name, "safetensors")) for name in weights.NAMES
-    }
+    released = [f"{name}={weights.verified_path(name, 'safetensors')}" for name in weights.NAMES]
     methods: dict[str, Fuse] = {name: PICTURES[name] for name in ("average", "max")}
-    methods |= {name: heldout.fuse_of(path) for name, path in networks.items()}
+    methods |= heldout.methods_of(args.networks or released)
     result: dict[str, Any] = {"what": "repainted.py", "split": "held out" if args.held_out else "validation"}
     result |= {"commit": commit(), "pairs": PAIRS, "sets": {}}
     for name in SETS:

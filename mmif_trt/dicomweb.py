@@ -63,9 +63,7 @@ def service(url: str, auth: str | None = None, authority: str | None = None) -> 
     if parts.username or parts.password:
         raise InputError("--dicomweb: a URL with a user or password; expected them in --dicomweb-auth FILE")
     if authority is not None:
-        refuse_irregular(authority, "--dicomweb-ca")
-    if authority is not None and not os.path.isfile(authority):
-        raise InputError(f"--dicomweb-ca {authority}: no such file; expected PEM")
+        refuse_irregular(authority, "--dicomweb-ca", "PEM")
     if auth is None:
         return Service(url.rstrip("/"), authority=authority)
     if parts.scheme != "https" and parts.hostname not in LOOPBACK:

@@ -79,8 +79,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def refuse_irregular(path: str | os.PathLike[str], option: str) -> None:
-    """For files that a library opens by name. A missing one is left to the library. Raises InputError."""
+def refuse_irregular(path: str | os.PathLike[str], option: str, expected: str = "") -> None:
+    """For files that a library opens by name. expected: what a missing one should have been; without it, that
+    is left to the library. Raises InputError."""
+    if expected and not os.path.exists(path):
+        raise InputError(f"{option} {os.fspath(path)}: no such file; expected {expected}")
     try:
         kind = kind_of_entry(os.stat(path).st_mode)
     except OSError:

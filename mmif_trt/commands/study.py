@@ -134,9 +134,7 @@ def _serve(args: argparse.Namespace) -> int:
         raise InputError("--certificate, --key: one without the other; expected both or neither")
     for option, path in (("--certificate", args.certificate), ("--key", args.key)):
         if path:
-            refuse_irregular(path, option)
-            if not os.path.exists(path):
-                raise InputError(f"{option} {path}: no such file; expected a PEM file")
+            refuse_irregular(path, option, "a PEM file")
     if args.proxy is not None:
         try:
             ipaddress.ip_address(args.proxy)

@@ -57,9 +57,7 @@ def _context(files: tuple[str, str, str] | None, purpose: Any) -> ssl.SSLContext
     if files is None:
         return None
     for path in files:
-        refuse_irregular(path, "--tls")
-        if not os.path.exists(path):
-            raise InputError(f"--tls {path}: no such file; expected PEM files: certificate, key, authority")
+        refuse_irregular(path, "--tls", "PEM files: certificate, key, authority")
     certificate, key, authority = files
     if readable_by_others(key):
         log.warning("--tls: the key can be read by other users; expected mode 0600 (chmod 600)")
