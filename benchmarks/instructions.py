@@ -25,7 +25,7 @@ from ptxas import REPO, nvcc, plain, version
 RESULT = REPO / "benchmarks" / "results" / "instructions.txt"
 BATCH, CROP, STRIDE, HEADS, D, WINDOW = 6, 128, 4, 2, 32, 8  # of LAGN in training
 SCALES = (1, 2, 4)
-FORWARD_BLOCKS, BACKWARD_BLOCKS = 768, 1024  # of attention: csrc/cuda/window_attention.cpp
+BACKWARD_BLOCKS = 512  # of attention in halves: csrc/cuda/window_attention.cpp
 OFFSETS = (2 * WINDOW - 1) ** 2
 TILE = 32  # px a side: csrc/cuda/fusion_loss_launch.h
 REGISTERS, SHARED, WARPS, BLOCKS = 65536, 233472, 64, 32  # of a multiprocessor of SM 9.0
@@ -112,8 +112,8 @@ def rows() -> list[Row]:
     for scale in SCALES:
         across = CROP * scale // STRIDE // WINDOW
         windows, tokens = BATCH * across**2, BATCH * (CROP * scale // STRIDE) ** 2
-        forward_chunks, chunks = (min(n // HEADS, windows) for n in (FORWARD_BLOCKS, BACKWARD_BLOCKS))
-        forward_each, each = windows / forward_chunks, windows / chunks
+        chunks = min(BACKWARD_BLOCKS // HEADS, windows)
+        each = windows / chunks
         border = 1 - ((across - 1) / across) ** 2  # of the shifted map: what wraps
         row = tokens * HEADS * D * 2 / 1e6  # MB of q, of 2-byte elements
         lse, tables = tokens * HEADS * 4 / 1e6, chunks * HEADS * OFFSETS * 4 / 1e6
@@ -122,13 +122,12 @@ def rows() -> list[Row]:
         forward = Row(
             f"window_attention_fwd_{half}",
             scale,
-            forward_chunks * HEADS,
+            windows * HEADS,
             128,
-            (forward_each,),
+            (1,),
             4 * row + lse,
             border,
             unit=unit,
-            per=forward_each,
         )
         backward = Row(
             f"window_attention_bwd_{half}",
@@ -149,10 +148,12 @@ def rows() -> list[Row]:
         tiles = BATCH * (side // TILE) ** 2
         pixels, inner = BATCH * side**2 / 1e6, BATCH * (side - 10) ** 2 / 1e6
         halo = TILE + 10
-        tasks = -(-halo * TILE // 4 // 32) / 8  # of means along x, per warp
-        for name, maps, rest, moved in (
-            ("fwd", 7, 3 * halo * (halo + 1) * 4 + 8 + 96, 13 * pixels + 16 * inner),
-            ("bwd", 4, 4 * halo * (halo + 1) * 4 + 2 * (TILE + 2) ** 2 * 4, 17 * pixels + 16 * inner),
+        tasks = -(-halo * TILE // 8 // 32) / 8  # of means along x, per warp
+        means = halo * (TILE + 1) * 16
+        # The loops over elements are for images whose rows are not whole vectors.
+        for name, trips, others, moved in (
+            ("fwd", (0, 0, 0, tasks, tasks), 3 * halo * (TILE + 20) * 4 + 96, 13 * pixels + 16 * inner),
+            ("bwd", (0, tasks), halo * (halo + 1) * 16, 17 * pixels + 16 * inner),
         ):
             made.append(
                 Row(
@@ -160,9 +161,9 @@ def rows() -> list[Row]:
                     scale,
                     tiles,
                     256,
-                    (tasks,),
+                    trips,
                     moved,
-                    dynamic=rest + maps * halo * TILE * 4,
+                    dynamic=others + means,
                     unit="warp of 128 pixels",
                 )
             )

@@ -75,7 +75,7 @@ struct FusionLossParams {
   double c1, c2;                 // of SSIM; forward only
 
   // Forward writes, backward reads.
-  void* moments;     // [B, 4, H - 10, W - 10] contiguous
+  void* moments;     // [B, 4, H - 10, W - 10], on CUDA channels last, on the CPU contiguous
   uint8_t* choices;  // [B, 1, H, W] contiguous
 
   // Forward only: the sums over each chunk's pixels; the host adds up an image's chunks in order.

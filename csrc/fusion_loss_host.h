@@ -28,13 +28,18 @@ inline void check_like_f(const char* op, const char* name, const at::Tensor& x, 
   MMIF_CHECK(op, name, "on " + text(x.device()), "f's device, " + text(f.device()), x.device() == f.device());
 }
 
-// A saved tensor or a gradient: its exact shape and dtype, made contiguous.
+// A saved tensor or a gradient: its exact shape and dtype, made contiguous in the order `format`, at an address
+// that suits its kernels.
 inline at::Tensor checked(const char* op, const char* name, const at::Tensor& x, at::IntArrayRef shape,
-                          at::ScalarType dtype, const at::Tensor& f) {
+                          at::ScalarType dtype, const at::Tensor& f,
+                          at::MemoryFormat format = at::MemoryFormat::Contiguous) {
   MMIF_CHECK(op, name, x.sizes(), shape, x.sizes() == shape);
   MMIF_CHECK(op, name, x.scalar_type(), dtype, x.scalar_type() == dtype);
   MMIF_CHECK(op, name, "on " + text(x.device()), "f's device, " + text(f.device()), x.device() == f.device());
-  return x.contiguous();
+  const at::Tensor out = x.contiguous(format);
+  // Part of a larger tensor may begin anywhere; a tensor of its own begins at a multiple of all vectors.
+  const bool vectors = format == at::MemoryFormat::ChannelsLast;
+  return vectors && reinterpret_cast<uintptr_t>(out.const_data_ptr()) % 16 ? out.clone() : out;
 }
 
 inline at::Tensor contiguous_rows(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
@@ -84,10 +89,15 @@ inline void set_constants(const char* op, FusionLossParams& p, double c1, double
   p.c1 = c1, p.c2 = c2;
 }
 
+// How a device's kernels lay out the moments: side by side on CUDA, where one vector is one pixel's four.
+inline at::MemoryFormat moments_format(const at::Tensor& f) {
+  return f.is_cuda() ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
 inline FusionLossOutputs fusion_loss_outputs(FusionLossParams& p, const at::Tensor& f) {
   at::Tensor terms = at::empty({p.batch, 3}, f.options());
-  at::Tensor moments =
-      at::empty({p.batch, 4, p.height - kSsimWindow + 1, p.width - kSsimWindow + 1}, f.options());
+  at::Tensor moments = at::empty({p.batch, 4, p.height - kSsimWindow + 1, p.width - kSsimWindow + 1},
+                                 f.options(), moments_format(f));
   at::Tensor choices = at::empty({p.batch, 1, p.height, p.width}, f.options().dtype(at::kByte));
   p.terms = terms.data_ptr(), p.moments = moments.data_ptr(), p.choices = choices.data_ptr<uint8_t>();
   return {terms, moments, choices};
@@ -104,11 +114,11 @@ inline FusionLossGradients fusion_loss_gradients(const char* op, FusionLossArgum
   FusionLossParams& p = arguments.params;
   const at::Tensor& f = arguments.f;
   const int64_t valid_height = p.height - kSsimWindow + 1, valid_width = p.width - kSsimWindow + 1;
-  FusionLossGradients out{
-      checked(op, "d_terms", d_terms, {p.batch, 3}, f.scalar_type(), f),
-      checked(op, "moments", moments, {p.batch, 4, valid_height, valid_width}, f.scalar_type(), f),
-      checked(op, "choices", choices, {p.batch, 1, p.height, p.width}, at::kByte, f),
-      at::empty({p.batch, 1, p.height, p.width}, f.options())};
+  FusionLossGradients out{checked(op, "d_terms", d_terms, {p.batch, 3}, f.scalar_type(), f),
+                          checked(op, "moments", moments, {p.batch, 4, valid_height, valid_width},
+                                  f.scalar_type(), f, moments_format(f)),
+                          checked(op, "choices", choices, {p.batch, 1, p.height, p.width}, at::kByte, f),
+                          at::empty({p.batch, 1, p.height, p.width}, f.options())};
   p.d_terms = out.d_terms.const_data_ptr(), p.moments = out.moments.data_ptr();
   p.choices = out.choices.data_ptr<uint8_t>(), p.d_f = out.d_f.data_ptr();
   return out;

@@ -41,7 +41,10 @@ __device__ __forceinline__ int64_t wide_product(int a, int b) {
   return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned>(a)) * static_cast<unsigned>(b));
 }
 __device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
-__device__ __forceinline__ int clamped(int x, int last) { return x < 0 ? 0 : smaller(x, last); }
+__device__ __forceinline__ int clamped(int x, int last) {  // two instructions
+  x = smaller(x, last);
+  return x > 0 ? x : 0;
+}
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -119,6 +122,12 @@ __device__ __forceinline__ float fast_inverse(float x) {
 }
 #endif
 
+__device__ __forceinline__ unsigned bits_of(float x) {
+  unsigned bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * kLog2e); }
@@ -143,6 +152,17 @@ __device__ __forceinline__ int renewed(int x) {
   asm volatile("" : "+r"(x));
 #endif
   return x;
+}
+
+// The same of an address in global memory, for the opposite end: it is kept, not computed again wherever it is
+// used.
+template <typename T>
+__device__ __forceinline__ T* kept(T* address) {
+#ifndef MMIF_EMULATOR
+  asm volatile("" : "+l"(address));
+  __builtin_assume(__isGlobal(address));
+#endif
+  return address;
 }
 
 // threadIdx.x, which must fill the warp, through a shuffle that no compiler moves: what a loop computes from

@@ -2,8 +2,9 @@
 // sums.
 //
 // Traffic: f, a, b (wa, wb) are read once, the tiles' halos from L2; moments and choices are written once.
-// Sums have a fixed order, in float within a tile (a tree of 1024 pixels), in double over tiles: no atomics,
-// so every run gives the same bits. ../fusion_loss.h has the formulas and the derivation of the moments.
+// Sums have a fixed order, in float within a tile (a tree of 1024 pixels), in double over tiles: no
+// atomics, so every run gives the same bits. ../fusion_loss.h has the formulas and the derivation of the
+// moments.
 #include "fusion_loss.cuh"
 
 namespace mmif {
@@ -14,121 +15,160 @@ enum Mean { kF, kA, kB, kFA, kFB, kOffA, kOffB, kMeans };
 enum Picture { kFused, kSourceA, kSourceB, kPictures };
 constexpr int kTerms = 3;
 
-struct ForwardTiles {
-  Halo pictures[kPictures];
-  alignas(16) Columns means[kMeans];
+// A row of the halo: kBefore columns, a multiple of a vector, the tile, and as many again. The pitch puts the
+// vectors of two rows on different banks.
+constexpr int kBefore = 8, kVectors = (2 * kBefore + kTileWidth) / 4, kPitch = 4 * kVectors + 4;
+static_assert(kBefore >= kSsimEdge && kPitch % 8 == 4, "the halo fits, no bank conflicts along x");
+
+struct alignas(16) ForwardTiles {
+  float pictures[kPictures][kHaloHeight][kPitch];
+  Means means;
   float sums[kTerms][kTileWarps];
 };
 
-// Starts to load the tile and its surroundings, the border replicated: right for Sobel, and never part of a
-// whole window. A warp takes every eighth row; its first lanes take the columns beyond 32.
+// Starts to load the tile and its surroundings. Rows beyond the border repeat it, as Sobel needs them; no
+// whole window has any. Of columns, see Columns. Where rows are whole vectors a warp copies two at a time, and
+// those beyond the border are zeros.
 __device__ __forceinline__ void load_pictures(ForwardTiles& tiles, const FusionLossParams& p,
-                                              const Tile& tile) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int x = clamped(tile.x + lane - kSsimEdge, tile.width - 1);
-  const int beyond = clamped(tile.x + lane + kWarp - kSsimEdge, tile.width - 1);
+                                              const Constants& constants, const Tile& tile) {
+  constexpr int kHalf = kWarp / 2, kAtOnce = kTileThreads / kHalf;
   const FusionLossImage* const images[kPictures] = {&p.f, &p.a, &p.b};
+  if (constants.vectors) {
+    const int first = threadIdx.x / kHalf, column = threadIdx.x % kHalf * 4;
+    const int x = tile.x + column - kBefore;
+    const bool in = x >= 0 && x < tile.width, mine = column < 4 * kVectors;
 #pragma unroll
-  for (int i = 0; i < kPictures; ++i) {
-    const float* const from = plane(*images[i], tile.image) + x;
-    const float* const more = plane(*images[i], tile.image) + beyond;
+    for (int picture = 0; picture < kPictures; ++picture) {
+      const float* const from = kept(plane(*images[picture], tile.image) + (in ? x : 0));
+      const int row_elements = renewed(static_cast<int>(images[picture]->row_stride));
+      float* const to = &tiles.pictures[picture][0][0] + first * kPitch + column;
 #pragma unroll
-    for (int row = 0; row < kHaloHeight; row += kTileWarps) {
-      const bool has = row + kTileWarps <= kHaloHeight || row + warp < kHaloHeight;
-      const int y = clamped(tile.y + row + warp - kSsimEdge, tile.height - 1);
-      float* const to = &tiles.pictures[i][0][0] + (row + warp) * kPitch + lane;
-      copy_4_bytes(to, below(from, y, static_cast<int>(images[i]->row_stride)), true, has);
-      copy_4_bytes(to + kWarp, below(more, y, static_cast<int>(images[i]->row_stride)), true,
-                   has && lane < kHaloWidth - kWarp);
+      for (int row = 0; row < kHaloHeight; row += kAtOnce) {
+        const int y = clamped(tile.y + row + first - kSsimEdge, tile.height - 1);
+        copy_bytes<16>(to + row * kPitch, below(from, y, row_elements), in,
+                       mine && (row + kAtOnce <= kHaloHeight || row + first < kHaloHeight));
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int picture = 0; picture < kPictures; ++picture) {
+    const float* const from = plane(*images[picture], tile.image);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kHaloHeight * kHaloWidth; i += kTileThreads) {
+      const int row = i / kHaloWidth, column = i % kHaloWidth;
+      const int y = clamped(tile.y + row - kSsimEdge, tile.height - 1);
+      const int x = clamped(tile.x + column - kSsimEdge, tile.width - 1);
+      copy_bytes<4>(&tiles.pictures[picture][row][column + kBefore - kSsimEdge],
+                    below(from + x, y, static_cast<int>(images[picture]->row_stride)), true, true);
     }
   }
 }
 
-// The means along x.
+// The means along x of the maps kBegin .. kEnd - 1.
+template <int kBegin, int kEnd>
 __device__ __forceinline__ void mean_rows(ForwardTiles& tiles, const Constants& constants) {
-  for (int task = threadIdx.x; task < kHaloHeight * kGroups; task += kTileThreads) {
-    const int row = task / kGroups, column = task % kGroups * kRun;
-    float mean[kMeans][kRun] = {};
+  constexpr int kSkipped = kBefore - kSsimEdge;  // values before the first that counts
+  for (int task = threadIdx.x; task < kTasks; task += kTileThreads) {
+    const int row = task % kHaloHeight, column = task / kHaloHeight * kAcross;
+    float mean[kEnd - kBegin][kAcross] = {};
 #pragma unroll
-    for (int k = 0; k < kSsimWindow + kRun - 1; ++k) {
-      const float f = tiles.pictures[kFused][row][column + k];
-      const float a = tiles.pictures[kSourceA][row][column + k];
-      const float b = tiles.pictures[kSourceB][row][column + k];
-      const float values[kMeans] = {f, a, b, f * a, f * b, (f - a) * (f - a), (f - b) * (f - b)};
+    for (int vector = 0; vector * 4 < kSkipped + kAcross + kAround; ++vector) {
+      float4 four[kPictures];
 #pragma unroll
-      for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, values[m], constants);
+      for (int picture = 0; picture < kPictures; ++picture)
+        four[picture] = *reinterpret_cast<const float4*>(&tiles.pictures[picture][row][column + 4 * vector]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int k = 4 * vector + i - kSkipped;
+        if (k < 0 || k >= kAcross + kAround) continue;
+        const float f = part(four[kFused], i), a = part(four[kSourceA], i), b = part(four[kSourceB], i);
+        const float values[kMeans] = {f, a, b, f * a, f * b, (f - a) * (f - a), (f - b) * (f - b)};
+#pragma unroll
+        for (int m = kBegin; m < kEnd; ++m) add_to_run(mean[m - kBegin], k, values[m], constants);
+      }
     }
-#pragma unroll
-    for (int m = 0; m < kMeans; ++m)
-      *reinterpret_cast<float4*>(&tiles.means[m][row][column]) =
-          make_float4(mean[m][0], mean[m][1], mean[m][2], mean[m][3]);
+    store_means(&tiles.means[row][column], mean);
   }
 }
 
-// SSIM to one source; by_mean is its derivative by m_f through N1 and D1 alone.
+// SSIM to one source and half of its derivatives, of that by E[f^2] minus the whole; by_mean is the one by m_f
+// through N1 and D1 alone.
 struct Ssim {
   float value, by_mean, by_ff, by_fs;
 };
 __device__ __forceinline__ Ssim ssim(float mf, float ms, float fs, float off, float c1, float c2) {
-  const float n1 = 2 * (mf * ms) + c1, n2 = 2 * (fs - mf * ms) + c2;
-  const float d1 = mf * mf + ms * ms + c1, d2 = n2 + (off - (mf - ms) * (mf - ms));
+  const float apart = mf - ms, n1 = fmaf(2 * mf, ms, c1), n2 = fmaf(2.f, fmaf(-mf, ms, fs), c2);
+  const float d1 = fmaf(apart, apart, n1), d2 = n2 + fmaf(-apart, apart, off);
   // One Newton step: the mean over an image must not depend on which way the hardware's reciprocal errs.
   const float d = d1 * d2, about = fast_inverse(d), inverse = fmaf(fmaf(-d, about, 1.f), about, about);
-  const float value = n1 * n2 * inverse;
-  return {value, 2 * inverse * (ms * n2 - mf * value * d2), -value * d1 * inverse, 2 * n1 * inverse};
+  // In this order: of two equal images it is 1.
+  const float value = n1 * n2 * inverse, rest = value * inverse;
+  return {value, ms * (n2 * inverse) - mf * (rest * d2), rest * d1, n1 * inverse};
 }
 
-// One pixel's structure term; writes its four moments, `plane` elements apart.
+// Twice one pixel's structure term; `moments` gets its four.
 __device__ __forceinline__ float structure(const float (&mean)[kMeans], const Constants& by, float wa,
-                                           float wb, float* moments, int64_t plane) {
+                                           float wb, float4& moments) {
   const Ssim sa = ssim(mean[kF], mean[kA], mean[kFA], mean[kOffA], by.c1, by.c2);
   const Ssim sb = ssim(mean[kF], mean[kB], mean[kFB], mean[kOffB], by.c1, by.c2);
-  wa *= 0.5f, wb *= 0.5f;
-  const float by_ff = -(wa * sa.by_ff + wb * sb.by_ff), by_fa = -wa * sa.by_fs, by_fb = -wb * sb.by_fs;
-  moments[0] =
-      -(wa * sa.by_mean + wb * sb.by_mean) - 2 * mean[kF] * by_ff - mean[kA] * by_fa - mean[kB] * by_fb;
-  moments[plane] = by_ff;
-  moments[2 * plane] = by_fa;
-  moments[3 * plane] = by_fb;
+  const float by_ff = 0.5f * (wa * sa.by_ff + wb * sb.by_ff), by_fa = -wa * sa.by_fs, by_fb = -wb * sb.by_fs;
+  moments = make_float4(
+      -(wa * sa.by_mean + wb * sb.by_mean) - 2 * mean[kF] * by_ff - mean[kA] * by_fa - mean[kB] * by_fb,
+      by_ff, by_fa, by_fb);
   return wa * (1 - sa.value) + wb * (1 - sb.value);
 }
 
-// The means along y of a thread's four pixels, and the structure term's sum over them.
+// The structure term's sum over the thread's pixels. What is not a whole window is computed and dropped: that
+// is cheaper than a branch.
 template <bool weighted>
-__device__ __forceinline__ float structure_run(const ForwardTiles& tiles, const FusionLossParams& p,
+__device__ __forceinline__ float structure_run(const float (&mean)[kMeans][kRun], const FusionLossParams& p,
                                                const Tile& tile, const Constants& constants) {
-  const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun;
-  float mean[kMeans][kRun] = {};
-#pragma unroll
-  for (int k = 0; k < kSsimWindow + kRun - 1; ++k)
-#pragma unroll
-    for (int m = 0; m < kMeans; ++m) add_to_run(mean[m], k, tiles.means[m][first + k][column], constants);
-
-  const int x = tile.x + column, inner_width = tile.width - kSsimWindow + 1;
-  const int inner = (tile.height - kSsimWindow + 1) * inner_width;
-  float* const moments = static_cast<float*>(p.moments) + wide_product(tile.image * 4, inner);
+  const int x = tile.x + threadIdx.x % kWarp, top = tile.y + threadIdx.x / kWarp * kRun;
+  const int inner_height = tile.height - kSsimWindow + 1, inner_width = tile.width - kSsimWindow + 1;
+  const bool has_x = x >= kSsimEdge && x < tile.width - kSsimEdge;
+  const int first = has_x ? kSsimEdge - top : kRun, end = tile.height - kSsimEdge - top;  // runs of windows
+  // Of the run's first pixel; maybe before the first of all.
+  float4* const moments =
+      kept(static_cast<float4*>(p.moments) +
+           (static_cast<int64_t>(tile.image * inner_height + top - kSsimEdge) * inner_width + x - kSsimEdge));
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
-    const int y = tile.y + first + i;
-    if (x < kSsimEdge || x >= tile.width - kSsimEdge || y < kSsimEdge || y >= tile.height - kSsimEdge)
-      continue;
+    const bool has = i >= first && i < end;
     float at[kMeans];
 #pragma unroll
     for (int m = 0; m < kMeans; ++m) at[m] = mean[m][i];
-    sum += structure(at, constants, weight_at<weighted>(p.wa, tile.image, y, x),
-                     weight_at<weighted>(p.wb, tile.image, y, x),
-                     moments + ((y - kSsimEdge) * inner_width + x - kSsimEdge), inner);
+    float wa = 1.f, wb = 1.f;
+    if (weighted && has) {
+      wa = weight_at<weighted>(p.wa, tile.image, top + i, x);
+      wb = weight_at<weighted>(p.wb, tile.image, top + i, x);
+    }
+    float4 four;
+    const float lost = structure(at, constants, wa, wb, four);
+    if (has) *(moments + wide_product(inner_width, i)) = four;
+    sum += has ? lost : 0.f;
   }
-  return sum;
+  return 0.5f * sum;
 }
+
+// The places of a pixel and its neighbours in a row of the halo; beyond the border, the border.
+struct Columns {
+  int left, middle, right;
+
+  __device__ __forceinline__ Columns(int x, const Tile& tile)
+      : left(kBefore + x - tile.x - (x > 0)),
+        middle(kBefore + x - tile.x),
+        right(kBefore + x - tile.x + (x < tile.width - 1)) {}
+};
 
 // A picture's 3 x 3 neighbourhood; it slides down the pixels of a run.
 struct Around {
   float left[3], middle[3], right[3], across[3];  // across: right - left
 
-  __device__ __forceinline__ void take(int i, const float* pixel) {
-    left[i] = pixel[-1], middle[i] = pixel[0], right[i] = pixel[1], across[i] = right[i] - left[i];
+  __device__ __forceinline__ void take(int i, const float* row, const Columns& columns) {
+    left[i] = row[columns.left], middle[i] = row[columns.middle], right[i] = row[columns.right];
+    across[i] = right[i] - left[i];
   }
   // Row i of a run, taken in order, is the lowest of the three. Returns the derivatives at the middle row, in
   // the reference's order.
@@ -144,8 +184,12 @@ struct Around {
 
 struct Edges {
   float intensity, gradient;
-  int choices;
+  float choices;  // above kChoices
 };
+// Choices are added up in float, where a comparison is a 1 or a 0 in one instruction; their byte is the lowest
+// of the sum.
+constexpr float kChoices = 1 << 23;
+__device__ __forceinline__ float one_if(bool x) { return x ? 1.f : 0.f; }
 
 // Intensity and gradient of the pixel above row i, the last row taken.
 template <bool weighted>
@@ -162,33 +206,46 @@ __device__ __forceinline__ Edges edges(const Around (&around)[kPictures], int i,
   const float off_x = around[kFused].x(i) - (stronger_a ? ax : bx);
   const float off_y = around[kFused].y(i) - (stronger_a ? ay : by);
 
-  const int choices = (off > 0 ? kIntensityUp : 0) | (off < 0 ? kIntensityDown : 0) |
-                      (brighter_a ? 0 : kIntensityFromB) | (off_x > 0 ? kHorizontalUp : 0) |
-                      (off_x < 0 ? kHorizontalDown : 0) | (off_y > 0 ? kVerticalUp : 0) |
-                      (off_y < 0 ? kVerticalDown : 0) | (stronger_a ? 0 : kGradientFromB);
+  float choices = brighter_a ? kChoices : kChoices + kIntensityFromB;
+  choices += stronger_a ? 0.f : kGradientFromB;
+  choices = fmaf(one_if(off > 0), kIntensityUp, choices);
+  choices = fmaf(one_if(off < 0), kIntensityDown, choices);
+  choices = fmaf(one_if(off_x > 0), kHorizontalUp, choices);
+  choices = fmaf(one_if(off_x < 0), kHorizontalDown, choices);
+  choices = fmaf(one_if(off_y > 0), kVerticalUp, choices);
+  choices = fmaf(one_if(off_y < 0), kVerticalDown, choices);
   const float wi = brighter_a ? wa : wb, wg = stronger_a ? wa : wb;
   return {wi * fabsf(off), wg * (fabsf(off_x) + fabsf(off_y)), choices};
 }
 
-// Both terms' sums over a thread's four pixels; writes their choices.
+// Both terms' sums over the thread's pixels; writes their choices.
 template <bool weighted>
-__device__ __forceinline__ void edges_run(const ForwardTiles& tiles, const FusionLossParams& p,
-                                          const Tile& tile, float& intensity, float& gradient) {
-  const int column = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kRun, x = tile.x + column;
+__device__ __forceinline__ float2 edges_run(const ForwardTiles& tiles, const FusionLossParams& p,
+                                            const Tile& tile) {
+  const int thread = renewed_thread();
+  const int x = tile.x + thread % kWarp, first = thread / kWarp * kRun;
+  const Columns columns(x, tile);
+  const int rows = x < tile.width ? tile.height - tile.y - first : 0;  // of the run in the image
+  uint8_t* const choices = kept(p.choices + tile.place(tile.y + first, x));
   Around around[kPictures];
-  intensity = gradient = 0;
+  float intensity = 0, gradient = 0;
 #pragma unroll
   for (int i = 0; i < kRun + 2; ++i) {
 #pragma unroll
     for (int picture = 0; picture < kPictures; ++picture)
-      around[picture].take(i % 3, &tiles.pictures[picture][first + i + kSsimEdge - 1][column + kSsimEdge]);
-    const int y = tile.y + first + i - 2;
-    if (i < 2 || x >= tile.width || y >= tile.height) continue;
-    const Edges at = edges<weighted>(around, i, weight_at<weighted>(p.wa, tile.image, y, x),
-                                     weight_at<weighted>(p.wb, tile.image, y, x));
-    p.choices[tile.place(y, x)] = static_cast<uint8_t>(at.choices);
-    intensity += at.intensity, gradient += at.gradient;
+      around[picture].take(i % 3, tiles.pictures[picture][first + i + kSsimEdge - 1], columns);
+    if (i < 2) continue;
+    const bool has = i - 2 < rows;
+    float wa = 1.f, wb = 1.f;
+    if (weighted && has) {
+      wa = weight_at<weighted>(p.wa, tile.image, tile.y + first + i - 2, x);
+      wb = weight_at<weighted>(p.wb, tile.image, tile.y + first + i - 2, x);
+    }
+    const Edges at = edges<weighted>(around, i, wa, wb);
+    if (has) *(choices + wide_product(tile.width, i - 2)) = static_cast<uint8_t>(bits_of(at.choices));
+    intensity += has ? at.intensity : 0.f, gradient += has ? at.gradient : 0.f;
   }
+  return make_float2(intensity, gradient);
 }
 
 template <typename T>
@@ -198,26 +255,32 @@ __device__ __forceinline__ T warp_sum(T x) {  // the same bits in every lane
   return x;
 }
 
+__device__ __forceinline__ void put_sum(ForwardTiles& tiles, int term, float of_thread) {
+  const float sum = warp_sum(of_thread);
+  if (threadIdx.x % kWarp == 0) tiles.sums[term][threadIdx.x / kWarp] = sum;
+}
+
 template <bool weighted>
 __global__ void __launch_bounds__(kTileThreads, 3)
     fusion_loss_fwd_kernel(const FusionLossParams p, const Constants constants) {
   MMIF_SHARED_DYNAMIC(ForwardTiles, tiles);
+  // The means take two turns: one vector holds four maps, and the registers as many sums.
+  constexpr int kFirst = 3;
   const Tile tile(p);
-  load_pictures(tiles, p, tile);
+  load_pictures(tiles, p, constants, tile);
   wait_copies();
   __syncthreads();  // the pictures are complete
-  mean_rows(tiles, constants);
-  float sums[kTerms];
-  // These need the pictures only, not the means.
-  edges_run<weighted>(tiles, p, tile, sums[0], sums[1]);
-  __syncthreads();  // the means are complete
-  sums[2] = structure_run<weighted>(tiles, p, tile, constants);
-
-#pragma unroll
-  for (int term = 0; term < kTerms; ++term) {
-    const float sum = warp_sum(sums[term]);
-    if (threadIdx.x % kWarp == 0) tiles.sums[term][threadIdx.x / kWarp] = sum;
-  }
+  mean_rows<0, kFirst>(tiles, constants);
+  const float2 edges = edges_run<weighted>(tiles, p, tile);  // needs the pictures only, not the means
+  put_sum(tiles, 0, edges.x), put_sum(tiles, 1, edges.y);
+  __syncthreads();  // the first means are complete
+  float mean[kMeans][kRun];
+  mean_columns<0, kFirst>(mean, tiles.means, constants);
+  __syncthreads();  // the first means are used
+  mean_rows<kFirst, kMeans>(tiles, constants);
+  __syncthreads();  // the other means are complete
+  mean_columns<kFirst, kMeans>(mean, tiles.means, constants);
+  put_sum(tiles, 2, structure_run<weighted>(mean, p, tile, constants));
   __syncthreads();  // the warps' sums are complete
   if (threadIdx.x >= kTerms) return;
   double sum = 0;
@@ -240,6 +303,15 @@ __global__ void __launch_bounds__(kTerms* kWarp) fusion_loss_terms_kernel(const 
       static_cast<float>(sum / static_cast<double>(term < 2 ? pixels : windows));
 }
 
+// Whether all rows of the pictures are whole vectors.
+bool in_vectors(const FusionLossParams& p) {
+  uintptr_t all = p.width;
+  for (const FusionLossImage* image : {&p.f, &p.a, &p.b})
+    all |= reinterpret_cast<uintptr_t>(image->data) / sizeof(float) |
+           static_cast<uintptr_t>(image->row_stride | image->batch_stride);
+  return all % 4 == 0;
+}
+
 }  // namespace
 
 cudaError_t fusion_loss_fwd_launch(const FusionLossParams& p, cudaStream_t stream) {
@@ -247,8 +319,8 @@ cudaError_t fusion_loss_fwd_launch(const FusionLossParams& p, cudaStream_t strea
   if (!launchable(p)) return cudaErrorInvalidValue;
   const dim3 images(static_cast<unsigned>(p.batch));
   const auto kernel = p.wa.data == nullptr ? fusion_loss_fwd_kernel<false> : fusion_loss_fwd_kernel<true>;
-  const cudaError_t error =
-      launch(kernel, tile_grid(p), dim3(kTileThreads), sizeof(ForwardTiles), stream, p, Constants(p));
+  const cudaError_t error = launch(kernel, tile_grid(p), dim3(kTileThreads), sizeof(ForwardTiles), stream, p,
+                                   Constants(p, in_vectors(p)));
   if (error != cudaSuccess) return error;
   return launch(fusion_loss_terms_kernel, images, dim3(kTerms * kWarp), 0, stream, p);
 }

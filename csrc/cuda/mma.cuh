@@ -52,8 +52,12 @@ __device__ inline void copy_16_bytes(void* to, const void* from, bool take) {
   emu::copy_async(to, from, take ? 16 : 0, take ? 0 : 16);
 }
 
-__device__ inline void copy_4_bytes(void* to, const void* from, bool take, bool write) {
-  if (write) emu::copy_async(to, from, take ? 4 : 0, take ? 0 : 4);
+template <int kBytes>
+__device__ inline void copy_bytes(void* to, const void* from, bool take, bool write) {
+  if (write &&
+      (reinterpret_cast<uintptr_t>(to) % kBytes || (take && reinterpret_cast<uintptr_t>(from) % kBytes)))
+    emu::fail("an asynchronous copy is not aligned to its size");
+  if (write) emu::copy_async(to, from, take ? kBytes : 0, take ? 0 : kBytes);
 }
 
 __device__ inline void wait_copies() { emu::wait_copies(); }
@@ -99,14 +103,15 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, bool t
                : "memory");
 }
 
-// The same for 4 bytes; nothing unless `write`, without a branch.
-__device__ __forceinline__ void copy_4_bytes(void* to, const void* from, bool take, bool write) {
+// The same for 4, 8 or 16 bytes; nothing unless `write`, without a branch.
+template <int kBytes>
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, bool take, bool write) {
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  const int bytes = take ? 4 : 0;
+  const int bytes = take ? kBytes : 0;
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p cp.async.ca.shared.global [%0], [%1], 4, %2;\n}" ::"r"(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p cp.async.ca.shared.global [%0], [%1], %4, %2;\n}" ::"r"(
           address),
-      "l"(from), "r"(bytes), "r"(static_cast<int>(write))
+      "l"(from), "r"(bytes), "r"(static_cast<int>(write)), "n"(kBytes)
       : "memory");
 }
 

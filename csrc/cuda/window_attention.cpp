@@ -14,14 +14,16 @@
 namespace mmif {
 namespace {
 
-// Blocks of a launch over all heads: about a wave on a large card in forward, two in backward. More windows
-// make a block's chunk longer, and what a block does once is shared by more of them. Constants, not
-// properties of the card, so that every card sums d_bias in the same order.
-// float32 runs eight small blocks per multiprocessor: 768 would fill 132 multiprocessors to 73 %.
-constexpr int64_t kForwardBlocks = 768, kForwardFloatBlocks = 1024, kBackwardBlocks = 1024;
+// Blocks of a launch over all heads. More windows make a block's chunk longer. In forward a block per window is
+// the fastest on an H200 but for float32, whose eight small blocks per multiprocessor take several each. In
+// backward what a block does once, its table of d_bias above all, is shared by the windows of its chunk; one wave
+// of four blocks per multiprocessor is the fastest there. Constants, not properties of the card, so that every
+// card sums d_bias in the same order.
+constexpr int64_t kForwardFloatBlocks = 1024, kBackwardBlocks = 512, kBackwardFloatBlocks = 768;
+constexpr int64_t kMostChunks = 65535;  // of a launch's grid
 
 int64_t chunks(const WindowAttentionParams& p, int64_t blocks) {
-  return std::min((blocks + p.heads - 1) / p.heads, window_count(p));
+  return std::min({(blocks + p.heads - 1) / p.heads, window_count(p), kMostChunks});
 }
 
 // x, or a copy of it whose rows begin at multiples of 16 bytes, as the kernels need. Tensors that torch
@@ -51,7 +53,8 @@ std::tuple<at::Tensor, at::Tensor> window_attention(const at::Tensor& qkv_in, co
   if (out.numel() == 0) return {out, lse};
   p.out = out.data_ptr();
   p.lse = lse.data_ptr();
-  p.chunks = chunks(p, p.dtype == DType::kFloat ? kForwardFloatBlocks : kForwardBlocks);
+  p.chunks =
+      p.dtype == DType::kFloat ? chunks(p, kForwardFloatBlocks) : std::min(window_count(p), kMostChunks);
   MMIF_LAUNCH("window_attention", window_attention_fwd_launch(p, c10::cuda::getCurrentCUDAStream()));
   return {out, lse};
 }
@@ -67,7 +70,7 @@ std::tuple<at::Tensor, at::Tensor> window_attention_bwd(const at::Tensor& d_out_
   window_attention_add_gradient(p, d_out, qkv, out, lse);
   const at::Tensor d_qkv = at::empty(qkv.sizes(), qkv.options());
   if (out.numel() == 0) return {d_qkv, at::zeros(bias.sizes(), bias.options())};
-  p.chunks = chunks(p, kBackwardBlocks);
+  p.chunks = chunks(p, p.dtype == DType::kFloat ? kBackwardFloatBlocks : kBackwardBlocks);
   const at::Tensor partial = at::empty({p.chunks, p.heads, bias.size(0)}, bias.options());
   const at::Tensor d_bias = at::empty(bias.sizes(), bias.options());
   p.d_qkv = d_qkv.data_ptr();

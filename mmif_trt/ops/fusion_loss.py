@@ -89,7 +89,9 @@ def _fake(
     check(f, a, b, wa, wb, c1, c2)
     B, _, H, W = f.shape
     edge = reference.SSIM_WINDOW - 1
-    moments = f.new_empty(B, 4, H - edge, W - edge)
+    # As the device's kernels lay them out: csrc/fusion_loss_host.h.
+    order = torch.channels_last if f.device.type == "cuda" else torch.contiguous_format
+    moments = torch.empty(B, 4, H - edge, W - edge, dtype=f.dtype, device=f.device, memory_format=order)
     return f.new_empty(B, 3), moments, f.new_empty(B, 1, H, W, dtype=torch.uint8)
 
 

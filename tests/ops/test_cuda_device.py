@@ -1,4 +1,4 @@
-"""What only a CUDA device can show of window attention: streams, device guard, graphs, addresses.
+"""What only a CUDA device can show: streams, device guard, graphs, addresses.
 
 compute-sanitizer runs over benchmarks/check_kernels.py, in steps of benchmarks/gpu_suite.sh."""
 
@@ -87,17 +87,20 @@ def test_double_takes_the_reference() -> None:
         torch.ops.mmif_trt.window_attention(qkv, bias, 8, 4)
 
 
+def shifted(x: Tensor) -> Tensor:
+    """A copy that begins one element into its buffer, in the same order of memory."""
+    flat = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:]
+    view = flat.as_strided(x.shape, x.stride(), flat.storage_offset()).copy_(x)
+    assert view.data_ptr() % 16
+    return view
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_tensors_at_any_address(dtype: torch.dtype) -> None:
     """The raw operation, given tensors one element into their buffers: a fault there would be sticky."""
     qkv, bias, d_out = (x.detach() for x in inputs(dtype))
     out, lse = torch.ops.mmif_trt.window_attention(qkv, bias, 8, 4)
     expected = torch.ops.mmif_trt.window_attention_bwd(d_out, qkv, bias, out, lse, 8, 4)
-
-    def shifted(x: Tensor) -> Tensor:
-        view = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
-        assert view.data_ptr() % 16
-        return view
 
     again = torch.ops.mmif_trt.window_attention(shifted(qkv), bias, 8, 4)
     result = torch.ops.mmif_trt.window_attention_bwd(
@@ -106,3 +109,17 @@ def test_tensors_at_any_address(dtype: torch.dtype) -> None:
     torch.cuda.synchronize()
     for x, y in zip((*again, *result), (out, lse, *expected), strict=True):
         assert torch.equal(x, y)
+
+
+def test_the_losss_tensors_at_any_address() -> None:
+    """Images whose rows are whole vectors but do not begin at one, and moments alike; in either order."""
+    f, a, b = torch.rand(3, 2, 1, 40, 64, device="cuda").unbind(0)
+    terms, moments, choices = torch.ops.mmif_trt.fusion_loss(f, a, b)
+    d_terms = torch.rand(2, 3, device="cuda")
+    d_f = torch.ops.mmif_trt.fusion_loss_bwd(d_terms, f, a, b, None, None, moments, choices)
+    images = [shifted(x) for x in (f, a, b)]
+    for x, y in zip(torch.ops.mmif_trt.fusion_loss(*images), (terms, moments, choices), strict=True):
+        assert torch.equal(x, y)
+    for m in (shifted(moments), moments.contiguous()):
+        given = (d_terms, *images, None, None, m, shifted(choices))
+        assert torch.equal(torch.ops.mmif_trt.fusion_loss_bwd(*given), d_f)

@@ -66,9 +66,16 @@ CASES = [
     Case(17, 33, kind="zeros"),
     Case(40, 37, constants=(1e-5, 1e-4)),
     Case(batch=0),
+    *(Case(70, width, weighted=w) for width in (35, 36, 64) for w in (True, False)),
 ]
 ORDERS = [Case(29, 41, weighted=w, seed=seed) for w in (True, False) for seed in SEEDS]
-SANITIZED = [Case(11, 11, seed=1), Case(19, 37, 1, padding=3, weighted=False), Case(17, 33, 1), Case(batch=0)]
+SANITIZED = [
+    Case(11, 11, seed=1),
+    Case(35, 36, 1, padding=4),
+    Case(19, 37, 1, padding=3, weighted=False),
+    Case(17, 33, 1),
+    Case(batch=0),
+]
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def unpack(case: Case, data: bytes, at: int) -> tuple[Outputs, int]:
     found = []
     for shape, kind in (
         ((B, 3), "f4"),
-        ((B, 4, H - 10, W - 10), "f4"),
+        ((B, H - 10, W - 10, 4), "f4"),  # channels last
         ((B, 1, H, W), "u1"),
         ((B, 1, H, W), "f4"),
     ):
@@ -197,28 +204,38 @@ def test_sanitized(tmp_path: Path) -> None:
 # ---- Planted faults: what, where, what is there, what stands there instead; see build_planted -----
 
 
-def _no_barrier(name: str, part: str, until: str) -> tuple[str, str, str, str]:
-    barrier = f"__syncthreads();  // the {until} complete"
+def _no_barrier(name: str, part: str, says: str) -> tuple[str, str, str, str]:
+    barrier = f"__syncthreads();  // the {says}"
     return name, part, barrier, f"if (!PLANT) {barrier}"
 
 
 PLANTS = [
-    _no_barrier("means before they are whole", "fwd", "means are"),
-    _no_barrier("pictures before they are whole", "fwd", "pictures are"),
-    _no_barrier("sums before they are whole", "fwd", "warps' sums are"),
+    _no_barrier("pictures before they are whole", "fwd", "pictures are complete"),
+    _no_barrier("means before they are whole", "fwd", "first means are complete"),
+    _no_barrier("means that others overwrote", "fwd", "first means are used"),
+    _no_barrier("other means before they are whole", "fwd", "other means are complete"),
+    _no_barrier("sums before they are whole", "fwd", "warps' sums are complete"),
     (
         "b where the sources are equal",
         "fwd",
         "weighted ? wa * a >= wb * b : a >= b",
         "PLANT ? (weighted ? wa * a > wb * b : a > b) : weighted ? wa * a >= wb * b : a >= b",
     ),
-    _no_barrier("moments before they are whole", "bwd", "moments and the signs are"),
-    _no_barrier("backward's means before they are whole", "bwd", "means are"),
-    ("the border is not negated", "bwd", "vertical : -vertical", "vertical : PLANT ? vertical : -vertical"),
-    ("a window too far", "bwd", "tile.x + lane - kSsimWindow + 1;", "tile.x + lane - kSsimWindow + !PLANT;"),
+    ("beyond the border, what the vectors left there", "fwd", "- (x > 0))", "- (PLANT || x > 0))"),
+    _no_barrier("signs before they are whole", "bwd", "signs are complete"),
+    _no_barrier("moments before they are whole", "bwd", "moments are complete, the signs are used"),
+    _no_barrier("backward's means before they are whole", "bwd", "means are complete"),
+    ("the upper border is not negated", "bwd", "? 1.f : -1.f;", "? 1.f : PLANT ? 1.f : -1.f;"),
+    (
+        "the left border is not negated",
+        "bwd",
+        "by_left = has_left ? 1.f",
+        "by_left = PLANT || has_left ? 1.f",
+    ),
+    ("a window too far", "bwd", "x = tile.x + column - kAround;", "x = tile.x + column - kAround + PLANT;"),
 ]
 PARTS = ("fwd", "bwd")
-PLANTED_CASES = [Case(17, 35, 1, "ties", seed=seed) for seed in (1, 3, 2)]
+PLANTED_CASES = [Case(17, width, 1, "ties", seed=seed) for width in (35, 36) for seed in (1, 3, 2)]
 
 
 def fails(program: Path, folder: Path) -> bool:
