@@ -114,11 +114,13 @@ def test_tensors_at_any_address(dtype: torch.dtype) -> None:
 def test_the_losss_tensors_at_any_address() -> None:
     """Images whose rows are whole vectors but do not begin at one, and moments alike; in either order."""
     f, a, b = torch.rand(3, 2, 1, 40, 64, device="cuda").unbind(0)
-    terms, moments, choices = torch.ops.mmif_trt.fusion_loss(f, a, b)
+    terms, moments, choices = torch.ops.mmif_trt.fusion_loss(f, a, b, None, None)
     d_terms = torch.rand(2, 3, device="cuda")
     d_f = torch.ops.mmif_trt.fusion_loss_bwd(d_terms, f, a, b, None, None, moments, choices)
     images = [shifted(x) for x in (f, a, b)]
-    for x, y in zip(torch.ops.mmif_trt.fusion_loss(*images), (terms, moments, choices), strict=True):
+    for x, y in zip(
+        torch.ops.mmif_trt.fusion_loss(*images, None, None), (terms, moments, choices), strict=True
+    ):
         assert torch.equal(x, y)
     for m in (shifted(moments), moments.contiguous()):
         given = (d_terms, *images, None, None, m, shifted(choices))
