@@ -151,7 +151,7 @@ def rows() -> list[Row]:
         tasks = -(-halo * TILE // 8 // 32) / 8  # of means along x, per warp
         means = halo * (TILE + 1) * 16
         # The loops over elements are for images whose rows are not whole vectors.
-        for name, trips, others, moved in (
+        for name, loops, others, moved in (
             ("fwd", (0, 0, 0, tasks, tasks), 3 * halo * (TILE + 20) * 4 + 96, 13 * pixels + 16 * inner),
             ("bwd", (0, tasks), halo * (halo + 1) * 16, 17 * pixels + 16 * inner),
         ):
@@ -161,7 +161,7 @@ def rows() -> list[Row]:
                     scale,
                     tiles,
                     256,
-                    trips,
+                    loops,
                     moved,
                     dynamic=others + means,
                     unit="warp of 128 pixels",

@@ -7,6 +7,8 @@ the losses, whose work depends on the batch, are not captured.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -35,15 +37,25 @@ class CapturedForward:
     def __init__(self) -> None:
         if not torch.cuda.is_available():
             raise InputError("--capture: no CUDA device; expected one, or leave the option out")
-        self._made: dict[tuple[str, tuple[int, ...]], nn.Module] = {}
+        self._made: dict[tuple[str, tuple[int, ...]], list[nn.Module]] = defaultdict(list)
+        self._awaited: set[nn.Module] = set()  # graphs whose backward pass is to come
 
     def __call__(self, model: LAGN, a: Tensor, b: Tensor, precision: str) -> Tensor:
         if not torch.is_grad_enabled():  # a teacher: no backward pass to capture
             return _InPrecision(model, precision)(a, b)
-        key = precision, tuple(a.shape)
-        if key not in self._made:
-            example = (torch.zeros_like(a), torch.zeros_like(b))
-            self._made[key] = torch.cuda.make_graphed_callables(_InPrecision(model, precision), example)  # type: ignore[assignment]
-        fused: Tensor = self._made[key](a, b)
+        # A graph keeps one call's activations. Where a step takes the same shape twice, it needs two graphs.
+        made = self._made[precision, tuple(a.shape)]
+        graph = next((graph for graph in made if graph not in self._awaited), None) or self._capture(
+            model, a, b, precision
+        )
         # The graph's own buffer: the next replay writes over it.
-        return fused.clone()
+        fused: Tensor = graph(a, b).clone()
+        self._awaited.add(graph)
+        fused.register_hook(lambda _: self._awaited.discard(graph))
+        return fused
+
+    def _capture(self, model: LAGN, a: Tensor, b: Tensor, precision: str) -> nn.Module:
+        example = (torch.zeros_like(a), torch.zeros_like(b))
+        graph: nn.Module = torch.cuda.make_graphed_callables(_InPrecision(model, precision), example)  # type: ignore[assignment]
+        self._made[precision, tuple(a.shape)].append(graph)
+        return graph

@@ -219,11 +219,6 @@ def train(
     data, generated images or checkpoints that do not fit, FloatingPointError on a loss that is not finite
     (the last checkpoint stays).
     """
-    if capture and config.model.activation != "gelu":
-        # On an H100 and an H200 with torch 2.11 every gradient was not a number; the cause was not found.
-        raise InputError(
-            f"--capture with --activation {config.model.activation}; expected gelu, or no --capture"
-        )
     run_network = CapturedForward() if capture else forward
     sets, validation = data.read_splits(root, decode)
     data.check_crop(config.crop_px, config.model.multiple, sets)
