@@ -50,8 +50,8 @@ class Graph(torch.nn.Module):
 
 
 def test_the_same_shape_twice_before_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As --flat takes it with batches of two: one graph would forget the activations of the first. Later steps
-    capture nothing."""
+    """As --flat takes it with batches of two: one graph would forget the activations of the first. Later
+    steps capture nothing."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     made: list[Graph] = []
     monkeypatch.setattr(
