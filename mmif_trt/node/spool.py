@@ -135,7 +135,7 @@ class Spool:
     def _put(self, folder: Path, instance: str, head: bytes, body: memoryview) -> str:
         make_folder(folder)
         name, outcome = pseudonym.name_of(self._key, instance, NAME_DIGITS), NEW
-        is_fused = (self.root / "fused" / folder.name).exists()
+        is_fused = self.is_fused(folder)
         # Only then may a corrected one be there: to look for it always takes the square of a study's size.
         known = sorted(folder.glob(f"{name}*.dcm")) if is_fused else [folder / f"{name}.dcm"]
         first = next((path for path in known if os.path.lexists(path)), None)
@@ -186,8 +186,7 @@ class Spool:
     def cases(self, study: Path, decoder: Any, across: bool = False) -> tuple[list[Case], list[str]]:
         """(the fusions of a study that are neither sent, waiting nor failed; which series are refused, and
         why). decoder: clinical.decoder's; across: see series.pair."""
-        paths = sorted(str(path) for path in study.glob("*.dcm"))
-        found = collect(decoder.headers(paths), self._key)
+        found = collect(decoder.headers(sorted(map(str, study.glob("*.dcm")))), self._key)
         owners: dict[str, set[str]] = {}
         for one in found.series:
             owners.setdefault(one.uid, set()).add(one.study)
@@ -211,8 +210,7 @@ class Spool:
     def sent_before(self, name: str) -> list[Path]:
         """The marks of this pair's fusions from other sets of instances, which the PACS has; smallest
         first."""
-        pair_of, _, _ = name.rsplit("_", 2)
-        marks = (self.root / "sent").glob(f"{pair_of}_*_*")
+        marks = (self.root / "sent").glob(f"{name.rsplit('_', 2)[0]}_*_*")
         return sorted((mark for mark in marks if mark.name != name), key=lambda mark: instances(mark.name))
 
     def larger(self, name: str) -> bool:
@@ -277,10 +275,12 @@ class Spool:
     def mark_failed(self, name: str, reason: str) -> None:
         write_atomic(self.root / "failed" / name, reason.encode())
 
+    def is_fused(self, study: Path) -> bool:
+        return (self.root / "fused" / study.name).exists()
+
     def mark_fused(self, study: Path) -> None:
-        mark = self.root / "fused" / study.name
-        if not mark.exists():
-            write_atomic(mark, b"")
+        if not self.is_fused(study):
+            write_atomic(self.root / "fused" / study.name, b"")
 
     def forget(self, keep_s: float, settled: Mapping[str, int]) -> list[str]:
         """Removes the sources of studies that have been quiet for keep_s, and are settled with their present
