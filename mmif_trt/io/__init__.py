@@ -63,6 +63,7 @@ _VOLUME = tuple(DTYPE_RANGE)  # also of what is not written: its encode says why
 _MGH = Format("MGH", _VOLUME, nifti.decode, _read_only, True, neuro.read_mgh)
 _PAIR = Format("pair of .hdr and .img", _VOLUME, nifti.decode, _read_only, True, neuro.read_pair)
 _NRRD = Format("NRRD", _VOLUME, nifti.decode, _read_only, True, neuro.read_nrrd)
+_META = Format("MetaImage", _VOLUME, nifti.decode, _read_only, True, neuro.read_meta)
 _DICOM = Format("DICOM", _VOLUME, dicom.decode, _not_by_write, True)
 _PNG = Format("PNG", ("uint8", "uint16"), raster.decode, raster.encode_png)
 _TIFF = Format("TIFF", ("uint8", "uint16", "float32"), raster.decode, raster.encode_tiff)
@@ -83,6 +84,8 @@ FORMATS: dict[str, Format] = {
     ".mgz": _MGH,
     ".nrrd": _NRRD,
     ".nhdr": _NRRD,
+    ".mha": _META,
+    ".mhd": _META,
     ".dcm": _DICOM,
     ".dcm.gz": _DICOM,
     ".ima": _DICOM,
