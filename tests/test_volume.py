@@ -150,11 +150,16 @@ def test_rigid_finds_a_known_shift_and_turn(
     ],
 )
 def test_rigid_runs_that_end_apart_are_said(
-    size: float, apart_mm: float, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    size: float,
+    apart_mm: float,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     ends, smaller = iter((0.0, apart_mm)), np.diag([size, size, size, 1])
     a, b = (
-        replace(x, affine=smaller @ x.affine) for x in (mri(), pet(affine_of(), SHAPE, notes=("of the reader",)))
+        replace(x, affine=smaller @ x.affine)
+        for x in (mri(), pet(affine_of(), SHAPE, notes=("of the reader",)))
     )
     times = geometry._magnified(a, b) * size
 

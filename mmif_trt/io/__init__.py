@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
 # The largest picture (4096 x 4096 RGB float32) takes 201 MB; a file over twice that is something else.
 MAX_FILE_BYTES = 402_653_184
 MAX_VOLUME_BYTES = 2 << 30
+_HEAD_BYTES = 65_536  # of a gzipped file, to hold a header
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,19 @@ def read(path: str | os.PathLike[str], *, series: str | int = "", volume: int | 
         ) from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); expected a readable file") from error
+
+
+def foresee(path: str, which: Which) -> None:
+    """Raises InputError where `read` will, as far as a file's name, first bytes and DICOM headers tell."""
+    form = _DICOM if os.path.isdir(path) else _format_to_read(path)
+    if form is _DICOM:
+        dicom.foresee(path, which)
+    elif form in (FORMATS[".nii"], FORMATS[".nii.gz"]):
+        try:
+            with open_regular(path) as file:
+                nifti.foresee(file.read(_HEAD_BYTES), which)
+        except zlib.error:
+            raise InputError(f"{path}: damaged gzip; expected a complete file") from None
 
 
 def read_registration(path: str | os.PathLike[str], a: Image, b: Image) -> tuple[np.ndarray, str]:

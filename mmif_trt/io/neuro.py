@@ -145,7 +145,7 @@ def _meta(name: str, which: Which) -> Image:
         offset = 0
         files.append(os.path.join(os.path.dirname(name), data))
         if not is_regular(files[1]):  # LIST and patterns, of a file per slice, too
-            raise InputError(f"no data file {data!r} beside it; expected LOCAL or one file in ElementDataFile")
+            raise InputError(f"no data file {data!r} beside it; expected LOCAL, or one file there")
     reader = _begun("MetaImageIO", "MetaImage", name)
     size = reader.GetSize()
     if (values := reader.GetNumberOfComponents()) > 1:

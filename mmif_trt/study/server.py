@@ -205,7 +205,7 @@ class Site:
         kept = CHOICES.get(page.answered) or ", ".join(
             f"{SCALES[name].title} {value}" for name, value in json.loads(page.answered).items()
         )
-        text = f"Your answer to this item, from another tab or earlier, is kept: {kept}. This one was not saved."
+        text = f"Your answer from another tab, or from before, is kept: {kept}. This one was not saved."
         if position == self.store.next_position(reader) - 1:
             text += " To change it, go to your next item and choose Previous item."
         return self.html("message", 409, text=text)

@@ -226,8 +226,8 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
     Mattes mutual information on half of the voxels or more, drawn at random, at three resolutions,
     gradient descent over an Euler transform about the centre of a; starts from the headers if these overlap,
     otherwise from the centres. Run again from another start; the first is the result (see Report). Volumes of
-    a small animal are registered as if they were as large as a head. Raises InputError for fewer than MIN_SIDE
-    voxels along an axis, for a volume of one value, and where the first run finds no overlap.
+    a small animal are registered as if they were as large as a head. Raises InputError for fewer than
+    MIN_SIDE voxels along an axis, for a volume of one value, and where the first run finds no overlap.
     """
     for image in (a, b):
         if min(image.data.shape[:3]) < MIN_SIDE:
@@ -239,7 +239,7 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
             raise InputError(f"{image.source}: all voxels are equal; expected a picture to register")
     times = _magnified(a, b)
     larger = np.diag([times, times, times, 1.0])
-    fixed, moving = (_itk(replace(x, affine=larger @ x.affine)) for x in (a, b))
+    fixed, moving = (_itk(replace(x, affine=larger @ np.asarray(x.affine))) for x in (a, b))
 
     def found(run: tuple[int, float, float]) -> tuple[np.ndarray, float, float]:
         matrix, before, after = rigid.descend(fixed, moving, *run)
@@ -251,8 +251,8 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
         raise InputError(f"{b.source} on {a.source}: {error}") from None
     repeat = None
     with contextlib.suppress(InputError):
-        apart = corners(a) @ (matrix - found(rigid.RUNS[1])[0]).T
-        repeat = round(float(np.linalg.norm(apart[:, :3], axis=1).max()), 3)
+        between = corners(a) @ (matrix - found(rigid.RUNS[1])[0]).T
+        repeat = round(float(np.linalg.norm(between[:, :3], axis=1).max()), 3)
     shift, angle = _moved(a, matrix)
     return matrix, Report("rigid", _rounded(matrix), shift, angle, (before, after), repeat)
 
@@ -260,8 +260,7 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
 def _magnified(a: Image, b: Image) -> float:
     """How many times as large both are registered: the lengths of rigid.py are made for a head, and with them
     a mouse's is gone after the first smoothing. 1 unless even the larger one is small."""
-    assert a.affine is not None and b.affine is not None
-    volumes = [abs(np.linalg.det(x.affine[:3, :3])) * np.prod(x.data.shape[:3]) for x in (a, b)]
+    volumes = [abs(np.linalg.det(np.asarray(x.affine)[:3, :3])) * np.prod(x.data.shape[:3]) for x in (a, b)]
     side_mm = float(max(volumes)) ** (1 / 3)
     return HEAD_MM / side_mm if side_mm < SMALL_MM else 1.0
 
