@@ -65,7 +65,13 @@ def run(args: argparse.Namespace) -> int:
             count, missing = _by_web(service, args, stop)
         else:
             count, missing = _by_dimse(args, stop)
-    say(f"{count} instances -> {args.output}" + (f"; {missing} were not received" if missing else ""))
+    lost = f"; {missing} were not received" if missing else ""
+    if lost and service is None:
+        lost += (
+            ": the PACS says that it cannot send them, perhaps as its options allow no such compression; try "
+            "the other of C-GET and C-MOVE (--move-port), or its DICOMweb service"
+        )
+    say(f"{count} instances -> {args.output}{lost}")
     if received:
         return 128 + received[0]
     return 1 if missing else 0
