@@ -78,8 +78,7 @@ class Spool:
             with contextlib.suppress(IsADirectoryError):  # somebody else's
                 left.unlink(missing_ok=True)  # from a write interrupted by a crash: never acknowledged
         for mark in (self.root / "sent").iterdir():
-            # A crash between the two steps of mark_sent.
-            if is_regular(mark) and mark.stat().st_size > MAX_MARK_BYTES:
+            if is_regular(mark) and mark.stat().st_size > MAX_MARK_BYTES:  # a crash amid mark_sent
                 mark.write_bytes(b"")
         return self
 
@@ -208,8 +207,7 @@ class Spool:
         return "waiting" if (self.root / "outgoing" / f"{name}.dcm").exists() else "new"
 
     def sent_before(self, name: str) -> list[Path]:
-        """The marks of this pair's fusions from other sets of instances, which the PACS has; smallest
-        first."""
+        """The marks of what the PACS has of this pair, from other sets of instances; smallest first."""
         marks = (self.root / "sent").glob(f"{name.rsplit('_', 2)[0]}_*_*")
         return sorted((mark for mark in marks if mark.name != name), key=lambda mark: instances(mark.name))
 
@@ -226,8 +224,7 @@ class Spool:
         return (self.root / "scratch" / f"{name}.dcm").absolute()
 
     def queue(self, name: str, result: Path) -> list[str]:
-        """Moves a fusion into the queue and removes those of other sets of the same pair; returns their
-        names."""
+        """Moves a fusion into the queue, removes those of other sets of its pair and returns their names."""
         target = self.root / "outgoing" / f"{name}.dcm"
         os.replace(result, target)
         sync_folder(target.parent)
@@ -237,6 +234,9 @@ class Spool:
         for path in gone:
             path.unlink(missing_ok=True)
             self.answered(path)
+        for mark in (self.root / "failed").glob(f"{pair_of}_*_*"):
+            if instances(mark.name) < instances(name):  # of a study that has arrived in full since
+                mark.unlink(missing_ok=True)
         return [path.stem for path in gone]
 
     def in_doubt(self, path: Path) -> bool:

@@ -174,8 +174,11 @@ def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
     """In the spool itself: names end in the number of instances and which they are."""
     spool = Spool(tmp_path)
     assert queue(spool, "pair_34_aaaa", b"part") == [] and queue(spool, "other_34_bbbb", b"x") == []
+    for name in ("pair_30_ffff", "pair_50_ffff", "other_40_ffff"):
+        spool.mark_failed(name, "missing slices")
     assert queue(spool, "pair_40_cccc", b"whole") == ["pair_34_aaaa"]
     assert [path.stem for path in spool.waiting()] == ["other_34_bbbb", "pair_40_cccc"]
+    assert spool.gauges()["cases_failed"] == 2 and spool.state("pair_30_ffff") == "new", "it is fused now"
     assert (
         spool.larger("pair_34_aaaa") and not spool.larger("pair_41_dddd") and not spool.larger("pair_40_cccc")
     )
