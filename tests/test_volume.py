@@ -118,8 +118,8 @@ def test_real_spect_of_the_opposite_handedness_is_not_mirrored() -> None:
 def test_rigid_finds_a_known_shift_and_turn(
     shift_mm: tuple[float, ...], turn_deg: tuple[float, ...], size: float
 ) -> None:
-    """b's header is wrong by a known movement; the points of the head must come back within a millimetre, those
-    of a mouse's, a tenth of its size, within a tenth."""
+    """b's header is wrong by a known movement; the points of the head must come back within a millimetre,
+    those of a mouse's, a tenth of its size, within a tenth."""
     shape = (44, 60, 50)
     true = affine_of("SPL", (4, 3, 3), shape)
     movement = affine_of("RAS", (1, 1, 1), (1, 1, 1), turn_deg, middle=shift_mm)

@@ -56,8 +56,8 @@ def accept(ae: Any, syntaxes: list[str]) -> None:
 
     for number, uid in enumerate(PRIVATE):  # otherwise pynetdicom ends the association
         register_uid(uid, f"PrivateStorage{number}", StorageServiceClass)
-    for uid in (*(context.abstract_syntax for context in AllStoragePresentationContexts), *PRIVATE):
-        ae.add_supported_context(uid, syntaxes)
+    for one in (*(context.abstract_syntax for context in AllStoragePresentationContexts), *PRIVATE):
+        ae.add_supported_context(one, syntaxes)
 
 
 def to_get(others: int) -> list[tuple[str, list[str]]]:

@@ -202,8 +202,8 @@ class Site:
         assert page is not None
         if page.answered == answer:
             return self.go()
-        kept = CHOICES.get(page.answered) or ", ".join(
-            f"{SCALES[name].title} {value}" for name, value in json.loads(page.answered).items()
+        kept = CHOICES.get(page.answered) or "; ".join(
+            f"{SCALES[name].title}: {value}" for name, value in json.loads(page.answered).items()
         )
         text = f"Your answer from another tab, or from before, is kept: {kept}. This one was not saved."
         if position == self.store.next_position(reader) - 1:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPO / "benchmarks"))
 from study_load import METHODS, Reader, make_study, serving
 
 from mmif_trt.study.gate import MAX_BODY_BYTES, TRIES, Gate
+from mmif_trt.study.server import Site
 from mmif_trt.study.store import Store
 
 
@@ -98,6 +99,17 @@ def test_a_replayed_answer_counts_once_and_order_holds(served: tuple[Path, list[
         (1, "equal", 1, 1),
         (2, "left", 0, 1),
     ]
+
+
+def test_a_second_tab_is_told_the_ratings_that_count(tmp_path: Path) -> None:
+    store = Store(make_study(tmp_path, readers=1, cases=2, paired=False, scales=["detail", "colour"]))
+    site, given = Site(store), '{"detail": 4, "colour": 2}'
+    nonce = store.show(1, 0)
+    assert store.answer(1, 0, nonce, given, visible_s=None, view="{}", revise=False) == "stored"
+    assert site.repeated(1, 0, given).status_code == 303
+    said = site.repeated(1, 0, given.replace("2", "3"))
+    assert said.status_code == 409
+    assert b"kept: Anatomical detail: 4; Colour, or the bone of a CT: 2. This one was not saved" in said.body
 
 
 def test_eight_equal_requests_at_once_count_once(served: tuple[Path, list[str]]) -> None:
