@@ -36,9 +36,9 @@ from mmif_trt.clinical.series import collect, pair, take_out
 from mmif_trt.files import (
     TMP_SUFFIX,
     OutputError,
+    ends_with,
     is_regular,
     make_folder,
-    open_regular,
     read_regular,
     sync_folder,
     write_atomic,
@@ -139,7 +139,7 @@ class Spool:
         known = sorted(folder.glob(f"{name}*.dcm")) if is_fused else [folder / f"{name}.dcm"]
         first = next((path for path in known if os.path.lexists(path)), None)
         if first is not None:
-            if _holds(first, body):
+            if ends_with(first, body):  # its meta information may be from another peer
                 return SAME
             if not is_fused:
                 return DIFFERENT
@@ -183,9 +183,11 @@ class Spool:
         return study.stat().st_mtime_ns
 
     def cases(self, study: Path, decoder: Any, across: bool = False) -> tuple[list[Case], list[str]]:
-        """(the fusions of a study that are neither sent, waiting nor failed; which series are refused, and
-        why). decoder: clinical.decoder's; across: see series.pair."""
-        found = collect(decoder.headers(sorted(map(str, study.glob("*.dcm")))), self._key)
+        """(the fusions of a study that are neither sent, waiting nor failed; what is refused, and why).
+        decoder: clinical.decoder's; across: see series.pair."""
+        paths = sorted(str(path) for path in study.glob("*.dcm") if is_regular(path))
+        headers = list(decoder.headers(paths))
+        found = collect(headers, self._key)
         owners: dict[str, set[str]] = {}
         for one in found.series:
             owners.setdefault(one.uid, set()).add(one.study)
@@ -193,6 +195,8 @@ class Spool:
         tags = sorted({one.tag for one in take_out(found, shared)})
         cases, _ = pair(found, across)
         refused = [f"series {tag} has instances of several patients: not fused" for tag in tags]
+        if lost := len(paths) - len(headers):
+            refused.append(f"{lost} instances cannot be read: left out")
         return [case for case in cases if self.state(self.name(case)) == "new"], refused
 
     def name(self, case: Case) -> str:
@@ -318,13 +322,3 @@ class Spool:
 def instances(name: str) -> int:
     """How many instances a case with this name is made of."""
     return int(name.rsplit("_", 2)[1])
-
-
-def _holds(path: Path, body: memoryview) -> bool:
-    """Whether a stored file ends in this data set: its meta information may be from another peer."""
-    try:
-        with open_regular(path) as file:
-            file.seek(-len(body), os.SEEK_END)
-            return file.read() == body
-    except (OSError, InputError):  # shorter, or no file
-        return False

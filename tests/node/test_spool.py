@@ -118,7 +118,7 @@ def test_nothing_in_the_folder_holds_it_up(tmp_path: Path) -> None:
             **dict.fromkeys(("queue_length", "cases_failed", "cases_set_aside"), 0),
             "studies_held": 1,
         }
-        assert again.cases(again.studies()[0], decoder) == ([], [])
+        assert again.cases(again.studies()[0], decoder) == ([], ["1 instances cannot be read: left out"])
         for mark in (tmp_path / "sent").iterdir():
             assert again.uid_of(mark) == ""
         (again.folder(STUDY) / f"{INSTANCE}.dcm").unlink(missing_ok=True)
@@ -514,6 +514,9 @@ def test_a_slice_of_another_patient_refuses_its_series(tmp_path: Path) -> None:
         assert "SOMEBODY" not in refused[0]
         (folder / "PT3.dcm").unlink()
         assert len(spool.cases(folder, decoder)[0]) == 1
+        (folder / "MR5.dcm").write_bytes(b"")
+        _, refused = spool.cases(folder, decoder)
+        assert refused == ["1 instances cannot be read: left out"]
 
 
 @pytest.mark.nightly
