@@ -323,8 +323,8 @@ def test_two_blocks_are_resampled_by_each_slices_position(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("size", [1.0, 0.05, 0.01])
 def test_a_pitch_that_drifts_is_resampled_by_each_slices_place(tmp_path: Path, size: float) -> None:
-    """1 mm and then 1.1: no gap is unusual, but halfway an even grid would be 0.75 mm off. A mouse's slices of
-    50 micrometres, and those of a micro-CT, are judged by their own size."""
+    """1 mm and then 1.1: no gap is unusual, but halfway an even grid would be 0.75 mm off. A mouse's slices
+    of 50 micrometres, and those of a micro-CT, are judged by their own size."""
     parts = at_places(np.cumsum([1.0] * 30 + [1.1] * 30).tolist())
     for part in parts:
         for keyword in ("ImagePositionPatient", "PixelSpacing"):

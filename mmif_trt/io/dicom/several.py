@@ -108,7 +108,8 @@ def _at_places(planes: list[Plane]) -> tuple[list[Part], str]:
     along = np.array([plane.position @ normal for plane in planes])
     order = np.argsort(along, kind="stable")
     places = np.empty(len(planes), int)
-    places[order] = np.concatenate([[0], np.cumsum(np.diff(along[order]) >= same_place_mm(planes[0].step_mm[0]))])
+    apart = np.diff(along[order]) >= same_place_mm(planes[0].step_mm[0])
+    places[order] = np.concatenate([[0], np.cumsum(apart)])
     counts = Counter(places.tolist())
     most = max(counts.values())
     if most == 1:
