@@ -107,6 +107,16 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+def ends_with(path: str | os.PathLike[str], data: bytes | memoryview) -> bool:
+    """Whether it is a regular file that ends in these bytes."""
+    try:
+        with open_regular(path) as file:
+            file.seek(-len(data), os.SEEK_END)
+            return bool(file.read() == data)
+    except (OSError, InputError):  # shorter, or no file
+        return False
+
+
 def one_sum(sums: Iterable[str]) -> str:
     """One SHA-256 from those of files: that of a single file; for several, that of their sorted sums, one per
     line (`sha256sum FILES | cut -c1-64 | sort | sha256sum`)."""

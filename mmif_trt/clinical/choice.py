@@ -9,12 +9,12 @@ import numpy as np
 
 from mmif_trt.image import InputError
 from mmif_trt.io.dicom.planes import Look, Plane
+from mmif_trt.io.dicom.several import same_place_mm
 from mmif_trt.io.dicom.stack import stack
 
 if TYPE_CHECKING:
     from mmif_trt.clinical.series import Series
 
-SAME_PLACE_MM = 0.01
 # Image types and names of series that show something other than anatomy, or only part of it.
 OTHER_KINDS = {
     *("P", "PHASE", "PHASE MAP", "ADC", "FA", "TRACEW", "DIFFUSION", "PERFUSION", "CBF", "CBV", "MTT", "TTP"),
@@ -164,7 +164,7 @@ def _places(series: Series) -> int:
         return len(np.unique(np.round(series.places[:, 4:], 2), axis=0))
     normal = np.cross(series.places[0, 4:7], series.places[0, 7:10])
     along = np.sort(series.places[:, 10:] @ normal)
-    return int(1 + (np.diff(along) >= SAME_PLACE_MM).sum())
+    return int(1 + (np.diff(along) >= same_place_mm(float(series.places[0, 2]))).sum())
 
 
 def _on_one_grid(places: np.ndarray) -> bool:

@@ -107,6 +107,14 @@ class Decoder:
             raise InputError(answer["error"])
         return geometry.Stated(np.array(answer["matrix"]), answer["words"])
 
+    def foresee(self, path: str, which: Which = ANY) -> str:
+        """Why `read` will refuse a file or folder, as far as its headers tell; "" where they do not."""
+        request = {"foresee": path, "name": path, "which": asdict(which)}
+        try:
+            return str(self._ask(request, path).get("error", ""))
+        except InputError as error:
+            return str(error)
+
     def headers(self, paths: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(path, its keys, see keys.py) of every DICOM file of `paths` that can be read.
 

@@ -44,6 +44,9 @@ def _answer(line: str, pixels: int) -> str:
 def _reply(request: dict[str, Any], pixels: int) -> dict[str, Any]:
     if "headers" in request:
         return {"headers": [found for path in request["headers"] if (found := keys_of(path))]}
+    if "foresee" in request:
+        io.foresee(request["foresee"], Which(**request["which"]))
+        return {}
     if "registration" in request:
         return _registration(request["registration"], request["sides"])
     image = _read(request["paths"], request["name"], Which(**request["which"]))

@@ -25,33 +25,21 @@ PLACES = "Places"  # of every image of the file: its grid and position, see _pla
 NO_IMAGE = "NoImage"  # what the instance is, if not an image
 WHY = "Why"  # what is wrong with its geometry, as text
 CONTRAST = "Contrast"  # whether a contrast agent is named
-HEAD_BYTES = 1 << 20  # most headers end long before
 
 
 def keys_of(path: str) -> tuple[str, dict[str, Any]] | None:
     """(path, its keys); None if the file cannot be read."""
     try:
-        return path, _keys(path, HEAD_BYTES)
+        return path, _keys(path)
     except Exception:  # pydicom may raise anything on bad bytes, MemoryError too
-        pass
-    try:
-        return path, _keys(path, -1)  # the header of thousands of frames may be longer
-    except Exception:
         return None
 
 
-def _keys(path: str, size: int) -> dict[str, Any]:
-    from mmif_trt.files import open_regular
+def _keys(path: str) -> dict[str, Any]:
     from mmif_trt.io import dicom
-    from mmif_trt.io.dicom import bare, meta, objects, registration
+    from mmif_trt.io.dicom import objects, registration
 
-    with open_regular(path) as file:
-        head = file.read(size)
-        if bare.is_packed(head):
-            head = bare.unpacked(head + file.read(), path)
-        if head[128:132] == b"DICM" and meta.transfer_syntax(head, path)[0] == meta.DEFLATED:
-            head += file.read()
-    dataset = dicom.parse(head, path, pixels=False)
+    dataset = dicom.header(path)
     values = {key: dataset.get(key) for key in KEYS}
     keys: dict[str, Any] = {
         key: _texts(value) if key == "ImageType" and value else str(value)
@@ -75,7 +63,7 @@ def _texts(value: Any) -> list[str]:
 def _places(dataset: Any) -> dict[str, Any]:
     """PLACES: [rows, columns, step row mm, step column mm, 6 axes, 3 position] of each image; or WHY not."""
     from mmif_trt.image import InputError
-    from mmif_trt.io.dicom import has_geometry, planes
+    from mmif_trt.io.dicom.planes import has_geometry, planes
 
     if not has_geometry(dataset):
         return {PLACES: [], WHY: "no geometry (no Image Position (Patient))"}

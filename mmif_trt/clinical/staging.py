@@ -107,6 +107,29 @@ def objects(root: str, part: tuple[int, int]) -> Iterator[str]:
         waiting += reversed(below)
 
 
+def beginnings(url: str, folder: Path) -> str:
+    """A local file with the first HEAD_BYTES of an object, or a folder with those of all below a prefix.
+    Raises InputError."""
+    files, url = Bucket(url).files, url.rstrip("/")
+    try:
+        is_file = files.isfile(url)
+        found = [url] if is_file else [f"s3://{key}" for key in files.find(url)]
+    except Exception as error:  # botocore has many, and not all are OSError
+        raise InputError(f"{url}: cannot be listed ({why(error)}); {ANSWERING}") from error
+    if not found:
+        raise InputError(f"{url}: no such object or prefix; expected what the plan names")
+    place = folder / "heads"
+    place.mkdir()
+    names = heads(found, place)
+    if lost := len(found) - len(names):
+        raise InputError(f"{url}: {lost} of {len(found)} objects cannot be fetched; {ANSWERING}")
+    if not is_file:
+        return str(place)
+    one = place / PurePosixPath(url).name  # its suffix tells the format
+    os.rename(next(iter(names)), one)
+    return str(one)
+
+
 def heads(urls: list[str], folder: Path, whole: bool = False) -> dict[str, str]:
     """local path -> URL, for the first HEAD_BYTES of each object; those that cannot be fetched are left
     out."""

@@ -271,14 +271,16 @@ def _say_totals(total: Counter[str], skipped: int, in_doubt: Counter[str], secon
 def _show(plan: Plan, part: tuple[int, int], output: Output, network: Network) -> None:
     """The plan, and what is not paired."""
     from mmif_trt.clinical import foresee
+    from mmif_trt.clinical.decoder import Decoder
 
-    for case in plan.cases(*part):
-        state, how, _ = _state(output, case, network)
-        words = {TO_DO: "to do", DONE: "done", OTHERWISE: f"done with {how}"}[state]
-        if state == TO_DO and (fault := foresee.fault(case)):
-            words += f"; {fault}"
-        tie = f", by {case.registration}" if case.registration else ""
-        print(f"{case.name}: {case.words or f'{_words(case.a)} + {_words(case.b)}'}{tie} ({words})")
+    with Decoder() as decoder:
+        for case in plan.cases(*part):
+            state, how, _ = _state(output, case, network)
+            words = {TO_DO: "to do", DONE: "done", OTHERWISE: f"done with {how}"}[state]
+            if state == TO_DO and (fault := foresee.fault(case, decoder)):
+                words += f"; {fault}"
+            tie = f", by {case.registration}" if case.registration else ""
+            print(f"{case.name}: {case.words or f'{_words(case.a)} + {_words(case.b)}'}{tie} ({words})")
     for line in plan.left():
         print(f"left out: {line}")
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,13 @@ def run(args: argparse.Namespace) -> int:
             count, missing = _by_web(service, args, stop)
         else:
             count, missing = _by_dimse(args, stop)
-    say(f"{count} instances -> {args.output}" + (f"; {missing} were not received" if missing else ""))
+    lost = f"; {missing} were not received" if missing else ""
+    if lost and service is None:
+        lost += (
+            ": the PACS says that it cannot send them, perhaps as its options allow no such compression; try "
+            "the other of C-GET and C-MOVE (--move-port), or its DICOMweb service"
+        )
+    say(f"{count} instances -> {args.output}{lost}")
     if received:
         return 128 + received[0]
     return 1 if missing else 0
@@ -79,14 +86,18 @@ def _by_dimse(args: argparse.Namespace, stop: Any) -> tuple[int, int]:
     back = tls.from_pacs(tuple(args.tls)) if args.tls and args.move_port else None
     pacs = retrieve.Pacs(title, host, port, args.aet, secured, back)
     move_to = (args.move_host or "127.0.0.1", args.move_port) if args.move_port else None
-    there = retrieve.series_of(pacs, args.study, stop)
-    if absent := sorted(set(args.series) - set(there)):
-        raise InputError(
-            f"--series: {len(absent)} are not in the study; expected some of its {len(there)} series"
+    hook, threading.excepthook = threading.excepthook, lambda args: None  # pynetdicom's: we say what failed
+    try:
+        there = retrieve.series_of(pacs, args.study, stop)
+        if absent := sorted(set(args.series) - set(there)):
+            raise InputError(
+                f"--series: {len(absent)} are not in the study; expected some of its {len(there)} series"
+            )
+        arrived = retrieve.fetch(
+            pacs, args.study, args.series, lambda uid, data: _keep(args.output, uid, data), stop, move_to
         )
-    arrived = retrieve.fetch(
-        pacs, args.study, args.series, lambda uid, data: _keep(args.output, uid, data), stop, move_to
-    )
+    finally:
+        threading.excepthook = hook
     return arrived.count, arrived.failed
 
 

@@ -197,6 +197,11 @@ def run(args: argparse.Namespace) -> int:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     # A traceback may quote what a peer sent: the log gets only the type of the error.
+    hook = threading.excepthook
     threading.excepthook = lambda args: log.error("a thread ended: %s", args.exc_type.__name__)
-    with stop_on_signal() as (stop, _):
-        return 0 if serve(settings, stop) else 1
+    try:
+        with stop_on_signal() as (stop, _):
+            return 0 if serve(settings, stop) else 1
+    finally:
+        threading.excepthook = hook
+        log.removeHandler(handler)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
 # The largest picture (4096 x 4096 RGB float32) takes 201 MB; a file over twice that is something else.
 MAX_FILE_BYTES = 402_653_184
 MAX_VOLUME_BYTES = 2 << 30
+_HEAD_BYTES = 65_536  # of a gzipped file, to hold a header
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ _VOLUME = tuple(DTYPE_RANGE)  # also of what is not written: its encode says why
 _MGH = Format("MGH", _VOLUME, nifti.decode, _read_only, True, neuro.read_mgh)
 _PAIR = Format("pair of .hdr and .img", _VOLUME, nifti.decode, _read_only, True, neuro.read_pair)
 _NRRD = Format("NRRD", _VOLUME, nifti.decode, _read_only, True, neuro.read_nrrd)
+_META = Format("MetaImage", _VOLUME, nifti.decode, _read_only, True, neuro.read_meta)
 _DICOM = Format("DICOM", _VOLUME, dicom.decode, _not_by_write, True)
 _PNG = Format("PNG", ("uint8", "uint16"), raster.decode, raster.encode_png)
 _TIFF = Format("TIFF", ("uint8", "uint16", "float32"), raster.decode, raster.encode_tiff)
@@ -83,6 +86,8 @@ FORMATS: dict[str, Format] = {
     ".mgz": _MGH,
     ".nrrd": _NRRD,
     ".nhdr": _NRRD,
+    ".mha": _META,
+    ".mhd": _META,
     ".dcm": _DICOM,
     ".dcm.gz": _DICOM,
     ".ima": _DICOM,
@@ -134,6 +139,19 @@ def read(path: str | os.PathLike[str], *, series: str | int = "", volume: int | 
         ) from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); expected a readable file") from error
+
+
+def foresee(path: str, which: Which) -> None:
+    """Raises InputError where `read` will, as far as a file's name, first bytes and DICOM headers tell."""
+    form = _DICOM if os.path.isdir(path) else _format_to_read(path)
+    if form is _DICOM:
+        dicom.foresee(path, which)
+    elif form in (FORMATS[".nii"], FORMATS[".nii.gz"]):
+        try:
+            with open_regular(path) as file:
+                nifti.foresee(file.read(_HEAD_BYTES), which)
+        except zlib.error:
+            raise InputError(f"{path}: damaged gzip; expected a complete file") from None
 
 
 def read_registration(path: str | os.PathLike[str], a: Image, b: Image) -> tuple[np.ndarray, str]:

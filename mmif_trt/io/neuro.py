@@ -1,4 +1,5 @@
-"""Volumes of other programs: FreeSurfer's MGH and MGZ and .hdr/.img pairs by nibabel, NRRD by ITK.
+"""Volumes of other programs: FreeSurfer's MGH and MGZ and .hdr/.img pairs by nibabel, NRRD and MetaImage by
+ITK.
 
 All sizes are checked in the header before the voxels are read.
 """
@@ -8,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mmif_trt.files import one_sum, read_regular
+from mmif_trt.files import is_regular, one_sum, open_regular, read_regular, sha256_of
 from mmif_trt.image import MAX_VOXELS, RAS_LPS, Image, InputError
 from mmif_trt.io import nifti
 from mmif_trt.io.which import Which
@@ -23,6 +25,8 @@ _MGH_HEADER_BYTES = 284
 _MGH_BYTES = {0: 1, 1: 4, 3: 4, 4: 2}  # of a voxel, by MRI_UCHAR, MRI_INT, MRI_FLOAT, MRI_SHORT
 _MGH_FOOTER_BYTES = 1 << 20
 _KIND = "NRRD_kinds[pixel]"  # by ITK: of the axis that is not in space
+_META_HEAD_BYTES = 65_536
+_META_AXES, _META_ORIGIN = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
 _REORDER = [2, 1, 0, 3]
 
 
@@ -107,22 +111,8 @@ def _read(work: Callable[[], Image], name: str, kind: str, *files: str) -> Image
 
 
 def _nrrd(name: str, which: Which) -> Image:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO")
-    reader.SetFileName(name)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:  # ITK's message is a page long
-        raise InputError(
-            "not a NRRD that ITK reads; expected a complete file, with its data file beside it"
-        ) from None
-    size = reader.GetSize()
-    if len(size) not in (3, 4):
-        raise InputError(f"NRRD of {len(size)} axes; expected 3, or 4 with a volume chosen")
-    values = reader.GetNumberOfComponents()
-    _judge(size[:3], (*size[3:], values))
+    reader = _begun("NrrdImageIO", "NRRD", name)
+    size, values = reader.GetSize(), reader.GetNumberOfComponents()
     kind = reader.GetMetaData(_KIND) if reader.HasMetaDataKey(_KIND) else ""
     is_list = len(size) == 3 and kind == "list"  # 3D Slicer's sequences and diffusion: volumes, not vectors
     if values > 1 and not is_list:
@@ -130,26 +120,108 @@ def _nrrd(name: str, which: Which) -> Image:
             f"NRRD of {values} values per voxel ({kind or 'no kind'}); expected one, or volumes (kind list)"
         )
     index, notes = nifti.pick((values,) if is_list else tuple(size[3:]), which)
-    try:
-        image = reader.Execute()
-    except RuntimeError:
-        raise InputError("a truncated or damaged NRRD; expected a complete file") from None
+    voxels, affine = _executed(reader, "NRRD")
     space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
     known = "left" in space or "right" in space
-    lps = np.eye(4)
-    count = len(size)
-    lps[:3, :3] = (np.reshape(image.GetDirection(), (count, count)) * image.GetSpacing())[:3, :3]
-    lps[:3, 3] = image.GetOrigin()[:3]
-    voxels = sitk.GetArrayFromImage(image).T
-    if count == 4:
+    if len(size) == 4:
         voxels = voxels[..., index]
     return _image(
         voxels[index] if is_list and values > 1 else voxels,
-        RAS_LPS @ lps,
+        affine,
         "scanner" if known else "none",
         name,
         (*notes, *(() if known else ("no geometry in the file (no space of the patient's sides)",))),
     )
+
+
+def read_meta(name: str, which: Which) -> Image:
+    """.mha, or .mhd with its data file: MetaImage."""
+    return nifti.guarded(lambda: _meta(name, which), name, "MetaImage")
+
+
+def _meta(name: str, which: Which) -> Image:
+    (head, offset), files = _meta_head(name), [name]
+    if (data := head.get("ElementDataFile", "")).upper() != "LOCAL":
+        offset = 0
+        files.append(os.path.join(os.path.dirname(name), data))
+        if not is_regular(files[1]):  # LIST and patterns, of a file per slice, too
+            raise InputError(f"no data file {data!r} beside it; expected LOCAL, or one file there")
+    reader = _begun("MetaImageIO", "MetaImage", name)
+    size = reader.GetSize()
+    if (values := reader.GetNumberOfComponents()) > 1:
+        raise InputError(f"MetaImage of {values} values per voxel; expected one")
+    index, notes = nifti.pick(tuple(size[3:]), which)
+    voxels, affine = _executed(reader, "MetaImage")
+    if head.get("CompressedData", "").lower() == "true":
+        _inflate(read_regular(files[-1])[offset:], voxels.nbytes)
+    known = any(x in head for x in _META_AXES) and any(x in head for x in _META_ORIGIN)
+    image = _image(
+        voxels[..., index] if len(size) == 4 else voxels,
+        affine,
+        None if known else "none",
+        name,
+        (*notes, *(() if known else ("no geometry in the file (no TransformMatrix and Offset)",))),
+    )
+    return replace(image, sha256=one_sum(sha256_of(path) for path in files))
+
+
+def _meta_head(name: str) -> tuple[dict[str, str], int]:
+    """(the lines "KEY = VALUE" before the voxels, their bytes). ElementDataFile is the last."""
+    head, offset = dict[str, str](), 0
+    with open_regular(name) as file:
+        lines = file.read(_META_HEAD_BYTES).splitlines(keepends=True)
+    for line in lines:
+        offset += len(line)
+        key, _, value = line.decode("utf-8", "replace").partition("=")
+        head[key.strip()] = value.strip()
+        if key.strip() == "ElementDataFile":
+            return head, offset
+    raise InputError("no ElementDataFile; expected the header of a MetaImage")
+
+
+def _inflate(packed: bytes, size: int) -> None:
+    """Raises InputError or zlib.error unless these are `size` bytes deflated: ITK leaves what is missing to
+    chance."""
+    inflater, count = zlib.decompressobj(wbits=47), 0
+    while packed and not inflater.eof:
+        count += len(inflater.decompress(packed, 1 << 20))
+        packed = inflater.unconsumed_tail
+    if count != size or not inflater.eof:
+        raise InputError(f"{count} bytes of voxels, {size} announced; expected a complete file")
+
+
+def _begun(by: str, kind: str, name: str) -> Any:
+    """ITK's reader of 3 or 4 axes, none of which is too long; it has read no voxel yet."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(by)
+    reader.SetFileName(name)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # ITK's message is a page long
+        raise InputError(
+            f"not a {kind} that ITK reads; expected a complete file, with its data file beside it"
+        ) from None
+    size = reader.GetSize()
+    if len(size) not in (3, 4):
+        raise InputError(f"{kind} of {len(size)} axes; expected 3, or 4 with a volume chosen")
+    _judge(size[:3], (*size[3:], reader.GetNumberOfComponents()))
+    return reader
+
+
+def _executed(reader: Any, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """(voxels [C, R, S, ...], affine of (column, row, slice) to RAS+ mm)."""
+    import SimpleITK as sitk
+
+    try:
+        image = reader.Execute()
+    except RuntimeError:
+        raise InputError(f"a truncated or damaged {kind}; expected a complete file") from None
+    lps, count = np.eye(4), image.GetDimension()
+    lps[:3, :3] = (np.reshape(image.GetDirection(), (count, count)) * image.GetSpacing())[:3, :3]
+    lps[:3, 3] = image.GetOrigin()[:3]
+    return sitk.GetArrayFromImage(image).T, RAS_LPS @ lps
 
 
 def _judge(shape: Any, more: Any) -> None:
@@ -162,7 +234,9 @@ def _judge(shape: Any, more: Any) -> None:
         )
 
 
-def _image(voxels: np.ndarray, affine: np.ndarray, space: str, name: str, notes: tuple[str, ...]) -> Image:
+def _image(
+    voxels: np.ndarray, affine: np.ndarray, space: str | None, name: str, notes: tuple[str, ...]
+) -> Image:
     """voxels: [C, R, S] as stored; affine: of (column, row, slice) to RAS+ mm."""
     if voxels.dtype.kind not in "iuf":
         raise InputError(f"voxels of type {voxels.dtype}; expected real numbers")

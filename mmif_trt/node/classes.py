@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmif_trt.io.dicom.syntaxes import readable
 
 HTJ2K = "1.2.840.10008.1.2.4.20"  # its syntaxes begin so; still rare, they share a context
@@ -44,6 +46,18 @@ def syntaxes() -> list[str]:
     """Uncompressed ones first. Not deflated: what arrives may be a bomb, and every peer can send it plainly
     (PS3.5, 10.1)."""
     return [str(x) for x in readable() if not x.is_deflated]
+
+
+def accept(ae: Any, syntaxes: list[str]) -> None:
+    """Storage of every class, PRIVATE too: many a sender ends its association at the first object that is not
+    accepted, and the images behind it never come."""
+    from pynetdicom import AllStoragePresentationContexts, register_uid
+    from pynetdicom.service_class import StorageServiceClass
+
+    for number, uid in enumerate(PRIVATE):  # otherwise pynetdicom ends the association
+        register_uid(uid, f"PrivateStorage{number}", StorageServiceClass)
+    for one in (*(context.abstract_syntax for context in AllStoragePresentationContexts), *PRIVATE):
+        ae.add_supported_context(one, syntaxes)
 
 
 def to_get(others: int) -> list[tuple[str, list[str]]]:

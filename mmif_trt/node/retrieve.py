@@ -242,15 +242,12 @@ def _association(pacs: Pacs, models: list[str], storage: bool = False, handlers:
 @contextmanager
 def _listening(pacs: Pacs, host: str, port: int, handlers: Any) -> Iterator[None]:
     """A storage SCP for the PACS's answer to a C-MOVE: for its AE title alone, with the node's limits."""
-    from pynetdicom import AE, AllStoragePresentationContexts, evt
+    from pynetdicom import AE, evt
 
     ae: Any = AE(pacs.aet)
     ae.maximum_pdu_size, ae.maximum_associations = guard.MAX_PDU_BYTES, 1 << 16  # guard.py counts them
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_S
-    for context in AllStoragePresentationContexts:
-        ae.add_supported_context(context.abstract_syntax, classes.syntaxes())
-    for uid in classes.PRIVATE:
-        ae.add_supported_context(uid, classes.syntaxes())
+    classes.accept(ae, classes.syntaxes())
     handlers = [*handlers, (evt.EVT_CONN_CLOSE, lambda event: event.assoc.dimse.drop())]
     try:
         server: Any = ae.make_server(

@@ -25,6 +25,7 @@ from mmif_trt.running import Stop, explain, why
 
 log = logging.getLogger("mmif_trt.node")
 POLL_S = 0.5
+ROUND_S = 2.0  # then the studies are listed anew: one that has just become quiet goes first
 
 
 def serve(settings: Settings, stop: Stop) -> bool:
@@ -110,8 +111,8 @@ def _fuse_all(
             beat()
             try:
                 spool.ensure()
-                suspects = spool.tries.studies()
-                for study in sorted(spool.studies(), key=lambda one: one.name in suspects):
+                begun = time.monotonic()
+                for study in _in_order(spool):
                     arrivals = _ready(settings, spool, receiver, study, settled)
                     if arrivals is not None and again.due(study.name):
                         beat()
@@ -120,6 +121,8 @@ def _fuse_all(
                             again.forget(study.name)
                         elif not stop.reason:
                             log.warning("a study will be retried in %.0f s", again.later(study.name))
+                        if time.monotonic() - begun > ROUND_S:
+                            break
                 for name in spool.forget(settings.keep_s, settled):
                     audit("delete", study=name)
                     settled.pop(name)
@@ -127,6 +130,18 @@ def _fuse_all(
                 log.error("the spool cannot be read or written: %s", why(error))
             time.sleep(POLL_S)
             dead += ended()
+
+
+def _in_order(spool: Spool) -> list[Path]:
+    """First what was never settled; then what arrived last: a node that was just started reads the headers of
+    all that it keeps, to see that it is settled. Suspects (see tries.py) go last."""
+    suspects = spool.tries.studies()
+
+    def place(study: Path) -> tuple[bool, bool, int]:
+        is_fused, arrivals = spool.is_fused(study), spool.arrivals(study)
+        return study.name in suspects, is_fused, -arrivals if is_fused else arrivals
+
+    return sorted(spool.studies(), key=place)
 
 
 def _fuse(fusing: Fusing, decoder: Decoder, study: Path, stop: Stop) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmif_trt.image import InputError
 from mmif_trt.io.dicom.syntaxes import readable
-from mmif_trt.node import commitment, tls
+from mmif_trt.node import classes, commitment, tls
 from mmif_trt.node.admission import Admission, Asked
 from mmif_trt.node.audit import Audit
 from mmif_trt.node.counters import WHY, Counters
@@ -39,7 +39,7 @@ class Receiver:
         self._server: Any = None
 
     def start(self) -> threading.Thread:
-        from pynetdicom import AE, AllStoragePresentationContexts, evt
+        from pynetdicom import AE, evt
         from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
         from mmif_trt.node import guard
@@ -51,9 +51,7 @@ class Receiver:
         ae.dimse_timeout = ae.network_timeout = NETWORK_TIMEOUT_S
         ae.add_supported_context(Verification)
         ae.add_supported_context(commitment.CLASS, commitment.SYNTAXES)
-        syntaxes = [str(syntax) for syntax in readable()]  # what could not be fused is not accepted
-        for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax, syntaxes)
+        classes.accept(ae, [str(syntax) for syntax in readable()])  # what could not be fused is not accepted
         handlers = [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),

@@ -36,9 +36,9 @@ from mmif_trt.clinical.series import collect, pair, take_out
 from mmif_trt.files import (
     TMP_SUFFIX,
     OutputError,
+    ends_with,
     is_regular,
     make_folder,
-    open_regular,
     read_regular,
     sync_folder,
     write_atomic,
@@ -78,8 +78,7 @@ class Spool:
             with contextlib.suppress(IsADirectoryError):  # somebody else's
                 left.unlink(missing_ok=True)  # from a write interrupted by a crash: never acknowledged
         for mark in (self.root / "sent").iterdir():
-            # A crash between the two steps of mark_sent.
-            if is_regular(mark) and mark.stat().st_size > MAX_MARK_BYTES:
+            if is_regular(mark) and mark.stat().st_size > MAX_MARK_BYTES:  # a crash amid mark_sent
                 mark.write_bytes(b"")
         return self
 
@@ -135,12 +134,12 @@ class Spool:
     def _put(self, folder: Path, instance: str, head: bytes, body: memoryview) -> str:
         make_folder(folder)
         name, outcome = pseudonym.name_of(self._key, instance, NAME_DIGITS), NEW
-        is_fused = (self.root / "fused" / folder.name).exists()
+        is_fused = self.is_fused(folder)
         # Only then may a corrected one be there: to look for it always takes the square of a study's size.
         known = sorted(folder.glob(f"{name}*.dcm")) if is_fused else [folder / f"{name}.dcm"]
         first = next((path for path in known if os.path.lexists(path)), None)
         if first is not None:
-            if _holds(first, body):
+            if ends_with(first, body):  # its meta information may be from another peer
                 return SAME
             if not is_fused:
                 return DIFFERENT
@@ -184,10 +183,11 @@ class Spool:
         return study.stat().st_mtime_ns
 
     def cases(self, study: Path, decoder: Any, across: bool = False) -> tuple[list[Case], list[str]]:
-        """(the fusions of a study that are neither sent, waiting nor failed; which series are refused, and
-        why). decoder: clinical.decoder's; across: see series.pair."""
-        paths = sorted(str(path) for path in study.glob("*.dcm"))
-        found = collect(decoder.headers(paths), self._key)
+        """(the fusions of a study that are neither sent, waiting nor failed; what is refused, and why).
+        decoder: clinical.decoder's; across: see series.pair."""
+        paths = sorted(str(path) for path in study.glob("*.dcm") if is_regular(path))
+        headers = list(decoder.headers(paths))
+        found = collect(headers, self._key)
         owners: dict[str, set[str]] = {}
         for one in found.series:
             owners.setdefault(one.uid, set()).add(one.study)
@@ -195,6 +195,8 @@ class Spool:
         tags = sorted({one.tag for one in take_out(found, shared)})
         cases, _ = pair(found, across)
         refused = [f"series {tag} has instances of several patients: not fused" for tag in tags]
+        if lost := len(paths) - len(headers):
+            refused.append(f"{lost} instances cannot be read: left out")
         return [case for case in cases if self.state(self.name(case)) == "new"], refused
 
     def name(self, case: Case) -> str:
@@ -209,10 +211,8 @@ class Spool:
         return "waiting" if (self.root / "outgoing" / f"{name}.dcm").exists() else "new"
 
     def sent_before(self, name: str) -> list[Path]:
-        """The marks of this pair's fusions from other sets of instances, which the PACS has; smallest
-        first."""
-        pair_of, _, _ = name.rsplit("_", 2)
-        marks = (self.root / "sent").glob(f"{pair_of}_*_*")
+        """The marks of what the PACS has of this pair, from other sets of instances; smallest first."""
+        marks = (self.root / "sent").glob(f"{name.rsplit('_', 2)[0]}_*_*")
         return sorted((mark for mark in marks if mark.name != name), key=lambda mark: instances(mark.name))
 
     def larger(self, name: str) -> bool:
@@ -228,8 +228,7 @@ class Spool:
         return (self.root / "scratch" / f"{name}.dcm").absolute()
 
     def queue(self, name: str, result: Path) -> list[str]:
-        """Moves a fusion into the queue and removes those of other sets of the same pair; returns their
-        names."""
+        """Moves a fusion into the queue, removes those of other sets of its pair and returns their names."""
         target = self.root / "outgoing" / f"{name}.dcm"
         os.replace(result, target)
         sync_folder(target.parent)
@@ -239,6 +238,9 @@ class Spool:
         for path in gone:
             path.unlink(missing_ok=True)
             self.answered(path)
+        for mark in (self.root / "failed").glob(f"{pair_of}_*_*"):
+            if instances(mark.name) < instances(name):  # of a study that has arrived in full since
+                mark.unlink(missing_ok=True)
         return [path.stem for path in gone]
 
     def in_doubt(self, path: Path) -> bool:
@@ -277,10 +279,12 @@ class Spool:
     def mark_failed(self, name: str, reason: str) -> None:
         write_atomic(self.root / "failed" / name, reason.encode())
 
+    def is_fused(self, study: Path) -> bool:
+        return (self.root / "fused" / study.name).exists()
+
     def mark_fused(self, study: Path) -> None:
-        mark = self.root / "fused" / study.name
-        if not mark.exists():
-            write_atomic(mark, b"")
+        if not self.is_fused(study):
+            write_atomic(self.root / "fused" / study.name, b"")
 
     def forget(self, keep_s: float, settled: Mapping[str, int]) -> list[str]:
         """Removes the sources of studies that have been quiet for keep_s, and are settled with their present
@@ -318,13 +322,3 @@ class Spool:
 def instances(name: str) -> int:
     """How many instances a case with this name is made of."""
     return int(name.rsplit("_", 2)[1])
-
-
-def _holds(path: Path, body: memoryview) -> bool:
-    """Whether a stored file ends in this data set: its meta information may be from another peer."""
-    try:
-        with open_regular(path) as file:
-            file.seek(-len(body), os.SEEK_END)
-            return file.read() == body
-    except (OSError, InputError):  # shorter, or no file
-        return False

@@ -30,7 +30,7 @@ CONNECTIONS, PER_ADDRESS = 512, 256  # a browser opens six; a whole department m
 COOKIE_S = 90 * 24 * 3600
 SLOTS = ("mri", "other", "left", "right")
 ROLES = ("radiologist", "nuclear medicine", "resident", "other physician", "student", "other")
-CHOICES = ("left", "right", "equal")
+CHOICES = {"left": "A", "right": "B", "equal": "Equal"}  # and what their buttons say
 STATIC = {
     "study.css": ("mmif_trt.study", "pages/study.css", "text/css"),
     "study.js": ("mmif_trt.study", "pages/study.js", "text/javascript"),
@@ -191,7 +191,24 @@ class Site:
             view=view_of(form),
             revise=form.get("revise") == "1",
         )
-        return {"stored": self.go, "repeated": self.go}.get(outcome, lambda: self.refuse(409))()
+        if outcome == "repeated":
+            return self.repeated(reader, page.position, answer)
+        return self.go() if outcome == "stored" else self.refuse(409)
+
+    def repeated(self, reader: int, position: int, answer: str) -> Response:
+        """After a double click the next item; a second tab on the item may have meant another answer, and is
+        told which one counts."""
+        page = self.store.page(reader, position)
+        assert page is not None
+        if page.answered == answer:
+            return self.go()
+        kept = CHOICES.get(page.answered) or "; ".join(
+            f"{SCALES[name].title}: {value}" for name, value in json.loads(page.answered).items()
+        )
+        text = f"Your answer from another tab, or from before, is kept: {kept}. This one was not saved."
+        if position == self.store.next_position(reader) - 1:
+            text += " To change it, go to your next item and choose Previous item."
+        return self.html("message", 409, text=text)
 
     def checked(self, page: Page, form: dict[str, str]) -> str | None:
         """The answer as stored; None if it is not one of this item's."""

@@ -174,8 +174,8 @@ def facts(triple: Triple, packed: dict[str, pack.Packed], files: dict[str, str])
             how += f", moved {moved[0]:g} mm and {moved[1]:g} degrees"
         if done.get("repeatability_mm") is not None:
             how += f"; two runs ended {done['repeatability_mm']:g} mm apart (not the error)"
-            if done["repeatability_mm"] > geometry.WARN_MM:
-                how += "; not trustworthy: compare the edges"
+        if geometry.doubts((record.get("b") or {}).get("notes") or ()):
+            how += "; not trustworthy: compare the edges"
         rows.append(("Registration", how))
         if done.get("inside") is not None:
             rows.append(("B covers", f"{done['inside']:.0%} of A's grid"))

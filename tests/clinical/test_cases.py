@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,7 +157,14 @@ def test_a_dry_run_says_what_the_files_tell_at_once(
     nibabel.Nifti1Image(series, np.eye(4)).to_filename(tmp_path / "dynamic.nii.gz")
     (tmp_path / "no.nii").write_bytes(b"no")
     rows = ["of4d,mri.nii,dynamic.nii.gz,", "of1,mri.nii,dynamic.nii.gz,2", "gone,gone.nii,mri.nii,"]
-    rows += ["bad,mri.nii,no.nii,"]
+    rows += ["bad,mri.nii,no.nii,", "two,mri.nii,two,", "second,mri.nii,gap,2", "mr,two/mr,mri.nii,"]
+    rows += ["gap,gap,mri.nii,", "none,mri.nii,out,"]
+    write_mr(tmp_path / "two" / "mr", AFFINE, SHAPE)
+    write_pet(tmp_path / "two" / "pt", AFFINE, SHAPE)
+    shutil.copytree(tmp_path / "two" / "mr", tmp_path / "gap")
+    for path_of_slice in sorted((tmp_path / "gap").iterdir())[3:5]:
+        path_of_slice.unlink()
+    (tmp_path / "out").mkdir()
     path.write_text("\n".join(["name,a,b,volume_b", *rows]) + "\n")
     assert main(["batch", str(path), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
     said = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -164,6 +172,12 @@ def test_a_dry_run_says_what_the_files_tell_at_once(
     assert "(to do; b will be refused: 3 volumes" in said["of4d"]
     assert "a will be refused: no such file" in said["gone"]
     assert "b will be refused: not a single-file NIfTI" in said["bad"]
+    assert said["mr"].endswith("(to do)")
+    assert "choose by --series-a" in said["two"] and "missing" in said["gap"] and "volume 2" in said["second"]
+    for name, folder in (("two", "two"), ("gap", "gap"), ("none", "out")):
+        with pytest.raises(InputError) as refused:
+            mmif_trt.read(tmp_path / folder)
+        assert str(refused.value).removeprefix(f"{tmp_path / folder}: ") in said[name], "as the run will say"
 
 
 def test_other_options_are_not_mixed_in_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,26 @@ def test_a_tree_of_studies_in_a_bucket_is_planned_as_one_on_the_disk(tmp_path: P
     assert len([name for name in Bucket("s3://site/fused").names() if name.endswith(".dcm")]) == 2
 
 
+def test_a_dry_run_looks_into_a_bucket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mr(tmp_path / "s" / "mr", AFFINE, SHAPE)
+    write_pet(tmp_path / "s" / "pt", AFFINE, SHAPE)
+    (tmp_path / "s" / "bad.nii.gz").write_bytes(b"no")
+    rows = ["good,s3://site/dry/s/mr,s3://site/dry/s/pt/", "two,s3://site/dry/s,s3://site/dry/s/pt"]
+    rows += [
+        "bad,s3://site/dry/s/mr,s3://site/dry/s/bad.nii.gz",
+        "gone,s3://site/dry/gone,s3://site/dry/s/pt",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["name,a,b", *rows]) + "\n")
+    Bucket("s3://site").files.put(str(tmp_path / "s"), "s3://site/dry/s", recursive=True)
+    assert main(["batch", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    said = {line.split(":")[0]: line for line in text.splitlines()}
+    assert said["good"].endswith("(to do)") and tempfile.gettempdir() + "/mmif-" not in text
+    assert "a will be refused: " in said["two"] and "DICOM files of 2 modalities" in said["two"]
+    assert "b will be refused: not a single-file NIfTI" in said["bad"]
+    assert "a will be refused: no such object or prefix" in said["gone"] and not scratch_folders()
+
+
 def test_of_two_writers_after_a_partition_one_counts(local: dict[str, bytes]) -> None:
     """The second takes over and finishes while the first is still working; their bytes differ."""
 

@@ -321,14 +321,19 @@ def test_two_blocks_are_resampled_by_each_slices_position(tmp_path: Path) -> Non
     np.testing.assert_allclose((image.data[19] + image.data[20]) / 2, between, atol=1)
 
 
-def test_a_pitch_that_drifts_is_resampled_by_each_slices_place(tmp_path: Path) -> None:
-    """1 mm and then 1.1: no gap is unusual, but halfway an even grid would be 0.75 mm off."""
-    image = mmif_trt.read(
-        write_series(tmp_path / "ct", at_places(np.cumsum([1.0] * 30 + [1.1] * 30).tolist()))
-    )
-    assert any("slices 1 to 1.1 mm apart: resampled" in note for note in image.notes), image.notes
-    assert image.data.shape[0] == 60
-    is_the_head(image, 2)
+@pytest.mark.parametrize("size", [1.0, 0.05, 0.01])
+def test_a_pitch_that_drifts_is_resampled_by_each_slices_place(tmp_path: Path, size: float) -> None:
+    """1 mm and then 1.1: no gap is unusual, but halfway an even grid would be 0.75 mm off. A mouse's slices
+    of 50 micrometres, and those of a micro-CT, are judged by their own size."""
+    parts = at_places(np.cumsum([1.0] * 30 + [1.1] * 30).tolist())
+    for part in parts:
+        for keyword in ("ImagePositionPatient", "PixelSpacing"):
+            setattr(part, keyword, [f"{float(x) * size:.6f}" for x in part[keyword].value])
+    image = mmif_trt.read(write_series(tmp_path / "ct", parts))
+    words = f"slices {size:g} to {1.1 * size:g} mm apart: resampled"
+    assert any(words in note for note in image.notes), image.notes
+    assert image.data.shape[0] == 60 and image.affine is not None
+    is_the_head(image.with_data(image.data, affine=np.diag([1 / size] * 3 + [1]) @ image.affine), 2)
 
 
 def test_places_rounded_to_a_tenth_of_a_millimetre_are_even(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_opencv_reads_what_we_write(tmp_path: Path) -> None:
         np.testing.assert_array_equal(other[..., ::-1], RGB16)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".mgz", ".nrrd", ".hdr", ".zip"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".mgz", ".nrrd", ".mha", ".hdr", ".zip"])
 @pytest.mark.parametrize("is_volume", [False, True])
 def test_what_a_refusal_to_write_names_can_be_written(tmp_path: Path, suffix: str, is_volume: bool) -> None:
     """Of the suffixes in the message each takes the picture, or those of volumes the volume."""
@@ -101,7 +101,7 @@ def test_what_a_refusal_to_write_names_can_be_written(tmp_path: Path, suffix: st
     elif suffix == ".zip":
         assert "mmif-trt fuse A B -o OUT.dcm" in str(refused.value)
         return
-    elif not is_volume and suffix in (".mgz", ".nrrd", ".hdr"):
+    elif not is_volume and suffix in (".mgz", ".nrrd", ".mha", ".hdr"):
         assert "a read-only format" in str(refused.value)
         return
     assert named

@@ -172,8 +172,8 @@ def test_pairs_of_header_and_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.data, VALUES.astype(np.int16))
 
 
-@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr"])
-def test_nrrd(tmp_path: Path, suffix: str) -> None:
+def by_itk(path: Path, compressed: bool = True) -> bytes:
+    """The head as ITK writes it; the bytes of the file."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(VALUES)
@@ -182,11 +182,57 @@ def test_nrrd(tmp_path: Path, suffix: str) -> None:
     image.SetSpacing(spacing.tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
     image.SetOrigin(lps[:3, 3].tolist())
-    sitk.WriteImage(image, str(tmp_path / f"x{suffix}"), useCompression=True)
+    sitk.WriteImage(image, str(path), useCompression=compressed)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_meta_image(tmp_path: Path, suffix: str, compressed: bool) -> None:
+    text, path = by_itk(tmp_path / f"x{suffix}", compressed), tmp_path / f"y{suffix}"
+    found = mmif_trt.read(tmp_path / f"x{suffix}")
+    is_the_head(found)
+    assert found.space is None and not found.notes and len(found.sha256) == 64
+
+    def written(before: bytes, now: bytes) -> Path:
+        assert text.count(before) == 1
+        path.write_bytes(text.replace(before, now))
+        return path
+
+    assert mmif_trt.read(written(b"Offset", b"Comment")).space == "none"
+    refused(written(b"DimSize = 36 40 20", b"DimSize = 9999 9999 9999"), "voxels announced")
+    refused(written(b"DimSize = 36 40 20", b"DimSize = 36 40 -20"), "voxels announced")
+    for slices in (b"19", b"21") if compressed else (b"21",):
+        refused(written(b"DimSize = 36 40 20", b"DimSize = 36 40 " + slices), "expected a complete file")
+    refused(written(b"MET_FLOAT", b"MET_FLAT"), "not a MetaImage that ITK reads")
+    refused(written(b"ElementType", b"ElementNumberOfChannels = 2\nElementType"), "2 values per voxel")
+    where = b"LOCAL" if suffix == ".mha" else b"x.zraw" if compressed else b"x.raw"
+    for other in (b"LIST", b"/dev/zero", b"x%02d.raw 1 20 1", b""):
+        refused(written(b"ElementDataFile = " + where, b"ElementDataFile = " + other), "no data file")
+    path.write_bytes(text[:60])
+    refused(path, "no ElementDataFile")
+    data = tmp_path / (f"x{suffix}" if where == b"LOCAL" else where.decode())
+    whole = data.read_bytes()
+    for damaged in (whole[:-9], whole[:-40] + bytes(40)) if compressed else (whole[:-9],):
+        data.write_bytes(damaged)
+        refused(tmp_path / f"x{suffix}", "expected a complete file")
+
+
+def test_meta_image_of_several_volumes(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.stack([VALUES, VALUES + 50]), isVector=False)
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+    refused(tmp_path / "x.mha", "2 volumes", "--volume-a")
+    np.testing.assert_array_equal(mmif_trt.read(tmp_path / "x.mha", volume=2).data, VALUES + 50)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr"])
+def test_nrrd(tmp_path: Path, suffix: str) -> None:
+    text = by_itk(tmp_path / f"x{suffix}")
     found = mmif_trt.read(tmp_path / f"x{suffix}")
     is_the_head(found)
     assert found.space == "scanner"
-    text = (tmp_path / f"x{suffix}").read_bytes()
     lines = [x for x in text.split(b"\n") if not x.startswith(b"space: ")]
     (tmp_path / f"z{suffix}").write_bytes(text.replace(b"sizes: 36 40 20", b"sizes: 9999 9999 9999"))
     refused(tmp_path / f"z{suffix}", "voxels announced")

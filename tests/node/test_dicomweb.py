@@ -8,6 +8,7 @@ import io
 import os
 import socket
 import ssl
+import subprocess
 import threading
 import tracemalloc
 import zlib
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from peers import Certificates, Node, Orthanc, needs, storescu, until
+from peers import Certificates, Node, Orthanc, echoscu, needs, storescu, until
 from phantoms import PLANTED, STUDY, affine_of, encoded, slices, write_mr, write_pet
 from ports import free_port
 from pydicom import uid
@@ -135,15 +136,21 @@ def test_a_study_by_dimse_is_what_was_stored(
 def test_compressed_images_and_a_dose_report_come_too(
     how: str, orthanc: Orthanc, login: str, tmp_path: Path
 ) -> None:
-    study, sent = f"{STUDY}.2", dict[str, str]()
+    study, sent = f"{STUDY}.{len(how)}", dict[str, str]()  # of its own
     for number, (kind, syntax) in enumerate(
-        (("MR", RLELossless), ("MR", ExplicitVRLittleEndian), ("SR", ExplicitVRLittleEndian))
+        (
+            *([("private", ExplicitVRLittleEndian)] if how == "move" else []),  # by C-GET Orthanc gives up
+            ("MR", RLELossless),
+            ("MR", ExplicitVRLittleEndian),
+            ("SR", ExplicitVRLittleEndian),
+        )
     ):
         one = slices(np.ones((1, 16, 16)), affine_of(shape=(1, 16, 16)))[0]
         one.StudyInstanceUID, one.SOPInstanceUID = study, f"{study}.{number}"
-        if kind == "SR":
+        if kind in ("SR", "private"):
             del one.PixelData, one.Rows
-            one.SOPClassUID, one.Modality = XRayRadiationDoseSRStorage, kind
+            one.SOPClassUID = XRayRadiationDoseSRStorage if kind == "SR" else classes.PRIVATE[0]
+            one.Modality = "SR" if kind == "SR" else "MR"
         elif syntax == RLELossless:
             one.compress(syntax, generate_instance_uid=False)
         assert dicomweb.store(dicomweb.service(url_of(orthanc), login), one) == dicomweb.SENT
@@ -153,6 +160,38 @@ def test_compressed_images_and_a_dose_report_come_too(
         command += ["--move-port", str(orthanc.move)]  # type: ignore[attr-defined]
     assert cli.main([*command, "-o", str(tmp_path)]) == 0
     assert {uid: one.file_meta.TransferSyntaxUID for uid, one in contents(tmp_path).items()} == sent
+
+
+@pytest.mark.parametrize("option, syntax", [("+x=", ExplicitVRLittleEndian), ("+xr", RLELossless)])
+def test_what_dcmqrscp_may_not_send_is_said(
+    option: str, syntax: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It sends one compression, which its options name, or none."""
+    needs("dcmqrscp", "dcmqridx", "echoscu")
+    port, store = free_port(), tmp_path / "db"
+    store.mkdir()
+    for number, compressed in enumerate((False, True)):
+        one = slices(np.ones((1, 16, 16)), affine_of(shape=(1, 16, 16)))[0]
+        one.StudyInstanceUID, one.SOPInstanceUID = STUDY, f"{STUDY}.{number}"
+        if compressed:
+            one.compress(RLELossless, generate_instance_uid=False)
+        (store / f"{number}.dcm").write_bytes(encoded(one))
+        subprocess.run(["dcmqridx", str(store), str(store / f"{number}.dcm")], check=True)
+    table = f"HostTable BEGIN\nHostTable END\nAETable BEGIN\nPACS {store} RW (9, 1024mb) ANY\nAETable END\n"
+    (tmp_path / "cfg").write_text(
+        f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 4\n{table}"
+    )
+    running = subprocess.Popen(["dcmqrscp", "-c", str(tmp_path / "cfg"), option])
+    try:
+        until(lambda: echoscu(port, "PACS") == 0)
+        command = ["fetch", "--study", STUDY, "--from", f"PACS@127.0.0.1:{port}", "-o", str(tmp_path / "out")]
+        assert cli.main(command) == 1
+    finally:
+        running.kill()
+        running.wait()
+    assert "1 instances" in (said := capsys.readouterr().err) and "1 were not received: the PACS says" in said
+    (one,) = contents(tmp_path / "out").values()
+    assert one.file_meta.TransferSyntaxUID == syntax
 
 
 def test_contexts_fit_an_association(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from ports import free_port
 from mmif_trt import dicomweb
 from mmif_trt.node import run, sending
 from mmif_trt.node.audit import Audit
+from mmif_trt.node.classes import PRIVATE
 from mmif_trt.node.counters import Counters
 from mmif_trt.node.send import FIND
 from mmif_trt.node.server import Receiver
@@ -173,8 +174,11 @@ def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
     """In the spool itself: names end in the number of instances and which they are."""
     spool = Spool(tmp_path)
     assert queue(spool, "pair_34_aaaa", b"part") == [] and queue(spool, "other_34_bbbb", b"x") == []
+    for name in ("pair_30_ffff", "pair_50_ffff", "other_40_ffff"):
+        spool.mark_failed(name, "missing slices")
     assert queue(spool, "pair_40_cccc", b"whole") == ["pair_34_aaaa"]
     assert [path.stem for path in spool.waiting()] == ["other_34_bbbb", "pair_40_cccc"]
+    assert spool.gauges()["cases_failed"] == 2 and spool.state("pair_30_ffff") == "new", "it is fused now"
     assert (
         spool.larger("pair_34_aaaa") and not spool.larger("pair_41_dddd") and not spool.larger("pair_40_cccc")
     )
@@ -191,13 +195,20 @@ def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
 
 
 def test_a_pause_within_an_association_ends_no_study(study: Path, tmp_path: Path) -> None:
+    """Nor does an object of a vendor's own class, at which dcmtk's senders end the association if it is not
+    taken."""
     node = Node(tmp_path / "node", free_port(), *QUICK)
     node.start()
     try:
         assert storescu(node.port, study / "mr") == 0
         ae: Any = pynetdicom.AE("SCANNER")
-        ae.add_requested_context(phantoms.SOP["PT"], "1.2.840.10008.1.2.1")
+        for uid in (phantoms.SOP["PT"], PRIVATE[0]):
+            ae.add_requested_context(uid, "1.2.840.10008.1.2.1")
         association = ae.associate("127.0.0.1", node.port, ae_title="MMIF")
+        private = pydicom.dcmread(next((study / "mr").iterdir()), stop_before_pixels=True)
+        private.SOPClassUID, private.SOPInstanceUID = PRIVATE[0], f"{private.StudyInstanceUID}.1"
+        del private.Rows
+        assert association.send_c_store(private).Status == 0
         for folder in ("pt early", "pt late"):
             for path in sorted((study / folder).iterdir()):
                 assert association.send_c_store(pydicom.dcmread(path)).Status == 0

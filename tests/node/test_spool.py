@@ -118,7 +118,7 @@ def test_nothing_in_the_folder_holds_it_up(tmp_path: Path) -> None:
             **dict.fromkeys(("queue_length", "cases_failed", "cases_set_aside"), 0),
             "studies_held": 1,
         }
-        assert again.cases(again.studies()[0], decoder) == ([], [])
+        assert again.cases(again.studies()[0], decoder) == ([], ["1 instances cannot be read: left out"])
         for mark in (tmp_path / "sent").iterdir():
             assert again.uid_of(mark) == ""
         (again.folder(STUDY) / f"{INSTANCE}.dcm").unlink(missing_ok=True)
@@ -356,26 +356,34 @@ def test_whose_death_it_was(end: str, mark: str, tmp_path: Path) -> None:
     assert not spool.tries.studies()
 
 
-def test_a_study_that_ended_the_node_waits_for_the_others(
+def test_new_studies_come_first_then_those_of_before_the_start_then_suspects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After a start nothing is known to be settled: what was kept holds up nothing new."""
     from mmif_trt.node import run, web
 
     spool, seen, stop = Spool(tmp_path), list[str](), Stop()
-    for study in ("a", "b", "c"):
+    for second, study in enumerate(("suspect", "kept", "new", "grown", "newer")):
         (spool.root / "incoming" / study).mkdir()
-    marked(spool, "case", OPEN, 1, "a")
+        os.utime(spool.root / "incoming" / study, (second, second))
+    for study in ("kept", "grown"):
+        spool.mark_fused(spool.root / "incoming" / study)
+    marked(spool, "case", OPEN, 1, "suspect")
+    monkeypatch.setattr(run, "ROUND_S", 0.0)
 
     def study(self: Fusing, decoder: Any, folder: Path, stop: Stop) -> bool:
         seen.append(folder.name)
-        stop.reason = "" if len(seen) < 3 else "enough"
-        if folder.name == "b":
+        stop.reason = "" if len(seen) < 6 else "enough"
+        if folder.name == "grown":
+            (spool.root / "incoming" / "arrived").mkdir()  # while headers of kept ones are read
+        if folder.name == "new":
             raise ValueError("a bug of ours")  # nor does it end the node
         return True
 
     monkeypatch.setattr(Fusing, "study", study)
     monkeypatch.setattr(Child, "start", lambda self: None)
-    settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 2), quiet_s=0)
+    monkeypatch.setattr(run, "POLL_S", 0.0)
+    settings = Settings("MMIF", 1, tmp_path, ("PACS", "127.0.0.1", 2), quiet_s=0, retry_s=60)
     audit, receiver = Audit(None, "MMIF"), SimpleNamespace(sending=set)
     run._fuse_all(
         settings,
@@ -388,7 +396,7 @@ def test_a_study_that_ended_the_node_waits_for_the_others(
         [],
         list,  # type: ignore[arg-type]
     )
-    assert seen == ["b", "c", "a"]
+    assert seen == ["new", "newer", "grown", "arrived", "kept", "suspect"]
 
 
 @pytest.mark.parametrize("answer", [EOFError, {"outcome": "failed", "message": "no weights"}])
@@ -506,6 +514,9 @@ def test_a_slice_of_another_patient_refuses_its_series(tmp_path: Path) -> None:
         assert "SOMEBODY" not in refused[0]
         (folder / "PT3.dcm").unlink()
         assert len(spool.cases(folder, decoder)[0]) == 1
+        (folder / "MR5.dcm").write_bytes(b"")
+        _, refused = spool.cases(folder, decoder)
+        assert refused == ["1 instances cannot be read: left out"]
 
 
 @pytest.mark.nightly

@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPO / "benchmarks"))
 from study_load import METHODS, Reader, make_study, serving
 
 from mmif_trt.study.gate import MAX_BODY_BYTES, TRIES, Gate
+from mmif_trt.study.server import Site
 from mmif_trt.study.store import Store
 
 
@@ -71,7 +72,7 @@ def test_a_replayed_answer_counts_once_and_order_holds(served: tuple[Path, list[
     reader, other = entered(links[1]), entered(links[2])
     training = reader.page()
     assert other.answer(training) == 409  # the open item of both, but another reader's number
-    assert reader.answer(training) == 303 and reader.answer(training, "right") == 303  # the second: a replay
+    assert reader.answer(training) == 303 and reader.answer(training) == 303  # the second: a double click
     first = reader.page()
     assert first["position"] == "1"
     assert reader.answer({**first, "position": "2"}) == 409  # ahead
@@ -81,12 +82,16 @@ def test_a_replayed_answer_counts_once_and_order_holds(served: tuple[Path, list[
     assert reader.answer(first, "both") == 422
     second_tab = reader.page()
     assert second_tab["nonce"] == first["nonce"], "a reload is no new showing"
-    assert reader.answer(first) == 303 and reader.answer(second_tab, "right") == 303  # a replay
+    assert reader.answer(first) == 303 and reader.answer(second_tab) == 303
+    said = reader.request("POST", "/answer", {**second_tab, "answer": "right"})
+    assert said[0] == 409 and b"is kept: A. This one was not saved. To change it" in said[2]
     back = reader.page("/back")
     assert back["position"] == "1" and back["revise"] == "1"
     assert reader.answer(back, "equal") == 303
     second = reader.page()
-    assert reader.answer(second) == 303 and reader.answer({**back}) == 303  # an old replay changes nothing
+    assert reader.answer(second) == 303
+    said = reader.request("POST", "/answer", {**second_tab, "answer": "right"})
+    assert said[0] == 409 and b"is kept: Equal." in said[2] and b"To change" not in said[2]
     rows = answers(study, 2, 3)
     assert [(r["position"], r["answer"], r["revision"], r["final"]) for r in rows] == [
         (0, "left", 0, 1),
@@ -94,6 +99,17 @@ def test_a_replayed_answer_counts_once_and_order_holds(served: tuple[Path, list[
         (1, "equal", 1, 1),
         (2, "left", 0, 1),
     ]
+
+
+def test_a_second_tab_is_told_the_ratings_that_count(tmp_path: Path) -> None:
+    store = Store(make_study(tmp_path, readers=1, cases=2, paired=False, scales=["detail", "colour"]))
+    site, given = Site(store), '{"detail": 4, "colour": 2}'
+    nonce = store.show(1, 0)
+    assert store.answer(1, 0, nonce, given, visible_s=None, view="{}", revise=False) == "stored"
+    assert site.repeated(1, 0, given).status_code == 303
+    said = site.repeated(1, 0, given.replace("2", "3"))
+    assert said.status_code == 409
+    assert b"kept: Anatomical detail: 4; Colour, or the bone of a CT: 2. This one was not saved" in said.body
 
 
 def test_eight_equal_requests_at_once_count_once(served: tuple[Path, list[str]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,14 +17,13 @@ import numpy as np
 
 from mmif_trt import privacy
 from mmif_trt.files import one_sum, open_regular
-from mmif_trt.image import Image, InputError, stored_text
-from mmif_trt.io.dicom import bare, objects, several
+from mmif_trt.image import Image, InputError
+from mmif_trt.io.dicom import arrange, bare, meta, objects
 from mmif_trt.io.dicom import values as dicom_values
 from mmif_trt.io.dicom.meta import refuse_bomb
 from mmif_trt.io.dicom.pixels import announced, frames, padded, volume, without_padding
-from mmif_trt.io.dicom.planes import Look, has_geometry, meaning, planes
-from mmif_trt.io.dicom.stack import stack
-from mmif_trt.io.walk import shown, walk
+from mmif_trt.io.dicom.planes import Look, has_geometry, meaning
+from mmif_trt.io.walk import Walk, shown, walk
 from mmif_trt.io.which import ANY, Which
 from mmif_trt.running import why
 
@@ -31,12 +31,7 @@ privacy.patient_values_off()
 MAX_FILES = 20_000
 MAX_BYTES = 2 << 30  # of a series, and of an unpacked zip
 HEAD_BYTES = 4096  # enough to tell what a file is
-ONE_OF = (
-    ("patients", "PatientID"),
-    ("frames of reference", "FrameOfReferenceUID"),
-    ("modalities", "Modality"),
-    ("series", "SeriesInstanceUID"),
-)
+MOST_HEADERS_BYTES = 1 << 20  # end before
 
 
 def is_dicom(start: bytes) -> bool:
@@ -159,6 +154,40 @@ def content(path: str) -> tuple[bytes | None, str]:
     return bare.unpacked(data, path), hashlib.sha256(data).hexdigest()
 
 
+def header(path: str) -> Any:
+    """The dataset of a file without its pixels. Raises OSError and InputError."""
+    try:
+        return _header(path, MOST_HEADERS_BYTES)
+    except InputError:
+        return _header(path, -1)  # that of thousands of frames may be longer
+
+
+def _header(path: str, size: int) -> Any:
+    with open_regular(path) as file:
+        head = file.read(size)
+        if bare.is_packed(head):
+            head = bare.unpacked(head + file.read(), path)
+        if head[128:132] == b"DICM" and meta.transfer_syntax(head, path)[0] == meta.DEFLATED:
+            head += file.read()
+    return parse(head, path, pixels=False)
+
+
+def foresee(path: str, which: Which = ANY) -> None:
+    """Raises InputError where reading this file or folder will, as far as headers tell."""
+    kept = walk(path) if os.path.isdir(path) else Walk(files=[path])
+    kept.refuse_lost(path)
+    found = [header(file) for file in kept.files if begins_as_dicom(file)]
+    if not found:
+        raise InputError(f"{path}: a folder without DICOM files; expected one with a series")
+    for dataset in found:
+        if "Rows" in dataset:
+            dataset.PixelData = b""  # not read, but probably there
+    chosen, _ = _images(found, path, which)
+    datasets, _ = arrange.each_once(chosen)
+    if len(datasets) > 1 or has_geometry(datasets[0]):
+        arrange.volume(datasets, which)
+
+
 def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
     """A pydicom dataset of a file, its `filename` set to `name`. Refuses a deflate bomb unopened."""
     if not is_dicom(data) and bare.is_bare(data[1:HEAD_BYTES]):
@@ -191,81 +220,29 @@ def series(datasets: list[Any], name: str, which: Which = ANY) -> Image:
 
 
 def _series(datasets: list[Any], name: str, which: Which) -> Image:
-    _one_series(datasets)
-    if missing := [dataset for dataset in datasets if "PixelData" not in dataset]:
-        what = "no pixel data (truncated?)" if "Rows" in missing[0] else "no Rows and no pixel data, no image"
-        raise InputError(f"{missing[0].filename}: {what}; expected images")
-    datasets, notes = _each_once(datasets)
+    datasets, notes = arrange.each_once(datasets)
     first = datasets[0]
     if len(datasets) == 1 and not has_geometry(first):
         return _picture(first, name)
-    chosen, several_notes = several.choose([x for dataset in datasets for x in planes(dataset)], which.volume)
-    stacked = stack(chosen)
-    ordered = [chosen[i] for i in stacked.order]
-    kinds = {plane.unit for plane in ordered}
-    if dicom_values.NOT_RESCALED in kinds and len(kinds) > 1:
-        without = sum(plane.unit == dicom_values.NOT_RESCALED for plane in ordered)
-        received = f"{without} of {len(ordered)} slices without Rescale Slope or Intercept"
-        raise InputError(f"{received}; expected all slices with them")
-    if len(kinds) > 1:
-        raise InputError(f"slices of {len(kinds)} Rescale Types; expected one unit")
-    photometric = str(first.get("PhotometricInterpretation", ""))
-    units, factor, unit_notes = None, 1.0, tuple[str, ...]()
-    if photometric.startswith("MONOCHROME"):
-        units, factor, unit_notes = dicom_values.units(datasets, kinds.pop())
-    if photometric == "MONOCHROME1" and units is None:
-        raise InputError("MONOCHROME1 (low is bright) in arbitrary units; expected MONOCHROME2")
-    data, padding_notes = volume(ordered, factor, units)
-    data = stacked.resampled(data)
-    windows = [plane.window for plane in ordered if plane.window is not None]
+    found = arrange.volume(datasets, which)
+    data, padding_notes = volume(found.planes, found.factor, found.units)
+    data = found.stacked.resampled(data)
+    windows = [plane.window for plane in found.planes if plane.window is not None]
     # One window for all slices: what any slice shows stays visible, and slices stay comparable.
-    limits = (min(w[0] for w in windows), max(w[1] for w in windows)) if windows and units is None else None
-    headers = {id(plane.dataset): plane.dataset for plane in ordered}.values()
+    one_for_all = windows and found.units is None
+    limits = (min(w[0] for w in windows), max(w[1] for w in windows)) if one_for_all else None
+    headers = {id(plane.dataset): plane.dataset for plane in found.planes}.values()
     return Image(
         data,
         (0.0, 255.0) if data.ndim == 4 else limits,
         dicom_values.MODALITY.get(str(first.get("Modality"))),
-        affine=stacked.affine,
+        affine=found.stacked.affine,
         source=name,
-        units=units,
+        units=found.units,
         frame=str(first.get("FrameOfReferenceUID", "")) or None,
         headers=tuple(_without_pixels(dataset) for dataset in headers),
-        notes=(*notes, *several_notes, *stacked.notes, *padding_notes, *unit_notes),
+        notes=(*notes, *found.notes, *padding_notes, *found.unit_notes),
     )
-
-
-def _one_series(datasets: list[Any]) -> None:
-    """Raises InputError if the files are of several series, which it lists, or of several patients."""
-    for label, keyword in ONE_OF:
-        count = len({stored_text(dataset, keyword) for dataset in datasets})
-        if count > 1:
-            received = f"{len(datasets)} DICOM files of {count} {label}"
-            if label == "patients" or len({stored_text(x, "SeriesInstanceUID") for x in datasets}) == 1:
-                raise InputError(f"{received}; expected one series")
-            raise InputError(
-                f"{received}: {objects.series_words(datasets)}; expected one series: choose by --series-a or "
-                "--series-b UID, NUMBER or DESCRIPTION (Python: read(path, series=...); manifest: series_a, "
-                "series_b)"
-            )
-
-
-def _each_once(datasets: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
-    """(the instances, a note on copies). Raises InputError if two of one UID differ in their pixels."""
-    kept: dict[str, Any] = {}
-    copies = []
-    for dataset in datasets:
-        uid = str(dataset.get("SOPInstanceUID") or id(dataset))
-        other = kept.setdefault(uid, dataset)
-        if other is dataset:
-            continue
-        if other.PixelData != dataset.PixelData:
-            raise InputError(
-                f"{other.filename} and {dataset.filename}: the same instance twice, with different pixels; "
-                "expected each slice once"
-            )
-        copies.append(str(dataset.filename))
-    notes = (f"duplicate instances, ignored: {shown(copies)}",) if copies else ()
-    return list(kept.values()), notes
 
 
 def _picture(dataset: Any, name: str) -> Image:

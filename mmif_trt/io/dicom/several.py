@@ -13,7 +13,6 @@ import numpy as np
 from mmif_trt.image import InputError
 from mmif_trt.io.dicom.planes import Plane
 
-SAME_PLACE_MM = 0.01
 SHOWN = 6  # volumes that a message lists
 # Defined terms of Image Type and the complex component that a message may quote (PS3.3 C.8.3.1, C.8.13.3).
 # fmt: off
@@ -32,6 +31,11 @@ class Part:
 
     words: str
     planes: list[Plane]
+
+
+def same_place_mm(step_mm: float) -> float:
+    """How near two images of this pixel spacing are at one place: 0.01 mm, less in a micro-CT."""
+    return min(0.01, step_mm / 10)
 
 
 def choose(planes: list[Plane], number: int | None) -> tuple[list[Plane], tuple[str, ...]]:
@@ -104,7 +108,8 @@ def _at_places(planes: list[Plane]) -> tuple[list[Part], str]:
     along = np.array([plane.position @ normal for plane in planes])
     order = np.argsort(along, kind="stable")
     places = np.empty(len(planes), int)
-    places[order] = np.concatenate([[0], np.cumsum(np.diff(along[order]) >= SAME_PLACE_MM)])
+    apart = np.diff(along[order]) >= same_place_mm(planes[0].step_mm[0])
+    places[order] = np.concatenate([[0], np.cumsum(apart)])
     counts = Counter(places.tolist())
     most = max(counts.values())
     if most == 1:

@@ -9,7 +9,7 @@ import numpy as np
 from mmif_trt.image import RAS_LPS, InputError
 from mmif_trt.io.dicom.planes import Plane
 
-TOLERANCE_MM = 0.1
+TOLERANCE_MM = 0.1  # half a slice where these are thinner
 RIGHT_ANGLE = 1e-2  # how far the cosine of one may be from 0, as some writers round
 THIN = 2.0  # slices further apart than this many thicknesses miss most of the body
 FINEST = 8  # a grid for uneven slices divides their smallest gap by at most this
@@ -89,7 +89,7 @@ def _steps(
     """(the vector from slice to slice LPS mm, notes, Stack.between) of ordered planes."""
     gaps = np.diff(along)
     pitch = float(np.median(gaps))
-    tolerance = max(TOLERANCE_MM, 0.02 * pitch) + 1e-6  # 0.1 mm itself too, despite rounding
+    tolerance = max(min(TOLERANCE_MM, pitch / 2), 0.02 * pitch) + 1e-6  # 0.1 mm itself too, despite rounding
     places = np.array([plane.position for plane in planes])
     line = (places[-1] - places[0]) / (along[-1] - along[0])  # of 1 mm along the normal
     if np.abs(places - (places[0] + (along - along[0])[:, None] * line)).max() > 2 * tolerance:
@@ -102,7 +102,7 @@ def _steps(
     mean = float(along[-1] - along[0]) / len(gaps)
     # By place, not by gap: gaps of 1.0 and then 1.1 mm add up, those of places rounded to 0.1 mm do not.
     off = np.abs(along - along[0] - mean * np.arange(len(along))).max()
-    if off <= max(TOLERANCE_MM, 0.05 * mean) and np.abs(gaps - mean).max() < mean / 2:
+    if off <= max(min(TOLERANCE_MM, mean / 2), 0.05 * mean) and np.abs(gaps - mean).max() < mean / 2:
         return line * mean, tuple(notes), None
     runs = _blocks(gaps, min(tolerance, pitch / 4))
     if runs is None or _numbers_missing(planes, gaps):

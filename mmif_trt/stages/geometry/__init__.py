@@ -3,6 +3,7 @@ registration with a report."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +16,8 @@ from mmif_trt.stages.geometry import rigid
 REGISTRATIONS = ("header", "rigid", "none")
 _TIES = "a DICOM Spatial Registration, or --registration rigid (Python: registration='rigid')"
 MIN_SIDE = 4  # voxels, for ITK's Gaussian
-WARN_MM = 3.0  # of repeatability
+WARN_MM = 3.0  # of repeatability, in a head
+HEAD_MM, SMALL_MM = 150.0, 75.0  # sides of a volume, on average: of a head's; less is a small animal's
 UNSURE = "rigid registration is not trustworthy"
 
 
@@ -46,8 +48,9 @@ class Report:
     shift_mm: how far the centre of a's grid moves; rotation_deg: about the axis of rotation.
     mutual_information: before and after, Mattes; lower is better, as in ITK. repeatability_mm: the largest
     distance within a's grid between two registrations from different starts and samples: neither the error
-    nor a bound of it (both may find the same wrong place; see docs/how-it-works.md), but one above WARN_MM
-    means that the result cannot be trusted. None where nothing was measured.
+    nor a bound of it (both may find the same wrong place; see docs/how-it-works.md), but one above WARN_MM,
+    less in a small animal, means that the result cannot be trusted. None where nothing was measured, or where
+    the second registration found no end.
     """
 
     registration: str
@@ -110,7 +113,7 @@ def align(
         matrix, report = np.eye(4), Report("header", np.eye(4).tolist())
     else:
         matrix, report = register_rigid(a, b)
-        b = replace(b, notes=(*b.notes, *_doubts(report)))
+        b = replace(b, notes=(*b.notes, *_doubts(report, WARN_MM / _magnified(a, b))))
     moved, inside = resample(a, b, matrix, black)
     if not inside:
         raise InputError(f"{b.source} does not overlap {a.source} anywhere; expected the same body region")
@@ -122,14 +125,17 @@ def doubts(notes: Iterable[object]) -> list[str]:
     return [note for note in notes if isinstance(note, str) and note.startswith(UNSURE)]
 
 
-def _doubts(report: Report) -> tuple[str, ...]:
-    """A note where the two runs of a rigid registration ended apart."""
-    if report.repeatability_mm is None or report.repeatability_mm <= WARN_MM:
+def _doubts(report: Report, most_mm: float) -> tuple[str, ...]:
+    """A note where the two runs of a rigid registration ended further apart, or the second nowhere."""
+    apart_mm = report.repeatability_mm
+    if apart_mm is not None and apart_mm <= most_mm:
         return ()
+    ended = "found no place where the volumes overlap"
+    if apart_mm is not None:
+        ended = f"ended {apart_mm:.2g} mm away (expected up to {most_mm:.2g} mm)"
     return (
-        f"{UNSURE}: a second run, from another start, ended {report.repeatability_mm:.1f} mm "
-        f"away (expected up to {WARN_MM:g} mm); compare the edges in --view, or name a DICOM Spatial "
-        "Registration",
+        f"{UNSURE}: a second run, from another start, {ended}; compare the edges in --view, or name a DICOM "
+        "Spatial Registration",
     )
 
 
@@ -219,8 +225,9 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
 
     Mattes mutual information on half of the voxels or more, drawn at random, at three resolutions,
     gradient descent over an Euler transform about the centre of a; starts from the headers if these overlap,
-    otherwise from the centres. Run again from another start; the first is the result (see Report). Raises
-    InputError for fewer than MIN_SIDE voxels along an axis, and for a volume of one value.
+    otherwise from the centres. Run again from another start; the first is the result (see Report). Volumes of
+    a small animal are registered as if they were as large as a head. Raises InputError for fewer than
+    MIN_SIDE voxels along an axis, for a volume of one value, and where the first run finds no overlap.
     """
     for image in (a, b):
         if min(image.data.shape[:3]) < MIN_SIDE:
@@ -230,12 +237,32 @@ def register_rigid(a: Image, b: Image) -> tuple[np.ndarray, Report]:
             )
         if image.data.min() == image.data.max():
             raise InputError(f"{image.source}: all voxels are equal; expected a picture to register")
-    fixed, moving = _itk(a), _itk(b)
-    runs = [rigid.descend(fixed, moving, *run) for run in rigid.RUNS]
-    (matrix, before, after), (again, _, _) = runs
-    repeat = float(np.linalg.norm((corners(a) @ (matrix - again).T)[:, :3], axis=1).max())
+    times = _magnified(a, b)
+    larger = np.diag([times, times, times, 1.0])
+    fixed, moving = (_itk(replace(x, affine=larger @ np.asarray(x.affine))) for x in (a, b))
+
+    def found(run: tuple[int, float, float]) -> tuple[np.ndarray, float, float]:
+        matrix, before, after = rigid.descend(fixed, moving, *run)
+        return np.linalg.inv(larger) @ matrix @ larger, before, after
+
+    try:
+        matrix, before, after = found(rigid.RUNS[0])
+    except InputError as error:
+        raise InputError(f"{b.source} on {a.source}: {error}") from None
+    repeat = None
+    with contextlib.suppress(InputError):
+        between = corners(a) @ (matrix - found(rigid.RUNS[1])[0]).T
+        repeat = round(float(np.linalg.norm(between[:, :3], axis=1).max()), 3)
     shift, angle = _moved(a, matrix)
-    return matrix, Report("rigid", _rounded(matrix), shift, angle, (before, after), round(repeat, 3))
+    return matrix, Report("rigid", _rounded(matrix), shift, angle, (before, after), repeat)
+
+
+def _magnified(a: Image, b: Image) -> float:
+    """How many times as large both are registered: the lengths of rigid.py are made for a head, and with them
+    a mouse's is gone after the first smoothing. 1 unless even the larger one is small."""
+    volumes = [abs(np.linalg.det(np.asarray(x.affine)[:3, :3])) * np.prod(x.data.shape[:3]) for x in (a, b)]
+    side_mm = float(max(volumes)) ** (1 / 3)
+    return HEAD_MM / side_mm if side_mm < SMALL_MM else 1.0
 
 
 def corners(image: Image) -> np.ndarray:

@@ -57,7 +57,9 @@ def descend(
             method.SetInitialTransform(end, inPlace=True)
             method.Execute(one, other)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][:120]
+        reason = str(error).strip().splitlines()[-1].rpartition("): ")[2][:120]  # before it, an address
+        if "outside" in reason:
+            reason = "the search left their overlap"
         raise InputError(f"rigid registration failed ({reason}); expected overlapping volumes") from None
     matrix, centre = np.eye(4), np.array(end.GetCenter())
     matrix[:3, :3] = np.reshape(end.GetMatrix(), (3, 3))
