@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,12 +124,35 @@ def read_splits(root: str | Path, decode: str = "opencv") -> tuple[list[Pairs], 
     return training, validation
 
 
-def check_crop(crop_px: int, multiple: int, sets: list[Pairs]) -> None:
+def sources(sets: list[Pairs]) -> dict[str, str]:
+    """For `checkpoints.State`: SHA-256 of the sets' names and pictures, and of their generated images."""
+    made = hashlib.sha256("\n".join(digest(pairs) for pairs in sets).encode()).hexdigest()
+    generated = [pairs.generated.tobytes() for pairs in sets if pairs.generated is not None]
+    of_generated = hashlib.sha256(b"".join(generated)).hexdigest() if generated else "none"
+    return {"data": made, "generated": of_generated}
+
+
+def digest(pairs: Pairs) -> str:
+    """SHA-256 of the pairs' names and pixels."""
+    made = hashlib.sha256("\n".join(pairs.names).encode())
+    made.update(pairs.a.tobytes())
+    made.update(pairs.b.tobytes())
+    return made.hexdigest()
+
+
+def check_crop(crop_px: int, multiple: int, sets: list[Pairs], validation: list[Pairs]) -> None:
+    """Raises InputError unless crops fit into the pictures of `sets`, and the network's `multiple` into those
+    of `validation`, which are shown whole."""
     largest = min(min(pairs.a.shape[1:]) for pairs in sets)
     if crop_px % multiple or not 0 < crop_px <= largest:
         raise InputError(
             f"crop_px {crop_px}; expected multiples of {multiple}, at most {largest} for this data"
         )
+    for pairs in validation:
+        height, width = pairs.a.shape[1:]
+        if min(height, width) < multiple:
+            expected = f"expected at least {multiple} each way"
+            raise InputError(f"mri-{pairs.modality}/val: pictures of {width} x {height} px; {expected}")
 
 
 def crop(pairs: Pairs, rng: np.random.Generator, side: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from mmif_trt import runtimes, weights
 from mmif_trt.models import load_model
 from mmif_trt.models.lagn import LAGN, LAGNConfig
-from mmif_trt.train import export_onnx
+from mmif_trt.train import export_diffusion, export_onnx
 from mmif_trt.train.mix import save_network
 
 onnx = pytest.importorskip("onnx", reason="needs the train extra")
@@ -37,18 +36,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: weights.sha256(path) for path in folder.iterdir() if path.is_file()}
 
 
-def test_a_release_leaves_the_other_network_alone(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_release_leaves_the_other_network_alone(folder: Path, tmp_path: Path) -> None:
     name = "lagn-quality"
     torch.manual_seed(0)
     model = LAGN(LAGNConfig(**TINY, stride=8, decoder_depth=1))
     run = {"step": "7", "config": json.dumps({"model": model.config.as_dict()})}
     checkpoint = save_network(tmp_path / "run", model.state_dict(), run)
     before, was = digests(folder), weights.manifest()
-    words = ["export_onnx", "--checkpoint", str(checkpoint), "--command", "a test", "--commit", "none"]
-    monkeypatch.setattr(sys, "argv", [*words, "--name", name])
-    export_onnx.main()
+    words = ["--checkpoint", str(checkpoint), "--command", "a test", "--commit", "none", "--name", name]
+    assert export_onnx.main(words) == 0
     own = {f"{name}.{suffix}" for suffix in weights.SUFFIXES}
     changed = {file for file, digest in digests(folder).items() if before.get(file) != digest}
     assert changed == own | {"manifest.json"} and digests(folder).keys() == before.keys()
@@ -66,6 +62,30 @@ def test_a_release_leaves_the_other_network_alone(
     with torch.inference_mode():
         np.testing.assert_allclose(load_model(name)(a[:, None], b)[:, 0].numpy(), f.numpy(), atol=1e-5)
     assert not (folder / f"{name}.safetensors").stat().st_mode & 0o133
+
+
+def test_a_release_that_fails_leaves_the_one_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of its files were new, and the installation refused both networks."""
+    model = LAGN(LAGNConfig(**TINY, stride=8, decoder_depth=1))
+    run = {"step": "7", "config": json.dumps({"model": model.config.as_dict()})}
+    checkpoint = save_network(tmp_path / "run", model.state_dict(), run)
+    before = digests(folder)
+    told = ["--command", "a test", "--commit", "none"]
+    assert export_onnx.main(["--checkpoint", str(tmp_path / "none"), *told]) == 2
+    both = ["--autoencoder", str(folder / "autoencoder.safetensors"), "--diffusion", str(checkpoint)]
+    assert export_diffusion.main([*both, *told]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "no such file" in lines[0] and "of another network" in lines[1]
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device", "golden")
+
+    monkeypatch.setattr(export_onnx, "golden_pairs", fails)
+    assert export_onnx.main(["--checkpoint", str(checkpoint), *told]) == 2
+    assert capsys.readouterr().err == "error: golden: No space left on device\n"
+    assert digests(folder) == before and not [path for path in folder.iterdir() if path.name[0] == "."]
 
 
 @pytest.mark.parametrize("name", weights.NAMES)

@@ -21,7 +21,7 @@ from mmif_trt.image import InputError
 from mmif_trt.measure import metrics
 from mmif_trt.models.lagn import LAGNConfig
 from mmif_trt.ops import reference
-from mmif_trt.train import coloured, data, fusion, loop, losses
+from mmif_trt.train import checkpoints, coloured, data, fusion, loop, losses
 
 CONFIG = fusion.FusionConfig(
     steps=6,
@@ -266,7 +266,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     """Ctrl-C lost the steps since the last checkpoint, in a traceback."""
     true_step = loop.train_step
 
-    def signalled(state: loop.State, *rest: Any) -> Any:
+    def signalled(state: checkpoints.State, *rest: Any) -> Any:
         done = true_step(state, *rest)
         if state.step == 2:
             signal.raise_signal(signal.SIGTERM)
@@ -299,7 +299,7 @@ def test_another_configuration_in_the_same_folder_is_refused(root: Path, tmp_pat
         r"configuration: hold_out \[\], now \['ct:1'\], loss\.edge [\d.]+, now 3\.0, steps 1, now 2; expected"
     )
     with pytest.raises(InputError, match=told):
-        loop.load_checkpoint(path, fusion.new_state(other), other)
+        checkpoints.load_checkpoint(path, fusion.new_state(other), other)
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: made with another configuration"):
         fusion.train(replace(config, steps=2), root, tmp_path / "run")
     assert all(p.read_bytes() == content for p, content in before.items())
@@ -437,6 +437,6 @@ def test_what_no_training_can_use_is_refused_at_once(
 def test_the_command_trains(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", str(root), "--out", str(tmp_path / "run"), "--threads", "1", "--steps", "1"]
     assert fusion.main([*arguments, "--batch-size", "1", "--crop-px", "32"]) == 0
-    assert "1 steps" in capsys.readouterr().out
+    assert "step 1 of 1, " in capsys.readouterr().out
     names = {p.name.split(".")[0] for p in (tmp_path / "run").iterdir()}
     assert names == {"checkpoint", "config", "events"}
