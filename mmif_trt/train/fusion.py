@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -240,9 +241,10 @@ def train(
         checkpoints.start_from(init, state, config.model)
     assert isinstance(state.model, LAGN)
     teacher = load_model(device=str(loop.device())) if config.taught else None
-    step = objective(state.model, config, batches_of(config, in_colour, workers), run_network, teacher)
-    show = partial(log_pictures, state=state, sets=validation)
-    return loop.run(state, config, path, step, show, stop_after, checkpoint_every)
+    with closing(batches_of(config, in_colour, workers)) as batches:
+        step = objective(state.model, config, batches, run_network, teacher)
+        show = partial(log_pictures, state=state, sets=validation)
+        return loop.run(state, config, path, step, show, stop_after, checkpoint_every)
 
 
 def options(defaults: FusionConfig) -> argparse.ArgumentParser:

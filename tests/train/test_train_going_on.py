@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
+from conftest import REPO
 from disks import disk
 from safetensors.torch import load_file, save_file
 from training_data import write_sets
 
 from mmif_trt.image import InputError
 from mmif_trt.models.lagn import LAGNConfig
-from mmif_trt.train import checkpoints, data, fusion, loop
+from mmif_trt.train import checkpoints, data, fusion, loop, workers
 
 CONFIG = fusion.FusionConfig(
     steps=3,
@@ -162,3 +167,55 @@ def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_
     """No training began in a container without git."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert loop.source_commit() == "unknown"
+
+
+# Signals to all processes of a run, as Ctrl-C and a scheduler send them
+
+
+def test_workers_start_with_signals_blocked_and_then_outlast_them() -> None:
+    code = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
+    with workers.starting():
+        blocked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (blocked.stdout, after.stdout) == (f"{sorted(map(int, workers.ENDINGS))}\n", "[]\n")
+    code = """
+import os, signal
+from mmif_trt.train import workers
+with workers.starting():
+    if os.fork() == 0:
+        for number in workers.ENDINGS:
+            os.kill(os.getpid(), number)
+        workers.outlast(0)
+        os.write(1, b"outlasted")
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.write(1, b", twice")
+print(os.wait()[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout == f"outlasted{int(signal.SIGTERM)}\n"
+
+
+@pytest.mark.parametrize("number", workers.ENDINGS)
+def test_a_signal_to_every_process_ends_the_run_with_a_checkpoint(
+    number: signal.Signals, root: Path, tmp_path: Path
+) -> None:
+    """SIGTERM killed the workers: a traceback and no checkpoint, or, while they started, a run that hung."""
+    command = [
+        sys.executable,
+        "-m",
+        "mmif_trt.train.fusion",
+        *words(root, tmp_path / "run", "--workers", "1"),
+    ]
+    with subprocess.Popen(
+        command, cwd=REPO, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as run:
+        assert run.stderr is not None
+        os.read(run.stderr.fileno(), 1)  # the bar, before the first batch
+        os.killpg(run.pid, number)
+        try:
+            _, errors = run.communicate(timeout=60)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 128 + number and b"Traceback" not in errors
+    assert b"checkpoint.safetensors: stopped at step " in errors.splitlines()[-1]
