@@ -19,6 +19,7 @@ SETS = MODALITIES[1:]
 DECODERS = ("opencv", "dali")
 # With one of these chunks, libpng computes OpenCV's grey of a colour PNG in linear light.
 GAMMA_CHUNKS = (b"gAMA", b"sRGB", b"iCCP", b"cICP")
+TWELVE_BITS = 15  # what white of a 12-bit picture is in 8 bits if its file says 16
 MIN_FOREGROUND = 0.1  # a crop of almost only background teaches nothing
 
 
@@ -69,9 +70,15 @@ def _luma(image: Image, path: Path) -> np.ndarray:
     return luma_8_bit(image).astype(np.uint8)
 
 
+def has_16_bits(path: Path) -> bool:
+    """By the header of a PNG."""
+    with path.open("rb") as file:
+        return file.read(25)[24:] == b"\x10"
+
+
 def read_pairs(root: Path, modality: str, split: str, decode: str = "opencv") -> Pairs:
-    """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing or
-    unequal."""
+    """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing, unequal
+    or nearly black."""
     folders = [root / f"mri-{modality}" / split / kind for kind in ("mri", modality)]
     for folder in folders:
         if not folder.is_dir():
@@ -81,10 +88,17 @@ def read_pairs(root: Path, modality: str, split: str, decode: str = "opencv") ->
     names_a, names_b = ({p.stem: p for p in folder.glob("*.png")} for folder in folders)
     if not names_a or names_a.keys() != names_b.keys():
         odd = sorted(names_a.keys() ^ names_b.keys())[:3]
-        raise InputError(f"{folders[0].parent}: names on one side only, or none: {odd}; expected equal names")
+        raise InputError(
+            f"{folders[0].parent}: names on one side only, or none: {odd}; expected equal names of .png files"
+        )
     names = sorted(names_a)
     files_a, files_b = ([table[name] for name in names] for table in (names_a, names_b))
     a, b = zip(*decoded(files_a, files_b, decode), strict=True)
+    for folder, files, pictures in zip(folders, (files_a, files_b), (a, b), strict=True):
+        brightest = max(int(picture.max()) for picture in pictures)
+        if brightest <= TWELVE_BITS and any(has_16_bits(path) for path in files):
+            expected = "expected 8 bits, or 16 in full, not 12 in a file of 16"
+            raise InputError(f"{folder}: nothing above {brightest} of 255, nearly black; {expected}")
     sizes = {picture.shape for picture in a + b}
     if len(sizes) != 1:
         raise InputError(f"{folders[0].parent}: sizes {sorted(sizes)}; expected one size for all pairs")

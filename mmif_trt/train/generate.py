@@ -117,6 +117,10 @@ def cross_generate(
                 noise = noise_like(z.shape, (seed, wanted, start, k)).to(z.device)
                 drawn = sample(model, noise, pairs.modality, given, steps, precision=precision)
                 total += joint.decode(kind, drawn.chunk(2, 1)[wanted])
+            if not total.isfinite().all():
+                raise InputError(
+                    f"mri-{pairs.modality}: values that are not finite; expected networks that give images"
+                )
             mean = (255 * total / samples).round().byte().cpu().numpy()
             out[wanted, start : start + len(z)] = mean[:, 0, :height, :width]
             bar.update(len(z))
@@ -228,11 +232,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--autoencoder", type=Path, help=f"checkpoint of the first training{shipped}")
     parser.add_argument("--diffusion", type=Path, help=f"checkpoint of the second{shipped}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="folder within each set; default: train")
     steps = f"1: the expectation, {STEPS[0]} to {STEPS[1]}: draws by DDIM"
     parser.add_argument("--steps", type=int, default=1, help=steps)
     parser.add_argument("--samples", type=whole(1), default=4, help="to take the mean of")
-    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the noise; default: 0")
     slow = "fp32 is ten times faster on a processor that only emulates bfloat16"
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help=slow)
     parser.add_argument("--threads", type=whole(1), default=usable_cores(), help="default: all usable cores")

@@ -380,6 +380,10 @@ def spoil(root: Path, how: str) -> None:
         (folder / "pet" / "1.png").rename(folder / "pet" / "2.png")
     elif how == "unreadable":
         (folder / "mri" / "0.png").write_text("not a picture")
+    elif how == "12 bits":
+        for path in (folder / "mri").iterdir():
+            deep = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.uint16) << 4  # type: ignore[union-attr]
+            cv2.imwrite(str(path), deep)
     elif how == "sizes":
         cv2.imwrite(str(folder / "mri" / "0.png"), np.zeros((32, 64), np.uint8))
 
@@ -392,6 +396,7 @@ def spoil(root: Path, how: str) -> None:
         ("no validation", 64, "no such folder; expected mri-ct/val/"),
         ("names", 64, "names on one side only, or none: ['1', '2']; expected equal names"),
         ("unreadable", 64, "0.png: not a readable picture"),
+        ("12 bits", 64, "train/mri: nothing above 15 of 255, nearly black; expected 8 bits, or 16 in full"),
         ("sizes", 64, "sizes [(32, 64), (64, 64)]; expected one size"),
         ("good", 128, "crop_px 128; expected multiples of 32, at most 64"),
         ("good", 40, "crop_px 40; expected multiples of 32"),
