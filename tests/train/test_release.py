@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from training_data import write_sets
 
 from mmif_trt import runtimes, weights
 from mmif_trt.models import load_model
+from mmif_trt.models.autoencoder import AutoencoderConfig
+from mmif_trt.models.denoiser import DenoiserConfig
 from mmif_trt.models.lagn import LAGN, LAGNConfig
-from mmif_trt.train import export_diffusion, export_onnx
+from mmif_trt.train import autoencoder, diffusion, export_diffusion, export_onnx
 from mmif_trt.train.mix import save_network
 
 onnx = pytest.importorskip("onnx", reason="needs the train extra")
@@ -62,6 +66,34 @@ def test_a_release_leaves_the_other_network_alone(folder: Path, tmp_path: Path) 
     with torch.inference_mode():
         np.testing.assert_allclose(load_model(name)(a[:, None], b)[:, 0].numpy(), f.numpy(), atol=1e-5)
     assert not (folder / f"{name}.safetensors").stat().st_mode & 0o133
+
+
+def test_a_diffusion_is_released_as_a_pair(folder: Path, tmp_path: Path) -> None:
+    """Any two checkpoints were, in any order: of an unfinished training, or of two latent spaces."""
+    root = write_sets(tmp_path / "data", "{split}{i}_slice")
+    small = autoencoder.AutoencoderTraining(
+        steps=2, batch_size=1, crop_px=32, precision="fp32", model=AutoencoderConfig(8, 1, 4)
+    )
+    second = diffusion.DiffusionTraining(
+        steps=2,
+        batch_size=1,
+        precision="fp32",
+        model=DenoiserConfig(channels=4, dim=32, deep_dim=32, embedding=16, window=4),
+    )
+    first, other = (autoencoder.train(replace(small, seed=i), root, tmp_path / f"{i}") for i in range(2))
+    half = diffusion.train(second, root, first, tmp_path / "half", stop_after=1)
+    whole = diffusion.train(second, root, first, tmp_path / "whole")
+    before, told = digests(folder), ["--command", "a test", "--commit", "none"]
+    for pair in ((first, half), (other, whole), (whole, first)):
+        assert export_diffusion.main(["--autoencoder", str(pair[0]), "--diffusion", str(pair[1]), *told]) == 2
+        assert digests(folder) == before
+    assert export_diffusion.main(["--autoencoder", str(first), "--diffusion", str(whole), *told]) == 0
+    now = digests(folder)
+    changed = {name for name in now if now[name] != before.get(name)}
+    assert changed == {"autoencoder.safetensors", "denoiser.safetensors", "manifest.json"}
+    files = json.loads((folder / "manifest.json").read_text())["diffusion"]["files"]
+    assert {name: entry["sha256"] for name, entry in files.items()} == {name: now[name] for name in files}
+    diffusion.load_both(*(folder / f"{name}.safetensors" for name in ("autoencoder", "denoiser")))
 
 
 def test_a_release_that_fails_leaves_the_one_before(
