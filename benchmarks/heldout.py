@@ -23,7 +23,7 @@ import results_command
 import torch
 from lesions import rounded
 from quality import SETS, commit
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -155,13 +155,16 @@ def methods_of(networks: Sequence[str]) -> dict[str, Fuse]:
         name, _, files = told.partition("=")
         if not files:
             raise InputError(f"{told}: expected NAME=CHECKPOINT")
+        expected = "expected a checkpoint of train/fusion.py or a released .safetensors"
         for path in (term.rpartition("*")[2] for term in files.split("+")):
             if not Path(path).is_file():
-                raise InputError(
-                    f"NAME=CHECKPOINT {told}: {path!r} is not a file; expected a checkpoint of "
-                    "train/fusion.py or a released .safetensors"
-                )
-        methods[name] = fuse_of(files)
+                raise InputError(f"NAME=CHECKPOINT {told}: {path!r} is not a file; {expected}")
+        try:
+            methods[name] = fuse_of(files)
+        except InputError:
+            raise
+        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise InputError(f"NAME=CHECKPOINT {told}: holds no network of ours; {expected}") from error
     return methods
 
 

@@ -69,3 +69,6 @@ def test_a_missing_checkpoint_is_named_with_its_argument(capsys: pytest.CaptureF
     assert heldout.main(["score", "--data", "none", told]) == 2
     said = capsys.readouterr().err
     assert told in said and "'missing.safetensors' is not a file; expected a checkpoint" in said
+    for other in (weights.FOLDER / "autoencoder.safetensors", __file__):  # were tracebacks
+        assert heldout.main(["score", "--data", "none", f"ours={other}"]) == 2
+        assert f"ours={other}: holds no network of ours; expected a ch" in capsys.readouterr().err
