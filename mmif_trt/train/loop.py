@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,10 +182,16 @@ def run(
                 if state.step % checkpoint_every == 0 or state.step == last:
                     pictures(writer)
                     save_checkpoint(path, state, config)
+        except OSError as error:  # TensorBoard names no file
+            if isinstance(error, InputError) or not files.disk_is_full(error):
+                raise
+            words = f"cannot be written ({error.strerror}); expected a folder with room"
+            raise files.OutputError(f"{path.parent}: {words}") from error
         finally:
             bar.close()
             if writer is not None:
-                writer.close()
+                with suppress(OSError):  # the same again
+                    writer.close()
         if received and state.step < last:
             save_checkpoint(path, state, config)
             raise Interrupted(f"{path}: stopped at step {state.step}; the same command goes on", received[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -161,6 +162,16 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         assert last.startswith(f"error: {path}: cannot be written (No space left on device); expected")
         assert path.read_bytes() == before
         assert {p.name.split(".")[0] for p in path.parent.iterdir()} == {"checkpoint", "config", "events"}
+
+
+def test_a_disk_too_full_for_tensorboard_is_named(root: Path, tmp_path: Path) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    state, path = fusion.new_state(CONFIG), tmp_path / "checkpoint.safetensors"
+    zero = sum((0 * p).sum() for p in state.model.parameters())
+    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be written \\(No space left on device\\)"):
+        loop.run(state, replace(CONFIG, steps=1), path, lambda _: (torch.as_tensor(zero), {}), full)
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
