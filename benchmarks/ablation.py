@@ -35,7 +35,7 @@ from mmif_trt.measure.metrics import RANKED
 from mmif_trt.models.autoencoder import Autoencoder
 from mmif_trt.models.denoiser import Denoiser
 from mmif_trt.models.lagn import LAGN, PLANES, LAGNConfig
-from mmif_trt.train import autoencoder, coloured, data, diffusion, fusion, generate, loop
+from mmif_trt.train import autoencoder, checkpoints, coloured, data, diffusion, fusion, generate, loop
 from mmif_trt.weights import verified_diffusion
 
 REPO = Path(__file__).resolve().parent.parent
@@ -126,7 +126,7 @@ class Run:
 
     name: str
     config: fusion.FusionConfig
-    state: loop.State
+    state: checkpoints.State
     objective: loop.Objective
 
 
@@ -183,12 +183,12 @@ def train(args: argparse.Namespace) -> None:
         if step % args.checkpoint_every == 0 or step == config.steps:
             print(f"seed {args.seed}: {step} of {config.steps} steps", flush=True)
             for run in runs:
-                loop.save_checkpoint(file_of(args.runs, run.name, args.seed), run.state, run.config)
+                checkpoints.save_checkpoint(file_of(args.runs, run.name, args.seed), run.state, run.config)
 
 
 def informed_fuse(path: Path, name: str) -> Fuse:
     """As heldout.fuse_of, by a network that is told what the diffusion model expects of these pictures."""
-    tensors, stated = loop.read_average(path)
+    tensors, stated = checkpoints.read_average(path)
     network = Informed(LAGNConfig(**stated["model"]))
     network.load_state_dict(tensors)
     network.eval()
@@ -231,7 +231,7 @@ def score(args: argparse.Namespace) -> None:
         raise InputError(f"{args.runs}: no checkpoint of `train` without a row; expected some")
     sets = {name: heldout.planted_of(args.data, name) for name in SETS}
     for name, seed, path in files:
-        _, stated = loop.read_average(path)
+        _, stated = checkpoints.read_average(path)
         row = {"variant": name, "seed": seed, "steps": stated["steps"], "batch": stated["batch_size"]}
         row |= {"commit": args.commit, "trained_on": args.trained_on}
         for which, planted in sets.items():

@@ -83,8 +83,9 @@ def rmse(told: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> float:
 @torch.no_grad()
 def regressed(joint: Autoencoder, training: data.Pairs, held_out: data.Pairs, multiple: int) -> np.ndarray:
     """[2, n, H, W] float: either half of the held-out pairs by regression."""
-    latents = diffusion.encoded(joint, training, multiple).flatten(0, 1)
-    given = diffusion.encoded(joint, held_out, multiple, (False,))[0]
+    size = diffusion.padded_size([training, held_out], multiple)
+    latents = diffusion.encoded(joint, training, size).flatten(0, 1)
+    given = diffusion.encoded(joint, held_out, size, (False,))[0]
     height, width = held_out.a.shape[1:]
     out = []
     for wanted, kind in enumerate(("mri", training.modality)):
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPO / "benchmarks/results/diffusion.json")
     args = parser.parse_args()
     training, held_out = data.read_splits(args.data)
-    joint, model = autoencoder.load(args.autoencoder), diffusion.load(args.diffusion)
+    joint, model = diffusion.load_both(args.autoencoder, args.diffusion)
     told = {"autoencoder": args.autoencoder, "diffusion": args.diffusion}
     report: dict[str, Any] = {
         "conditions": conditions() | {"commit": commit()},

@@ -23,7 +23,7 @@ import results_command
 import torch
 from lesions import rounded
 from quality import SETS, commit
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -155,19 +155,39 @@ def methods_of(networks: Sequence[str]) -> dict[str, Fuse]:
         name, _, files = told.partition("=")
         if not files:
             raise InputError(f"{told}: expected NAME=CHECKPOINT")
+        expected = "expected a checkpoint of train/fusion.py or a released .safetensors"
         for path in (term.rpartition("*")[2] for term in files.split("+")):
             if not Path(path).is_file():
-                raise InputError(
-                    f"NAME=CHECKPOINT {told}: {path!r} is not a file; expected a checkpoint of "
-                    "train/fusion.py or a released .safetensors"
-                )
-        methods[name] = fuse_of(files)
+                raise InputError(f"NAME=CHECKPOINT {told}: {path!r} is not a file; {expected}")
+        try:
+            methods[name] = fuse_of(files)
+        except InputError:
+            raise
+        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise InputError(f"NAME=CHECKPOINT {told}: holds no network of ours; {expected}") from error
     return methods
+
+
+def refuse_seen(networks: Sequence[str]) -> None:
+    """Raises InputError for a checkpoint whose training had cases that are measured. A released file does not
+    say; nor does a checkpoint what those before it had (--init)."""
+    measured = {f"{name.removeprefix('mri-')}:{one}" for name, cases in CASES.items() for one in cases}
+    for told in networks:
+        for term in told.partition("=")[2].split("+"):
+            with safe_open(term.rpartition("*")[2], "pt") as file:
+                stated = json.loads((file.metadata() or {}).get("config", "{}"))
+            if seen := sorted(measured - set(stated.get("hold_out", measured))):
+                expected = (
+                    f"expected --hold-out {' '.join(sorted(measured))} in its training, or --validation"
+                )
+                raise InputError(f"NAME=CHECKPOINT {told}: trained on {' '.join(seen)}; {expected}")
 
 
 def score(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     methods = {"max": PICTURES["max"]} | methods_of(args.networks)
+    if not args.validation:
+        refuse_seen(args.networks)
     report = load(args.out)
     for name in SETS:
         planted = planted_of(args.data, name, not args.validation)

@@ -34,6 +34,7 @@ KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (TypeError, "a malformed value"),
     (ValueError, "a malformed value"),
 )
+CLINICAL = ("nibabel", "pydicom")  # what reading volumes needs; an extra of the installation
 ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice within this time is once
 
 
@@ -76,6 +77,17 @@ def stop_on_signal() -> Iterator[tuple[Stop, list[int]]]:
             signal.signal(number, signal.SIG_IGN if received else handler)
 
 
+def lacking(module: str) -> str:
+    """What to do where a module of CLINICAL is not installed."""
+    return f"needs {module}; install it with pip install 'mmif-trt[clinical]'"
+
+
+def refuse_without(module: str, what: str) -> None:
+    """Raises InputError where a module of CLINICAL is not installed. what: needs it."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{what}: {lacking(module)}")
+
+
 def refuse_without_posix(what: str, otherwise: str) -> None:
     """Raises InputError on Windows, which lacks the limits and locks that `what` needs."""
     if importlib.util.find_spec("resource") is None:
@@ -91,6 +103,8 @@ def explain(error: BaseException) -> str:
         text = str(error)
     elif isinstance(error, OSError):
         text = f"{error.filename or 'file'}: {why(error)}"
+    elif isinstance(error, ModuleNotFoundError) and error.name in CLINICAL:
+        text = lacking(error.name)
     else:
         text = f"internal error: {type(error).__name__}{_place(error)}; MMIF_DEBUG=1 shows the traceback"
     return one_line(text)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPO
+from phantoms import affine_of, write_mr, write_pet
 
 import mmif_trt
+from mmif_trt.cli import main
 
 WINDOWS = """
 import os, select, signal, sys
@@ -32,6 +34,7 @@ for words in (["fuse", "a/x.png", "b/x.png", "-o", "x.tif", "--precision", "fp32
               ["info"]):
     assert cli.main(words) == 0, words
 import mmif_trt
+from mmif_trt.cli import main
 print(mmif_trt.fuse("a/x.png", "b/x.png").size)
 print(mmif_trt.fuse("a.nii", "b.nii", modality_b="ct", value_range=(0, 255)).data.shape)
 assert cli.main(["fuse", "a.nii", "b.nii", "-o", "x.nii"]) == 2
@@ -54,6 +57,7 @@ import sys
 for name in ("torch", "safetensors"):
     sys.modules[name] = None
 import mmif_trt
+from mmif_trt.cli import main
 try:
     mmif_trt.load_model()
 except mmif_trt.InputError as error:
@@ -107,6 +111,24 @@ def test_without_torch_the_remedy_is_named(tmp_path: Path) -> None:
     model, training = done.stdout.splitlines()
     assert "load_model: torch and safetensors not installed; try pip install 'mmif-trt[train]'" in model
     assert training.endswith("torch, safetensors not installed; try pip install 'mmif-trt[train]'")
+
+
+def test_without_pydicom_no_header_is_called_damaged(tmp_path: Path) -> None:
+    """With the extra `ray` or `s3` alone every file was said to be, and each case was an internal error."""
+    write_mr(tmp_path / "root" / "mr", affine_of(), (4, 16, 16))
+    write_pet(tmp_path / "root" / "pt", affine_of(), (4, 16, 16))
+    words = ["plan", str(tmp_path / "root"), "-o", str(tmp_path / "plan"), "--precision", "fp32", "--quiet"]
+    assert main(words) == 0
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pydicom'] = None\n")
+    env = {"PYTHONPATH": f"{tmp_path}:{REPO}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    remedy = "needs pydicom; install it with pip install 'mmif-trt[clinical]'"
+    for command, code in (
+        (["plan", "root", "-o", "other"], 2),
+        (["batch", "plan", "-o", "out", "--quiet"], 1),
+    ):
+        run = [sys.executable, "-m", "mmif_trt", *command]
+        done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == code and done.stderr.splitlines()[-1].endswith(remedy), done.stderr
 
 
 def test_a_training_without_torch_gives_one_line(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mmif_trt.files import TMP_SUFFIX, OutputError, temporary_prefix
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.io.which import ANY, Which
-from mmif_trt.running import refuse_without_posix
+from mmif_trt.running import refuse_without, refuse_without_posix
 from mmif_trt.stages import geometry
 
 MEGABYTES, SECONDS = 6144, 300.0
@@ -118,8 +118,10 @@ class Decoder:
     def headers(self, paths: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(path, its keys, see keys.py) of every DICOM file of `paths` that can be read.
 
-        A file that kills or blocks the child is left out, like one that is not DICOM.
+        A file that kills or blocks the child is left out, like one that is not DICOM. Raises InputError
+        without pydicom.
         """
+        refuse_without("pydicom", "DICOM headers")  # or else all files seem damaged
         for at in range(0, len(paths), HEADERS_AT_ONCE):
             part = paths[at : at + HEADERS_AT_ONCE]
             try:

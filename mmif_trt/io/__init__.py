@@ -19,6 +19,7 @@ from mmif_trt.image import DTYPE_RANGE, Image, InputError, as_array
 from mmif_trt.io import dicom, neuro, nifti, raster
 from mmif_trt.io.dicom import registration as dicom_registration
 from mmif_trt.io.which import Which
+from mmif_trt.running import lacking
 
 __all__ = [
     "FORMATS",
@@ -134,9 +135,7 @@ def read(path: str | os.PathLike[str], *, series: str | int = "", volume: int | 
         image = form.decode(data, name, which) if form.is_volume else form.decode(data, name)
         return replace(image, sha256=hashlib.sha256(data).hexdigest())
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{name}: needs {error.name}; install it with pip install 'mmif-trt[clinical]'"
-        ) from None
+        raise InputError(f"{name}: {lacking(str(error.name))}") from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); expected a readable file") from error
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmif_trt.models.autoencoder import KINDS, STRIDE, Autoencoder, AutoencoderConfig
 from mmif_trt.ops import reference
-from mmif_trt.train import data, flags, loop
+from mmif_trt.train import checkpoints, data, flags, loop
 from mmif_trt.train.losses import FOREGROUND
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def psnr(model: Autoencoder, sets: list[data.Pairs]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def log_pictures(writer: SummaryWriter, state: loop.State, sets: list[data.Pairs]) -> None:
+def log_pictures(writer: SummaryWriter, state: checkpoints.State, sets: list[data.Pairs]) -> None:
     """Original beside rebuilt for the middle slice of each modality, and its PSNR."""
     model = state.average
     assert isinstance(model, Autoencoder)
@@ -142,9 +142,9 @@ def train(
     (the last checkpoint stays).
     """
     sets, validation = data.read_splits(root, decode)
-    data.check_crop(config.crop_px, STRIDE, sets)
-    out.mkdir(parents=True, exist_ok=True)
+    data.check_crop(config.crop_px, STRIDE, sets, validation)
     state, path = loop.new_state(config, lambda: Autoencoder(config.model)), out / "checkpoint.safetensors"
+    state.sources = data.sources(sets)
     loop.resume(path, state, config)
     assert isinstance(state.model, Autoencoder) and isinstance(state.average, Autoencoder)
 
@@ -159,9 +159,13 @@ def train(
 
 
 def load(path: Path) -> Autoencoder:
-    """The running average of a finished training. Raises InputError if path is not such a checkpoint."""
-    tensors, config = loop.read_average(path)
-    return loop.built(path, lambda: Autoencoder(AutoencoderConfig(**config["model"])), tensors)
+    """The running average of a finished training: the scale of the latents is measured at its end.
+
+    Raises InputError if path is not such a checkpoint."""
+    tensors, config = checkpoints.read_average(path)
+    checkpoints.refuse_unfinished(path)
+    model = checkpoints.built(path, lambda: Autoencoder(AutoencoderConfig(**config["model"])), tensors)
+    return model.to(loop.device())  # type: ignore[no-any-return]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ function of (seed, step).
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmif_trt.image import InputError
 from mmif_trt.measure import uptake
 from mmif_trt.stages import colour
-from mmif_trt.train import data, lesions, randomise, synthetic
+from mmif_trt.train import data, lesions, randomise, synthetic, workers
 from mmif_trt.train.fidelity_losses import TOP_UPTAKE
 from mmif_trt.train.randomise import Crop
 
@@ -133,9 +133,9 @@ def without(sets: list[data.Pairs], held_out: Collection[str]) -> list[data.Pair
     wanted = set(held_out)
     there = {f"{p.modality}:{data.case(name)}" for p in sets for name in p.names}
     if lacking := sorted(wanted - there):
-        raise InputError(
-            f"--hold-out: {', '.join(lacking)} not in the data; expected some of {sorted(there)}"
-        )
+        known = sorted(case for case in there if not case.endswith(":None"))
+        expected = f"some of {known}" if known else "none, since no name tells its case as CASE_SLICE does"
+        raise InputError(f"--hold-out: {', '.join(lacking)} not in the data; expected {expected}")
     out = []
     for pairs in sets:
         keep = [
@@ -220,11 +220,12 @@ def batch(sets: list[ColouredPairs], mixture: Mixture, step: int) -> Batch:
 
 class Batches(Dataset[tuple[int, Batch]]):
     """The batches of a training by number. Called with ascending numbers it makes them ahead, in `workers`
-    processes, where a GPU would wait for them; with 0 workers it makes each when asked. The same batches."""
+    processes, where a GPU would wait for them; with 0 workers it makes each when asked. The same batches.
+    Close it at the end, or the interpreter's own end finds workers at work."""
 
     def __init__(self, sets: list[ColouredPairs], mixture: Mixture, workers: int = 0) -> None:
         self.sets, self.mixture, self.workers = sets, mixture, workers
-        self._ahead: Iterator[tuple[int, Batch]] | None = None  # from the first batch asked for
+        self._ahead: Any = None  # an iterator, from the first batch asked for
 
     def __getitem__(self, number: int) -> tuple[int, Batch]:
         return number, batch(self.sets, self.mixture, number)
@@ -240,13 +241,21 @@ class Batches(Dataset[tuple[int, Batch]]):
                 sampler=range(number, sys.maxsize, apart),
                 num_workers=self.workers,
                 prefetch_factor=4,
+                worker_init_fn=workers.outlast,
                 # A fork would copy whatever threads and connections this process has.
                 multiprocessing_context="spawn",
             )
-            self._ahead = iter(loader)
+            with workers.starting():
+                self._ahead = iter(loader)
         found, made = next(self._ahead)
         assert found == number, "batches are asked for in turn"
-        return made
+        batch: Batch = made
+        return batch
+
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead._shutdown_workers()  # dropping it is not enough: a traceback may hold it
+            self._ahead = None
 
 
 def flat(seed: int, step: int) -> tuple[Tensor, Tensor]:

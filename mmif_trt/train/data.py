@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ SETS = MODALITIES[1:]
 DECODERS = ("opencv", "dali")
 # With one of these chunks, libpng computes OpenCV's grey of a colour PNG in linear light.
 GAMMA_CHUNKS = (b"gAMA", b"sRGB", b"iCCP", b"cICP")
+TWELVE_BITS = 15  # what white of a 12-bit picture is in 8 bits if its file says 16
 MIN_FOREGROUND = 0.1  # a crop of almost only background teaches nothing
 
 
@@ -68,9 +70,15 @@ def _luma(image: Image, path: Path) -> np.ndarray:
     return luma_8_bit(image).astype(np.uint8)
 
 
+def has_16_bits(path: Path) -> bool:
+    """By the header of a PNG."""
+    with path.open("rb") as file:
+        return file.read(25)[24:] == b"\x10"
+
+
 def read_pairs(root: Path, modality: str, split: str, decode: str = "opencv") -> Pairs:
-    """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing or
-    unequal."""
+    """Read root/mri-MODALITY/SPLIT/{mri,MODALITY}/NAME.png. Raises InputError naming what is missing, unequal
+    or nearly black."""
     folders = [root / f"mri-{modality}" / split / kind for kind in ("mri", modality)]
     for folder in folders:
         if not folder.is_dir():
@@ -80,10 +88,17 @@ def read_pairs(root: Path, modality: str, split: str, decode: str = "opencv") ->
     names_a, names_b = ({p.stem: p for p in folder.glob("*.png")} for folder in folders)
     if not names_a or names_a.keys() != names_b.keys():
         odd = sorted(names_a.keys() ^ names_b.keys())[:3]
-        raise InputError(f"{folders[0].parent}: names on one side only, or none: {odd}; expected equal names")
+        raise InputError(
+            f"{folders[0].parent}: names on one side only, or none: {odd}; expected equal names of .png files"
+        )
     names = sorted(names_a)
     files_a, files_b = ([table[name] for name in names] for table in (names_a, names_b))
     a, b = zip(*decoded(files_a, files_b, decode), strict=True)
+    for folder, files, pictures in zip(folders, (files_a, files_b), (a, b), strict=True):
+        brightest = max(int(picture.max()) for picture in pictures)
+        if brightest <= TWELVE_BITS and any(has_16_bits(path) for path in files):
+            expected = "expected 8 bits, or 16 in full, not 12 in a file of 16"
+            raise InputError(f"{folder}: nothing above {brightest} of 255, nearly black; {expected}")
     sizes = {picture.shape for picture in a + b}
     if len(sizes) != 1:
         raise InputError(f"{folders[0].parent}: sizes {sorted(sizes)}; expected one size for all pairs")
@@ -123,12 +138,35 @@ def read_splits(root: str | Path, decode: str = "opencv") -> tuple[list[Pairs], 
     return training, validation
 
 
-def check_crop(crop_px: int, multiple: int, sets: list[Pairs]) -> None:
+def sources(sets: list[Pairs]) -> dict[str, str]:
+    """For `checkpoints.State`: SHA-256 of the sets' names and pictures, and of their generated images."""
+    made = hashlib.sha256("\n".join(digest(pairs) for pairs in sets).encode()).hexdigest()
+    generated = [pairs.generated.tobytes() for pairs in sets if pairs.generated is not None]
+    of_generated = hashlib.sha256(b"".join(generated)).hexdigest() if generated else "none"
+    return {"data": made, "generated": of_generated}
+
+
+def digest(pairs: Pairs) -> str:
+    """SHA-256 of the pairs' names and pixels."""
+    made = hashlib.sha256("\n".join(pairs.names).encode())
+    made.update(pairs.a.tobytes())
+    made.update(pairs.b.tobytes())
+    return made.hexdigest()
+
+
+def check_crop(crop_px: int, multiple: int, sets: list[Pairs], validation: list[Pairs]) -> None:
+    """Raises InputError unless crops fit into the pictures of `sets`, and the network's `multiple` into those
+    of `validation`, which are shown whole."""
     largest = min(min(pairs.a.shape[1:]) for pairs in sets)
     if crop_px % multiple or not 0 < crop_px <= largest:
         raise InputError(
             f"crop_px {crop_px}; expected multiples of {multiple}, at most {largest} for this data"
         )
+    for pairs in validation:
+        height, width = pairs.a.shape[1:]
+        if min(height, width) < multiple:
+            expected = f"expected at least {multiple} each way"
+            raise InputError(f"mri-{pairs.modality}/val: pictures of {width} x {height} px; {expected}")
 
 
 def crop(pairs: Pairs, rng: np.random.Generator, side: int) -> np.ndarray:

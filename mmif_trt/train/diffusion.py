@@ -20,7 +20,7 @@ from torch import Tensor
 from mmif_trt.image import InputError
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, DenoiserConfig, both_halves
-from mmif_trt.train import autoencoder, data, flags, loop
+from mmif_trt.train import autoencoder, checkpoints, data, flags, loop
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,25 +39,34 @@ class DiffusionTraining(loop.Schedule):
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
 
 
-def padded(x: Tensor, multiple: int) -> Tensor:
-    """Zero-padded at the bottom and the right to multiples."""
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+def padded(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Zero-padded at the bottom and the right to (height, width)."""
+    return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]))
+
+
+def padded_size(sets: list[data.Pairs], multiple: int) -> tuple[int, int]:
+    """Height and width in pixels, multiples of `multiple` latent positions, that hold the pictures of all
+    sets: a batch has one size."""
+    side = STRIDE * multiple
+    height, width = (
+        max(pairs.a.shape[axis] + -pairs.a.shape[axis] % side for pairs in sets) for axis in (1, 2)
+    )
+    return height, width
 
 
 @torch.no_grad()
 def encoded(
-    model: Autoencoder, pairs: data.Pairs, multiple: int, mirrors: tuple[bool, ...] = (False, True)
+    model: Autoencoder, pairs: data.Pairs, size: tuple[int, int], mirrors: tuple[bool, ...] = (False, True)
 ) -> Tensor:
     """[len(mirrors), n, 2 channels, h, w] latents of every pair, as it is (False) or mirrored left to right
-    (True); float32 on the CPU.
+    (True), padded to size, (height, width) in pixels; float32 on the CPU.
     """
     out = []
     for mirrored in mirrors:
         halves = []
         for kind, images in (("mri", pairs.a), (pairs.modality, pairs.b)):
             x = torch.from_numpy(images[..., ::-1].copy() if mirrored else images)[:, None].float() / 255
-            x = padded(x, STRIDE * multiple)
+            x = padded(x, size)
             halves.append(
                 torch.cat([model.encode(kind, part.to(loop.device())).cpu() for part in x.split(8)])
             )
@@ -123,28 +132,36 @@ def objective(
 ) -> loop.Objective:
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rank, world = loop.rank_and_world()
-        drawn = batch(latents, modalities, config.seed, step * world + rank, config.batch_size)
-        z, noise, t_a, t_b, modality = (x.to(loop.device()) for x in drawn)
-        noisy, v = diffused(z, noise, t_a, t_b)
-        with torch.autocast(z.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            predicted = model(noisy, t_a, t_b, modality)
-        a, b = (x.mean((1, 2, 3)) for x in (error_weight(z, t_a, t_b) * (predicted - v) ** 2).chunk(2, 1))
-        # A given half has no noise: its v is the noise itself, which cannot be known. A dropped one has
-        # nothing else: its v is -z, the mean of what z may be.
-        a, b = a * (t_a > 0), b * (t_b > 0)
-        return (a + b).mean().float(), {"mri": a.mean().detach(), "other": b.mean().detach()}
+        return batch_loss(model, config, latents, modalities, step * world + rank)
 
     return loss
 
 
+def batch_loss(
+    model: Denoiser, config: DiffusionTraining, latents: list[Tensor], modalities: list[str], number: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss on the batch of this number, and its terms."""
+    drawn = batch(latents, modalities, config.seed, number, config.batch_size)
+    z, noise, t_a, t_b, modality = (x.to(loop.device()) for x in drawn)
+    noisy, v = diffused(z, noise, t_a, t_b)
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        predicted = model(noisy, t_a, t_b, modality)
+    a, b = (x.mean((1, 2, 3)) for x in (error_weight(z, t_a, t_b) * (predicted - v) ** 2).chunk(2, 1))
+    # A given half has no noise: its v is the noise itself, which cannot be known. A dropped one has
+    # nothing else: its v is -z, the mean of what z may be.
+    a, b = a * (t_a > 0), b * (t_b > 0)
+    return (a + b).mean().float(), {"mri": a.mean().detach(), "other": b.mean().detach()}
+
+
 @torch.no_grad()
-def validation_loss(model: Denoiser, latents: list[Tensor], modalities: list[str]) -> dict[str, float]:
-    """Mean squared error of v on held-out pairs, over 64 fixed draws."""
+def validation_loss(
+    model: Denoiser, precision: str, latents: list[Tensor], modalities: list[str]
+) -> dict[str, float]:
+    """Mean squared error of v on held-out pairs, over 64 fixed draws, by layers in "bf16" or "fp32"."""
     total = {"mri": 0.0, "other": 0.0}
-    fixed = DiffusionTraining(batch_size=8)
-    evaluate = objective(model, fixed, latents, modalities)
-    for step in range(8):
-        _, terms = evaluate(step)
+    fixed = DiffusionTraining(batch_size=8, precision=precision)
+    for number in range(8):
+        _, terms = batch_loss(model, fixed, latents, modalities, number)
         for name, term in terms.items():
             total[name] += term.item() / 8
     return total
@@ -169,18 +186,19 @@ def train(
     joint = autoencoder.load(first)
     if joint.config.channels != config.model.channels:
         raise InputError(f"{first}: {joint.config.channels} channels; expected {config.model.channels}")
-    out.mkdir(parents=True, exist_ok=True)
     state, path = loop.new_state(config, lambda: Denoiser(config.model)), out / "checkpoint.safetensors"
+    state.sources = data.sources(sets) | {"autoencoder": checkpoints.digest(joint.state_dict())}
     loop.resume(path, state, config)
     assert isinstance(state.model, Denoiser) and isinstance(state.average, Denoiser)
-    multiple = config.model.multiple
-    latents = [encoded(joint, pairs, multiple) for pairs in sets]
-    held_out = [encoded(joint, pairs, multiple) for pairs in validation]
+    size, held_out_size = (padded_size(split, config.model.multiple) for split in (sets, validation))
+    latents = [encoded(joint, pairs, size) for pairs in sets]
+    held_out = [encoded(joint, pairs, held_out_size) for pairs in validation]
     modalities, held_out_modalities = [p.modality for p in sets], [p.modality for p in validation]
 
     def pictures(writer: SummaryWriter) -> None:
         assert isinstance(state.average, Denoiser)
-        for name, value in validation_loss(state.average, held_out, held_out_modalities).items():
+        found = validation_loss(state.average, config.precision, held_out, held_out_modalities)
+        for name, value in found.items():
             writer.add_scalar(f"val/{name}", value, state.step)
 
     step = objective(state.model, config, latents, modalities)
@@ -189,9 +207,22 @@ def train(
 
 def load(path: Path) -> Denoiser:
     """The running average of a training. Raises InputError if path is not such a checkpoint."""
-    tensors, config = loop.read_average(path)
-    denoiser: Denoiser = loop.built(path, lambda: Denoiser(DenoiserConfig(**config["model"])), tensors)
-    return denoiser
+    tensors, config = checkpoints.read_average(path)
+    model = checkpoints.built(path, lambda: Denoiser(DenoiserConfig(**config["model"])), tensors)
+    return model.to(loop.device())  # type: ignore[no-any-return]
+
+
+def load_both(first: Path, second: Path) -> tuple[Autoencoder, Denoiser]:
+    """The autoencoders and the denoiser of one training. Raises InputError as both loads do, and if the
+    denoiser was trained on the latents of other autoencoders."""
+    joint, model = autoencoder.load(first), load(second)
+    with checkpoints.open_checkpoint(second) as file:
+        known = checkpoints.recorded_sources(file.metadata()).get("autoencoder")
+    if known not in (None, checkpoints.digest(joint.state_dict())) or (
+        joint.config.channels != model.config.channels
+    ):
+        raise InputError(f"{second}: not trained on the latents of {first}; expected both of one training")
+    return joint, model
 
 
 def main(arguments: list[str] | None = None) -> int:

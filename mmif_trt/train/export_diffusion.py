@@ -9,49 +9,70 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from mmif_trt import weights
-from mmif_trt.train import loop
+from mmif_trt.image import InputError
+from mmif_trt.running import explain
+from mmif_trt.train import checkpoints, diffusion, releasing
 
 
 def release(checkpoint: Path, out: Path) -> dict[str, Any]:
-    """Write the running average alone in float16, read as any checkpoint; its entry for the manifest."""
-    tensors, config = loop.read_average(checkpoint)
-    with loop.open_checkpoint(checkpoint) as file:
+    """Write the running average alone in float16, read as any checkpoint; its entry for the manifest.
+
+    Raises InputError for an unfinished training, or one with values that float16 does not hold."""
+    checkpoints.refuse_unfinished(checkpoint)
+    tensors, config = checkpoints.read_average(checkpoint)
+    with checkpoints.open_checkpoint(checkpoint) as file:
         metadata = file.metadata()
     half = {f"average.{name}": x.half().contiguous() for name, x in tensors.items()}
-    save_file(half, out, metadata)
-    out.chmod(0o644)  # safetensors writes it for the owner alone
+    if not all(x.isfinite().all() for x in half.values()):
+        raise InputError(f"{checkpoint}: values that float16 does not hold; expected all below 65504")
+    checkpoints.write_tensors(out, half, metadata)
     parameters = sum(x.numel() for x in tensors.values())
     entry = {"sha256": weights.sha256(out), "bytes": out.stat().st_size, "parameters": parameters}
     return entry | {"steps": int(metadata["step"]), "config": config}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--diffusion", type=Path, required=True)
-    parser.add_argument("--command", required=True, help="the commands that trained them, for the manifest")
-    parser.add_argument("--commit", required=True, help="the commit they were trained at")
-    given = parser.parse_args()
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Write all files, and the manifest last. Raises InputError, with the release before as it was, for
+    checkpoints that do not fit together."""
+    diffusion.load_both(given.autoencoder, given.diffusion)
     told = {"autoencoder": given.autoencoder, "denoiser": given.diffusion}
-    files = {f"{name}.safetensors": path for name, path in told.items()}
+    with releasing.replacing() as made:
+        entries = {
+            f"{name}.safetensors": release(path, made / f"{name}.safetensors") for name, path in told.items()
+        }
     record = {
-        "files": {name: release(path, weights.FOLDER / name) for name, path in files.items()},
+        "files": entries,
         "training": {"commit": given.commit, "command": given.command},
         "released": date.today().isoformat(),
         "torch": torch.__version__,
     }
-    manifest = weights.manifest() | {"diffusion": record}
-    (weights.FOLDER / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    print(json.dumps(record["files"], indent=1))
+    releasing.write_manifest(weights.manifest() | {"diffusion": record})
+    return entries
+
+
+def main(arguments: list[str] | None = None) -> int:
+    about = "Release a trained latent diffusion: write its files and their record into mmif_trt/weights."
+    parser = argparse.ArgumentParser("python -m mmif_trt.train.export_diffusion", description=about)
+    parser.add_argument("--autoencoder", type=Path, required=True, help="checkpoint of the first training")
+    parser.add_argument("--diffusion", type=Path, required=True, help="checkpoint of the second")
+    parser.add_argument("--command", required=True, help="the commands that trained them, for the manifest")
+    parser.add_argument("--commit", required=True, help="the commit they were trained at")
+    given = parser.parse_args(arguments)
+    try:
+        print(json.dumps(run(given), indent=1))
+    except (InputError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

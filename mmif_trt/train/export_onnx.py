@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from mmif_trt import weights
+from mmif_trt.image import InputError
 from mmif_trt.models.lagn import LAGN, LAGNConfig
+from mmif_trt.running import explain
 from mmif_trt.samples import PAIRS, sample
 from mmif_trt.stages import colour, normalise
-from mmif_trt.train import loop
+from mmif_trt.train import checkpoints, releasing
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +41,10 @@ PREPROCESSING = (
 
 def load(checkpoint: Path, part: str) -> tuple[LAGN, dict[str, str]]:
     """The running average of the weights or the network itself ("model"), and the checkpoint's metadata."""
-    tensors, config = loop.read_average(checkpoint, part)
-    with loop.open_checkpoint(checkpoint) as file:
+    tensors, config = checkpoints.read_average(checkpoint, part)
+    with checkpoints.open_checkpoint(checkpoint) as file:
         metadata = file.metadata()
-    model = loop.built(checkpoint, lambda: LAGN(LAGNConfig(**config["model"])), tensors)
+    model = checkpoints.built(checkpoint, lambda: LAGN(LAGNConfig(**config["model"])), tensors)
     return model.cpu(), metadata
 
 
@@ -107,15 +109,14 @@ def write(model: LAGN, folder: Path, name: str) -> list[Path]:
     """The released files of `model` in `folder`, in the order of weights.SUFFIXES."""
     tensors, onnx, npz = files = [folder / f"{name}.{suffix}" for suffix in weights.SUFFIXES]
     inside = {"config": json.dumps(model.config.as_dict()), "preprocessing": PREPROCESSING}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tensors, inside)
-    tensors.chmod(0o644)  # safetensors writes it for the owner alone
+    checkpoints.write_tensors(tensors, {k: v.contiguous() for k, v in model.state_dict().items()}, inside)
     export(model, onnx)
     golden = golden_pairs(model)
     np.savez_compressed(npz, a=golden["a"], b=golden["b"], f=golden["f"])
     return files
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     about = "Release a trained LAGN: write its files and their record into mmif_trt/weights."
     parser = argparse.ArgumentParser("python -m mmif_trt.train.export_onnx", description=about)
     parser.add_argument("--checkpoint", type=Path, required=True)
@@ -128,12 +129,25 @@ def main() -> None:
     parser.add_argument(
         "--data", default="Harvard Whole Brain Atlas pairs, training cases (see MODEL_CARD.md)"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    try:
+        print(json.dumps(run(given), indent=1))
+    except (InputError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Write all files, and the manifest last; their entries in it. Raises InputError, with the release before
+    as it was, for a checkpoint of another network."""
     model, metadata = load(given.checkpoint, given.part)
     config = model.config.as_dict()
-    files = write(model, weights.FOLDER, given.name)
+    with releasing.replacing() as made:
+        files = write(model, made, given.name)
+        entries = {f.name: {"sha256": weights.sha256(f), "bytes": f.stat().st_size} for f in files}
     record = {
-        "files": {f.name: {"sha256": weights.sha256(f), "bytes": f.stat().st_size} for f in files},
+        "files": entries,
         "config": config,
         "preprocessing": PREPROCESSING,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -150,10 +164,9 @@ def main() -> None:
         "opset": OPSET,
     }
     manifest = weights.manifest()
-    manifest = manifest | {"models": manifest["models"] | {given.name: record}}
-    (weights.FOLDER / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    print(json.dumps(record["files"], indent=1))
+    releasing.write_manifest(manifest | {"models": manifest["models"] | {given.name: record}})
+    return entries
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ once."""
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def parser(module: str, about: str, defaults: Any) -> argparse.ArgumentParser:
     )
     out.add_argument("--stop-after", type=whole(1), help="end at this step of the schedule")
     out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-    out.add_argument("--threads", type=whole(1), default=usable_cores(), help="default: all usable cores")
+    # torchrun's processes on one machine share its cores.
+    threads = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    out.add_argument("--threads", type=whole(1), default=threads, help="default: all usable cores")
     rows = (("steps", whole(1)), ("batch-size", whole(1)), ("learning-rate", number), ("seed", whole(0)))
     for name, kind in rows:
         value = getattr(defaults, name.replace("-", "_"))

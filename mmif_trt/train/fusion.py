@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ from mmif_trt.image import InputError
 from mmif_trt.models import load_model
 from mmif_trt.models.lagn import BRANCHES, LAGN, REACHES, LAGNConfig
 from mmif_trt.ops.reference import ACTIVATIONS
-from mmif_trt.train import coloured, data, flags, generate, loop
+from mmif_trt.train import checkpoints, coloured, data, flags, generate, loop
 from mmif_trt.train.captured import CapturedForward
 from mmif_trt.train.fidelity_losses import (
     FidelityWeights,
@@ -58,7 +60,7 @@ class FusionConfig(loop.Schedule):
     fidelity: FidelityWeights = field(default_factory=FidelityWeights)
 
 
-def new_state(config: FusionConfig) -> loop.State:
+def new_state(config: FusionConfig) -> checkpoints.State:
     return loop.new_state(config, lambda: LAGN(config.model))
 
 
@@ -183,7 +185,7 @@ def fidelity_loss(
 
 
 @torch.no_grad()
-def log_pictures(writer: SummaryWriter, state: loop.State, sets: list[data.Pairs]) -> None:
+def log_pictures(writer: SummaryWriter, state: checkpoints.State, sets: list[data.Pairs]) -> None:
     """One row MRI, other, fused for the middle pair of each set."""
     average = state.average
     assert isinstance(average, LAGN)
@@ -221,23 +223,23 @@ def train(
     """
     run_network = CapturedForward() if capture else forward
     sets, validation = data.read_splits(root, decode)
-    data.check_crop(config.crop_px, config.model.multiple, sets)
+    data.check_crop(config.crop_px, config.model.multiple, sets, validation)
     if generated is not None:
         sets = generate.attach(generated, sets)
     elif config.loss.generated_fused or config.loss.predictability:
         raise InputError("--generated: none; expected a file of train/generate.py with these loss weights")
     sets = coloured.without(sets, config.hold_out)
     in_colour = in_turn([coloured.read_colours(root, "train", pairs) for pairs in sets], config.turns)
-    out.mkdir(parents=True, exist_ok=True)
     state, path = new_state(config), out / "checkpoint.safetensors"
+    state.sources = data.sources(sets) | checkpoints.source_of("init", init)
     if not loop.resume(path, state, config) and init is not None:
-        loop.start_from(init, state, config.model)
+        checkpoints.start_from(init, state, config.model)
     assert isinstance(state.model, LAGN)
     teacher = load_model(device=str(loop.device())) if config.taught else None
-    step = objective(state.model, config, batches_of(config, in_colour, workers), run_network, teacher)
-    return loop.run(
-        state, config, path, step, lambda w: log_pictures(w, state, validation), stop_after, checkpoint_every
-    )
+    with closing(batches_of(config, in_colour, workers)) as batches:
+        step = objective(state.model, config, batches, run_network, teacher)
+        show = partial(log_pictures, state=state, sets=validation)
+        return loop.run(state, config, path, step, show, stop_after, checkpoint_every)
 
 
 def options(defaults: FusionConfig) -> argparse.ArgumentParser:
@@ -307,14 +309,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> Path:
         paths = (given.data, given.out, given.init, given.generated)
-        return train(
-            config,
-            *paths,
-            given.stop_after,
-            decode=given.decode,
-            capture=given.capture,
-            workers=given.workers,
-        )
+        how = {"decode": given.decode, "capture": given.capture, "workers": given.workers}
+        return train(config, *paths, given.stop_after, **how)
 
     return loop.main(given, config, run)
 

@@ -10,7 +10,6 @@ denoiser's answer to pure noise beside the given half: random detail of a draw w
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -20,15 +19,16 @@ import cv2
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from mmif_trt import files
 from mmif_trt.image import InputError
 from mmif_trt.machine import usable_cores
 from mmif_trt.models.autoencoder import STRIDE, Autoencoder
 from mmif_trt.models.denoiser import MODALITIES, TIMES, Denoiser, alpha_sigma
-from mmif_trt.train import autoencoder, data, diffusion, loop
+from mmif_trt.running import explain
+from mmif_trt.train import checkpoints, data, diffusion, loop
 from mmif_trt.train.flags import whole
 from mmif_trt.weights import sha256, verified_diffusion
 
@@ -104,7 +104,8 @@ def cross_generate(
     """[2, n, H, W] uint8: each MRI as expected from its other image, and each other as expected from its
     MRI."""
     height, width = pairs.a.shape[1:]
-    latents = diffusion.encoded(joint, pairs, model.config.multiple, (False,))[0]
+    size = diffusion.padded_size([pairs], model.config.multiple)
+    latents = diffusion.encoded(joint, pairs, size, (False,))[0]
     out = np.empty((2, *pairs.a.shape), np.uint8)
     bar = tqdm(total=2 * len(latents), unit="image", desc=f"mri-{pairs.modality}", mininterval=5)
     for wanted, kind in enumerate(("mri", pairs.modality)):
@@ -116,6 +117,10 @@ def cross_generate(
                 noise = noise_like(z.shape, (seed, wanted, start, k)).to(z.device)
                 drawn = sample(model, noise, pairs.modality, given, steps, precision=precision)
                 total += joint.decode(kind, drawn.chunk(2, 1)[wanted])
+            if not total.isfinite().all():
+                raise InputError(
+                    f"mri-{pairs.modality}: values that are not finite; expected networks that give images"
+                )
             mean = (255 * total / samples).round().byte().cpu().numpy()
             out[wanted, start : start + len(z)] = mean[:, 0, :height, :width]
             bar.update(len(z))
@@ -149,14 +154,6 @@ def joint_samples(
     return np.concatenate(out, 1)
 
 
-def names_key(pairs: data.Pairs) -> str:
-    """SHA-256 of the pairs' names and pixels: generated images belong to these and no others."""
-    digest = hashlib.sha256("\n".join(pairs.names).encode())
-    digest.update(pairs.a.tobytes())
-    digest.update(pairs.b.tobytes())
-    return digest.hexdigest()
-
-
 def attach(path: Path, sets: list[data.Pairs]) -> list[data.Pairs]:
     """The sets with the generated images of path. Raises InputError if they were made from other pairs."""
     out = []
@@ -164,7 +161,7 @@ def attach(path: Path, sets: list[data.Pairs]) -> list[data.Pairs]:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             for pairs in sets:
-                if metadata.get(pairs.modality) != names_key(pairs):
+                if metadata.get(pairs.modality) != data.digest(pairs):
                     raise InputError(
                         f"{path}: not of these mri-{pairs.modality} pairs; expected what "
                         "train/generate.py wrote for the same folder and split"
@@ -196,9 +193,8 @@ def write_sheets(
     shape = (pairs.a.shape[1], pairs.a.shape[2])
     both = joint_samples(joint, model, pairs.modality, 8, shape, DRAW_STEPS, seed, precision)
     for name, picture in (("cross", cross), ("joint", sheet([list(plane) for plane in both]))):
-        path = out / f"{name}-{pairs.modality}.png"
-        if not cv2.imwrite(str(path), picture):
-            raise OSError(f"{path}: cannot be written")
+        _, png = cv2.imencode(".png", picture)
+        files.write_atomic(out / f"{name}-{pairs.modality}.png", png.tobytes())
 
 
 def check_steps(steps: int) -> None:
@@ -213,20 +209,18 @@ def run(given: argparse.Namespace) -> Path:
         raise InputError("--autoencoder or --diffusion alone; expected both of one training, or neither")
     first = given.autoencoder or verified_diffusion("autoencoder")
     second = given.diffusion or verified_diffusion("denoiser")
-    joint, model = autoencoder.load(first), diffusion.load(second)
-    given.out.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, np.ndarray] = {}
+    joint, model = diffusion.load_both(first, second)
+    files.prove_writable(given.out)
+    tensors: dict[str, Tensor] = {}
     told = {"autoencoder": first, "diffusion": second}
     metadata = {k: sha256(path) for k, path in told.items()}
     metadata |= {"steps": str(given.steps), "samples": str(given.samples), "seed": str(given.seed)}
     for pairs in sets:
         images = cross_generate(joint, model, pairs, given.steps, given.samples, given.seed, given.precision)
         write_sheets(given.out, joint, model, replace(pairs, generated=images), given.seed, given.precision)
-        tensors[pairs.modality], metadata[pairs.modality] = images, names_key(pairs)
+        tensors[pairs.modality], metadata[pairs.modality] = torch.from_numpy(images), data.digest(pairs)
     path: Path = given.out / f"{given.split}.safetensors"
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    checkpoints.write_tensors(path, tensors, metadata)
     print(json.dumps({"out": str(path)} | metadata, indent=1))
     return path
 
@@ -238,11 +232,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--autoencoder", type=Path, help=f"checkpoint of the first training{shipped}")
     parser.add_argument("--diffusion", type=Path, help=f"checkpoint of the second{shipped}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="folder within each set; default: train")
     steps = f"1: the expectation, {STEPS[0]} to {STEPS[1]}: draws by DDIM"
     parser.add_argument("--steps", type=int, default=1, help=steps)
     parser.add_argument("--samples", type=whole(1), default=4, help="to take the mean of")
-    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the noise; default: 0")
     slow = "fp32 is ten times faster on a processor that only emulates bfloat16"
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help=slow)
     parser.add_argument("--threads", type=whole(1), default=usable_cores(), help="default: all usable cores")
@@ -253,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(given)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,7 +1,7 @@
-"""What the three trainings share: state, checkpoints, one optimiser step, and the run to the end.
+"""What the three trainings share: the first state, one optimiser step, and the run to the end.
 
 Each training's objective depends only on the step, so a run stopped at any moment continues from its last
-checkpoint to the same result. Checkpoints are safetensors, written atomically. Under torchrun every process
+checkpoint (`checkpoints.py`) to the same result. Under torchrun every process
 takes its own batches and the gradients are averaged.
 """
 
@@ -16,22 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmif_trt import ops
+from mmif_trt import files, ops
 from mmif_trt.image import InputError
-from mmif_trt.running import Stop, stop_on_signal
-from mmif_trt.train.differing import differing
+from mmif_trt.running import Stop, explain, stop_on_signal
+from mmif_trt.train.checkpoints import State, as_json, like, load_checkpoint, open_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -52,42 +50,6 @@ class Schedule:
     ema_decay: float = 0.998
     seed: int = 0
     precision: str = "bf16"  # of the forward pass: bf16 or fp32
-
-
-@dataclass
-class State:
-    """What a checkpoint holds: the network, its running average, the optimiser's moments, and the step."""
-
-    model: nn.Module
-    average: nn.Module
-    optimiser: torch.optim.AdamW
-    step: int = 0
-
-    def tensors(self) -> dict[str, Tensor]:
-        out = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        out |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            moments = self.optimiser.state.get(parameter, {})
-            out |= {f"optimiser.{name}.{k}": v for k, v in moments.items()}
-        return {k: v.contiguous() for k, v in out.items()}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        self.average.load_state_dict(part("average."))
-        for name, parameter in self.model.named_parameters():
-            if moments := part(f"optimiser.{name}."):  # none if it has had no gradient yet
-                self.optimiser.state[parameter] = {k: like(v, parameter) for k, v in moments.items()}
-
-
-def like(x: Tensor, parameter: Tensor) -> Tensor:
-    """x on the parameter's device and, where their shapes agree, in its order of memory: fused AdamW walks
-    through parameters, gradients and moments in parallel and ignores strides."""
-    if x.shape != parameter.shape:
-        return x.to(parameter.device)
-    return torch.empty_like(parameter, dtype=x.dtype, requires_grad=False).copy_(x)
 
 
 def new_state(config: Any, build: Callable[[], nn.Module]) -> State:
@@ -122,73 +84,6 @@ def learning_rate(config: Any, step: int) -> float:
         config.learning_rate * warm * (0.01 + 0.99 * (1 + math.cos(math.pi * step / config.steps)) / 2)
     )
     return rate
-
-
-def as_json(config: Any) -> str:
-    return json.dumps(asdict(config), sort_keys=True)
-
-
-def save_checkpoint(path: Path, state: State, config: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file(state.tensors(), temporary, {"step": str(state.step), "config": as_json(config)})
-    os.replace(temporary, path)
-
-
-def open_checkpoint(path: Path) -> Any:
-    """The opened safetensors file; InputError if it is missing, damaged or from another program."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a checkpoint.safetensors of this program")
-    try:
-        file = safe_open(path, "pt")
-        if not {"config", "step"} <= (file.metadata() or {}).keys():
-            raise ValueError("no step and configuration inside")
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: {reason}; expected a checkpoint.safetensors of this program") from error
-    return file
-
-
-def load_checkpoint(path: Path, state: State, config: Any) -> None:
-    with open_checkpoint(path) as checkpoint:
-        received = checkpoint.metadata()["config"]
-        if received != as_json(config):
-            raise InputError(
-                f"{path}: made with another configuration: {differing(json.loads(received), asdict(config))};"
-                " expected the same one, or --out NEW"
-            )
-        state.load({key: checkpoint.get_tensor(key) for key in checkpoint.keys()})  # noqa: SIM118
-        state.step = int(checkpoint.metadata()["step"])
-
-
-def read_average(path: Path, part: str = "average") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's running average, or with "model" the network itself, and its configuration. Raises
-    InputError as open_checkpoint does."""
-    with open_checkpoint(path) as file:
-        names = [key for key in file.keys() if key.startswith(f"{part}.")]  # noqa: SIM118
-        tensors = {key.removeprefix(f"{part}."): file.get_tensor(key) for key in names}
-        return tensors, json.loads(file.metadata()["config"])
-
-
-def built(path: Path, build: Callable[[], nn.Module], tensors: dict[str, Tensor]) -> Any:
-    """A network with a checkpoint's tensors, for use. Raises InputError if they are from another network."""
-    try:
-        model = build()
-        model.load_state_dict(tensors)
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path}: of another network; expected a checkpoint of the matching training"
-        ) from error
-    return model.to(device()).eval().requires_grad_(False)
-
-
-def start_from(path: Path, state: State, what: object) -> None:
-    """Both networks from the running average of another run's checkpoint; the optimiser restarts."""
-    tensors, _ = read_average(path)
-    try:
-        state.model.load_state_dict(tensors)
-        state.average.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path}: another network; expected one of {what}") from error
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -232,12 +127,18 @@ def train_step(state: State, config: Any, objective: Objective) -> tuple[float, 
 
 
 def resume(path: Path, state: State, config: Any) -> bool:
-    """Continue from path if it exists; True if it did. Writes the configuration beside it."""
+    """Continue from path if it exists; True if it did. Makes its folder, and writes the configuration there.
+
+    Raises InputError where the checkpoint is of another training, or where nothing can be written."""
+    rank, world = rank_and_world()
+    state.sources |= {"processes": str(world)}  # each takes batches of its own
     found = path.exists()
     if found:
         load_checkpoint(path, state, config)
-    if rank_and_world()[0] == 0:  # and not before: a refused run changes nothing
-        path.with_name("config.json").write_text(as_json(config) + "\n")
+    if rank == 0:  # and not before: a refused run changes nothing
+        files.prove_writable(path.parent)
+        files.remove_leftovers(path.parent)
+        files.write_atomic(path.with_name("config.json"), (as_json(config) + "\n").encode())
     return found
 
 
@@ -263,10 +164,10 @@ def run(
 
         writer = SummaryWriter(str(path.parent))
     last = min(config.steps, stop_after or config.steps)
-    bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=5, disable=rank > 0)
     alone = world == 1 and threading.current_thread() is threading.main_thread()
     signals: AbstractContextManager[tuple[Stop, list[int]]] = nullcontext((Stop(), []))
     with stop_on_signal() if alone else signals as (stop, received):
+        bar = tqdm(total=config.steps, initial=state.step, unit="step", mininterval=5, disable=rank > 0)
         try:
             while state.step < last and not stop.reason:
                 loss, terms = train_step(state, config, objective)
@@ -281,10 +182,16 @@ def run(
                 if state.step % checkpoint_every == 0 or state.step == last:
                     pictures(writer)
                     save_checkpoint(path, state, config)
+        except OSError as error:  # TensorBoard names no file
+            if isinstance(error, InputError) or not files.disk_is_full(error):
+                raise
+            words = f"cannot be written ({error.strerror}); expected a folder with room"
+            raise files.OutputError(f"{path.parent}: {words}") from error
         finally:
             bar.close()
             if writer is not None:
-                writer.close()
+                with suppress(OSError):  # the same again
+                    writer.close()
         if received and state.step < last:
             save_checkpoint(path, state, config)
             raise Interrupted(f"{path}: stopped at step {state.step}; the same command goes on", received[0])
@@ -296,19 +203,25 @@ class Interrupted(Exception):
 
 
 def source_commit() -> str:
-    """The commit of the code in use, with "-dirty" if it was changed, or "unknown" outside a checkout."""
+    """The commit of the code in use, with "-dirty" if it was changed, or "unknown" outside a checkout or
+    without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return "unknown"
     return result.stdout.strip() or "unknown"
 
 
 def main(given: argparse.Namespace, config: Any, train: Callable[[], Path]) -> int:
     """Print what will run, run it, and return the exit code: 0, 1 for a loss that is not finite, 2 for bad
-    input, 128 and the signal's number where one ended it."""
+    input or a file that cannot be written, 128 and the signal's number where one ended it."""
     torch.set_num_threads(given.threads)
     told = {"data": str(given.data), "commit": source_commit(), "kernels": ops.KERNELS}
     told["device"] = str(device())
-    print(json.dumps(asdict(config) | told, indent=1))
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        print(json.dumps(asdict(config) | told, indent=1))
     if given.dry_run:
         return 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun
@@ -316,14 +229,20 @@ def main(given: argparse.Namespace, config: Any, train: Callable[[], Path]) -> i
     started = time.time()
     try:
         path = train()
+        if first:
+            with open_checkpoint(path) as made:
+                reached = f"step {made.metadata()['step']} of {config.steps}"
+            print(f"{path}: {reached}, {time.time() - started:.0f} s in this process")
     except Interrupted as error:
         print(error.args[0], file=sys.stderr)
         return 128 + int(error.args[1])
-    except (InputError, FloatingPointError) as error:
+    except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return 1
+    except (InputError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    print(f"{path}: {config.steps} steps, {time.time() - started:.0f} s in this process")
     return 0

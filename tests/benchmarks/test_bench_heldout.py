@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import scenery
 from conftest import REPO
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mmif_trt import io, weights
 from mmif_trt.image import Image
@@ -64,8 +66,26 @@ def test_a_row_covers_the_held_out_cases(
     assert "expected the cases held out" in capsys.readouterr().err
 
 
+def test_a_network_that_saw_the_cases_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The guide's example held out two of the five, and a training without --hold-out none."""
+    with safe_open(RELEASED, "pt") as file:
+        model = json.loads(file.metadata()["config"])
+    some, path = ["ct:case37", "pet:case25"], str(tmp_path / "checkpoint.safetensors")
+    save_file(load_file(RELEASED), path, {"config": json.dumps({"model": model, "hold_out": some})})
+    told = ["score", "--data", "none", "--out", str(tmp_path / "out"), f"ours=0.5*{RELEASED}+0.5*{path}"]
+    assert heldout.main(told) == 2
+    assert (
+        "trained on ct:case34 spect:case15 spect:case40; expected --hold-out ct:" in capsys.readouterr().err
+    )
+    assert heldout.main([*told, "--validation"]) == 2
+    assert "trained on" not in capsys.readouterr().err, "those are of nobody's training"
+
+
 def test_a_missing_checkpoint_is_named_with_its_argument(capsys: pytest.CaptureFixture[str]) -> None:
     told = f"ours=0.5*{RELEASED}+0.5*missing.safetensors"
     assert heldout.main(["score", "--data", "none", told]) == 2
     said = capsys.readouterr().err
     assert told in said and "'missing.safetensors' is not a file; expected a checkpoint" in said
+    for other in (weights.FOLDER / "autoencoder.safetensors", __file__):  # were tracebacks
+        assert heldout.main(["score", "--data", "none", f"ours={other}"]) == 2
+        assert f"ours={other}: holds no network of ours; expected a ch" in capsys.readouterr().err

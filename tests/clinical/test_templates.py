@@ -25,11 +25,21 @@ def test_a_task_of_the_slurm_array_does_its_share(tmp_path: Path) -> None:
     template = str(DEPLOY / "slurm-array.sbatch")
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3"}
     env |= {"SLURM_ARRAY_TASK_COUNT": "16", "SLURM_CPUS_PER_TASK": "4"}
+    env |= {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "16"}
     done = subprocess.run(["bash", template], env=env, capture_output=True, text=True)
     assert done.returncode and "expected PLAN=FOLDER" in done.stderr
     env |= {"PLAN": "/share/a plan", "OUT": "/share/out"}
     done = subprocess.run(["bash", template], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "4 batch /share/a plan -o /share/out --quiet --part 3/16\n"
+    # Two tasks again, --array=3,9: the shares were halves of the plan.
+    env |= {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "9"}
+    again = subprocess.run(["bash", template], env=env, capture_output=True, text=True)
+    assert (
+        again.returncode == 2 and "2 tasks, numbered 3 to 9; expected --array=1-N, or PARTS=N" in again.stderr
+    )
+    env["PARTS"] = "16"
+    again = subprocess.run(["bash", template], env=env, capture_output=True, text=True, check=True)
+    assert again.stdout == done.stdout
     from mmif_trt.cli import _parser
 
     assert _parser().parse_args(done.stdout.split()[1:2] + ["p", "-o", "o", "--part", "3/16"]).part == "3/16"

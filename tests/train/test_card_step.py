@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def test_batches_made_ahead_are_the_same(sets: list[coloured.ColouredPairs]) -> 
         assert one.modalities == other.modalities and one.sites == other.sites
         for name in ("a", "b", "rgb", "uptake", "strong", "known"):
             assert torch.equal(getattr(one, name), getattr(other, name))
+    ahead.close()
+    assert not multiprocessing.active_children()
 
 
 def test_a_taught_network_comes_nearer_to_the_release(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_each_image_is_told_from_the_other(root: Path) -> None:
     whole = data.read_sets(root, "train")[1]
     pairs = replace(whole, a=whole.a[:, :60, :52], b=whole.b[:, :60, :52])
     joint = Pooled(SMALL)
-    model = Oracle(diffusion.encoded(joint, pairs, DENOISER.multiple)[0])
+    model = Oracle(diffusion.encoded(joint, pairs, diffusion.padded_size([pairs], DENOISER.multiple))[0])
     told = generate.cross_generate(joint, model, pairs, 10, 2)  # type: ignore[arg-type]
     assert told.shape == (2, 2, 60, 52)
     for got, image in zip(told, (pairs.a, pairs.b), strict=True):
@@ -383,13 +383,17 @@ def test_a_released_diffusion_is_the_trained_one_in_half_precision(
 ) -> None:
     from mmif_trt.train.export_diffusion import release
 
+    files: dict[str, Path] = {}
     for name, load in (("autoencoder", autoencoder.load), ("diffusion", diffusion.load)):
         entry = release(chain[name], tmp_path / f"{name}.safetensors")
         released, trained = load(tmp_path / f"{name}.safetensors"), load(chain[name])
+        files[name] = tmp_path / f"{name}.safetensors"
         assert released.config == trained.config and entry["steps"] == 4
         for key, value in trained.state_dict().items():
             torch.testing.assert_close(released.state_dict()[key], value.half().float(), rtol=0, atol=0)
         assert entry["bytes"] < chain[name].stat().st_size / 4  # no moments, no second network, half
+    for first in (files["autoencoder"], chain["autoencoder"]):  # one network in two precisions
+        diffusion.load_both(first, files["diffusion"])
 
 
 def test_the_shipped_diffusion_generates_by_default(
@@ -449,6 +453,46 @@ def test_a_stage_given_the_wrong_checkpoint_says_so(
     assert generate.main(options(wrong)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "of another network; expected a checkpoint of the matching" in lines[0]
+
+
+def test_latents_of_other_autoencoders_are_refused(
+    chain: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each trains a latent space of its own; in another one the denoiser's answers are noise."""
+    other = autoencoder.train(replace(AUTOENCODER, seed=5), chain["data"], tmp_path / "other")
+    diffusion.train(DIFFUSION, chain["data"], chain["autoencoder"], tmp_path / "ld", stop_after=1)
+    with pytest.raises(
+        InputError, match=r"made from something else: autoencoder \w{12}, now \w{12}; expected"
+    ):
+        diffusion.train(DIFFUSION, chain["data"], other, tmp_path / "ld")
+    assert generate.main(options(chain | {"autoencoder": other})) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"not trained on the latents of {other}; expected both of one training" in error
+    assert not chain["out"].exists()
+
+
+def test_an_unfinished_autoencoder_has_no_scale_yet(chain: dict[str, Path], tmp_path: Path) -> None:
+    half = autoencoder.train(AUTOENCODER, chain["data"], tmp_path / "half", stop_after=2)
+    with pytest.raises(InputError, match="stopped at step 2 of 4; expected a finished training"):
+        diffusion.train(DIFFUSION, chain["data"], half, tmp_path / "ld")
+
+
+def test_sets_of_several_sizes_share_a_batch(root: Path, tmp_path: Path, chain: dict[str, Path]) -> None:
+    """Their latents did not stack. A validation picture too small to be shown cost the last 500 steps."""
+    for path in (root / "mri-pet").glob("train/*/*.png"):
+        assert cv2.imwrite(str(path), np.zeros((100, 140), np.uint8))
+    sets = data.read_sets(root, "train")
+    assert diffusion.padded_size(sets[:1], DENOISER.multiple) == (128, 128)
+    assert diffusion.padded_size(sets, DENOISER.multiple) == (128, 256)
+    whole = load_file(diffusion.train(DIFFUSION, root, chain["autoencoder"], tmp_path / "ld"))
+    assert all(x.isfinite().all() for x in whole.values())
+    for path in (root / "mri-pet").glob("val/*/*.png"):
+        assert cv2.imwrite(str(path), np.zeros((31, 64), np.uint8))
+    config = fusion.FusionConfig(steps=1, crop_px=32)
+    with pytest.raises(
+        InputError, match="mri-pet/val: pictures of 64 x 31 px; expected at least 32 each way"
+    ):
+        fusion.train(config, root, tmp_path / "fused")
 
 
 def test_a_patient_in_both_splits_is_refused(root: Path, tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ REPO = Path(__file__).resolve().parents[2]
 CHECKPOINT = "/checkpoint.safetensors"
 
 
-@pytest.fixture(scope="module")
-def started() -> list[list[str]]:
+def would_start(*more: str) -> list[list[str]]:
     """Module and arguments of each training that make would start."""
     make = [
         "make",
@@ -28,9 +27,16 @@ def started() -> list[list[str]]:
         "DATA=data",
         "RUNS=r",
     ]
-    printed = subprocess.run(make, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
-    lines = [shlex.split(line) for line in printed.splitlines() if "mmif_trt.train." in line]
+    printed = subprocess.run([*make, *more], capture_output=True, text=True, check=True).stdout
+    lines = [
+        shlex.split(line) for line in printed.replace("\\\n", " ").splitlines() if "mmif_trt.train." in line
+    ]
     return [words[words.index("-m") + 1 :] for words in lines]
+
+
+@pytest.fixture(scope="module")
+def started() -> list[list[str]]:
+    return would_start()
 
 
 @pytest.mark.parametrize("name", weights.NAMES)
@@ -49,3 +55,17 @@ def test_every_stage_begins_at_one_before_it(started: list[list[str]]) -> None:
         needed = {word.rpartition("=")[2] for word in words if word.endswith(CHECKPOINT)}
         assert needed <= made, words
         made.add(words[words.index("--out") + 1] + CHECKPOINT)
+
+
+@pytest.mark.parametrize("cases", [(), ("ct:a", "pet:b")])
+def test_other_data_have_other_cases_to_measure_on(cases: tuple[str, ...]) -> None:
+    """Those of the release ended it in step 4, after the hours of three steps."""
+    fusions = [
+        words
+        for module, *words in would_start(f"HOLD_OUT={' '.join(cases)}")
+        if module == "mmif_trt.train.fusion"
+    ]
+    for words in fusions:
+        given = fusion.options(fusion.FusionConfig()).parse_args(words)
+        assert fusion.configured(given).hold_out == cases
+    assert len(fusions) == 12

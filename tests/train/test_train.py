@@ -21,7 +21,7 @@ from mmif_trt.image import InputError
 from mmif_trt.measure import metrics
 from mmif_trt.models.lagn import LAGNConfig
 from mmif_trt.ops import reference
-from mmif_trt.train import coloured, data, fusion, loop, losses
+from mmif_trt.train import checkpoints, coloured, data, fusion, loop, losses
 
 CONFIG = fusion.FusionConfig(
     steps=6,
@@ -266,7 +266,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     """Ctrl-C lost the steps since the last checkpoint, in a traceback."""
     true_step = loop.train_step
 
-    def signalled(state: loop.State, *rest: Any) -> Any:
+    def signalled(state: checkpoints.State, *rest: Any) -> Any:
         done = true_step(state, *rest)
         if state.step == 2:
             signal.raise_signal(signal.SIGTERM)
@@ -299,7 +299,7 @@ def test_another_configuration_in_the_same_folder_is_refused(root: Path, tmp_pat
         r"configuration: hold_out \[\], now \['ct:1'\], loss\.edge [\d.]+, now 3\.0, steps 1, now 2; expected"
     )
     with pytest.raises(InputError, match=told):
-        loop.load_checkpoint(path, fusion.new_state(other), other)
+        checkpoints.load_checkpoint(path, fusion.new_state(other), other)
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: made with another configuration"):
         fusion.train(replace(config, steps=2), root, tmp_path / "run")
     assert all(p.read_bytes() == content for p, content in before.items())
@@ -380,6 +380,10 @@ def spoil(root: Path, how: str) -> None:
         (folder / "pet" / "1.png").rename(folder / "pet" / "2.png")
     elif how == "unreadable":
         (folder / "mri" / "0.png").write_text("not a picture")
+    elif how == "12 bits":
+        for path in (folder / "mri").iterdir():
+            deep = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.uint16) << 4  # type: ignore[union-attr]
+            cv2.imwrite(str(path), deep)
     elif how == "sizes":
         cv2.imwrite(str(folder / "mri" / "0.png"), np.zeros((32, 64), np.uint8))
 
@@ -392,6 +396,7 @@ def spoil(root: Path, how: str) -> None:
         ("no validation", 64, "no such folder; expected mri-ct/val/"),
         ("names", 64, "names on one side only, or none: ['1', '2']; expected equal names"),
         ("unreadable", 64, "0.png: not a readable picture"),
+        ("12 bits", 64, "train/mri: nothing above 15 of 255, nearly black; expected 8 bits, or 16 in full"),
         ("sizes", 64, "sizes [(32, 64), (64, 64)]; expected one size"),
         ("good", 128, "crop_px 128; expected multiples of 32, at most 64"),
         ("good", 40, "crop_px 40; expected multiples of 32"),
@@ -437,6 +442,6 @@ def test_what_no_training_can_use_is_refused_at_once(
 def test_the_command_trains(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", str(root), "--out", str(tmp_path / "run"), "--threads", "1", "--steps", "1"]
     assert fusion.main([*arguments, "--batch-size", "1", "--crop-px", "32"]) == 0
-    assert "1 steps" in capsys.readouterr().out
+    assert "step 1 of 1, " in capsys.readouterr().out
     names = {p.name.split(".")[0] for p in (tmp_path / "run").iterdir()}
     assert names == {"checkpoint", "config", "events"}
