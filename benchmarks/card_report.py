@@ -6,7 +6,7 @@
 `keep` makes one file of the archives that both parts of the suite left: the rows of every step as they are,
 and ncu's figures of each launch. STEP.json: a step run by itself, in the place of that in an archive.
 --before: the first part with earlier kernels on the same card. `tables` is what benchmarks/README.md shows of
-it (report.py).
+it (readme.py).
 """
 
 from __future__ import annotations

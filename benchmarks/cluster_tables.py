@@ -1,4 +1,4 @@
-"""The tables of bench_cluster.py and bench_plan.py, for report.py."""
+"""The tables of bench_cluster.py and bench_plan.py, for readme.py."""
 
 from __future__ import annotations
 

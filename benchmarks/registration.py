@@ -158,7 +158,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Of report.py: a line per set of pairs, and per condition of all."""
+    """Of readme.py: a line per set of pairs, and per condition of all."""
     rows = result["phantoms"]["rows"]
     chosen = {seed for seed, _ in CHOSEN_ON}
     lines = {

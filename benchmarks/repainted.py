@@ -18,7 +18,7 @@ from typing import Any
 
 import heldout
 import numpy as np
-import report
+import readme
 import results_command
 import torch
 from quality import commit
@@ -82,7 +82,7 @@ def score(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    print(report.repainted_tables(json.loads(args.out.read_text())))
+    print(readme.repainted_tables(json.loads(args.out.read_text())))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,19 +1,10 @@
-"""What the benchmarks share: conditions, percentiles, and the tables of README.md from results/*.json.
-
-    python benchmarks/report.py [--check]
-
-Writes the text between the markers "<!-- NAME:begin -->" and "<!-- NAME:end -->" of the README, where NAME is
-a key of TABLES and the name of results/NAME.json. --check changes nothing and exits 1 if the README is not up
-to date.
-"""
+"""What the benchmarks share: conditions, percentiles, rows as JSON, and the tables of several."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +18,6 @@ import mmif_trt
 from mmif_trt import weights
 
 FOLDER = Path(__file__).resolve().parent
-README = FOLDER / "README.md"
 RESULTS = FOLDER / "results"
 
 
@@ -247,99 +237,3 @@ def _over(row: dict[str, Any], floor: str) -> list[str]:
         f"{row['ms'][phase]['p50'] / row[floor][phase]:.1f}" if row.get(floor) else ""
         for phase in ("forward", "backward")
     ]
-
-
-def card_tables(result: dict[str, Any]) -> str:
-    """Markdown of both parts of gpu_suite.sh."""
-    from card_report import tables
-
-    return tables(result)
-
-
-REPAINTED = ("lesions", "worst", "lost", "detail_top", "colour_top", "washed_top", "readback")
-
-
-def repainted_tables(result: dict[str, Any]) -> str:
-    """Markdown of repainted.py: one table per set, a row for each palette and method."""
-    from lesions import SHOWN  # which few tables need
-
-    texts = []
-    for name, shown in result["sets"].items():
-        rows = [
-            [
-                palette,
-                SHOWN.get(method, weights.title(method)),
-                *("" if values.get(key) is None else f"{values[key]:.2f}" for key in REPAINTED),
-            ]
-            for palette, methods in shown.items()
-            for method, values in methods.items()
-        ]
-        texts += [f"**{name}**", markdown(["palette", "method", *REPAINTED], rows)]
-    about = f"{result['pairs']} pairs per set, {result['split']} cases, scored at commit {result['commit']}."
-    return "\n\n".join([*texts, about])
-
-
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "latency_cpu": latency_tables,
-    "latency_avx2": latency_tables,
-    "batch_cpu": batch_table,
-    "ops_cpu": ops_table,
-    "card_h200": card_tables,
-    "card_h100": card_tables,
-    "cluster_cpu": lambda result: _cluster().cluster_table(result),
-    "scaling_cpu": lambda result: _cluster().scaling_table(result),
-    "plan_cpu": lambda result: _cluster().plan_table(result),
-    "view": lambda result: _view().view_table(result),
-    "repainted": repainted_tables,
-    "registration": lambda result: _registration().table(result),
-}
-
-
-def _cluster() -> Any:
-    import cluster_tables  # which needs this module
-
-    return cluster_tables
-
-
-def _registration() -> Any:
-    import registration  # which needs this module
-
-    return registration
-
-
-def _view() -> Any:
-    import view_page  # which needs this module
-
-    return view_page
-
-
-def filled(text: str, results: Path = RESULTS) -> str:
-    """`text` with the tables of `results` between its markers, "Not measured." for a missing file."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-            raise SystemExit(f"README: the markers {begin} and {end} must stand there once, in this order")
-        path = results / f"{name}.json"
-        body = table(json.loads(path.read_text())) if path.is_file() else "Not measured."
-        text = f"{text[: text.index(begin)]}{begin}\n{body}\n{text[text.index(end) :]}"
-    return text
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Fill the tables of benchmarks/README.md from benchmarks/results."
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it is not up to date")
-    check = parser.parse_args().check
-    before = README.read_text()
-    after = filled(before)
-    if not check:
-        README.write_text(after)
-    elif before != after:
-        print("benchmarks/README.md is not up to date: run python benchmarks/report.py", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 from mmif_trt import weights
 from mmif_trt.image import InputError
 from mmif_trt.runtimes.trt import build as engine_build
-from mmif_trt.runtimes.trt.engine_file import Shape
+from mmif_trt.runtimes.trt.manifest import Shape
 
 SIDES_PX = (256, 512, 1024)
 BATCHES = (1, 8, 32)

@@ -21,7 +21,7 @@ from mmif_trt.models.pixels import LUMA, Form
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import cuda, engine_file
 from mmif_trt.runtimes.trt import runtime as tensorrt
-from mmif_trt.runtimes.trt.engine_file import Manifest
+from mmif_trt.runtimes.trt.manifest import Manifest
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> FakeCard:

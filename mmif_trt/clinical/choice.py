@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmif_trt.clinical.series import Series
 from mmif_trt.image import InputError
 from mmif_trt.io.dicom.planes import Look, Plane
 from mmif_trt.io.dicom.several import same_place_mm
 from mmif_trt.io.dicom.stack import stack
-
-if TYPE_CHECKING:
-    from mmif_trt.clinical.series import Series
 
 # Image types and names of series that show something other than anatomy, or only part of it.
 OTHER_KINDS = {

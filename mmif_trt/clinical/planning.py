@@ -15,7 +15,7 @@ from mmif_trt.clinical.case import Case, is_name
 from mmif_trt.clinical.choice import words
 from mmif_trt.clinical.decoder import HEADERS_AT_ONCE, Decoder
 from mmif_trt.clinical.outputs import LUMA
-from mmif_trt.clinical.series import SHARED, collect, pair, study_of, take_out
+from mmif_trt.clinical.pairing import SHARED, collect, pair, study_of, take_out
 from mmif_trt.clinical.spill import Spill
 from mmif_trt.files import open_regular
 from mmif_trt.image import InputError
@@ -43,7 +43,7 @@ def fill(
     """Cases of a manifest (.csv), a BIDS data set or a folder of DICOM studies, and what is not paired, into
     `spill`.
 
-    secret: the key of the names (pseudonym.py). across: see series.pair. part: (I, N), every N-th of a
+    secret: the key of the names (pseudonym.py). across: see pairing.pair. part: (I, N), every N-th of a
     folder's entries, a data set's subjects or a manifest's cases from the I-th on; then no study may span
     several entries. Headers are read in a child process, like pixels. Raises InputError.
     """

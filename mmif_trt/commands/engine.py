@@ -17,7 +17,7 @@ from mmif_trt.image import InputError
 
 if TYPE_CHECKING:
     from mmif_trt.models.pixels import Form
-    from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
+    from mmif_trt.runtimes.trt.manifest import Manifest, Shape
 
 
 def add(commands: Any) -> None:

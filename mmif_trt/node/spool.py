@@ -32,7 +32,7 @@ from typing import Any
 
 from mmif_trt.clinical import pseudonym
 from mmif_trt.clinical.case import Case
-from mmif_trt.clinical.series import collect, pair, take_out
+from mmif_trt.clinical.pairing import collect, pair, take_out
 from mmif_trt.files import (
     TMP_SUFFIX,
     OutputError,
@@ -184,7 +184,7 @@ class Spool:
 
     def cases(self, study: Path, decoder: Any, across: bool = False) -> tuple[list[Case], list[str]]:
         """(the fusions of a study that are neither sent, waiting nor failed; what is refused, and why).
-        decoder: clinical.decoder's; across: see series.pair."""
+        decoder: clinical.decoder's; across: see pairing.pair."""
         paths = sorted(str(path) for path in study.glob("*.dcm") if is_regular(path))
         headers = list(decoder.headers(paths))
         found = collect(headers, self._key)

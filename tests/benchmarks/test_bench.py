@@ -284,19 +284,19 @@ def test_macs_are_those_of_the_network(size: tuple[int, int], module: Any) -> No
 
 
 def test_the_readme_shows_the_committed_results() -> None:
-    done = run("report.py", "--check")
+    done = run("readme.py", "--check")
     assert done.returncode == 0, done.stderr
 
 
-def test_report_fills_between_the_markers_only(tmp_path: Path, module: Any) -> None:
-    report = module("report")
+def test_it_fills_between_the_markers_only(tmp_path: Path, module: Any) -> None:
+    readme = module("readme")
     text = "".join(
-        f"before {n}\n<!-- {n}:begin -->\nold\n<!-- {n}:end -->\nafter {n}\n" for n in report.TABLES
+        f"before {n}\n<!-- {n}:begin -->\nold\n<!-- {n}:end -->\nafter {n}\n" for n in readme.TABLES
     )
-    new = report.filled(text, tmp_path)
-    assert new == text.replace("old", "Not measured.") and report.filled(new, tmp_path) == new
+    new = readme.filled(text, tmp_path)
+    assert new == text.replace("old", "Not measured.") and readme.filled(new, tmp_path) == new
     with pytest.raises(SystemExit, match="markers"):
-        report.filled("no marker", tmp_path)
+        readme.filled("no marker", tmp_path)
 
 
 def test_percentiles(module: Any) -> None:

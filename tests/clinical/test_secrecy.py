@@ -166,7 +166,7 @@ def test_a_needed_field_is_reported_by_name(
 ) -> None:
     """Through the reading process and pairing, and in this process too, as `mmif_trt.read` does."""
     import mmif_trt
-    from mmif_trt.clinical.series import collect, pair
+    from mmif_trt.clinical.pairing import collect, pair
 
     plain = series("PT", [])
     for number, (keyword, wrong) in enumerate(cases):

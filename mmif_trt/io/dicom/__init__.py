@@ -20,8 +20,9 @@ from mmif_trt.files import one_sum, open_regular
 from mmif_trt.image import Image, InputError
 from mmif_trt.io.dicom import arrange, bare, meta, objects
 from mmif_trt.io.dicom import values as dicom_values
+from mmif_trt.io.dicom.extent import announced
 from mmif_trt.io.dicom.meta import refuse_bomb
-from mmif_trt.io.dicom.pixels import announced, frames, padded, volume, without_padding
+from mmif_trt.io.dicom.pixels import frames, padded, volume, without_padding
 from mmif_trt.io.dicom.planes import Look, has_geometry, meaning
 from mmif_trt.io.walk import Walk, shown, walk
 from mmif_trt.io.which import ANY, Which

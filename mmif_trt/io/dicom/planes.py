@@ -15,7 +15,7 @@ import numpy as np
 from mmif_trt.image import InputError
 from mmif_trt.io.dicom import mosaic
 from mmif_trt.io.dicom import values as dicom_values
-from mmif_trt.io.dicom.pixels import announced
+from mmif_trt.io.dicom.extent import announced
 
 NM = "1.2.840.10008.5.1.4.1.1.20"
 _TRANSFORMATION = "PixelValueTransformationSequence"

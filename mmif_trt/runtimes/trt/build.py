@@ -25,8 +25,8 @@ from mmif_trt.image import InputError
 from mmif_trt.models.pixels import LUMA, Form, pixels
 from mmif_trt.runtimes.trt import engine_file
 from mmif_trt.runtimes.trt.cuda import Card, DeviceError, card
-from mmif_trt.runtimes.trt.engine_file import Manifest, Shape
 from mmif_trt.runtimes.trt.half import half, shape_at, static
+from mmif_trt.runtimes.trt.manifest import Manifest, Shape
 from mmif_trt.stages import colour
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from mmif_trt.models.pixels import OUTPUT, Form
 from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import device_array, engine_file
 from mmif_trt.runtimes.trt.cuda import Device, DeviceError, Hung, keep_for_ever
-from mmif_trt.runtimes.trt.engine_file import Shape
 from mmif_trt.runtimes.trt.kernel_cache import KernelCache, path_of
+from mmif_trt.runtimes.trt.manifest import Shape
 from mmif_trt.runtimes.trt.slot import Job, Slot, said
 
 SLOTS = 2

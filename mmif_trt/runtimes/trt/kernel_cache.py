@@ -16,7 +16,7 @@ from typing import Any
 from mmif_trt.files import write_atomic
 from mmif_trt.runtimes.trt import engine_file
 from mmif_trt.runtimes.trt.cuda import Card
-from mmif_trt.runtimes.trt.engine_file import Manifest
+from mmif_trt.runtimes.trt.manifest import Manifest
 
 SUFFIX = ".kernels"
 DIGEST_BYTES = hashlib.sha256().digest_size  # of what follows, at the start of the file

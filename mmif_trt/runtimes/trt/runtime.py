@@ -22,6 +22,7 @@ from mmif_trt.runtimes.trt import device_array, engine_file
 from mmif_trt.runtimes.trt.cuda import DeviceError, card
 from mmif_trt.runtimes.trt.device_array import is_on_device
 from mmif_trt.runtimes.trt.engine import Engine, Range
+from mmif_trt.runtimes.trt.manifest import Manifest
 
 
 def why_not() -> str:
@@ -162,7 +163,7 @@ def is_colour(shape: tuple[int, ...]) -> bool:
     return len(shape) in (3, 4) and shape[-1] == 3
 
 
-def _fits(shape: tuple[int, ...], manifest: engine_file.Manifest) -> bool:
+def _fits(shape: tuple[int, ...], manifest: Manifest) -> bool:
     """[H, W] or [N, H, W] within what the engine was built for."""
     counted = shape if len(shape) == 3 else (1, *shape)
     limits = zip(manifest.smallest, counted, manifest.largest, strict=True)

@@ -15,7 +15,7 @@ import numpy as np
 from mmif_trt.models.pixels import OUTPUT, Form
 from mmif_trt.runtimes.trt.cuda import Device, DeviceError, Graph, Marks
 from mmif_trt.runtimes.trt.device_array import DeviceArray, View
-from mmif_trt.runtimes.trt.engine_file import Shape
+from mmif_trt.runtimes.trt.manifest import Shape
 
 
 @dataclass

@@ -16,13 +16,10 @@ import os
 import stat
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmif_trt.files import read_regular
 from mmif_trt.image import InputError
-
-if TYPE_CHECKING:
-    from mmif_trt.runtimes.trt.engine_file import Manifest
+from mmif_trt.runtimes.trt.manifest import Manifest
 
 KEY = "MMIF_ENGINE_KEY"
 MIN_KEY_BYTES = 32

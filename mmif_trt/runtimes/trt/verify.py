@@ -15,7 +15,7 @@ from mmif_trt.runtimes.trt import build as engine_build
 from mmif_trt.runtimes.trt import engine_file
 from mmif_trt.runtimes.trt import runtime as tensorrt
 from mmif_trt.runtimes.trt.engine import Engine
-from mmif_trt.runtimes.trt.engine_file import Manifest
+from mmif_trt.runtimes.trt.manifest import Manifest
 
 LOWEST_PSNR_DB = 55.0
 
