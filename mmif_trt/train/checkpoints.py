@@ -4,12 +4,13 @@ what they were made from.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +27,7 @@ class State:
     """What a checkpoint holds: the network, its running average, the optimiser's moments, and the step.
 
     sources: what the result depends on beside the configuration and the code, as "data", each by its SHA-256
-    or in words.
+    or in words. lock: the open file by which this process holds the folder; not part of a checkpoint.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class State:
     optimiser: torch.optim.AdamW
     step: int = 0
     sources: dict[str, str] = field(default_factory=dict)
+    lock: IO[bytes] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         out = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -74,6 +76,27 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def save_checkpoint(path: Path, state: State, config: Any) -> None:
     metadata = {"step": str(state.step), "config": as_json(config), "sources": json.dumps(state.sources)}
     write_tensors(path, state.tensors(), metadata)
+
+
+def held(folder: Path) -> IO[bytes] | None:
+    """Raises InputError while another process trains in this folder: the two would write one checkpoint in
+    turns. An open file holds it until it is closed, at the latest by the end of the process; None where there
+    are no such locks (Windows, some network shares)."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = (folder / ".lock").open("ab")
+    try:
+        fcntl.lockf(
+            file, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # by process: one that trains twice is not in its own way
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return None
+        raise InputError(f"{folder}: another training is at work there; let it end, or --out NEW") from None
+    return file
 
 
 def open_checkpoint(path: Path) -> Any:

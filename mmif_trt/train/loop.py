@@ -29,7 +29,15 @@ from tqdm import tqdm
 from mmif_trt import files, ops
 from mmif_trt.image import InputError
 from mmif_trt.running import Stop, explain, stop_on_signal
-from mmif_trt.train.checkpoints import State, as_json, like, load_checkpoint, open_checkpoint, save_checkpoint
+from mmif_trt.train.checkpoints import (
+    State,
+    as_json,
+    held,
+    like,
+    load_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -129,7 +137,8 @@ def train_step(state: State, config: Any, objective: Objective) -> tuple[float, 
 def resume(path: Path, state: State, config: Any) -> bool:
     """Continue from path if it exists; True if it did. Makes its folder, and writes the configuration there.
 
-    Raises InputError where the checkpoint is of another training, or where nothing can be written."""
+    Raises InputError where the checkpoint is of another training, where another process trains, or where
+    nothing can be written."""
     rank, world = rank_and_world()
     state.sources |= {"processes": str(world)}  # each takes batches of its own
     found = path.exists()
@@ -137,6 +146,7 @@ def resume(path: Path, state: State, config: Any) -> bool:
         load_checkpoint(path, state, config)
     if rank == 0:  # and not before: a refused run changes nothing
         files.prove_writable(path.parent)
+        state.lock = held(path.parent)
         files.remove_leftovers(path.parent)
         files.write_atomic(path.with_name("config.json"), (as_json(config) + "\n").encode())
     return found

@@ -161,7 +161,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith(f"error: {path}: cannot be written (No space left on device); expected")
         assert path.read_bytes() == before
-        assert {p.name.split(".")[0] for p in path.parent.iterdir()} == {"checkpoint", "config", "events"}
+        names = {p.name.split(".")[0] for p in path.parent.iterdir() if p.name != ".lock"}
+        assert names == {"checkpoint", "config", "events"}
 
 
 def test_a_disk_too_full_for_tensorboard_is_named(root: Path, tmp_path: Path) -> None:
@@ -230,3 +231,21 @@ def test_a_signal_to_every_process_ends_the_run_with_a_checkpoint(
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 128 + number and b"Traceback" not in errors
     assert b"checkpoint.safetensors: stopped at step " in errors.splitlines()[-1]
+
+
+def test_a_folder_takes_one_training_at_a_time(root: Path, tmp_path: Path) -> None:
+    """Also of two that differ, before either has written a checkpoint; in its own way a process is not."""
+    out = tmp_path / "out"
+    out.mkdir()
+    holder = (
+        "import sys; from pathlib import Path; from mmif_trt.train.checkpoints import held;"
+        "file = held(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holder, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        with pytest.raises(InputError, match="another training is at work there; let it end, or --out NEW"):
+            fusion.train(CONFIG, root, out)
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    fusion.train(CONFIG, root, out, stop_after=1)
+    fusion.train(CONFIG, root, out)
