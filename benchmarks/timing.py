@@ -70,10 +70,9 @@ def add(samples: list[list[float]], laps: list[float]) -> None:
 
 
 def take_turns(
-    rivals: dict[str, Phases], inputs: Sequence[Any], rounds: int, warmup: int, calls: int = 1
+    rivals: dict[str, Phases], inputs: Sequence[Any], rounds: int, warmup: int
 ) -> dict[str, Samples]:
-    """The samples of each rival, one per round and call. A rival that raises during warm-up has the reason
-    instead."""
+    """The samples of each rival, one per round. A rival that raises during warm-up has the reason instead."""
     device = inputs[0][0].device
     samples = {name: Samples() for name in rivals}
     running = {}
@@ -89,8 +88,7 @@ def take_turns(
     take = (_CardTurns(running, turn) if device.type == "cuda" else _CpuTurns()).take
     for _ in range(rounds):
         for name, rival in running.items():
-            for _ in range(calls):
-                take(name, rival, next(turn), samples[name])
+            take(name, rival, next(turn), samples[name])
     return samples
 
 

@@ -201,7 +201,7 @@ def napari(shown: Any, made: dict[str, Path], folder: Path) -> None:
         viewer.add_image(data, **how)
     panel.mri.choices = panel.other.choices = list(viewer.layers)
     panel.other.value = viewer.layers[1]
-    panel.native.resize(420, 260)
+    panel.native.resize(420, 295)
     app.processEvents()
     panel.native.grab().save(str(DOCS / "napari.png"))
     print("docs/napari.png")

@@ -18,6 +18,8 @@ import pytest
 from conftest import REPO
 from phantoms import affine_of, write_mr, write_pet
 
+from mmif_trt import samples
+
 # Loaded by every Python process of the run, before anything else.
 WITNESS = """
 import json, os, sys
@@ -47,7 +49,7 @@ pair = " ".join(os.path.join(folder, f"mri-pet_{x}.png") for x in ("mri", "pet")
 for command in COMMANDS.splitlines():
     assert cli.main(command.replace("PAIR", pair).split()) == 0, command
 """
-# Every time what starts telemetry of its own accord; nightly every dependency of every extra, and all
+# Every time what starts telemetry of its own accord; nightly every dependency of every extra, and most
 # commands that end by themselves.
 RUNS = {
     "some": ("openvino onnxruntime", "fuse PAIR -o fused.png\nbatch studies -o out --format dcm"),
@@ -56,7 +58,12 @@ RUNS = {
         "pynetdicom dicomweb_client nibabel SimpleITK dicomanonymizer fastapi uvicorn matplotlib.pyplot "
         "pingouin statsmodels.api",
         "info\nfuse PAIR -o fused.png\nbatch studies -o out\nfuse studies/mr studies/pt -o one.dcm\n"
-        "demo demo\nstudy demo study --no-serve",
+        "demo demo\nstudy demo study --no-serve\nstudy status study/study\n"
+        "study analyse study/study -o study.html\n"
+        "plan studies -o plan\nbatch plan -o planned\nstatus planned\n"
+        "view studies/mr studies/pt one.dcm -o look.html\nfuse sources/mri sources/pet -o fused\n"
+        "eval sources fused\nreport sources --method fused=fused -o report.html\n"
+        "engine export uint8-rgb -o graph.onnx",
     ),
 }
 # What may be written besides the working folder: memory that is no file.
@@ -77,6 +84,9 @@ def seen(
     affine = affine_of(shape=(3, 32, 32), spacing=(5.0, 4.5, 4.5))
     write_mr(root / "studies" / "mr", affine, (3, 32, 32))
     write_pet(root / "studies" / "pt", affine, (3, 32, 32))
+    for kind in ("mri", "pet"):
+        (root / "sources" / kind).mkdir(parents=True)
+        shutil.copy(samples.path("mri-pet", kind), root / "sources" / kind / "pair.png")
     code = f"NAMES, COMMANDS = {names!r}, {commands!r}\n{SCRIPT}"
     command = [sys.executable, "-c", code]
     if shutil.which("strace"):

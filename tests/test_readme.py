@@ -112,6 +112,32 @@ def test_the_lesions_kept_in_prose_are_those_measured() -> None:
         assert cells == [f"{one['mean']:.2f} ({one['worst']:.2f})" for one in found]
 
 
+def test_what_the_diffusion_predicts_is_in_the_model_card_as_measured() -> None:
+    sets = json.loads((REPO / "benchmarks/results/diffusion.json").read_text())["sets"]
+    card = (REPO / "MODEL_CARD.md").read_text()
+    found = {}
+    for what, cells in re.findall(r"^\| (\w+ from \w+) \| (.*) \|$", card, re.MULTILINE):
+        found[what] = [float(cell.strip(" *")) for cell in cells.split("|")]
+    for name, one in sets.items():
+        other = name.removeprefix("mri-")
+        for what, key in (("{} from MRI", f"{other}_from_the_other"), ("MRI from {}", "mri_from_the_other")):
+            # As rounded; the file has them in the order of the columns.
+            assert found.pop(what.format(other.upper())) == [round(x, 1) for x in one[key].values()], what
+    assert not found
+
+
+def test_the_palettes_of_spect_are_compared_in_the_changelog_as_measured() -> None:
+    spect = json.loads((REPO / "benchmarks/results/repainted.json").read_text())["sets"]["mri-spect"]
+    kept, lost, before, lost_before = re.findall(
+        r"lesions keep (\S+) of their detectability under it and (\d+) % are lost; "
+        r"under HOT_METAL_BLUE (\S+) and (\d+) %",
+        (REPO / "CHANGELOG.md").read_text(),
+    )[0]
+    for palette, *said in (("HOT_IRON", kept, lost), ("HOT_METAL_BLUE", before, lost_before)):
+        row = spect[palette]["lagn"]
+        assert said == [f"{row['lesions']:.2f}", f"{100 * row['lost']:.0f}"], palette
+
+
 def size_of(shape: list[int]) -> int:
     count = 1
     for side in shape:

@@ -1,4 +1,4 @@
-"""`mmif-trt batch MANIFEST.csv|STUDY_ROOT|PLAN -o OUT`."""
+"""`mmif-trt batch MANIFEST.csv|STUDY_ROOT|BIDS_ROOT|PLAN -o OUT`."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def read(path: str | os.PathLike[str], *, series: str | int = "", volume: int | 
     several volumes of a series (echoes, time points, b-values) or a 4-D file, from 1.
 
     An RGB file with equal channels stays RGB. Image.source is the path as given. Raises InputError, one line
-    that names the file, for anything that is not one complete picture (see raster.py) or cannot be read.
+    that names the file, for anything that is not one complete picture (see raster/) or cannot be read.
     """
     name, which = name_of(path), Which(str(series), volume)
     try:

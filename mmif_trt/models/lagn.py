@@ -58,7 +58,7 @@ class LAGNConfig:
     stride: int = STRIDE  # pixels per token of the global branch, a multiple of the stem's two
     below: float = 1.0  # r of the output formula stays above -below
     activation: str = "gelu"  # of the local blocks, one of ACTIVATIONS
-    reach: str = "luma"  # what v is, one of REACHES: b's luma, as once, or its brightest channel
+    reach: str = "luma"  # what v is, one of REACHES: b's luma, or its brightest channel (as released)
 
     @property
     def multiple(self) -> int:

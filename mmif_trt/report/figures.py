@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,11 @@ def ranked_order(figures: Figures) -> list[str]:
     return sorted(figures.methods, key=lambda method: figures.rank[method])
 
 
-def folder_hash(paths: list[str], read: Callable[[str], bytes] = lambda p: Path(p).read_bytes()) -> str:
+def folder_hash(paths: list[str]) -> str:
     """SHA-256 over the SHA-256 of each file, in the order of the cases: one hash for a method's folder."""
     whole = hashlib.sha256()
     for path in paths:
-        whole.update(hashlib.sha256(read(path)).digest())
+        whole.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return whole.hexdigest()
 
 

@@ -66,14 +66,11 @@ def _figure(width: float, height: float, words: str) -> Iterator[tuple[Any, Any,
     result.append(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(words)}"', 1))
 
 
-def intervals(
-    rows: Sequence[tuple[str, float, float, float]], xlabel: str, words: str, zero: float | None = 0.0
-) -> str:
-    """Points with intervals, one per row, first on top. rows: (name, value, low, high)."""
+def intervals(rows: Sequence[tuple[str, float, float, float]], xlabel: str, words: str) -> str:
+    """Points with intervals, one per row, first on top, and a line at 0. rows: (name, value, low, high)."""
     with _figure(7.2, 0.7 + 0.42 * len(rows), words) as (_, axes, result):
         axes.grid(axis="x", linewidth=0.6)
-        if zero is not None:
-            axes.axvline(zero, color=FAINT, linewidth=1)
+        axes.axvline(0, color=FAINT, linewidth=1)
         for y, (_name, value, low, high) in enumerate(rows):
             axes.plot([low, high], [y, y], color=FAINT, linewidth=2.5, solid_capstyle="round")
             axes.plot([value], [y], "o", color=ACCENT, markersize=7)

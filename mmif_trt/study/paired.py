@@ -69,12 +69,11 @@ def comparisons(rows: Sequence[Row], methods: list[str]) -> Comparisons:
     )
 
 
-def win_matrix(c: Comparisons, weights: ndarray | None = None) -> ndarray:
-    """[methods, methods]: how often row beat column, ties half; weights: [N] of the comparisons."""
-    weights = np.ones(len(c.won)) if weights is None else weights
+def win_matrix(c: Comparisons) -> ndarray:
+    """[methods, methods]: how often row beat column, ties half."""
     wins = np.zeros((len(c.methods),) * 2)
-    np.add.at(wins, (c.left, c.right), weights * c.won)
-    np.add.at(wins, (c.right, c.left), weights * (1 - c.won))
+    np.add.at(wins, (c.left, c.right), c.won)
+    np.add.at(wins, (c.right, c.left), 1 - c.won)
     return wins
 
 

@@ -100,8 +100,8 @@ class Site:
     def refuse(self, status: int) -> Response:
         return self.html("message", status, text=MESSAGES.get(status, "The request cannot be answered."))
 
-    def go(self, path: str = "/read") -> Response:
-        return self.responses.RedirectResponse(path, 303)
+    def go(self) -> Response:
+        return self.responses.RedirectResponse("/read", 303)
 
     def enter(self, request: Request, token: str, confirmed: bool = False) -> Response:
         """The personal link. In another reader's browser it asks first: a link that somebody sent, or a

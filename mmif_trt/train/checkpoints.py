@@ -88,9 +88,8 @@ def held(folder: Path) -> IO[bytes] | None:
         return None
     file = (folder / ".lock").open("ab")
     try:
-        fcntl.lockf(
-            file, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # by process: one that trains twice is not in its own way
+        # By process: one that trains twice is not in its own way.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):

@@ -1,4 +1,4 @@
-"""No patient's value in any message, log, record or name, however malformed the header: 60 fields, each
+"""No patient's value in any message, log, record or name, however malformed the header: 63 fields, each
 planted, each wrong in a way of its own."""
 
 from __future__ import annotations

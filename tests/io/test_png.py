@@ -1,4 +1,4 @@
-"""io.png: every kind of PNG, and every kind of damage to one."""
+"""io.raster.png: every kind of PNG, and every kind of damage to one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""io.raster, io.tiff, io.jpeg: bytes to pixels, and what is refused. For PNG see test_png.py."""
+"""io.raster and its tiff and jpeg: bytes to pixels, and what is refused. For PNG see test_png.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""runtimes/device_array: what real producers (torch, NumPy, DALI) hand over, and what they cannot."""
+"""runtimes/trt/device_array: what real producers (torch, NumPy, DALI) hand over, and what they cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""runtimes/engine, cuda, device_array: the runner on a fake card whose every call can fail."""
+"""runtimes/trt: engine, cuda, device_array: the runner on a fake card whose every call can fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""runtimes/engine_build, engine_file, engine_cli: real TensorRT-RTX engines, built here without a GPU."""
+"""runtimes/trt/build, engine_file, commands/engine: real TensorRT-RTX engines, built here without a GPU."""
 
 from __future__ import annotations
 

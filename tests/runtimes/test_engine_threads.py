@@ -1,4 +1,4 @@
-"""runtimes/engine, slot, cuda: several threads on one engine, and what is freed where, on the fake card."""
+"""runtimes/trt: several threads on one engine, and what is freed where, on the fake card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""runtimes/half: the mixed-precision graph is within 2/255 and 55 dB of FP32 torch, and typed as it says."""
+"""trt/half: the mixed-precision graph is within 2/255 and 55 dB of FP32 torch, and typed as it says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""runtimes/kernel_cache: what TensorRT-RTX compiled on the (fake) card is there for the next process."""
+"""runtimes/trt/kernel_cache: what TensorRT-RTX compiled on the (fake) card is there for the next process."""
 
 from __future__ import annotations
 

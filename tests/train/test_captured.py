@@ -16,8 +16,6 @@ from mmif_trt.train import coloured, data, fusion, loop
 from mmif_trt.train.captured import CapturedForward
 from mmif_trt.train.losses import LossWeights
 
-COARSE = LAGNConfig(stride=8, window=4, activation="hardswish")  # as released
-
 
 def test_without_a_card_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

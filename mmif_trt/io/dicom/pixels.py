@@ -9,6 +9,7 @@ import numpy as np
 from mmif_trt.image import MAX_VOXELS, InputError
 from mmif_trt.io.dicom import codestream
 from mmif_trt.io.dicom.extent import announced
+from mmif_trt.io.dicom.syntaxes import NOT_USED
 from mmif_trt.running import why
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _why_not(dataset: Any, shape: tuple[int, int, int], error: Exception) -> str
 
 def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
     """By the first codec that accepts the stream: one may refuse 12 bits or a marker that another reads.
-    Never gdcm: damaged pixels abort the process in it (found by tests/io/test_fuzz_volumes.py)."""
+    Never by NOT_USED."""
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -194,7 +195,7 @@ def _decoded(dataset: Any, shape: tuple[int, int, int]) -> np.ndarray:
     if syntax.is_transfer_syntax and not syntax.is_encapsulated:
         return _lowered(pixel_array(dataset, **bits), shift, dataset)
     try:
-        codecs = [name for name in get_decoder(syntax).available_plugins if name != "gdcm"]
+        codecs = [name for name in get_decoder(syntax).available_plugins if name != NOT_USED]
     except NotImplementedError:
         codecs = []
     if not codecs:

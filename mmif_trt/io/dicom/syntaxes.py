@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-NOT_USED = "gdcm"  # see stack._codec
+NOT_USED = "gdcm"  # damaged pixels abort the process in it (found by tests/io/test_fuzz_volumes.py)
 
 
 def readable() -> list[Any]:
