@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The CPU build of torch where the index has one; extra arguments for pip come in PIP_ARGS.
 PIP_ARGS ?=
 
-# make train-all DATA=HARVARD RUNS=runs: the three trainings; a stopped one goes on where it was.
+# make train-all DATA=HARVARD RUNS=runs: all trainings; a stopped one goes on where it was.
 DATA ?= data
 RUNS ?= runs
 HOLD_OUT ?= ct:case34 ct:case37 pet:case25 spect:case15 spect:case40

@@ -22,6 +22,7 @@ TOP_UPTAKE = 0.8  # quantile of the uptake over the foreground from which on it 
 FOREGROUND_RGB, FOREGROUND_UPTAKE = 8 / 255, 0.08
 DETAIL_SIGMA_PX = 2.5
 SOFT_CT = (20 / 255, 170 / 255)  # grey and white matter, fluid and oedema of a brain window
+BONE = 170 / 255  # in a brain window, from here on
 SOFT_MRI, SOFT_SLOPE, SOFT_MARGIN_PX = 10 / 255, 6 / 255, 2
 TINY = 1e-6
 CHROMA_MIN = 0.04  # Oklab: below it there is no hue to keep
@@ -170,9 +171,9 @@ def soft_tissue_loss(f: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (1 - similarity(gradients(f), gradients(a), mask)) * mask.amax((1, 2, 3))
 
 
-def bone_loss(f: Tensor, b: Tensor, level: float = 170 / 255) -> Tensor:
+def bone_loss(f: Tensor, b: Tensor) -> Tensor:
     """Mean distance of the fused image to the CT over bone, in the range's unit; 0 where there is none."""
-    bone = (b >= level).to(b)
+    bone = (b >= BONE).to(b)
     return ((f - b).abs() * bone).sum((1, 2, 3)) / bone.sum((1, 2, 3)).clamp(min=1)
 
 

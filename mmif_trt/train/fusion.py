@@ -1,9 +1,9 @@
 """Train LAGN on registered pairs: python -m mmif_trt.train.fusion --data HARVARD --out runs/v0
 
 Third of the three trainings; with --generated (train/generate.py) the pictures of the diffusion model take
-part in the loss, without it the first two are not needed. The network runs in bfloat16, as on the CPU later,
-in channels-last order; losses and weights are FP32. Where that leaves it too far from FP32, a further term
-(--rounding) or stage (--init) brings the two together. The losses are those of `losses.py`, and those of
+part in the loss, without it the first two are not needed. The network runs in channels-last order, in
+bfloat16 as later on many a CPU, or with --precision fp32 as the released ones did; losses and weights are
+FP32. A further term (--rounding) keeps both precisions together. The losses are those of `losses.py`, and those of
 `fidelity_losses.py` and `lesions.py` where they have a weight; all sets together.
 """
 

@@ -43,10 +43,10 @@ class Site:
     source: str
 
 
-def shape(rng: np.random.Generator, side: int = WINDOW_PX) -> ndarray:
-    """[side, side] float32 in [0, 1], 1 in the middle of the lesion: a blob with a wavy outline, a ring, a
-    streak or a cluster, its border soft or sharp."""
-    c = side // 2
+def shape(rng: np.random.Generator) -> ndarray:
+    """[WINDOW_PX, WINDOW_PX] float32 in [0, 1], 1 in the middle of the lesion: a blob with a wavy outline, a
+    ring, a streak or a cluster, its border soft or sharp."""
+    c = WINDOW_PX // 2
     y, x = np.mgrid[-c : c + 1, -c : c + 1].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -63,7 +63,7 @@ def shape(rng: np.random.Generator, side: int = WINDOW_PX) -> ndarray:
         bend = rng.uniform(-0.04, 0.04)
         distance = np.maximum(np.abs(v - bend * u * u) - rng.uniform(0.8, 2.0), np.abs(u) - 1.5 * radius)
     else:  # cluster
-        distance = np.full_like(u, side)
+        distance = np.full_like(u, WINDOW_PX)
         for _ in range(int(rng.integers(2, 6))):
             at = rng.uniform(-5, 5, 2)
             distance = np.minimum(distance, np.hypot(u - at[0], v - at[1]) - rng.uniform(1.0, 2.8))
