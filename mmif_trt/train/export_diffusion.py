@@ -8,7 +8,6 @@ precision with their configuration inside, and their SHA-256 and provenance into
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 
 from mmif_trt import weights
 from mmif_trt.image import InputError
-from mmif_trt.running import explain
 from mmif_trt.train import checkpoints, diffusion, releasing
 
 
@@ -66,12 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--command", required=True, help="the commands that trained them, for the manifest")
     parser.add_argument("--commit", required=True, help="the commit they were trained at")
     given = parser.parse_args(arguments)
-    try:
-        print(json.dumps(run(given), indent=1))
-    except (InputError, OSError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return releasing.exit_code(lambda: run(given))
 
 
 if __name__ == "__main__":

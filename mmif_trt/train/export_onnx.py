@@ -22,9 +22,7 @@ import numpy as np
 import torch
 
 from mmif_trt import weights
-from mmif_trt.image import InputError
 from mmif_trt.models.lagn import LAGN, LAGNConfig
-from mmif_trt.running import explain
 from mmif_trt.samples import PAIRS, sample
 from mmif_trt.stages import colour, normalise
 from mmif_trt.train import checkpoints, releasing
@@ -130,12 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", default="Harvard Whole Brain Atlas pairs, training cases (see MODEL_CARD.md)"
     )
     given = parser.parse_args(arguments)
-    try:
-        print(json.dumps(run(given), indent=1))
-    except (InputError, OSError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return releasing.exit_code(lambda: run(given))
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:

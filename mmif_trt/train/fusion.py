@@ -3,8 +3,8 @@
 Third of the three trainings; with --generated (train/generate.py) the pictures of the diffusion model take
 part in the loss, without it the first two are not needed. The network runs in channels-last order, in
 bfloat16 as later on many a CPU, or with --precision fp32 as the released ones did; losses and weights are
-FP32. A further term (--rounding) keeps both precisions together. The losses are those of `losses.py`, and those of
-`fidelity_losses.py` and `lesions.py` where they have a weight; all sets together.
+FP32. A further term (--rounding) keeps both precisions together. The losses are those of `losses.py`, and
+those of `fidelity_losses.py` and `lesions.py` where they have a weight; all sets together.
 """
 
 from __future__ import annotations

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmif_trt import files, weights
+from mmif_trt.image import InputError
+from mmif_trt.running import explain
 
 
 @contextmanager
@@ -26,3 +29,14 @@ def replacing() -> Iterator[Path]:
 
 def write_manifest(table: dict[str, Any]) -> None:
     files.write_atomic(weights.FOLDER / "manifest.json", (json.dumps(table, indent=1) + "\n").encode())
+
+
+def exit_code(release: Callable[[], dict[str, Any]]) -> int:
+    """Of a command that releases and prints the entry of the manifest: 0, or 2 after one line that says why
+    nothing was replaced."""
+    try:
+        print(json.dumps(release(), indent=1))
+    except (InputError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    return 0
