@@ -127,14 +127,14 @@ inline dim3 tile_grid(const FusionLossParams& p) {
               static_cast<unsigned>(p.batch));
 }
 
-// Whether a launch is supported: float32, and counts that fit its 32-bit numbers.
+// Whether a launch is supported: float32, and counts, of the bytes of a row too, that fit its 32-bit numbers.
 inline bool launchable(const FusionLossParams& p) {
   constexpr int64_t most = 0x7fffffff;
   for (const FusionLossImage* image : {&p.f, &p.a, &p.b, &p.wa, &p.wb})
     if (image->row_stride > most / 8) return false;
   return p.dtype == DType::kFloat && p.chunks == fusion_loss_chunks(p.height, p.width) &&
          p.height >= kSsimWindow && p.width >= kSsimWindow && p.height <= 65535 * kTileHeight &&
-         p.width <= most / 8 && p.height * p.width <= most && p.batch * p.height <= most && p.batch <= 65535;
+         p.width <= most / 16 && p.height * p.width <= most && p.batch * p.height <= most && p.batch <= 65535;
 }
 
 }  // namespace mmif

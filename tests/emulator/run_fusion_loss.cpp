@@ -12,7 +12,7 @@
 namespace {
 
 struct Header {
-  int64_t batch, height, width, row_stride, weighted, seed;
+  int64_t batch, height, width, row_stride, apart, between, start, weighted, seed;
   double c1, c2;
 };
 
@@ -23,13 +23,15 @@ void run(const Header& h, const double* gaussian, std::FILE* cases, std::FILE* r
   p.c1 = h.c1, p.c2 = h.c2;
   p.chunks = mmif::fusion_loss_chunks(h.height, h.width);
   std::copy(gaussian, gaussian + mmif::kSsimWindow, p.gaussian);
-  // An image ends with its last pixel: what would pad the last row is not there.
-  const size_t last = h.row_stride - h.width, image_elements = h.batch * h.height * h.row_stride;
+  // Each image has strides of its own. It ends with its last pixel: what would pad the last row is not there.
   std::vector<Bytes> storage;
   mmif::FusionLossImage* const images[] = {&p.f, &p.a, &p.b, &p.wa, &p.wb};
   for (int i = 0; i < (h.weighted ? 5 : 3); ++i) {
-    storage.push_back(read(cases, (image_elements - (image_elements ? last : 0)) * sizeof(float)));
-    *images[i] = {storage.back().data(), h.height * h.row_stride, h.row_stride};
+    const int64_t row = h.row_stride + i * h.apart, image = h.height * row + h.between;
+    const int64_t last = (h.batch - 1) * image + (h.height - 1) * row + h.width;
+    storage.push_back(read(cases, h.batch ? (h.start + last) * sizeof(float) : 0));
+    const size_t first = h.batch ? h.start * sizeof(float) : 0;
+    *images[i] = {storage.back().data() + first, image, row};
   }
   const Bytes d_terms = read(cases, h.batch * 3 * sizeof(float));
   const size_t pixels = h.batch * h.height * h.width;

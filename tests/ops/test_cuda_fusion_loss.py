@@ -6,6 +6,7 @@ the comparison can fail is tested too: faults planted in a copy of the source ar
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from emulation import (
     CUDA,
     EMULATOR,
@@ -47,6 +47,12 @@ class Case:
     kind: str = "smooth"
     weighted: bool = True
     padding: int = 0  # elements from the end of a row to the next
+    apart: int = 0  # more of them in each image than in the one before
+    between: int = 0  # elements between the pictures of an image
+    start: int = 0  # elements before an image's first pixel
+    spoilt: str = ""  # the image with a pixel that is not finite
+    at: tuple[int, int] = (0, 0)  # y, x of that pixel
+    value: float = math.nan
     seed: int = 0  # of the order of threads
     constants: tuple[float, float] = (reference.SSIM_C1, reference.SSIM_C2)
 
@@ -56,7 +62,9 @@ class Case:
     def __str__(self) -> str:
         weights = "weighted" if self.weighted else "plain"
         size = f"{self.batch}x{self.height}x{self.width}"
-        return f"{size}-{self.kind}-{weights}-{self.padding}-{self.seed}-{self.constants[1]:g}"
+        memory = f"{self.padding}-{self.apart}-{self.between}-{self.start}"
+        spoilt = f"-{self.spoilt}-{self.at[0]}-{self.at[1]}-{self.value}" if self.spoilt else ""
+        return f"{size}-{self.kind}-{weights}-{memory}-{self.seed}-{self.constants[1]:g}{spoilt}"
 
 
 CASES = [
@@ -67,11 +75,20 @@ CASES = [
     Case(40, 37, constants=(1e-5, 1e-4)),
     Case(batch=0),
     *(Case(70, width, weighted=w) for width in (35, 36, 64) for w in (True, False)),
+    *(Case(33, 40, 2, "smooth", True, 0, *memory) for memory in ((3,), (4, 8, 4), (4, 4, 2), (0, 1))),
+]
+# In a corner, beside an edge, and in the middle of two tiles' halos; by single values and by vectors.
+SPOILT = [
+    Case(50, width, spoilt=image, at=at, value=value)
+    for width, value in ((43, math.nan), (44, math.nan), (44, math.inf))
+    for image, at in (("f", (0, 0)), ("a", (49, width - 1)), ("b", (31, 33)), ("f", (30, 1)), ("wa", (20, 5)))
 ]
 ORDERS = [Case(29, 41, weighted=w, seed=seed) for w in (True, False) for seed in SEEDS]
 SANITIZED = [
     Case(11, 11, seed=1),
     Case(35, 36, 1, padding=4),
+    Case(12, 36, apart=4, between=4, start=4),
+    Case(12, 36, apart=1, between=3, start=1),
     Case(19, 37, 1, padding=3, weighted=False),
     Case(17, 33, 1),
     Case(batch=0),
@@ -88,7 +105,21 @@ class Outputs:
 
 @cache
 def given(case: Case) -> Inputs:
-    return inputs((case.batch, case.height, case.width), case.kind, case.weighted)
+    x = inputs((case.batch, case.height, case.width), case.kind, case.weighted)
+    if case.spoilt:
+        getattr(x, case.spoilt)[-1, 0, case.at[0], case.at[1]] = case.value
+    return x
+
+
+def stored(image: Tensor, row: int, between: int, start: int) -> bytes:
+    """Pixel after pixel, at these strides, up to the last one; not a number where there is none."""
+    if not image.numel():
+        return b""
+    B, _, H, W = image.shape
+    strides = H * row + between, row, 1
+    memory = torch.full((start + (B - 1) * strides[0] + (H - 1) * row + W,), float("nan"))
+    memory.as_strided((B, H, W), strides, start).copy_(image[:, 0])
+    return memory.numpy().tobytes()
 
 
 def pack(cases: Sequence[Case]) -> bytes:
@@ -96,17 +127,13 @@ def pack(cases: Sequence[Case]) -> bytes:
     weight = np.exp(-(offset**2) / (2 * reference.SSIM_SIGMA_PX**2))
     data = [(weight / weight.sum()).tobytes()]
     for case in cases:
-        stride = case.width + case.padding
-        data.append(
-            struct.pack(
-                "6q2d", case.batch, case.height, case.width, stride, case.weighted, case.seed, *case.constants
-            )
-        )
+        stride, how = case.width + case.padding, (case.apart, case.between, case.start)
+        shape = case.batch, case.height, case.width
+        data.append(struct.pack("9q2d", *shape, stride, *how, case.weighted, case.seed, *case.constants))
         x = given(case)
-        for image in x.all():
+        for i, image in enumerate(x.all()):
             if image is not None:
-                padded = F.pad(image, (0, case.padding), value=float("nan")).flatten().numpy()
-                data.append(padded[: padded.size - case.padding if padded.size else 0].tobytes())
+                data.append(stored(image, stride + i * case.apart, case.between, case.start))
         data.append(x.d_terms.numpy().tobytes())
     return b"".join(data)
 
@@ -166,12 +193,22 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def results(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Outputs]:
     folder = tmp_path_factory.mktemp("run")
-    return run_cases(link(objects, folder / "run"), folder, CASES + ORDERS)
+    return run_cases(link(objects, folder / "run"), folder, CASES + ORDERS + SPOILT)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_error_is_at_most_twice_plain_torchs(case: Case, results: dict[Case, Outputs]) -> None:
     check(case, results[case])
+
+
+@pytest.mark.parametrize("case", SPOILT, ids=str)
+def test_what_is_not_finite_spreads_as_in_the_truth(case: Case, results: dict[Case, Outputs]) -> None:
+    x, ours = given(case), results[case]
+    true, true_d = with_gradient(reference.fusion_loss, x)
+    assert not true[1].isfinite().all() and true[0].isfinite().all()
+    for y, expected in ((ours.terms, true), (ours.d_f, true_d)):
+        assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.isinf(), expected.isinf())
+    assert torch.equal(ours.choices, choices(x))
 
 
 @needs_kernel
