@@ -8,6 +8,8 @@ the losses, whose work depends on the batch, are not captured.
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,8 @@ class CapturedForward:
         if not torch.cuda.is_available():
             raise InputError("--capture: no CUDA device; expected one, or leave the option out")
         self._made: dict[tuple[str, tuple[int, ...]], list[nn.Module]] = defaultdict(list)
-        self._awaited: set[nn.Module] = set()  # graphs whose backward pass is to come
+        # Graphs whose backward pass may come: until it does, or its node dies with a result nobody used.
+        self._awaited: WeakValueDictionary[nn.Module, Any] = WeakValueDictionary()
 
     def __call__(self, model: LAGN, a: Tensor, b: Tensor, precision: str) -> Tensor:
         if not torch.is_grad_enabled():  # a teacher: no backward pass to capture
@@ -48,10 +51,10 @@ class CapturedForward:
         graph = next((graph for graph in made if graph not in self._awaited), None) or self._capture(
             model, a, b, precision
         )
-        # The graph's own buffer: the next replay writes over it.
-        fused: Tensor = graph(a, b).clone()
-        self._awaited.add(graph)
-        fused.register_hook(lambda _: self._awaited.discard(graph))
+        own: Tensor = graph(a, b)  # the graph's buffer: the next replay writes over it
+        self._awaited[graph] = own.grad_fn
+        fused = own.clone()
+        fused.register_hook(lambda _: self._awaited.pop(graph, None) and None)
         return fused
 
     def _capture(self, model: LAGN, a: Tensor, b: Tensor, precision: str) -> nn.Module:
