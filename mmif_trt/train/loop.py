@@ -1,8 +1,8 @@
 """What the three trainings share: the first state, one optimiser step, and the run to the end.
 
 Each training's objective depends only on the step, so a run stopped at any moment continues from its last
-checkpoint (`checkpoints.py`) to the same result. Under torchrun every process
-takes its own batches and the gradients are averaged.
+checkpoint (`checkpoints.py`) to the same result. Under torchrun every process takes its own batches and the
+gradients are averaged.
 """
 
 from __future__ import annotations
@@ -144,11 +144,22 @@ def resume(path: Path, state: State, config: Any) -> bool:
     found = path.exists()
     if found:
         load_checkpoint(path, state, config)
+    refusal: InputError | OSError | None = None
     if rank == 0:  # and not before: a refused run changes nothing
-        files.prove_writable(path.parent)
-        state.lock = held(path.parent)
-        files.remove_leftovers(path.parent)
-        files.write_atomic(path.with_name("config.json"), (as_json(config) + "\n").encode())
+        try:
+            files.prove_writable(path.parent)
+            state.lock = held(path.parent)
+            files.remove_leftovers(path.parent)
+            files.write_atomic(path.with_name("config.json"), (as_json(config) + "\n").encode())
+        except (InputError, OSError) as error:
+            refusal = error
+    if world > 1:  # the others would wait for the first, and end with its broken connection
+        refused = torch.tensor([float(refusal is not None)], device=device())
+        dist.all_reduce(refused)
+        if refused.item() and rank:
+            raise InputError(f"{path.parent}: the first process of this training was refused, and says why")
+    if refusal is not None:
+        raise refusal
     return found
 
 

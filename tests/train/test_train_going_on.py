@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import REPO
 from disks import disk
+from ports import free_port
 from safetensors.torch import load_file, save_file
 from training_data import write_sets
 
@@ -246,6 +247,11 @@ def test_a_folder_takes_one_training_at_a_time(root: Path, tmp_path: Path) -> No
         assert other.stdout is not None and other.stdout.readline()
         with pytest.raises(InputError, match="another training is at work there; let it end, or --out NEW"):
             fusion.train(CONFIG, root, out)
+        # The second of two processes ended with a traceback: the first had broken their connection.
+        several = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+        told = [sys.executable, "-m", *several, "-m", "mmif_trt.train.fusion", *words(root, out)]
+        said = subprocess.run(told, cwd=REPO, capture_output=True, text=True, check=False).stderr
+        assert "another training is at work there" in said and "[rank1]" not in said, said
         assert [path.name for path in out.iterdir()] == [".lock"]
     fusion.train(CONFIG, root, out, stop_after=1)
     fusion.train(CONFIG, root, out)
