@@ -97,8 +97,9 @@ $(RUNS)/generated/train.safetensors: .venv/done
 		--diffusion $(RUNS)/diffusion/checkpoint.safetensors
 
 # LAGN as released, from random weights; what each stage brings is in docs/guides/training.md. Five cases are left out,
-# to measure on; of other data, HOLD_OUT names others, or none (HOLD_OUT=). By line: the diffusion's part and the output formula; crops; the published measures; what a reader
-# needs of all sets, of CT, of uptake and its colour; lesions.
+# to measure on; of other data, HOLD_OUT names others, or none (HOLD_OUT=). By line: the diffusion's part and the
+# output formula; cases left out; crops; the published measures; what a reader needs of all sets, of CT, of uptake and
+# its colour; lesions.
 RECIPE = --generated $(RUNS)/generated/train.safetensors --predictability 4 --below 2 --reach brightest \
 	$(if $(HOLD_OUT),--hold-out $(HOLD_OUT)) --precision fp32 \
 	--crop-px 96 --batch-size 8 --randomised 0.65 --synthetic 0.3 --repainted 0.35 \
