@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -254,7 +255,9 @@ class Batches(Dataset[tuple[int, Batch]]):
 
     def close(self) -> None:
         if self._ahead is not None:
-            self._ahead._shutdown_workers()  # dropping it is not enough: a traceback may hold it
+            # A library's threads make a worker abort at its end now and then: torch raises that here.
+            with suppress(RuntimeError):
+                self._ahead._shutdown_workers()  # dropping it is not enough: a traceback may hold it
             self._ahead = None
 
 
