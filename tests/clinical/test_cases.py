@@ -158,13 +158,18 @@ def test_a_dry_run_says_what_the_files_tell_at_once(
     (tmp_path / "no.nii").write_bytes(b"no")
     rows = ["of4d,mri.nii,dynamic.nii.gz,", "of1,mri.nii,dynamic.nii.gz,2", "gone,gone.nii,mri.nii,"]
     rows += ["bad,mri.nii,no.nii,", "two,mri.nii,two,", "second,mri.nii,gap,2", "mr,two/mr,mri.nii,"]
-    rows += ["gap,gap,mri.nii,", "none,mri.nii,out,"]
+    rows += ["gap,gap,mri.nii,", "none,mri.nii,out,", "text,text.dcm,mri.nii,", "rows,rows,mri.nii,"]
+    (tmp_path / "text.dcm").write_bytes(b"no")
     write_mr(tmp_path / "two" / "mr", AFFINE, SHAPE)
     write_pet(tmp_path / "two" / "pt", AFFINE, SHAPE)
     shutil.copytree(tmp_path / "two" / "mr", tmp_path / "gap")
     for path_of_slice in sorted((tmp_path / "gap").iterdir())[3:5]:
         path_of_slice.unlink()
     (tmp_path / "out").mkdir()
+    (tmp_path / "rows").mkdir()
+    for number, path_of_slice in enumerate(sorted((tmp_path / "two" / "mr").iterdir())):
+        one_byte = path_of_slice.read_bytes().replace(b"\x28\x00\x10\x00US\x02", b"\x28\x00\x10\x00US\x01")
+        (tmp_path / "rows" / f"{number}.dcm").write_bytes(one_byte)
     path.write_text("\n".join(["name,a,b,volume_b", *rows]) + "\n")
     assert main(["batch", str(path), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
     said = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -174,7 +179,8 @@ def test_a_dry_run_says_what_the_files_tell_at_once(
     assert "b will be refused: not a single-file NIfTI" in said["bad"]
     assert said["mr"].endswith("(to do)")
     assert "choose by --series-a" in said["two"] and "missing" in said["gap"] and "volume 2" in said["second"]
-    for name, folder in (("two", "two"), ("gap", "gap"), ("none", "out")):
+    assert "a will be refused: damaged DICOM" in said["rows"]
+    for name, folder in (("two", "two"), ("gap", "gap"), ("none", "out"), ("text", "text.dcm")):
         with pytest.raises(InputError) as refused:
             mmif_trt.read(tmp_path / folder)
         assert str(refused.value).removeprefix(f"{tmp_path / folder}: ") in said[name], "as the run will say"
