@@ -179,7 +179,7 @@ def test_a_header_longer_than_what_was_read_is_not_taken_for_whole(
     write_series(tmp_path / "ct", [one])
     (path,) = map(str, (tmp_path / "ct").iterdir())
     whole, size = Path(path).read_bytes(), Path(path).read_bytes().index(b"\x20\x00\x13\x91") + 300
-    monkeypatch.setattr(dicom, "MOST_HEADERS_BYTES", size)
+    monkeypatch.setattr(dicom, "HEADERS_BYTES", (200, size))
     dicom.foresee(path)
     found = keys_of(path)
     assert found is not None and len(found[1][keys.PLACES]) == SHAPE[0]

@@ -5,6 +5,7 @@ No message of this file quotes a patient value: findings are described by number
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -32,7 +33,7 @@ privacy.patient_values_off()
 MAX_FILES = 20_000
 MAX_BYTES = 2 << 30  # of a series, and of an unpacked zip
 HEAD_BYTES = 4096  # enough to tell what a file is
-MOST_HEADERS_BYTES = 1 << 20  # end before
+HEADERS_BYTES = (64 << 10, 1 << 20)  # most end before the first, nearly all before the second
 BEGINNING_BYTES = 256 << 10  # of an object in a store: a file of this length is the beginning of another
 
 
@@ -168,10 +169,10 @@ class _Beginning(io.BytesIO):
 
 def header(path: str) -> Any:
     """The dataset of a file without its pixels. Raises OSError and InputError."""
-    try:
-        return _header(path, MOST_HEADERS_BYTES)
-    except InputError:
-        return _header(path, -1)  # that of thousands of frames may be longer
+    for size in HEADERS_BYTES:
+        with contextlib.suppress(InputError):
+            return _header(path, size)
+    return _header(path, -1)  # that of thousands of frames may be longer
 
 
 def _header(path: str, size: int) -> Any:
