@@ -143,7 +143,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over rows. warned: failures with a warning; false_alarms: warnings where the error is at most
     GOOD_MM, of so many good."""
     errors = [row["error_mm"] for row in rows]
-    warned = [row["repeatability_mm"] > geometry.WARN_MM for row in rows]
+    apart_mm = [np.inf if row["repeatability_mm"] is None else row["repeatability_mm"] for row in rows]
+    warned = [apart > geometry.WARN_MM for apart in apart_mm]
     return {
         "pairs": len(rows),
         "median_mm": round(float(np.median(errors)), 1),
@@ -152,7 +153,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "warned": sum(y for x, y in zip(errors, warned, strict=True) if x > FAILURE_MM),
         "good": sum(x <= GOOD_MM for x in errors),
         "false_alarms": sum(y for x, y in zip(errors, warned, strict=True) if x <= GOOD_MM),
-        "covered": sum(row["repeatability_mm"] >= row["error_mm"] for row in rows),
+        "covered": sum(apart >= error for apart, error in zip(apart_mm, errors, strict=True)),
         "cpu_s": round(float(np.mean([row["cpu_s"] for row in rows])), 1),
     }
 

@@ -34,7 +34,7 @@ KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (TypeError, "a malformed value"),
     (ValueError, "a malformed value"),
 )
-CLINICAL = ("nibabel", "pydicom")  # what reading volumes needs; an extra of the installation
+CLINICAL = ("nibabel", "pydicom", "SimpleITK")  # what volumes need; an extra of the installation
 ECHO_S = 1.0  # `timeout` and others signal a process and then its group: twice within this time is once
 
 

@@ -34,7 +34,6 @@ for words in (["fuse", "a/x.png", "b/x.png", "-o", "x.tif", "--precision", "fp32
               ["info"]):
     assert cli.main(words) == 0, words
 import mmif_trt
-from mmif_trt.cli import main
 print(mmif_trt.fuse("a/x.png", "b/x.png").size)
 print(mmif_trt.fuse("a.nii", "b.nii", modality_b="ct", value_range=(0, 255)).data.shape)
 assert cli.main(["fuse", "a.nii", "b.nii", "-o", "x.nii"]) == 2
@@ -57,7 +56,6 @@ import sys
 for name in ("torch", "safetensors"):
     sys.modules[name] = None
 import mmif_trt
-from mmif_trt.cli import main
 try:
     mmif_trt.load_model()
 except mmif_trt.InputError as error:
@@ -111,6 +109,17 @@ def test_without_torch_the_remedy_is_named(tmp_path: Path) -> None:
     model, training = done.stdout.splitlines()
     assert "load_model: torch and safetensors not installed; try pip install 'mmif-trt[train]'" in model
     assert training.endswith("torch, safetensors not installed; try pip install 'mmif-trt[train]'")
+
+
+def test_without_simpleitk_the_remedy_is_named(tmp_path: Path) -> None:
+    """It is first needed where two volumes are brought onto one grid."""
+    write_mr(tmp_path / "mr", affine_of(), (4, 16, 16))
+    write_pet(tmp_path / "pt", affine_of(), (4, 16, 16))
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['SimpleITK'] = None\n")
+    env = {"PYTHONPATH": f"{tmp_path}:{REPO}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "mmif_trt", "fuse", "mr", "pt", "-o", "out.nii", "--precision", "fp32"]
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("needs SimpleITK; install it with pip install 'mmif-trt[clinical]'\n")
 
 
 def test_without_pydicom_no_header_is_called_damaged(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from mmif_trt.image import InputError
 from mmif_trt.io.which import Which
 from mmif_trt.storage import is_url
 
+CUT = ("damaged DICOM", "truncated gzipped file")
+
 
 def fault(case: Case, decoder: Decoder) -> str:
     """Which side will be refused, and why; "" where that is not known yet. Of the files of a series the plan
@@ -29,10 +31,10 @@ def _fault(path: str, which: Which, decoder: Decoder) -> str:
         return decoder.foresee(path, which).removeprefix(f"{path}: ")
     with scratch.folder("heads") as folder:
         try:
-            local = staging.beginnings(path, folder)
+            local, names = staging.beginnings(path, folder)
         except InputError as error:
             return str(error).removeprefix(f"{path}: ")
         found = decoder.foresee(local, which)
-        if "damaged DICOM" in found:  # by our cut: its header is longer than what was fetched
+        if any(words in found for words in CUT):  # by us: its header is longer than what was fetched
             return ""
-        return found.removeprefix(f"{local}: ").replace(local, path.rstrip("/"))
+        return staging.named(found.removeprefix(f"{local}: "), names)

@@ -22,7 +22,7 @@ KEYS = (
 )
 TIED = "TiedFrames"  # beside KEYS: the frames that a Spatial Registration ties together
 PLACES = "Places"  # of every image of the file: its grid and position, see _places
-NO_IMAGE = "NoImage"  # what the instance is, if not an image
+NO_IMAGE = "NoImage"  # what the instance is, if not an image to fuse
 WHY = "Why"  # what is wrong with its geometry, as text
 CONTRAST = "Contrast"  # whether a contrast agent is named
 
@@ -50,10 +50,19 @@ def _keys(path: str) -> dict[str, Any]:
         keys[TIED] = tied
     elif kind := objects.no_image(dataset, header_only=True):
         keys[NO_IMAGE] = kind
+    elif _is_colour_mri(dataset):
+        keys[NO_IMAGE] = "MRI in colour"  # a map or a report, which fusing would refuse
     else:
         keys |= _places(dataset)
         keys[CONTRAST] = bool(dataset.get("ContrastBolusAgent") or dataset.get("ContrastBolusAgentSequence"))
     return keys
+
+
+def _is_colour_mri(dataset: Any) -> bool:
+    from mmif_trt.io.dicom.values import MODALITY
+
+    photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    return MODALITY.get(str(dataset.get("Modality"))) == "mri" and not photometric.startswith("MONOCHROME")
 
 
 def _texts(value: Any) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from mmif_trt.clinical.case import Case
 from mmif_trt.image import InputError
+from mmif_trt.io.dicom import BEGINNING_BYTES
 from mmif_trt.storage import ANSWERING, Bucket, is_url, why
 
-HEAD_BYTES = 256 << 10  # most DICOM headers are far shorter; otherwise the whole file is fetched
+HEADS_AT_ONCE = 128  # of them in memory, each up to BEGINNING_BYTES: most DICOM headers are far shorter
 TWINS = {".hdr": ".img", ".img": ".hdr"}
 
 
@@ -107,34 +108,39 @@ def objects(root: str, part: tuple[int, int]) -> Iterator[str]:
         waiting += reversed(below)
 
 
-def beginnings(url: str, folder: Path) -> str:
-    """A local file with the first HEAD_BYTES of an object, or a folder with those of all below a prefix.
-    Raises InputError."""
+def beginnings(url: str, folder: Path) -> tuple[str, dict[str, str]]:
+    """(a local file with the first BEGINNING_BYTES of an object, or a folder with those of all below a
+    prefix; local path -> URL for messages). Raises InputError."""
     files, url = Bucket(url).files, url.rstrip("/")
     try:
         is_file = files.isfile(url)
-        found = [url] if is_file else [f"s3://{key}" for key in files.find(url)]
+        there = files.find(url, detail=True)
     except Exception as error:  # botocore has many, and not all are OSError
         raise InputError(f"{url}: cannot be listed ({why(error)}); {ANSWERING}") from error
-    if not found:
+    if not there:
         raise InputError(f"{url}: no such object or prefix; expected what the plan names")
-    place = folder / "heads"
-    place.mkdir()
-    names = heads(found, place)
+    found = [f"s3://{key}" for key, entry in there.items() if entry["size"]]  # no range of an empty one
+    names: dict[str, str] = {}
+    for at in range(0, len(found), HEADS_AT_ONCE):
+        place = folder / f"{at:08}"
+        place.mkdir()
+        names |= heads(found[at : at + HEADS_AT_ONCE], place)
     if lost := len(found) - len(names):
         raise InputError(f"{url}: {lost} of {len(found)} objects cannot be fetched; {ANSWERING}")
-    if not is_file:
-        return str(place)
-    one = place / PurePosixPath(url).name  # its suffix tells the format
-    os.rename(next(iter(names)), one)
-    return str(one)
+    local = folder
+    if is_file:
+        local = folder / PurePosixPath(url).name  # its suffix tells the format
+        local.touch()
+        for path in names:
+            os.replace(path, local)
+    return str(local), {**names, str(local): url}
 
 
 def heads(urls: list[str], folder: Path, whole: bool = False) -> dict[str, str]:
-    """local path -> URL, for the first HEAD_BYTES of each object; those that cannot be fetched are left
+    """local path -> URL, for the first BEGINNING_BYTES of each object; those that cannot be fetched are left
     out."""
     files = Bucket(urls[0]).files
-    end = None if whole else HEAD_BYTES
+    end = None if whole else BEGINNING_BYTES
     parts = files.cat_ranges(urls, [0] * len(urls), [end] * len(urls), on_error="return")
     names: dict[str, str] = {}
     for number, (url, data) in enumerate(zip(urls, parts, strict=True)):

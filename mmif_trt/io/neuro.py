@@ -26,7 +26,11 @@ _MGH_BYTES = {0: 1, 1: 4, 3: 4, 4: 2}  # of a voxel, by MRI_UCHAR, MRI_INT, MRI_
 _MGH_FOOTER_BYTES = 1 << 20
 _KIND = "NRRD_kinds[pixel]"  # by ITK: of the axis that is not in space
 _META_HEAD_BYTES = 65_536
-_META_AXES, _META_ORIGIN = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
+_META_PLACE = {  # what ITK takes for 1 mm, no turn and 0 where none is said -> its names in MetaImage
+    "ElementSpacing": ("ElementSpacing", "ElementSize"),
+    "TransformMatrix": ("TransformMatrix", "Rotation", "Orientation"),
+    "Offset": ("Offset", "Position", "Origin"),
+}
 _REORDER = [2, 1, 0, 3]
 
 
@@ -146,21 +150,26 @@ def _meta(name: str, which: Which) -> Image:
         files.append(os.path.join(os.path.dirname(name), data))
         if not is_regular(files[1]):  # LIST and patterns, of a file per slice, too
             raise InputError(f"no data file {data!r} beside it; expected LOCAL, or one file there")
+    if offset and head.get("HeaderSize", "0") not in (
+        "0",
+        "-1",
+    ):  # ITK would read the header's text as voxels
+        raise InputError("HeaderSize with LOCAL voxels; expected it for a data file alone")
     reader = _begun("MetaImageIO", "MetaImage", name)
     size = reader.GetSize()
     if (values := reader.GetNumberOfComponents()) > 1:
         raise InputError(f"MetaImage of {values} values per voxel; expected one")
     index, notes = nifti.pick(tuple(size[3:]), which)
     voxels, affine = _executed(reader, "MetaImage")
-    if head.get("CompressedData", "").lower() == "true":
-        _inflate(read_regular(files[-1])[offset:], voxels.nbytes)
-    known = any(x in head for x in _META_AXES) and any(x in head for x in _META_ORIGIN)
+    if head.get("CompressedData", "")[:1] in ("T", "t", "1"):  # as ITK takes it
+        _inflate(files[-1], offset, head.get("CompressedDataSize", ""), voxels.nbytes)
+    absent = [key for key, names in _META_PLACE.items() if not any(name in head for name in names)]
     image = _image(
         voxels[..., index] if len(size) == 4 else voxels,
         affine,
-        None if known else "none",
+        "none" if absent else None,
         name,
-        (*notes, *(() if known else ("no geometry in the file (no TransformMatrix and Offset)",))),
+        (*notes, *((f"no geometry in the file (no {', '.join(absent)})",) if absent else ())),
     )
     return replace(image, sha256=one_sum(sha256_of(path) for path in files))
 
@@ -179,13 +188,20 @@ def _meta_head(name: str) -> tuple[dict[str, str], int]:
     raise InputError("no ElementDataFile; expected the header of a MetaImage")
 
 
-def _inflate(packed: bytes, size: int) -> None:
-    """Raises InputError or zlib.error unless these are `size` bytes deflated: ITK leaves what is missing to
-    chance."""
-    inflater, count = zlib.decompressobj(wbits=47), 0
-    while packed and not inflater.eof:
-        count += len(inflater.decompress(packed, 1 << 20))
-        packed = inflater.unconsumed_tail
+def _inflate(path: str, offset: int, announced: str, size: int) -> None:
+    """Raises InputError, ValueError or zlib.error unless the bytes from `offset` on, as many as announced,
+    are `size` bytes deflated: ITK leaves what is missing to chance."""
+    inflater, count, left = zlib.decompressobj(wbits=47), 0, int(announced or 0)
+    if not left and offset:
+        raise InputError("compressed without CompressedDataSize; expected that, or a data file of its own")
+    left = left or os.path.getsize(path)
+    with open_regular(path) as file:
+        file.seek(offset)
+        while left > 0 and not inflater.eof and (packed := file.read(min(left, 1 << 20))):
+            left -= len(packed)
+            while packed and not inflater.eof:
+                count += len(inflater.decompress(packed, 1 << 20))
+                packed = inflater.unconsumed_tail
     if count != size or not inflater.eof:
         raise InputError(f"{count} bytes of voxels, {size} announced; expected a complete file")
 

@@ -305,7 +305,10 @@ class Spool:
     def gauges(self) -> dict[str, int]:
         """For /health and /metrics. Raises OSError if the folder is gone."""
         failed = [mark for mark in (self.root / "failed").iterdir() if is_regular(mark)]
-        aside = sum(read_regular(mark)[:9] == b"set aside" for mark in failed)
+        aside = 0
+        for mark in failed:
+            with contextlib.suppress(FileNotFoundError):  # see queue
+                aside += read_regular(mark)[:9] == b"set aside"
         return {
             "queue_length": len(self.waiting()),
             "studies_held": len(self.studies()),

@@ -17,7 +17,7 @@ import phantoms
 import pydicom
 import pytest
 from disks import disk, enlarge
-from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
+from phantoms import affine_of, grid, head, slices, uptake, write_mr, write_nifti, write_pet, write_series
 
 import mmif_trt
 from mmif_trt.cli import main
@@ -74,16 +74,23 @@ def test_series_are_paired_by_patient_study_and_frame(
     write_pet(root / "other frame", affine_of(), FrameOfReferenceUID="1.2.3")
     write_pet(root / "other study", affine_of(), StudyInstanceUID="1.2.4")
     write_mr(root / "localizer", small, (12, 60, 48), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    map_of = slices(head(grid(small, (12, 60, 48))), small, SeriesNumber="0")
+    for one in map_of:  # before the others by number, and fusing would refuse it
+        one.PixelData, one.SamplesPerPixel = bytes(60 * 48 * 3), 3
+        one.PhotometricInterpretation, one.PlanarConfiguration = "RGB", 0
+        one.BitsAllocated, one.BitsStored, one.HighBit = 8, 8, 7
+    write_series(root / "colour map", map_of)
     (root / "notes.txt").write_text("no DICOM")
     found, left = planning.plan(str(root), SECRET)
+    assert "12 x MRI in colour" in left
     assert len(found) == 1 and len(found[0].a) == 24 and len(found[0].b) == 20
     assert {Path(path).parent.name for path in (*found[0].a, *found[0].b)} == {"mr", "pt"}
     assert sum("no MRI of its patient, study and frame" in line for line in left) == 3
     assert sum("another MRI of its group covers more" in line for line in left) == 1
-    assert sum("localizer" in line for line in left) == 1 and len(left) == 5
+    assert sum("localizer" in line for line in left) == 1 and len(left) == 6
     assert main(["batch", str(root), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("left out") == 5 and "24 slices of 60 x 48" in shown and "PLANTED" not in shown
+    assert shown.count("left out") == 6 and "24 slices of 60 x 48" in shown and "PLANTED" not in shown
     assert f"mri series 1 (24 slices of 60 x 48, {root / 'mr'})" in shown, "no hash: a path"
     assert not (tmp_path / "out").exists()
     (tmp_path / "key").write_text(SECRET.hex())
@@ -158,13 +165,18 @@ def test_a_dry_run_says_what_the_files_tell_at_once(
     (tmp_path / "no.nii").write_bytes(b"no")
     rows = ["of4d,mri.nii,dynamic.nii.gz,", "of1,mri.nii,dynamic.nii.gz,2", "gone,gone.nii,mri.nii,"]
     rows += ["bad,mri.nii,no.nii,", "two,mri.nii,two,", "second,mri.nii,gap,2", "mr,two/mr,mri.nii,"]
-    rows += ["gap,gap,mri.nii,", "none,mri.nii,out,"]
+    rows += ["gap,gap,mri.nii,", "none,mri.nii,out,", "text,text.dcm,mri.nii,", "rows,rows,mri.nii,"]
+    (tmp_path / "text.dcm").write_bytes(b"no")
     write_mr(tmp_path / "two" / "mr", AFFINE, SHAPE)
     write_pet(tmp_path / "two" / "pt", AFFINE, SHAPE)
     shutil.copytree(tmp_path / "two" / "mr", tmp_path / "gap")
     for path_of_slice in sorted((tmp_path / "gap").iterdir())[3:5]:
         path_of_slice.unlink()
     (tmp_path / "out").mkdir()
+    (tmp_path / "rows").mkdir()
+    for number, path_of_slice in enumerate(sorted((tmp_path / "two" / "mr").iterdir())):
+        one_byte = path_of_slice.read_bytes().replace(b"\x28\x00\x10\x00US\x02", b"\x28\x00\x10\x00US\x01")
+        (tmp_path / "rows" / f"{number}.dcm").write_bytes(one_byte)
     path.write_text("\n".join(["name,a,b,volume_b", *rows]) + "\n")
     assert main(["batch", str(path), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
     said = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -174,7 +186,8 @@ def test_a_dry_run_says_what_the_files_tell_at_once(
     assert "b will be refused: not a single-file NIfTI" in said["bad"]
     assert said["mr"].endswith("(to do)")
     assert "choose by --series-a" in said["two"] and "missing" in said["gap"] and "volume 2" in said["second"]
-    for name, folder in (("two", "two"), ("gap", "gap"), ("none", "out")):
+    assert "a will be refused: damaged DICOM" in said["rows"]
+    for name, folder in (("two", "two"), ("gap", "gap"), ("none", "out"), ("text", "text.dcm")):
         with pytest.raises(InputError) as refused:
             mmif_trt.read(tmp_path / folder)
         assert str(refused.value).removeprefix(f"{tmp_path / folder}: ") in said[name], "as the run will say"

@@ -3,6 +3,7 @@ wins."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet
+from phantoms import affine_of, grid, head, uptake, write_mr, write_nifti, write_pet, write_series
 
 from mmif_trt import scratch, storage
 from mmif_trt.cli import main
-from mmif_trt.clinical import planning, progress, records
+from mmif_trt.clinical import planning, progress, records, staging
 from mmif_trt.clinical.cases import BEFORE, How, Runner
 from mmif_trt.clinical.plan_folder import PlanFolder
 from mmif_trt.fuser import Fuser
@@ -133,17 +135,29 @@ def test_a_tree_of_studies_in_a_bucket_is_planned_as_one_on_the_disk(tmp_path: P
     assert len([name for name in Bucket("s3://site/fused").names() if name.endswith(".dcm")]) == 2
 
 
-def test_a_dry_run_looks_into_a_bucket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_looks_into_a_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "HEADS_AT_ONCE", 3)
     write_mr(tmp_path / "s" / "mr", AFFINE, SHAPE)
     write_pet(tmp_path / "s" / "pt", AFFINE, SHAPE)
     (tmp_path / "s" / "bad.nii.gz").write_bytes(b"no")
+    (tmp_path / "s" / "mr" / "empty").write_bytes(b"")
+    slices = [pydicom.dcmread(path) for path in sorted((tmp_path / "s" / "pt").iterdir())]
+    slices[2].PixelSpacing = None
+    write_series(tmp_path / "t" / "odd", slices)
+    packed = gzip.compress(bytes(128) + b"DICM" + np.random.default_rng(1).bytes(300_000))
+    (tmp_path / "t" / "long.dcm.gz").write_bytes(packed)
     rows = ["good,s3://site/dry/s/mr,s3://site/dry/s/pt/", "two,s3://site/dry/s,s3://site/dry/s/pt"]
     rows += [
         "bad,s3://site/dry/s/mr,s3://site/dry/s/bad.nii.gz",
         "gone,s3://site/dry/gone,s3://site/dry/s/pt",
+        "odd,s3://site/dry/s/mr,s3://site/dry/t/odd",
+        "long,s3://site/dry/s/mr,s3://site/dry/t/long.dcm.gz",
     ]
     (tmp_path / "list.csv").write_text("\n".join(["name,a,b", *rows]) + "\n")
-    Bucket("s3://site").files.put(str(tmp_path / "s"), "s3://site/dry/s", recursive=True)
+    for part in "st":
+        Bucket("s3://site").files.put(str(tmp_path / part), f"s3://site/dry/{part}", recursive=True)
     assert main(["batch", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
     text = capsys.readouterr().out
     said = {line.split(":")[0]: line for line in text.splitlines()}
@@ -151,6 +165,8 @@ def test_a_dry_run_looks_into_a_bucket(tmp_path: Path, capsys: pytest.CaptureFix
     assert "a will be refused: " in said["two"] and "DICOM files of 2 modalities" in said["two"]
     assert "b will be refused: not a single-file NIfTI" in said["bad"]
     assert "a will be refused: no such object or prefix" in said["gone"] and not scratch_folders()
+    assert "b will be refused: s3://site/dry/t/odd/PT0001: PixelSpacing" in said["odd"]
+    assert said["long"].endswith("(to do)"), "only its beginning was fetched"
 
 
 def test_of_two_writers_after_a_partition_one_counts(local: dict[str, bytes]) -> None:

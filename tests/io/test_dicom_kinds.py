@@ -24,7 +24,10 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 import mmif_trt
+from mmif_trt.clinical import keys
+from mmif_trt.clinical.keys import keys_of
 from mmif_trt.image import Image, InputError
+from mmif_trt.io import dicom
 from mmif_trt.io.walk import walk
 
 SHAPE = (9, 60, 48)
@@ -164,6 +167,27 @@ def enhanced_ct(kind: str) -> Dataset:
         delattr(one, keyword)
     del one.RescaleSlope, one.RescaleIntercept
     return one
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_a_header_longer_than_what_was_read_is_not_taken_for_whole(
+    tmp_path: Path, undefined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pydicom takes elements behind the end for absent: "9 frames, 4 functional groups"."""
+    one = enhanced_ct("HU")
+    one["PerFrameFunctionalGroupsSequence"].is_undefined_length = undefined
+    write_series(tmp_path / "ct", [one])
+    (path,) = map(str, (tmp_path / "ct").iterdir())
+    whole, size = Path(path).read_bytes(), Path(path).read_bytes().index(b"\x20\x00\x13\x91") + 300
+    monkeypatch.setattr(dicom, "HEADERS_BYTES", (200, size))
+    dicom.foresee(path)
+    found = keys_of(path)
+    assert found is not None and len(found[1][keys.PLACES]) == SHAPE[0]
+    monkeypatch.setattr(dicom, "BEGINNING_BYTES", size)
+    Path(path).write_bytes(whole[:size])
+    assert keys_of(path) is None
+    with pytest.raises(InputError, match="damaged DICOM"):
+        dicom.foresee(path)
 
 
 @pytest.mark.parametrize(("kind", "units"), [("HU", "HU"), ("US", None), ("Z_EFF", None)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +200,24 @@ def test_meta_image(tmp_path: Path, suffix: str, compressed: bool) -> None:
         path.write_bytes(text.replace(before, now))
         return path
 
-    assert mmif_trt.read(written(b"Offset", b"Comment")).space == "none"
+    for key in (b"Offset", b"TransformMatrix", b"ElementSpacing"):
+        image = mmif_trt.read(written(key, b"Comment"))
+        assert image.space == "none" and image.notes[-1].endswith(f"(no {key.decode()})")
+    assert mmif_trt.read(written(b"ElementSpacing", b"ElementSize")).space is None
     refused(written(b"DimSize = 36 40 20", b"DimSize = 9999 9999 9999"), "voxels announced")
     refused(written(b"DimSize = 36 40 20", b"DimSize = 36 40 -20"), "voxels announced")
     for slices in (b"19", b"21") if compressed else (b"21",):
         refused(written(b"DimSize = 36 40 20", b"DimSize = 36 40 " + slices), "expected a complete file")
+    if compressed:
+        path.write_bytes(re.sub(rb"(CompressedDataSize = )\d+", rb"\g<1>300", text))
+        refused(path, "expected a complete file")
+        path.write_bytes(re.sub(rb"CompressedDataSize = \d+\n", b"", text))
+        if suffix == ".mha":
+            refused(path, "without CompressedDataSize")
+        else:
+            is_the_head(mmif_trt.read(path))
+    elif suffix == ".mha":
+        refused(written(b"ElementType", b"HeaderSize = 4\nElementType"), "HeaderSize with LOCAL")
     refused(written(b"MET_FLOAT", b"MET_FLAT"), "not a MetaImage that ITK reads")
     refused(written(b"ElementType", b"ElementNumberOfChannels = 2\nElementType"), "2 values per voxel")
     where = b"LOCAL" if suffix == ".mha" else b"x.zraw" if compressed else b"x.raw"

@@ -170,6 +170,17 @@ def test_late_instances_make_a_complete_series_that_says_what_it_replaces(
         node.kill()
 
 
+def test_a_failure_may_be_forgotten_while_it_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page on another thread said that the spool was gone."""
+    spool = Spool(tmp_path)
+    spool.mark_failed("pair_30_ffff", "set aside")
+    assert spool.gauges()["cases_set_aside"] == 1
+    monkeypatch.setattr("mmif_trt.node.spool.is_regular", lambda mark: mark.unlink() is None)
+    assert spool.gauges()["cases_set_aside"] == 0
+
+
 def test_a_partial_fusion_that_still_waits_gives_way(tmp_path: Path) -> None:
     """In the spool itself: names end in the number of instances and which they are."""
     spool = Spool(tmp_path)

@@ -5,6 +5,7 @@ No message of this file quotes a patient value: findings are described by number
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -32,7 +33,8 @@ privacy.patient_values_off()
 MAX_FILES = 20_000
 MAX_BYTES = 2 << 30  # of a series, and of an unpacked zip
 HEAD_BYTES = 4096  # enough to tell what a file is
-MOST_HEADERS_BYTES = 1 << 20  # end before
+HEADERS_BYTES = (64 << 10, 1 << 20)  # most end before the first, nearly all before the second
+BEGINNING_BYTES = 256 << 10  # of an object in a store: a file of this length is the beginning of another
 
 
 def is_dicom(start: bytes) -> bool:
@@ -155,12 +157,22 @@ def content(path: str) -> tuple[bytes | None, str]:
     return bare.unpacked(data, path), hashlib.sha256(data).hexdigest()
 
 
+class _Beginning(io.BytesIO):
+    """The first bytes of a longer file. What lies behind them pydicom would take for absent."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if size is not None and len(data) < size:
+            raise OSError("behind the bytes that were read")
+        return data
+
+
 def header(path: str) -> Any:
     """The dataset of a file without its pixels. Raises OSError and InputError."""
-    try:
-        return _header(path, MOST_HEADERS_BYTES)
-    except InputError:
-        return _header(path, -1)  # that of thousands of frames may be longer
+    for size in HEADERS_BYTES:
+        with contextlib.suppress(InputError):
+            return _header(path, size)
+    return _header(path, -1)  # that of thousands of frames may be longer
 
 
 def _header(path: str, size: int) -> Any:
@@ -170,27 +182,33 @@ def _header(path: str, size: int) -> Any:
             head = bare.unpacked(head + file.read(), path)
         if head[128:132] == b"DICM" and meta.transfer_syntax(head, path)[0] == meta.DEFLATED:
             head += file.read()
-    return parse(head, path, pixels=False)
+    return parse(head, path, pixels=False, is_cut=len(head) in (size, BEGINNING_BYTES))
 
 
 def foresee(path: str, which: Which = ANY) -> None:
     """Raises InputError where reading this file or folder will, as far as headers tell."""
     kept = walk(path) if os.path.isdir(path) else Walk(files=[path])
     kept.refuse_lost(path)
-    found = [header(file) for file in kept.files if begins_as_dicom(file)]
+    found = [header(file) for file in kept.files if not os.path.isdir(path) or begins_as_dicom(file)]
     if not found:
         raise InputError(f"{path}: a folder without DICOM files; expected one with a series")
     for dataset in found:
         if "Rows" in dataset:
             dataset.PixelData = b""  # not read, but probably there
-    chosen, _ = _images(found, path, which)
-    datasets, _ = arrange.each_once(chosen)
-    if len(datasets) > 1 or has_geometry(datasets[0]):
-        arrange.volume(datasets, which)
+    try:
+        chosen, _ = _images(found, path, which)
+        datasets, _ = arrange.each_once(chosen)
+        if len(datasets) > 1 or has_geometry(datasets[0]):
+            arrange.volume(datasets, which)
+    except InputError:
+        raise
+    except Exception as error:  # pydicom raises whatever the bytes lead it to
+        raise InputError(f"{path}: damaged DICOM ({why(error)}); expected a valid series") from None
 
 
-def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
-    """A pydicom dataset of a file, its `filename` set to `name`. Refuses a deflate bomb unopened."""
+def parse(data: bytes, name: str, *, pixels: bool = True, is_cut: bool = False) -> Any:
+    """A pydicom dataset of a file, its `filename` set to `name`. Refuses a deflate bomb unopened. is_cut:
+    these are its first bytes, refused unless they hold all that is asked for."""
     if not is_dicom(data) and bare.is_bare(data[1:HEAD_BYTES]):
         raise InputError(f"{name}: a stray byte before a bare data set; expected none (tail -c +2)")
     if not is_dicom(data):
@@ -200,7 +218,8 @@ def parse(data: bytes, name: str, *, pixels: bool = True) -> Any:
     import pydicom
 
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
+        file = (_Beginning if is_cut else io.BytesIO)(data)
+        dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
         dataset.filename = name
         return dataset
     except Exception as error:  # pydicom raises whatever the bytes lead it to
