@@ -150,10 +150,8 @@ def _meta(name: str, which: Which) -> Image:
         files.append(os.path.join(os.path.dirname(name), data))
         if not is_regular(files[1]):  # LIST and patterns, of a file per slice, too
             raise InputError(f"no data file {data!r} beside it; expected LOCAL, or one file there")
-    if offset and head.get("HeaderSize", "0") not in (
-        "0",
-        "-1",
-    ):  # ITK would read the header's text as voxels
+    # ITK would read the header's text as voxels.
+    if offset and head.get("HeaderSize", "0") not in ("0", "-1"):
         raise InputError("HeaderSize with LOCAL voxels; expected it for a data file alone")
     reader = _begun("MetaImageIO", "MetaImage", name)
     size = reader.GetSize()
