@@ -77,13 +77,15 @@ def add(commands: Any) -> None:
 def _shapes(args: argparse.Namespace, form: Form) -> tuple[Shape, Shape, Shape] | None:
     """None: any size."""
     from mmif_trt.models.pixels import LUMA
+    from mmif_trt.stages.tiling import MULTIPLE_PX
 
     if args.size is None:
         if args.batch is not None:
             raise InputError(f"--batch {args.batch}: without --size; expected both, or neither")
         return None
-    if form == LUMA and (not (32 <= args.size <= 1024) or args.size % 32):
-        raise InputError(f"--size {args.size}; expected multiples of 32 from 32 to 1024")
+    if form == LUMA and (not (MULTIPLE_PX <= args.size <= 1024) or args.size % MULTIPLE_PX):
+        expected = f"multiples of {MULTIPLE_PX} from {MULTIPLE_PX} to 1024"
+        raise InputError(f"--size {args.size}; expected {expected}")
     if not 16 <= args.size <= 1024:
         raise InputError(f"--size {args.size}; expected 16 to 1024")
     batch = 1 if args.batch is None else args.batch

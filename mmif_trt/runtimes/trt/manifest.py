@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from mmif_trt.image import InputError
 from mmif_trt.models.pixels import LUMA
+from mmif_trt.stages.tiling import MULTIPLE_PX
 
 Shape = tuple[int, int, int]  # batch, height, width
 
@@ -58,12 +59,13 @@ class Manifest:
         """Raises InputError if (batch, height, width) is outside the profile or, where the engine does not
         pad by itself, off the window grid."""
         low, high = self.smallest, self.largest
-        odd = self.form == str(LUMA) and any(side % 32 for side in shape[1:])
+        multiple = MULTIPLE_PX if self.form == str(LUMA) else 1
+        odd = any(side % multiple for side in shape[1:])
         if odd or not all(x <= y <= z for x, y, z in zip(low, shape, high, strict=True)):
             batch, height, width = (
                 f"{x}" if x == z else f"{x} to {z}" for x, z in zip(low, high, strict=True)
             )
             raise InputError(
                 f"{name}: batch {shape[0]} of {shape[1]} x {shape[2]} px; this engine takes batch "
-                f"{batch}, {height} x {width} px{', sides multiples of 32' if self.form == str(LUMA) else ''}"
+                f"{batch}, {height} x {width} px{f', sides multiples of {multiple}' if multiple > 1 else ''}"
             )
